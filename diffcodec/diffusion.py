@@ -1,0 +1,92 @@
+"""The mathematics of the chain: one equation, one function, named as DDPM names it.
+
+Notation. ``x`` is the image (integers, per channel), ``z_t`` the noisy image at timestep t,
+``sigma_t`` the noise level in grey levels (increasing in t), s < t any earlier level. Arguments
+broadcast; tensors are [batch, channel, height, width]; ``sigma`` may differ by channel. The
+relation to DDPM's ``x_t`` in [-1, 1] is in :mod:`diffcodec.schedule`.
+
+Functions made of ``+ - * /`` alone are exact IEEE arithmetic in a fixed order, so that encoder and
+decoder may use them; those with a logarithm or an error function serve training and reports.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+LOG2_E = math.log2(math.e)
+MIN_PROBABILITY = 2.0**-24  # what an entropy coder's leaky model gives at least
+
+
+class Gaussian(NamedTuple):
+    """A diagonal Gaussian: per-element mean and variance."""
+
+    mean: Tensor
+    variance: Tensor
+
+
+def q_sample(x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+    """Forward process: a sample of ``q(z_t | x) = N(x, sigma_t^2)`` (DDPM eq. 4)."""
+    return x + sigma * noise
+
+
+def q_posterior(x: Tensor, z_t: Tensor, sigma_s: Tensor, sigma_t: Tensor) -> Gaussian:
+    """Posterior ``q(z_s | z_t, x) = N(r z_t + (1 - r) x, sigma_s^2 (1 - r))`` (DDPM eqs. 6-7).
+
+    ``r = sigma_s^2 / sigma_t^2``.
+    """
+    r = (sigma_s * sigma_s) / (sigma_t * sigma_t)
+    return Gaussian(r * z_t + (1 - r) * x, sigma_s * sigma_s * (1 - r))
+
+
+def p_reverse(xhat: Tensor, v: Tensor, z_t: Tensor, sigma_s: Tensor, sigma_t: Tensor) -> Gaussian:
+    """Reverse transition ``p(z_s | z_t) = N(r z_t + (1-r) xhat, Q + (1-r)^2 v)``.
+
+    The posterior at the predicted ``xhat``, widened by the predicted variance ``v`` of x
+    (Improved DDPM learns this variance; here it follows from v in closed form for any s < t).
+    """
+    r = (sigma_s * sigma_s) / (sigma_t * sigma_t)
+    posterior = q_posterior(xhat, z_t, sigma_s, sigma_t)
+    return Gaussian(posterior.mean, posterior.variance + (1 - r) * (1 - r) * v)
+
+
+def predict_x_from_eps(z_t: Tensor, sigma_t: Tensor, eps: Tensor) -> Tensor:
+    """Posterior mean of x from the epsilon-model's output (DDPM eq. 9): ``z_t - sigma_t eps``."""
+    return z_t - sigma_t * eps
+
+
+def gaussian_kl_bits(q: Gaussian, p: Gaussian) -> Tensor:
+    """KL(q || p) of two diagonal Gaussians, in bits per element."""
+    ratio = q.variance / p.variance
+    squared = (q.mean - p.mean) ** 2 / p.variance
+    return (0.5 * LOG2_E) * (ratio + squared - 1 - torch.log(ratio))
+
+
+def expected_step_bits(v: Tensor, sigma_s: Tensor, sigma_t: Tensor) -> Tensor:
+    """Expected KL of the step t -> s, ``0.5 log2(1 + (1-r)^2 v / Q)``, in bits per element."""
+    r = (sigma_s * sigma_s) / (sigma_t * sigma_t)
+    return 0.5 * torch.log2(1 + (1 - r) * v / (sigma_s * sigma_s))
+
+
+def normal_cdf(x: Tensor) -> Tensor:
+    """Standard normal cumulative distribution function."""
+    return torch.special.ndtr(x)
+
+
+def bin_mass(mean: Tensor, variance: Tensor, centre: Tensor, width: Tensor | float) -> Tensor:
+    """Mass that N(mean, variance) puts on the bin of the given centre and width."""
+    std = variance.sqrt()
+    # Both ends on the left tail, where ndtr keeps its relative precision.
+    distance = (centre - mean).abs()
+    return normal_cdf((width / 2 - distance) / std) - normal_cdf((-width / 2 - distance) / std)
+
+
+def discretized_gaussian_bits(x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """Code length of integers x under the discretized Gaussian (DDPM eq. 13), bits per element."""
+    return -torch.log2(bin_mass(mean, variance, x, 1.0).clamp_min(MIN_PROBABILITY))
+
+
+def to_bits_per_dimension(bits: Tensor) -> Tensor:
+    """Mean over all but the batch: bits per dimension (subpixel) of each image, [batch]."""
+    return bits.flatten(1).mean(1)

@@ -1,0 +1,164 @@
+"""The epsilon-model: a convolutional U-Net without normalisation.
+
+Built so that integer inference fits: convolutions, additions, SiLU and a per-channel scale and
+shift from the noise level; nothing looks at more than a neighbourhood, so tiles of any size work.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffcodec.color import DOMAINS
+from diffcodec.diffusion import predict_x_from_eps
+
+FOURIER_PERIOD = 16.0  # grey levels; VDM's Fourier features: they carry the low bits
+LOG_VARIANCE_RANGE = 8.0  # |log v - log of the prior guess| at most
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Shape of the network; saved with its weights."""
+
+    color: str = "ycocg"
+    channels: tuple[int, ...] = (64, 96, 128)  # one entry per resolution, from 1/patch down
+    blocks: tuple[int, ...] = (2, 2, 3)  # residual blocks per resolution, on the way down and up
+    patch: int = 2
+    embedding: int = 256
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> "NetworkConfig":
+        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return NetworkConfig(**fields)
+
+    @property
+    def multiple(self) -> int:
+        """Height and width of the input must be multiples of this."""
+        return self.patch * 2 ** (len(self.channels) - 1)
+
+
+class Conv(nn.Module):
+    """A convolution whose weight is kept as a matrix [out, in * kernel^2] (for Muon)."""
+
+    def __init__(self, n_in: int, n_out: int, kernel: int, stride: int = 1, gain: float = 1.0):
+        super().__init__()
+        fan_in = n_in * kernel * kernel
+        self.shape = (n_out, n_in, kernel, kernel)
+        self.stride = stride
+        self.weight = nn.Parameter(torch.randn(n_out, fan_in) * gain / math.sqrt(fan_in))
+        self.bias = nn.Parameter(torch.zeros(n_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # padding (k-1)/2 for stride 1; a stride-2 convolution has a kernel of 2 and none
+        pad = (self.shape[2] - 1) // 2
+        return F.conv2d(x, self.weight.view(self.shape), self.bias, self.stride, pad)
+
+
+class ResidualBlock(nn.Module):
+    """x + conv2(silu(affine2(conv1(silu(affine1(x)))))), affine from the noise embedding."""
+
+    def __init__(self, channels: int, embedding: int):
+        super().__init__()
+        self.affine = nn.Linear(embedding, 4 * channels)
+        self.conv1 = Conv(channels, channels, 3, gain=math.sqrt(2))
+        self.conv2 = Conv(channels, channels, 3, gain=0.0)
+        nn.init.normal_(self.affine.weight, std=0.1 / math.sqrt(embedding))
+        nn.init.zeros_(self.affine.bias)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        scale1, shift1, scale2, shift2 = self.affine(emb)[:, :, None, None].chunk(4, 1)
+        h = self.conv1(F.silu(x * (1 + scale1) + shift1))
+        return x + self.conv2(F.silu(h * (1 + scale2) + shift2))
+
+
+class UNet(nn.Module):
+    """Noise-level conditioned U-Net: ``(z_t, sigma_t) -> (eps, v)``.
+
+    ``sigma`` is the schedule's level in grey levels; channel c has noise ``sigma * multiplier_c``.
+    ``eps`` predicts the noise of unit variance in every channel, ``v`` the variance of x given
+    ``z_t`` in squared grey levels. Skip and output scaling as in EDM (Karras et al. 2022, table 1).
+    """
+
+    def __init__(self, config: NetworkConfig):
+        super().__init__()
+        self.config = config
+        domain = DOMAINS[config.color]
+        for name in ("center", "data_std", "noise_multipliers"):
+            values = torch.tensor(getattr(domain, name))[:, None, None]  # [3, 1, 1]
+            self.register_buffer(name, values, persistent=False)
+        c, e = config.channels, config.embedding
+        self.embed1 = nn.Linear(64, e)
+        self.embed2 = nn.Linear(e, e)
+        inputs = 9 * config.patch**2  # z, sin, cos of three channels
+        self.conv_in = Conv(inputs, c[0], 3)
+        self.conv_out = Conv(c[0], 6 * config.patch**2, 3, gain=0.0)
+        self.down = nn.ModuleList(
+            nn.ModuleList(ResidualBlock(n, e) for _ in range(k))
+            for n, k in zip(c, config.blocks, strict=True)
+        )
+        self.up = nn.ModuleList(
+            nn.ModuleList(ResidualBlock(n, e) for _ in range(k))
+            for n, k in zip(c, config.blocks, strict=True)
+        )
+        self.shrink = nn.ModuleList(Conv(a, b, 2, stride=2) for a, b in zip(c, c[1:], strict=False))
+        self.grow = nn.ModuleList(Conv(b, 4 * a, 1) for a, b in zip(c, c[1:], strict=False))
+
+    def embed(self, sigma: Tensor) -> Tensor:
+        """Noise embedding of sigma [batch] -> [batch, embedding]."""
+        position = torch.log(sigma)[:, None] / math.log(1000.0)
+        frequencies = torch.arange(32, device=sigma.device) * (math.pi / 2)
+        angles = position * frequencies
+        features = torch.cat([angles.sin(), angles.cos()], 1)
+        return F.silu(self.embed2(F.silu(self.embed1(features))))
+
+    def forward(self, z: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """See the class.
+
+        Args:
+            z: [batch, 3, height, width], grey levels; sides multiples of ``config.multiple``.
+            sigma: [batch], grey levels.
+
+        Returns:
+            eps and v, both shaped like z.
+        """
+        s = sigma[:, None, None, None] * self.noise_multipliers  # [batch, 3, 1, 1]
+        total = (s * s + self.data_std * self.data_std).sqrt()
+        centered = z - self.center
+        phase = z * (2 * math.pi / FOURIER_PERIOD)
+        h = torch.cat([centered / total, phase.sin(), phase.cos()], 1)
+        h = F.pixel_unshuffle(h, self.config.patch)
+        emb = self.embed(sigma)
+        h = self.conv_in(h)
+        skips = []
+        last = len(self.down) - 1
+        for level, blocks in enumerate(self.down):
+            for block in blocks:  # type: ignore[union-attr]
+                h = block(h, emb)
+            if level < last:
+                skips.append(h)
+                h = self.shrink[level](h)
+        for level in range(last, -1, -1):
+            if level < last:
+                h = skips[level] + F.pixel_shuffle(self.grow[level](h), 2)
+            for block in self.up[level]:  # type: ignore[union-attr]
+                h = block(h, emb)
+        out = F.pixel_shuffle(self.conv_out(F.silu(h)).float(), self.config.patch)
+        field, log_ratio = out.chunk(2, 1)
+        c_skip = (self.data_std / total) ** 2
+        c_out = s * self.data_std / total
+        xhat = self.center + c_skip * centered + c_out * field
+        limit = LOG_VARIANCE_RANGE
+        v = c_out * c_out * torch.exp(limit * torch.tanh(log_ratio / limit))
+        return (z - xhat) / s, v
+
+    def posterior_x(self, z: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of x given z_t: the two fields that everything else follows from."""
+        eps, v = self(z, sigma)
+        s = sigma[:, None, None, None] * self.noise_multipliers
+        return predict_x_from_eps(z, s, eps), v

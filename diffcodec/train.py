@@ -1,0 +1,224 @@
+"""Training of the epsilon-model with the codec's own code length as the loss."""
+
+import contextlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffcodec.bound import MAX_SIGMA, chain_bound_bits, code_length_loss, simple_loss
+from diffcodec.data import CropSampler, domain_batch, find_images, split_held_out
+from diffcodec.errors import DiffcodecError
+from diffcodec.network import NetworkConfig, UNet
+from diffcodec.plan import default_plan
+
+LOSSES = {"vlb": code_length_loss, "simple": simple_loss}
+CHECKPOINT = "checkpoint.pt"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides the outcome of a run; saved in its folder."""
+
+    data: str
+    steps: int = 20_000
+    batch: int = 32
+    crop: int = 64
+    learning_rate: float = 2e-3
+    optimizer: str = "muon"  # of the hidden convolutions: "muon" or "adamw"
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    warmup: int = 200
+    ema: float = 0.999
+    loss: str = "vlb"
+    seed: int = 0
+    precision: str = "bfloat16"  # or "float32"
+    compile: bool = True
+    network: NetworkConfig = NetworkConfig()
+
+
+class Trainer:
+    """A run in a folder: ``checkpoint.pt``, ``log.jsonl``, ``curve.png``.
+
+    Every random draw follows from the seed and the step, so a run that was stopped and resumed
+    equals an uninterrupted one up to floating point.
+    """
+
+    def __init__(self, config: TrainConfig, out: Path, init: dict[str, Tensor] | None = None):
+        self.config = config
+        self.out = out
+        torch.manual_seed(config.seed)
+        self.model = UNet(config.network).to(memory_format=torch.channels_last)
+        if init is not None:
+            self.model.load_state_dict(init)
+        self.ema = {k: p.detach().clone() for k, p in self.model.named_parameters()}
+        self.optimizers = make_optimizers(self.model, config)
+        self.step = 0
+        self.seconds = 0.0
+        train, held_out = split_held_out(find_images(Path(config.data)))
+        self.train_data = CropSampler(train, config.crop)
+        self.held_out = CropSampler(held_out, config.crop)
+
+    def resume(self) -> None:
+        """Continue from the folder's checkpoint."""
+        state = torch.load(self.out / CHECKPOINT, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.ema = state["ema"]
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.step, self.seconds = state["step"], state["seconds"]
+
+    def save(self) -> None:
+        """Write the checkpoint, atomically."""
+        state = {
+            "model": self.model.state_dict(),
+            "ema": self.ema,
+            "optimizers": [o.state_dict() for o in self.optimizers],
+            "step": self.step,
+            "seconds": self.seconds,
+            "network": self.config.network.to_dict(),
+        }
+        temporary = self.out / (CHECKPOINT + ".new")
+        torch.save(state, temporary)
+        os.replace(temporary, self.out / CHECKPOINT)
+
+    def log(self, record: dict[str, Any]) -> None:
+        with (self.out / "log.jsonl").open("a") as f:
+            f.write(json.dumps(record) + "\n")
+
+    def learning_rate(self) -> float:
+        """Linear warm-up, then cosine decay to a hundredth of the peak."""
+        c = self.config
+        warm = min(1.0, (self.step + 1) / c.warmup)
+        progress = min(1.0, self.step / c.steps)
+        return c.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+    def train_step(self, forward: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> float:
+        """One update; returns the loss in bits per dimension."""
+        c = self.config
+        generator = torch.Generator().manual_seed(hash_seed(c.seed, self.step))
+        rgb = self.train_data.batch(c.batch, c.seed, self.step)
+        x = domain_batch(rgb, c.network.color)
+        loss = LOSSES[c.loss](forward, x, c.network.color, generator)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), c.clip)
+        rate = self.learning_rate()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        decay = min(c.ema, (1 + self.step) / (10 + self.step))
+        names, params = zip(*self.model.named_parameters(), strict=True)
+        averages = [self.ema[n] for n in names]
+        torch._foreach_lerp_(averages, [p.detach() for p in params], 1 - decay)
+        return loss.item()
+
+    def validate(self, crops: int = 128) -> dict[str, float]:
+        """The averaged weights' bound on fixed held-out crops, mean and 95 % half-width."""
+        c = self.config
+        model = UNet(c.network).to(memory_format=torch.channels_last).eval()
+        model.load_state_dict(self.ema)
+        values = []
+        with torch.inference_mode(), autocast(c.precision):
+            for i in range(0, crops, 32):
+                rgb = self.held_out.batch(32, 12345, i, augment=False)
+                x = domain_batch(rgb, c.network.color)
+                generator = torch.Generator().manual_seed(i)
+                parts = chain_bound_bits(
+                    model.posterior_x, x, c.network.color, default_plan(), generator
+                )
+                values.append(parts)
+        parts = torch.cat(values)
+        total = parts.sum(1)
+        half = 1.96 * total.std().item() / math.sqrt(len(total))
+        return {
+            "held_out_bpd": total.mean().item(),
+            "held_out_bpd_half_width": half,
+            "remainder_bpd": parts[:, 0].mean().item(),
+            "first_jump_bpd": parts[:, 1].mean().item(),
+            "prior_bpd": parts[:, -1].mean().item(),
+        }
+
+    def run(self, validate_every: int = 1000, save_every_seconds: float = 180) -> None:
+        """Train to the configured number of steps."""
+        c = self.config
+        config = asdict(c)
+        (self.out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        forward = self.model.posterior_x
+        if c.compile:
+            forward = torch.compile(forward)
+        losses: list[float] = []
+        last_save = mark = time.monotonic()
+        while self.step < c.steps:
+            with autocast(c.precision):
+                losses.append(self.train_step(forward))
+            if self.step % 50 == 0 or self.step == c.steps:
+                now = time.monotonic()
+                self.seconds += now - mark
+                record = {
+                    "step": self.step,
+                    "seconds": round(self.seconds, 1),
+                    "train_bpd": sum(losses) / len(losses),
+                    "crops_per_second": len(losses) * c.batch / (now - mark),
+                    "learning_rate": self.learning_rate(),
+                }
+                losses, mark = [], now
+                if not math.isfinite(record["train_bpd"]):
+                    raise DiffcodecError(
+                        f"the loss is not finite at step {self.step}; lower --learning-rate and "
+                        "resume from the last checkpoint"
+                    )
+                if self.step % validate_every == 0 or self.step == c.steps:
+                    record |= self.validate()
+                self.log(record)
+                print(json.dumps(record), flush=True)
+                if now - last_save > save_every_seconds or self.step == c.steps:
+                    self.save()
+                    last_save = now
+
+
+def hash_seed(seed: int, step: int) -> int:
+    """A 63-bit seed for one step of one run."""
+    return (seed * 1_000_003 + step * 7_919 + 1) % (1 << 63)
+
+
+@contextlib.contextmanager
+def autocast(precision: str) -> Iterator[None]:
+    """bf16 where asked for."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+        yield
+
+
+def make_optimizers(model: UNet, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """Muon for the hidden convolutions (matrices), AdamW for everything else."""
+    hidden, other = [], []
+    for name, p in model.named_parameters():
+        is_hidden = name.split(".")[0] in {"down", "up", "shrink", "grow"} and p.ndim == 2
+        if config.optimizer == "muon" and is_hidden and "affine" not in name:
+            hidden.append(p)
+        else:
+            other.append(p)
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(
+            other, config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
+        )
+    ]
+    if hidden:
+        optimizers.append(
+            torch.optim.Muon(
+                hidden,
+                config.learning_rate,
+                weight_decay=config.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        )
+    return optimizers
