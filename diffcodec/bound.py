@@ -13,10 +13,11 @@ from torch import Tensor
 
 from diffcodec.color import DOMAINS, ColorDomain
 from diffcodec.diffusion import (
-    MIN_PROBABILITY,
+    LOG2_E,
     Gaussian,
-    bin_mass,
+    discretized_gaussian_bits,
     gaussian_kl_bits,
+    log_bin_mass,
     p_reverse,
     q_posterior,
     q_sample,
@@ -57,13 +58,13 @@ def remainder_bits(
     remainder: Tensor, z_1: Tensor, xhat: Tensor, v: Tensor, steps: Tensor
 ) -> Tensor:
     """Code length of x given z_1: discretized Gaussian truncated to the M candidates."""
-    x = z_1 - (steps - 1) / 2 + remainder
-    inside = bin_mass(xhat, v, x, 1.0).clamp_min(1e-12)
-    total = torch.zeros_like(x)
-    for j in range(int(steps.max().item())):
-        mass = bin_mass(xhat, v, z_1 - (steps - 1) / 2 + j, 1.0).clamp_min(1e-12)
-        total = total + mass * (j < steps)
-    return -torch.log2((inside / total).clamp_min(MIN_PROBABILITY))
+    lowest = z_1 - (steps - 1) / 2
+    chosen = log_bin_mass(xhat, v, lowest + remainder, 1.0)
+    candidates = [
+        log_bin_mass(xhat, v, lowest + j, 1.0).masked_fill(j >= steps, -torch.inf)
+        for j in range(int(steps.max().item()))
+    ]
+    return LOG2_E * (torch.logsumexp(torch.stack(candidates), 0) - chosen)
 
 
 def draw_dither(shape: torch.Size, domain: ColorDomain, generator: torch.Generator) -> Tensor:
@@ -119,14 +120,12 @@ def code_length_loss(
     xhat, v = model(z, sigma)
     a, b = first, first + second
     bits = _image_bits(remainder_bits(remainder[:a], z_1[:a], xhat[:a], v[:a], steps)).mean()
-    mass = bin_mass(xhat[a:b], v[a:b], z_1[a:b], steps)
-    bits = bits + _image_bits(-torch.log2(mass.clamp_min(1e-9))).mean()
+    bits = bits + _image_bits(discretized_gaussian_bits(z_1[a:b], xhat[a:b], v[a:b], steps)).mean()
     sigma_s = sigma_t[b:] / TRAINING_RATIO
     q = q_posterior(x[b:], z[b:], sigma_s, sigma_t[b:])
     p = p_reverse(xhat[b:], v[b:], z[b:], sigma_s, sigma_t[b:])
     count = span / torch.tensor(TRAINING_RATIO).log()
     kl = _image_bits(gaussian_kl_bits(q, p))
-    # Steps below the second level belong to the first jump: they train but are not counted twice.
     return bits + count * (weight * kl).mean()
 
 
@@ -156,7 +155,7 @@ def chain_bound_bits(
         if t == 0:
             bits = remainder_bits(remainder, z_1, xhat, v, steps)
         elif t == 1:
-            bits = -torch.log2(bin_mass(xhat, v, z_1, steps).clamp_min(MIN_PROBABILITY))
+            bits = discretized_gaussian_bits(z_1, xhat, v, steps)
         else:
             sigma_s = levels[t - 1]
             q = q_posterior(x, z, sigma_s, sigma_t)

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 LOG2_E = math.log2(math.e)
-MIN_PROBABILITY = 2.0**-24  # what an entropy coder's leaky model gives at least
 
 
 class Gaussian(NamedTuple):
@@ -69,22 +68,24 @@ def expected_step_bits(v: Tensor, sigma_s: Tensor, sigma_t: Tensor) -> Tensor:
     return 0.5 * torch.log2(1 + (1 - r) * v / (sigma_s * sigma_s))
 
 
-def normal_cdf(x: Tensor) -> Tensor:
-    """Standard normal cumulative distribution function."""
-    return torch.special.ndtr(x)
+def log_bin_mass(mean: Tensor, variance: Tensor, centre: Tensor, width: Tensor | float) -> Tensor:
+    """Natural logarithm of the mass that N(mean, variance) puts on a bin.
 
-
-def bin_mass(mean: Tensor, variance: Tensor, centre: Tensor, width: Tensor | float) -> Tensor:
-    """Mass that N(mean, variance) puts on the bin of the given centre and width."""
+    Accurate, with a useful gradient, however far the bin lies in the tail.
+    """
     std = variance.sqrt()
-    # Both ends on the left tail, where ndtr keeps its relative precision.
+    # Both ends on the left tail, where the logarithm of the cdf keeps its relative precision.
     distance = (centre - mean).abs()
-    return normal_cdf((width / 2 - distance) / std) - normal_cdf((-width / 2 - distance) / std)
+    near = torch.special.log_ndtr((width / 2 - distance) / std)
+    far = torch.special.log_ndtr((-width / 2 - distance) / std)
+    return near + torch.log(-torch.expm1((far - near).clamp_max(-1e-6)))
 
 
-def discretized_gaussian_bits(x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-    """Code length of integers x under the discretized Gaussian (DDPM eq. 13), bits per element."""
-    return -torch.log2(bin_mass(mean, variance, x, 1.0).clamp_min(MIN_PROBABILITY))
+def discretized_gaussian_bits(
+    x: Tensor, mean: Tensor, variance: Tensor, width: Tensor | float = 1.0
+) -> Tensor:
+    """Code length of x under the Gaussian discretized to bins of the width (DDPM eq. 13)."""
+    return -LOG2_E * log_bin_mass(mean, variance, x, width)
 
 
 def to_bits_per_dimension(bits: Tensor) -> Tensor:

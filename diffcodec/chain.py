@@ -1,0 +1,282 @@
+"""The chain, written once: the steps that encoder and decoder both drive, in opposite directions.
+
+Bit-Swap order (Kingma et al. 2019). Upward, the encoder pushes the remainder of x given z_1, then
+for t = 2..T pops ``z_t ~ q(z_t | z_{t-1})`` and pushes ``z_{t-1} ~ p(z_{t-1} | z_t)``, and at last
+pushes z_T under its prior. The decoder runs the same list backward with push and pop exchanged.
+
+Every z_t lives on a lattice ``spacing * n + offset``; what is coded is the integer n. On the
+first level the lattice is that of a dithered quantiser, so z_1 is a function of x.
+"""
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from diffcodec import randomness
+from diffcodec.color import ColorDomain
+from diffcodec.diffusion import p_reverse
+from diffcodec.entropy import Stack, truncated_gaussian
+from diffcodec.plan import Plan
+
+Array = NDArray[np.float64]
+
+FORWARD_RADIUS = 16  # bins: a wider window pops an outlier once in a thousand symbols
+REVERSE_RADIUS = 2000
+MIN_STD_BINS = 0.25  # least width of a reverse transition after the variance correction
+SPARE_SEED_WORDS = 8  # left untouched under the stack, so that its state never runs dry
+
+
+class Request(NamedTuple):
+    """What the chain asks of the model: the posterior of x at z_t."""
+
+    z: Array  # [3, height, width]
+    timestep: int
+
+
+class Posterior(NamedTuple):
+    """The model's answer: mean and variance of x given z_t, [3, height, width]."""
+
+    mean: Array
+    variance: Array
+
+
+class Step(NamedTuple):
+    """One coding step; ``pushes`` in the encoder, its inverse in the decoder.
+
+    ``kind`` names the distribution: "remainder" p(x | z_1), "forward" q(z_t | z_{t-1}), "reverse"
+    p(z_t | z_{t+1}) or "prior" p(z_T), each of the variable at ``timestep``.
+    """
+
+    kind: str
+    timestep: int
+    pushes: bool
+
+
+def coding_steps(timesteps: int) -> list[Step]:
+    """The steps of a chain of T timesteps in the encoder's order."""
+    steps = [Step("remainder", 0, True)]
+    for t in range(2, timesteps + 1):
+        steps += [Step("forward", t, False), Step("reverse", t - 1, True)]
+    return [*steps, Step("prior", timesteps, True)]
+
+
+class OutOfRangeError(Exception):
+    """A symbol lies outside the coder's window: the tile must be coded another way."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """One timestep's constants per channel, [3, 1, 1]."""
+
+    sigma: Array
+    spacing: Array
+    draw_std: Array  # tau'
+
+
+def make_levels(plan: Plan, domain: ColorDomain) -> list[Level]:
+    """Constants of timesteps 1..T (list index t - 1).
+
+    ``tau_t^2 = sigma_t^2 - sigma_{t-1}^2 = tau'^2 + delta^2 / 12``: rounding to the lattice is
+    part of the noise.
+    """
+    multipliers = np.array(domain.noise_multipliers)[:, None, None]
+    steps = np.array(domain.dither, dtype=np.float64)[:, None, None]
+    levels = [Level(plan.levels[0] * multipliers, steps, 0 * multipliers)]
+    for sigma, lattice in zip(plan.levels[1:], plan.lattices, strict=True):
+        s, below = sigma * multipliers, levels[-1].sigma
+        draw = np.sqrt((s * s - below * below) / (1 + lattice * lattice / 12))
+        levels.append(Level(s, lattice * draw, draw))
+    return levels
+
+
+class TileChain:
+    """The variables of one tile and the distributions that code them.
+
+    ``coded`` is the number of leading channels that are coded: 3, or 1 for grey images, whose
+    chroma is known to be zero and gets its noise from shared randomness.
+    """
+
+    def __init__(
+        self, plan: Plan, domain: ColorDomain, tile: int, coded: int, shape: tuple[int, int]
+    ):
+        self.domain, self.tile, self.coded = domain, tile, coded
+        self.shape = (3, *shape)
+        self.levels = make_levels(plan, domain)
+        self.dither = randomness.dither(tile, self.shape, domain.dither)
+        self.z: dict[int, Array] = {}  # timestep -> z_t; 0 is the image
+        self._known: dict[int, Array] = {}
+
+    def set_image(self, x: Array) -> None:
+        """Start of encoding: x and, a function of it, z_1."""
+        self.z[0] = x
+        m = self.levels[0].spacing
+        self.z[1] = m * np.floor((x + self.dither) / m) + self._first_offset()
+
+    def _first_offset(self) -> Array:
+        return (self.levels[0].spacing - 1) / 2 - self.dither
+
+    def known_channels(self, t: int) -> Array:
+        """z_t of the channels that are not coded: zero plus shared noise, a walk over t."""
+        if t not in self._known:
+            c, m = slice(self.coded, 3), self.levels[0].spacing
+            if t == 0:
+                value = np.zeros(self.shape)[c]
+            elif t == 1:
+                quantised = np.floor(self.dither / m) * m
+                value = (quantised + self._first_offset())[c]
+            else:
+                low, high = self.levels[t - 2].sigma[c], self.levels[t - 1].sigma[c]
+                noise = randomness.approximate_normals(self.tile, t, self.z_shape(c))
+                value = self.known_channels(t - 1) + np.sqrt(high * high - low * low) * noise
+            self._known[t] = value
+        return self._known[t]
+
+    def z_shape(self, c: slice) -> tuple[int, int, int]:
+        """Shape of a selection of channels."""
+        return (len(range(*c.indices(3))), *self.shape[1:])
+
+    def distribution(self, step: Step) -> Generator[Request, Posterior, tuple[Array, Array]]:
+        """Mean and std of the step's variable in grey levels, coded channels only, [c, h, w]."""
+        t, c = step.timestep, slice(0, self.coded)
+        if step.kind == "forward":
+            return self.z[t - 1][c], np.broadcast_to(
+                self.levels[t - 1].draw_std[c], self.z_shape(c)
+            )
+        correction = self.levels[t - 1].spacing ** 2 / 12 if t > 1 else np.zeros((3, 1, 1))
+        if step.kind == "prior":
+            std = np.array(self.domain.data_std)[:, None, None]
+            mean = np.broadcast_to(np.array(self.domain.center)[:, None, None], self.shape)
+            variance = self.levels[t - 1].sigma ** 2 + std * std
+        else:
+            mean, variance = yield Request(self.z[t + 1], t + 1)
+        if step.kind == "reverse" and t > 1:
+            below, above = self.levels[t - 1].sigma, self.levels[t].sigma
+            tensors = (torch.from_numpy(a) for a in (mean, variance, self.z[t + 1], below, above))
+            mean, variance = (a.numpy() for a in p_reverse(*tensors))
+        if t > 1:
+            floor = (MIN_STD_BINS * self.levels[t - 1].spacing) ** 2
+            variance = np.maximum(variance - correction, floor)
+        return mean[c], np.broadcast_to(np.sqrt(variance), self.shape)[c]
+
+    def code(self, stack: Stack, step: Step, push: bool, mean: Array, std: Array) -> None:
+        """Push the step's variable, or pop it and keep it.
+
+        Raises:
+            OutOfRangeError: if a value has no code.
+        """
+        t, c = step.timestep, slice(0, self.coded)
+        if step.kind == "remainder":
+            self._code_remainder(stack, push, mean, std)
+            return
+        spacing = self.levels[t - 1].spacing[c]
+        offset = self._first_offset()[c] if t == 1 else 0.0
+        bin_mean, bin_std = ((mean - offset) / spacing).ravel(), (std / spacing).ravel()
+        radius = FORWARD_RADIUS if step.kind == "forward" else REVERSE_RADIUS
+        if push:
+            symbols = np.rint((self.z[t][c] - offset) / spacing).ravel()
+            if not stack.push_gaussian(symbols, bin_mean, bin_std, radius):
+                raise OutOfRangeError(f"timestep {t}")
+        else:
+            symbols = stack.pop_gaussian(bin_mean, bin_std, radius).reshape(mean.shape)
+            self.z[t] = np.concatenate([spacing * symbols + offset, self.known_channels(t)])
+
+    def _code_remainder(self, stack: Stack, push: bool, mean: Array, std: Array) -> None:
+        lowest = self.z[1] - (self.levels[0].spacing - 1) / 2  # first of the M candidates
+        if not push:
+            self.z[0] = np.concatenate([np.zeros(mean.shape), self.known_channels(0)])
+        order = range(self.coded)
+        for c in order if push else reversed(order):
+            table = truncated_gaussian(
+                (mean[c] - lowest[c]).ravel(), std[c].ravel(), self.domain.dither[c]
+            )
+            if push:
+                symbols = (self.z[0][c] - lowest[c]).ravel().astype(np.int32)
+                stack.push_categorical(symbols, table)
+            else:
+                symbols = stack.pop_categorical(table)
+                self.z[0][c] = lowest[c] + symbols.reshape(lowest[c].shape)
+
+
+class EncodedTile(NamedTuple):
+    """Words of a tile in the decoder's order (top of the stack first), and what lies beneath."""
+
+    words: NDArray[np.uint32]
+    seed_words: int  # words of the shared seed that were consumed
+    marks: tuple[int, ...]  # words needed to reach timestep T, ..., 1
+    heights: tuple[int, ...]  # of the stack after each step, for the anatomy of a file
+
+
+def seed(tile: int, count: int) -> NDArray[np.uint32]:
+    """The words under a tile's stack, the top last; a deeper seed only adds words below."""
+    words = randomness.random_words(randomness.SEED_WORDS, tile, count)
+    words[0] |= 1  # the top must not be zero
+    return words[::-1]
+
+
+def encode_tile(chain: TileChain, x: Array) -> Generator[Request, Posterior, EncodedTile]:
+    """Code one tile; a coroutine that yields what it asks of the model.
+
+    Args:
+        chain: of the tile's plan and shape.
+        x: integers of the colour domain, [3, height, width].
+
+    Raises:
+        OutOfRangeError: if the chain has no code for the tile.
+    """
+    chain.set_image(x)
+    seeds = seed(chain.tile, x.size // 4 + 64)
+    stack = Stack(seeds)
+    steps = coding_steps(len(chain.levels))
+    heights = [stack.height]
+    for step in steps:
+        mean, std = yield from chain.distribution(step)
+        chain.code(stack, step, step.pushes, mean, std)
+        heights.append(stack.height)
+        if step.kind == "reverse":
+            del chain.z[step.timestep]
+    if min(heights) <= SPARE_SEED_WORDS:
+        raise OutOfRangeError("the seed is used up")
+    words = stack.words()
+    shared = min(len(words), len(seeds)) - SPARE_SEED_WORDS
+    different = np.flatnonzero(words[:shared] != seeds[:shared])
+    untouched = int(different[0]) if different.size else shared
+    marks = []
+    low = heights[-1]
+    for step, before in zip(reversed(steps), reversed(heights[:-1]), strict=True):
+        low = min(low, before)
+        if step.kind in ("prior", "reverse"):
+            marks.append(min(len(words) - low + 2, len(words) - untouched))
+    return EncodedTile(
+        words[untouched:][::-1], len(seeds) - untouched, tuple(marks), tuple(heights[1:])
+    )
+
+
+def decode_tile(
+    chain: TileChain, words: NDArray[np.uint32], seed_words: int, timestep: int = 0
+) -> Generator[Request, Posterior, Array]:
+    """Decode one tile down to a timestep; a coroutine like :func:`encode_tile`.
+
+    Returns:
+        At timestep 0 the exact integers of the colour domain; else the posterior mean of x
+        given z_t. [3, height, width]
+
+    Raises:
+        ValueError: if the words cannot be what the encoder wrote.
+    """
+    seeds = seed(chain.tile, seed_words + SPARE_SEED_WORDS)
+    stack = Stack(np.concatenate([seeds[:SPARE_SEED_WORDS], words[::-1]]))
+    for step in reversed(coding_steps(len(chain.levels))):
+        mean, std = yield from chain.distribution(step)
+        chain.code(stack, step, not step.pushes, mean, std)
+        if step.kind == "forward":
+            del chain.z[step.timestep]
+        elif step.timestep == timestep > 0:
+            posterior = yield Request(chain.z[timestep], timestep)
+            return posterior.mean
+    if not np.array_equal(stack.words(), seeds):
+        raise ValueError("the seed did not come back")
+    return chain.z[0]

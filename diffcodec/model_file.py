@@ -1,0 +1,116 @@
+"""Model files: safetensors whose metadata holds the network's shape and the plans. No torch here."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from diffcodec.errors import ModelMismatchError
+from diffcodec.plan import Plan
+
+MODEL_FOLDER = Path(__file__).parent / "models"
+FORMAT = "diffcodec-model-0"
+ID_BYTES = 4
+MAX_HEADER_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model file says of itself.
+
+    Attributes:
+        name: the file's stem.
+        id: first bytes of the SHA-256 of the file; every encoded file carries it.
+        network: arguments of the network's configuration.
+        plans: by effort: "fast", "default", "best".
+        about: hours of training, data, held-out bpd.
+    """
+
+    name: str
+    id: bytes
+    network: dict[str, Any]
+    plans: dict[str, Plan]
+    about: dict[str, Any]
+
+
+def read_model_info(path: Path) -> tuple[ModelInfo, bytes]:
+    """The description in a model file, and the file's bytes.
+
+    Raises:
+        ModelMismatchError: if it is not a diffcodec model.
+    """
+    data = path.read_bytes()
+    try:
+        size = int.from_bytes(data[:8], "little")
+        if not 0 < size <= min(MAX_HEADER_BYTES, len(data) - 8):
+            raise ValueError("no safetensors header")
+        metadata = json.loads(data[8 : 8 + size])["__metadata__"]
+        if metadata["format"] != FORMAT:
+            raise ValueError(f"its format is {metadata['format']!r}, expected {FORMAT!r}")
+        plans = {
+            name: Plan(tuple(plan["levels"]), tuple(plan["lattices"]))
+            for name, plan in json.loads(metadata["plans"]).items()
+        }
+        network = json.loads(metadata["network"])
+        info = ModelInfo(path.stem, file_id(data), network, plans, json.loads(metadata["about"]))
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise ModelMismatchError(f"{path}: not a diffcodec model file ({e})") from e
+    return info, data
+
+
+def make_metadata(
+    network: Mapping[str, Any], plans: Mapping[str, Plan], about: Mapping[str, Any]
+) -> dict[str, str]:
+    """The metadata that :func:`read_model_info` reads."""
+    return {
+        "format": FORMAT,
+        "network": json.dumps(network),
+        "plans": json.dumps({name: asdict(plan) for name, plan in plans.items()}),
+        "about": json.dumps(about),
+    }
+
+
+def file_id(data: bytes) -> bytes:
+    """Identity of a model file."""
+    return hashlib.sha256(data).digest()[:ID_BYTES]
+
+
+def shipped_models() -> list[Path]:
+    """Files of the models that come with the package, by name."""
+    return sorted(MODEL_FOLDER.glob("*.safetensors"))
+
+
+def model_path(name_or_path: str | Path) -> Path:
+    """The file of a shipped model by name, or of any model by path.
+
+    Raises:
+        ModelMismatchError: if there is none.
+    """
+    shipped = {p.stem: p for p in shipped_models()}
+    if str(name_or_path) in shipped:
+        return shipped[str(name_or_path)]
+    path = Path(name_or_path)
+    if not path.is_file():
+        raise ModelMismatchError(
+            f"no model {str(name_or_path)!r}: expected one of {', '.join(shipped)}, "
+            "or the path of a model file"
+        )
+    return path.resolve()
+
+
+def find_model_path(model_id: bytes) -> Path:
+    """The shipped model file with this identity.
+
+    Raises:
+        ModelMismatchError: if none has it.
+    """
+    known = {file_id(p.read_bytes()): p for p in shipped_models()}
+    if model_id in known:
+        return known[model_id]
+    shipped = ", ".join(f"{p.stem} ({i.hex()})" for i, p in known.items())
+    raise ModelMismatchError(
+        f"made with model {model_id.hex()}, which is none of the shipped ones ({shipped}); "
+        "give the model file that it was encoded with by --model"
+    )
