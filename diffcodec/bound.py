@@ -1,7 +1,7 @@
 """The variational bound of the chain: the code length that training minimises and files approach.
 
     bits(x) = -log2 p(x | z_1) - log2 p(z_1 | z_2) + sum_t KL(q(z_s | z_t, x) || p(z_s | z_t))
-              + KL(q(z_T | x) || p(z_T))                                 (DDPM eq. 5, with z_1 exact)
+              + KL(q(z_T | x) || p(z_T))                                (DDPM eq. 5, with z_1 exact)
 
 The first level is a shared-dither quantiser, so z_1 is a function of x and costs no bits back.
 """
@@ -73,10 +73,6 @@ def draw_dither(shape: torch.Size, domain: ColorDomain, generator: torch.Generat
     return torch.floor(u * channels(domain.dither, u))
 
 
-def _image_bits(bits: Tensor) -> Tensor:
-    return to_bits_per_dimension(bits)
-
-
 def code_length_loss(
     model: PosteriorModel, x: Tensor, color: str, generator: torch.Generator
 ) -> Tensor:
@@ -119,13 +115,14 @@ def code_length_loss(
     z = q_sample(z_1, extra, noise)
     xhat, v = model(z, sigma)
     a, b = first, first + second
-    bits = _image_bits(remainder_bits(remainder[:a], z_1[:a], xhat[:a], v[:a], steps)).mean()
-    bits = bits + _image_bits(discretized_gaussian_bits(z_1[a:b], xhat[a:b], v[a:b], steps)).mean()
+    of_remainder = remainder_bits(remainder[:a], z_1[:a], xhat[:a], v[:a], steps)
+    of_first_jump = discretized_gaussian_bits(z_1[a:b], xhat[a:b], v[a:b], steps)
+    bits = to_bits_per_dimension(of_remainder).mean() + to_bits_per_dimension(of_first_jump).mean()
     sigma_s = sigma_t[b:] / TRAINING_RATIO
     q = q_posterior(x[b:], z[b:], sigma_s, sigma_t[b:])
     p = p_reverse(xhat[b:], v[b:], z[b:], sigma_s, sigma_t[b:])
     count = span / torch.tensor(TRAINING_RATIO).log()
-    kl = _image_bits(gaussian_kl_bits(q, p))
+    kl = to_bits_per_dimension(gaussian_kl_bits(q, p))
     return bits + count * (weight * kl).mean()
 
 
@@ -160,10 +157,10 @@ def chain_bound_bits(
             sigma_s = levels[t - 1]
             q = q_posterior(x, z, sigma_s, sigma_t)
             bits = gaussian_kl_bits(q, p_reverse(xhat, v, z, sigma_s, sigma_t))
-        parts.append(_image_bits(bits))
+        parts.append(to_bits_per_dimension(bits))
     top = levels[-1]
     prior = prior_distribution(domain, top)
-    parts.append(_image_bits(gaussian_kl_bits(Gaussian(x, (top**2).expand_as(x)), prior)))
+    parts.append(to_bits_per_dimension(gaussian_kl_bits(Gaussian(x, (top**2).expand_as(x)), prior)))
     return torch.stack(parts, 1)
 
 

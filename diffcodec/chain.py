@@ -8,6 +8,7 @@ Every z_t lives on a lattice ``spacing * n + offset``; what is coded is the inte
 first level the lattice is that of a dithered quantiser, so z_1 is a function of x.
 """
 
+import math
 from collections.abc import Generator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -217,6 +218,11 @@ def seed(tile: int, count: int) -> NDArray[np.uint32]:
     return words[::-1]
 
 
+def most_seed_words(chain: TileChain) -> int:
+    """Words of the shared seed that a tile may use; a file that claims more is not valid."""
+    return math.prod(chain.shape) // 4 + 64
+
+
 def encode_tile(chain: TileChain, x: Array) -> Generator[Request, Posterior, EncodedTile]:
     """Code one tile; a coroutine that yields what it asks of the model.
 
@@ -228,7 +234,7 @@ def encode_tile(chain: TileChain, x: Array) -> Generator[Request, Posterior, Enc
         OutOfRangeError: if the chain has no code for the tile.
     """
     chain.set_image(x)
-    seeds = seed(chain.tile, x.size // 4 + 64)
+    seeds = seed(chain.tile, most_seed_words(chain))
     stack = Stack(seeds)
     steps = coding_steps(len(chain.levels))
     heights = [stack.height]
@@ -266,7 +272,11 @@ def decode_tile(
 
     Raises:
         ValueError: if the words cannot be what the encoder wrote.
+        OutOfRangeError: likewise.
     """
+    most = most_seed_words(chain)
+    if seed_words > most:
+        raise ValueError(f"{seed_words} words of the seed, expected at most {most}")
     seeds = seed(chain.tile, seed_words + SPARE_SEED_WORDS)
     stack = Stack(np.concatenate([seeds[:SPARE_SEED_WORDS], words[::-1]]))
     for step in reversed(coding_steps(len(chain.levels))):
@@ -276,7 +286,7 @@ def decode_tile(
             del chain.z[step.timestep]
         elif step.timestep == timestep > 0:
             posterior = yield Request(chain.z[timestep], timestep)
-            return posterior.mean
+            return np.concatenate([posterior.mean[: chain.coded], chain.known_channels(0)])
     if not np.array_equal(stack.words(), seeds):
         raise ValueError("the seed did not come back")
     return chain.z[0]

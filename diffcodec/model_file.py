@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from diffcodec.errors import ModelMismatchError
 from diffcodec.plan import Plan
 
+DEFAULT_MODEL = "photo"
 MODEL_FOLDER = Path(__file__).parent / "models"
 FORMAT = "diffcodec-model-0"
 ID_BYTES = 4
@@ -55,9 +57,16 @@ def read_model_info(path: Path) -> tuple[ModelInfo, bytes]:
         }
         network = json.loads(metadata["network"])
         info = ModelInfo(path.stem, file_id(data), network, plans, json.loads(metadata["about"]))
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise ModelMismatchError(f"{path}: not a diffcodec model file ({e})") from e
     return info, data
+
+
+def count_parameters(data: bytes) -> int:
+    """Numbers in the tensors of a model file that :func:`read_model_info` has accepted."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    return sum(math.prod(t["shape"]) for name, t in header.items() if name != "__metadata__")
 
 
 def make_metadata(

@@ -15,18 +15,24 @@ from torch import Tensor
 
 from diffcodec.color import DOMAINS
 from diffcodec.errors import ModelMismatchError
-from diffcodec.model_file import ModelInfo, make_metadata, model_path, read_model_info
+from diffcodec.integer import IntegerUNet
+from diffcodec.model_file import (
+    DEFAULT_MODEL,
+    ModelInfo,
+    make_metadata,
+    model_path,
+    read_model_info,
+)
 from diffcodec.network import NetworkConfig, UNet
 from diffcodec.plan import Plan
-
-DEFAULT_MODEL = "photo"
+from diffcodec.quantize import float_weights, quantize
 
 
 class Model:
-    """A trained epsilon-model with its plans."""
+    """A trained epsilon-model in its integer form, with its plans."""
 
-    def __init__(self, info: ModelInfo, network: UNet):
-        self.info, self.network = info, network.eval().to(memory_format=torch.channels_last)
+    def __init__(self, info: ModelInfo, network: IntegerUNet):
+        self.info, self.network = info, network
         self.color = network.config.color
         self.domain = DOMAINS[self.color]
 
@@ -38,28 +44,32 @@ class Model:
     def posterior_x(
         self, z: NDArray[np.float64], sigma: float
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Mean and variance of x given z_t at noise level sigma, both [batch, 3, height, width].
+        """Mean and variance of x given z_t, both [batch, 3, height, width].
 
         Any height and width: borders are padded by repetition to what the network needs.
+
+        Args:
+            z: [batch, 3, height, width], grey levels of the colour domain.
+            sigma: one of the plans' noise levels.
+
+        Guarantee: the same numbers on every machine, and for an image alone or in a batch.
         """
         height, width = z.shape[2:]
         m = self.network.config.multiple
-        padding = (0, -width % m, 0, -height % m)
-        padded = F.pad(torch.from_numpy(z).float(), padding, mode="replicate")
-        padded = padded.contiguous(memory_format=torch.channels_last)
+        padded = F.pad(torch.from_numpy(z), (0, -width % m, 0, -height % m), mode="replicate")
         with torch.inference_mode():
-            mean, v = self.network.posterior_x(padded, torch.full((len(z),), sigma))
-        mean, v = mean[:, :, :height, :width].double(), v[:, :, :height, :width].double()
-        return mean.numpy(), v.numpy()
+            mean, v = self.network.posterior_x(padded, sigma)
+        return mean[:, :, :height, :width].numpy(), v[:, :, :height, :width].numpy()
 
 
 @lru_cache(maxsize=4)
 def _load(path: Path) -> Model:
     info, data = read_model_info(path)
     try:
-        with torch.random.fork_rng():
-            network = UNet(NetworkConfig.from_dict(info.network))
-        network.load_state_dict({k: t.float() for k, t in load(data).items()})
+        network = IntegerUNet(NetworkConfig.from_dict(info.network), load(data))
+        missing = {s for plan in info.plans.values() for s in plan.levels} - set(network.levels)
+        if missing:
+            raise ValueError(f"no tables for the noise levels {sorted(missing)}")
     except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as e:
         raise ModelMismatchError(f"{path}: not a diffcodec model file ({e})") from e
     return Model(info, network)
@@ -74,12 +84,34 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL) -> Model:
     return _load(model_path(name_or_path))
 
 
+def load_weights(name_or_path: str | Path) -> tuple[NetworkConfig, dict[str, Tensor]]:
+    """The shape and the weights of a model as a float network's state, to train on from.
+
+    Raises:
+        ModelMismatchError: as :func:`load_model`.
+    """
+    path = model_path(name_or_path)
+    config = _load(path).network.config
+    return config, float_weights(load(path.read_bytes()))
+
+
 def serialise_model(
-    config: NetworkConfig,
-    weights: Mapping[str, Tensor],
+    network: UNet,
+    calibration: Tensor,
     plans: Mapping[str, Plan],
     about: Mapping[str, Any],
 ) -> bytes:
-    """A model file: weights in half precision, with its plans and its description."""
-    tensors = {k: t.detach().half().contiguous() for k, t in weights.items()}
-    return save(tensors, make_metadata(config.to_dict(), plans, about))
+    """A model file: the network quantised at the plans' noise levels.
+
+    Args:
+        network: trained.
+        calibration: images that show the range of its activations: integers of its colour domain
+            as floats, [batch, 3, height, width], sides multiples of ``config.multiple``.
+        plans: by effort.
+        about: description, of JSON's types.
+    """
+    levels = sorted({s for plan in plans.values() for s in plan.levels})
+    return save(
+        quantize(network, calibration, levels),
+        make_metadata(network.config.to_dict(), plans, about),
+    )

@@ -1,5 +1,19 @@
+from pathlib import Path
+
+import pytest
+import torch
 from hypothesis import settings
+from tiny import tiny_model
+
+# The tensors are small: threads cost more than they give, above all on a busy machine.
+torch.set_num_threads(1)
 
 # No deadline: the first call into torch is slow. The same examples on every machine.
 settings.register_profile("diffcodec", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("diffcodec")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model file of random weights: see ``tiny.py``."""
+    return tiny_model(tmp_path_factory.mktemp("model"))

@@ -332,6 +332,7 @@ CHAIN = PLAIN.tiles[1]
         ({"width": 2**35, "whole": True, "tiles": (CHAIN,)}, "does not fit"),
         ({"model": b"abc"}, "expected 4 bytes"),
         ({"pixel_crc": 2**32}, "expected 32 bits"),
+        ({"pixel_crc": -1}, "expected 32 bits"),
         ({"metadata": {"xmp": b""}}, "unknown metadata 'xmp'"),
         ({"tiles": (CHAIN,)}, "1 tiles, expected 2"),
         ({"tiles": (Tile("raw", b""), Tile("png", b""))}, "model that no tile uses"),
@@ -392,6 +393,8 @@ def test_metadata_limit_holds_for_the_sum() -> None:
     half = bytes(MAX_METADATA_BYTES // 2)
     with pytest.raises(LimitError, match="metadata"):
         pack(replace(PLAIN, metadata={"icc": half, "exif": half + b"\0"}))
+    at_limit = replace(PLAIN, metadata={"icc": half, "exif": half})
+    assert parse(pack(at_limit)) == at_limit
     size = b"\x80\x80\x80\x10"  # 32 MiB
     head = header(0x22) + b"\2\4exif" + size + half + b"\3icc\x81" + size[1:]
     with pytest.raises(LimitError, match="metadata"):

@@ -1,0 +1,44 @@
+# Everything runs in .venv, which needs nothing but Python 3.11 or later with pip.
+#
+#   make demo     encode a photograph, decode it to the bit, write its previews
+#   make test     every check: lint, types, tests
+#   make lint     ruff and mypy
+#   make format   let ruff rewrite the code
+#   make clean    remove caches and build products; runs/, results/ and .venv stay
+
+PYTHON ?= python3
+PHOTO ?= examples/kodim23.png
+PY := .venv/bin/python
+INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test lint format clean
+
+demo: .venv/demo.stamp
+	$(PY) -m bench.demo $(PHOTO)
+
+test: lint
+	$(PY) -m pytest
+
+lint: .venv/test.stamp
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m mypy
+
+format: .venv/test.stamp
+	$(PY) -m ruff check --fix
+	$(PY) -m ruff format
+
+clean:
+	rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find bench diffcodec tests -name __pycache__ -prune -exec rm -rf {} +
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/test.stamp: pyproject.toml constraints.txt | .venv/bin/python
+	$(INSTALL) -e '.[test,train]'
+	touch $@
+
+.venv/demo.stamp: pyproject.toml constraints.txt | .venv/bin/python
+	$(INSTALL) -e '.[bench]'
+	touch $@

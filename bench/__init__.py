@@ -1,0 +1,1 @@
+"""Comparisons and demonstrations; not part of the package."""

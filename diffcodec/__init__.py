@@ -1,0 +1,24 @@
+"""diffcodec: the image codec built on diffusion."""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from diffcodec.codec import decode as decode
+    from diffcodec.codec import encode as encode
+    from diffcodec.codec import encode_many as encode_many
+    from diffcodec.models import load_model as load_model
+
+__all__ = ["decode", "encode", "encode_many", "load_model"]
+
+_HOMES = {"load_model": "models"} | dict.fromkeys(("decode", "encode", "encode_many"), "codec")
+
+
+def __getattr__(name: str) -> Any:
+    """Load the codec, and with it torch, only when it is used."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'diffcodec' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"diffcodec.{_HOMES[name]}"), name)

@@ -1,0 +1,110 @@
+"""Files of the command line: read whole, written whole or not at all; "-" is a standard stream."""
+
+import errno
+import os
+import secrets
+import shutil
+import sys
+from pathlib import Path
+
+from diffcodec.errors import DiffcodecError
+
+STANDARD = "-"  # input or output
+
+
+def read_file(path: str) -> bytes:
+    """All bytes of a file, or of standard input.
+
+    Raises:
+        OSError: with the path in ``filename``.
+    """
+    if path == STANDARD:
+        return sys.stdin.buffer.read()
+    return Path(path).read_bytes()
+
+
+def check_output(path: str, source: str, force: bool) -> None:
+    """Refuse an output while nothing has been spent on it yet.
+
+    Args:
+        path: the output.
+        source: the input that it is made from, which is never overwritten.
+        force: whether another file that exists may be.
+
+    Raises:
+        DiffcodecError: it is the input itself, or a terminal.
+        OSError: it exists, is a folder, or would lie in no folder.
+    """
+    if path == STANDARD:
+        if sys.stdout.buffer.isatty():
+            raise DiffcodecError("standard output is a terminal; give an output file or a pipe")
+        return
+    target = Path(path)
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "it is a folder", path)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, f"there is no folder {target.parent}", path)
+    if source != STANDARD and target.exists() and target.samefile(source):
+        raise DiffcodecError("the output is the input itself; give another output")
+    _check_absent(target, force)
+
+
+def write_file(path: str, data: bytes, force: bool) -> None:
+    """Write a file whole or not at all: a temporary file in its folder takes its name at the end.
+
+    A symbolic link is followed. A device or named pipe is written to as it is.
+
+    Guarantee: on any exception, an interrupt included, an old file is left as it was and no
+    temporary file stays.
+
+    Raises:
+        OSError: with the path in ``filename``.
+    """
+    if path == STANDARD:
+        write_standard_output(data)
+        return
+    target = Path(os.path.realpath(path))
+    try:
+        if target.exists() and not target.is_file():
+            target.write_bytes(data)
+        else:
+            _replace(target, data, force)
+    except OSError as e:
+        raise OSError(e.errno, e.strerror, path) from e
+
+
+def write_standard_output(data: bytes) -> None:
+    """Write to standard output and flush it.
+
+    Raises:
+        OSError: standard output is a full device or a closed pipe.
+    """
+    stream = sys.stdout.buffer
+    try:
+        stream.write(data)
+        stream.flush()
+    except OSError as e:
+        # What is left in the buffer would fail once more, and noisily, when Python exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OSError(e.errno, e.strerror, "standard output") from e
+
+
+def _check_absent(target: Path, force: bool) -> None:
+    if target.is_file() and not force:
+        raise FileExistsError(errno.EEXIST, "it exists already", str(target))
+
+
+def _replace(target: Path, data: bytes, force: bool) -> None:
+    temporary = target.with_name(f".diffcodec-{secrets.token_hex(8)}.tmp")
+    try:
+        with temporary.open("xb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        if target.exists():
+            shutil.copymode(target, temporary)
+        _check_absent(target, force)  # once more: it may have appeared meanwhile
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,244 @@
+"""The network in exact arithmetic: the same numbers on every machine, thread count and batch.
+
+Convolutions have integer weights and integer inputs, held in float32. While every partial sum
+stays below 2^24 each product and sum is exact, whatever the order; :func:`check_exact` proves it
+from the weights and the largest inputs. All else is element-wise IEEE arithmetic, one operation
+at a time (nothing that could be fused into a multiply-add), and look-up tables.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from diffcodec.color import DOMAINS
+from diffcodec.errors import ModelMismatchError
+from diffcodec.network import FOURIER_PERIOD, LOG_VARIANCE_RANGE, NetworkConfig
+
+EXACT_LIMIT = 2**24  # float32 holds every integer up to here
+PHASES = 512  # steps of one period of the Fourier features
+PHASE_AMPLITUDE = 127
+INPUT_SCALE = 2.0**13  # of the normalised input, clipped to 16 bits and cut into two bytes
+SILU_STEPS = 64  # table entries per unit
+SILU_RANGE = 32  # the table covers -32..32
+VARIANCE_STEPS = 16  # table entries per unit of log variance
+VARIANCE_RANGE = 16
+OUTPUT_DIGIT = 128  # the last activation is cut into two digits of this base
+
+
+def round_bits(values: NDArray[np.float64], bits: int = 30) -> NDArray[np.float64]:
+    """Round to so many significant bits: what every maths library computes alike."""
+    mantissa, exponent = np.frexp(values)
+    return np.ldexp(np.rint(np.ldexp(mantissa, bits)), exponent - bits)
+
+
+def silu_table() -> NDArray[np.float64]:
+    """silu(i / 64) for i = -2048..2048."""
+    u = np.arange(-SILU_RANGE * SILU_STEPS, SILU_RANGE * SILU_STEPS + 1) / SILU_STEPS
+    return round_bits(u / (1 + np.exp(-u)))
+
+
+def variance_table() -> NDArray[np.float64]:
+    """The factor of the variance for a network output i / 16, as :class:`UNet` defines it."""
+    limit = LOG_VARIANCE_RANGE
+    g = np.arange(-VARIANCE_RANGE * VARIANCE_STEPS, VARIANCE_RANGE * VARIANCE_STEPS + 1)
+    return round_bits(np.exp(limit * np.tanh(g / VARIANCE_STEPS / limit)))
+
+
+def phase_tables() -> tuple[Tensor, Tensor]:
+    """Sine and cosine of k / 512 of a turn, as integers up to 127."""
+    angle = 2 * np.pi * np.arange(PHASES) / PHASES
+    sine, cosine = (np.rint(PHASE_AMPLITUDE * f(angle)) for f in (np.sin, np.cos))
+    return torch.from_numpy(sine).float(), torch.from_numpy(cosine).float()
+
+
+def largest_sum(weight: Tensor, low: int, high: int) -> int:
+    """Largest magnitude of any partial sum of a convolution with inputs in low..high."""
+    w = weight.flatten(1).to(torch.int64)
+    positive, negative = w.clamp_min(0).sum(1), -w.clamp_max(0).sum(1)
+    upper = positive * high - negative * low
+    lower = positive * low - negative * high
+    return int(torch.maximum(upper.abs(), lower.abs()).max().item())
+
+
+def check_exact(name: str, weight: Tensor, low: int, high: int) -> None:
+    """Refuse a convolution whose sums may leave float32's exact integers.
+
+    Raises:
+        ModelMismatchError: with the largest sum.
+    """
+    found = largest_sum(weight, low, high)
+    if found >= EXACT_LIMIT:
+        raise ModelMismatchError(
+            f"{name}: a partial sum can reach {found}, and only sums below {EXACT_LIMIT} are "
+            "exact; quantise it to fewer bits"
+        )
+
+
+def per_channel(values: NDArray[np.float64]) -> Tensor:
+    """[c] -> float32 [1, c, 1, 1]."""
+    return torch.from_numpy(values.astype(np.float32))[None, :, None, None]
+
+
+class IntegerConv(NamedTuple):
+    """An exact convolution, its inputs in low..high, and what one unit of its sums is worth."""
+
+    weight: Tensor  # integers as float32, [out, in, k, k]
+    scale: NDArray[np.float64]  # [out]
+    bias: NDArray[np.float64]  # [out]
+    input_unit: float
+    input_limit: int
+
+    def sums(self, x: Tensor, stride: int = 1) -> Tensor:
+        """The exact integer sums."""
+        return F.conv2d(x, self.weight, None, stride, (self.weight.shape[2] - 1) // 2)
+
+
+class IntegerUNet:
+    """Inference of a quantised :class:`diffcodec.network.UNet` at the noise levels of its tables.
+
+    Tensors: ``levels`` [n]; for every convolution ``NAME.weight`` (int8; int16 for the first and
+    the last), ``NAME.scale`` and ``NAME.bias`` per output channel, ``NAME.input`` (unit and limit
+    of its integer inputs); for every residual block ``NAME.affine.table`` [n, 4 * channels].
+    """
+
+    def __init__(self, config: NetworkConfig, tensors: Mapping[str, Tensor]):
+        """Load and check.
+
+        Raises:
+            ModelMismatchError: if a convolution is not provably exact.
+            KeyError: if a tensor is missing.
+        """
+        self.config = config
+        domain = DOMAINS[config.color]
+        self.levels = [float(s) for s in tensors["levels"].tolist()]
+        self._center = np.array(domain.center)[:, None, None]
+        self._data_std = np.array(domain.data_std)[:, None, None]
+        self._multipliers = np.array(domain.noise_multipliers)[:, None, None]
+        self._sine, self._cosine = phase_tables()
+        self._variance = torch.from_numpy(variance_table())
+        silu = silu_table()
+        self._affine = {
+            name.removesuffix(".affine.table"): t.double().numpy()
+            for name, t in tensors.items()
+            if name.endswith(".affine.table")
+        }
+        self._convs: dict[str, IntegerConv] = {}
+        self._silu: dict[str, Tensor] = {}
+        for name in (n.removesuffix(".input") for n in tensors if n.endswith(".input")):
+            unit, limit = tensors[f"{name}.input"].double().tolist()
+            conv = IntegerConv(
+                tensors[f"{name}.weight"].float().contiguous(memory_format=torch.channels_last),
+                tensors[f"{name}.scale"].double().numpy(),
+                tensors[f"{name}.bias"].double().numpy(),
+                unit,
+                int(limit),
+            )
+            low, high = -conv.input_limit, conv.input_limit
+            if name.split(".")[0] in ("down", "up", "conv_out"):  # behind a SiLU
+                table = np.minimum(np.rint(silu / unit), limit)
+                self._silu[name] = torch.from_numpy(table).float()
+                low = int(table.min())
+            if name == "conv_out":
+                low, high = low // OUTPUT_DIGIT, OUTPUT_DIGIT - 1
+            check_exact(name, conv.weight, low, high)
+            self._convs[name] = conv
+
+    def posterior_x(self, z: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+        """Mean and variance of x given z_t, exact.
+
+        Args:
+            z: float64 [batch, 3, height, width]; sides multiples of ``config.multiple``.
+            sigma: one of ``levels``.
+
+        Returns:
+            Two tensors like z, float64.
+        """
+        level = self.levels.index(sigma)
+        s = sigma * self._multipliers
+        total = np.sqrt(s * s + self._data_std * self._data_std)
+        centered = z - torch.from_numpy(self._center)
+        h = self._input(z, centered / torch.from_numpy(total))
+        skips = []
+        last = len(self.config.channels) - 1
+        for i, count in enumerate(self.config.blocks):
+            for k in range(count):
+                h = self._block(f"down.{i}.{k}", level, h)
+            if i < last:
+                skips.append(h)
+                h = self._resample(f"shrink.{i}", h, stride=2)
+        for i in range(last, -1, -1):
+            if i < last:
+                h = F.pixel_shuffle(self._resample(f"grow.{i}", h, stride=1), 2)
+                h = h.contiguous(memory_format=torch.channels_last).add_(skips[i])
+            for k in range(self.config.blocks[i]):
+                h = self._block(f"up.{i}.{k}", level, h)
+        field, log_ratio = self._output(h).chunk(2, 1)
+        c_skip = torch.from_numpy(self._data_std * self._data_std / (total * total))
+        c_out = torch.from_numpy(s * self._data_std / total)
+        mean = (c_skip * centered + c_out * field.double()) + torch.from_numpy(self._center)
+        half = VARIANCE_RANGE * VARIANCE_STEPS
+        index = (log_ratio * VARIANCE_STEPS).clamp_(-half, half).round_().add_(half).long()
+        v = (c_out * c_out) * self._variance[index]
+        return mean, v
+
+    def _input(self, z: Tensor, normalised: Tensor) -> Tensor:
+        """First convolution: the normalised input in two bytes, and the phases."""
+        limit = 2**15 - 1
+        value = (normalised * INPUT_SCALE).round_().clamp_(-limit, limit)
+        high = (value / 256).floor_()
+        low = value - high * 256
+        turn = (z * (PHASES / FOURIER_PERIOD)).round_()
+        index = torch.remainder(turn, PHASES).to(torch.int32).flatten()
+        phases = [t.index_select(0, index).view(z.shape) for t in (self._sine, self._cosine)]
+        conv, phase_conv = self._convs["conv_in.z"], self._convs["conv_in.phase"]
+        sums = conv.sums(self._unshuffle(high)).mul_(256).add_(conv.sums(self._unshuffle(low)))
+        phase_sums = phase_conv.sums(self._unshuffle(torch.cat(phases, 1)))
+        h = sums.mul_(per_channel(conv.scale)).add_(per_channel(conv.bias))
+        return h.add_(phase_sums.mul_(per_channel(phase_conv.scale)))
+
+    def _unshuffle(self, x: Tensor) -> Tensor:
+        patches = F.pixel_unshuffle(x.float(), self.config.patch)
+        return patches.contiguous(memory_format=torch.channels_last)
+
+    def _block(self, name: str, level: int, h: Tensor) -> Tensor:
+        """Residual block; overwrites h unless it is the skip connection's."""
+        scale1, shift1, scale2, shift2 = np.split(self._affine[name][level], 4)
+        conv1, conv2 = self._convs[f"{name}.conv1"], self._convs[f"{name}.conv2"]
+        u = (h * per_channel((1 + scale1) * SILU_STEPS)).add_(per_channel(shift1 * SILU_STEPS))
+        sums = conv1.sums(self._activate(f"{name}.conv1", u))
+        factor = (1 + scale2) * SILU_STEPS
+        u = sums.mul_(per_channel(factor * conv1.scale))
+        u = u.add_(per_channel(factor * conv1.bias + shift2 * SILU_STEPS))
+        sums = conv2.sums(self._activate(f"{name}.conv2", u))
+        return sums.mul_(per_channel(conv2.scale)).add_(per_channel(conv2.bias)).add_(h)
+
+    def _activate(self, name: str, u: Tensor) -> Tensor:
+        """SiLU by table to the integers that the named convolution takes; overwrites u."""
+        half = SILU_RANGE * SILU_STEPS
+        index = u.clamp_(-half, half).round_().add_(half).to(torch.int32)
+        n, c, height, width = u.shape
+        flat = index.permute(0, 2, 3, 1).reshape(-1)  # memory order
+        looked_up = self._silu[name].index_select(0, flat)
+        return looked_up.view(n, height, width, c).permute(0, 3, 1, 2)
+
+    def _resample(self, name: str, h: Tensor, stride: int) -> Tensor:
+        """A convolution of the rounded stream itself."""
+        conv = self._convs[name]
+        x = (h * (1 / conv.input_unit)).round_().clamp_(-conv.input_limit, conv.input_limit)
+        sums = conv.sums(x, stride)
+        return sums.mul_(per_channel(conv.scale)).add_(per_channel(conv.bias))
+
+    def _output(self, h: Tensor) -> Tensor:
+        """Last convolution, its input in two digits."""
+        conv = self._convs["conv_out"]
+        x = self._activate("conv_out", h * SILU_STEPS)
+        high = (x * (1 / OUTPUT_DIGIT)).floor_()
+        low = x.sub_(high * OUTPUT_DIGIT)
+        sums = conv.sums(high).mul_(OUTPUT_DIGIT).add_(conv.sums(low))
+        h = sums.mul_(per_channel(conv.scale)).add_(per_channel(conv.bias))
+        return F.pixel_shuffle(h, self.config.patch)

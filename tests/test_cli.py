@@ -1,0 +1,689 @@
+"""The command line: what it writes, what it says, and how it ends."""
+
+import io
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+from safetensors.torch import load_file
+from tiny import TIMESTEPS, tiny_model
+
+from diffcodec import codec
+from diffcodec.cli import cli
+from diffcodec.container import MAGIC, pack, parse
+from diffcodec.models import load_model
+from diffcodec.plan import default_plan
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def chain_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The chain of a random network never wins: let the other coders fail to compress."""
+    fallback = codec.encode_fallback
+    large = ("raw", bytes(1 << 20))
+    monkeypatch.setattr(
+        codec, "encode_fallback", lambda image: large if image.mode == "RGB" else fallback(image)
+    )
+
+
+def picture(size: tuple[int, int] = (12, 9), seed: int = 0) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+
+
+@pytest.fixture(scope="module")
+def files(tiny: Path) -> dict[str, bytes]:
+    """What lies in the folder of each test."""
+    png, gif = io.BytesIO(), io.BytesIO()
+    picture().save(png, "PNG")
+    frames = [picture(seed=i).quantize(8) for i in (1, 2)]
+    frames[0].save(gif, "GIF", save_all=True, append_images=frames[1:])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(codec, "encode_fallback", lambda image: ("raw", bytes(1 << 20)))
+        dfc = codec.encode(picture(), str(tiny))
+        patch.setattr(codec, "MARKS_FROM_PIXELS", 1)
+        marked = codec.encode(picture(), str(tiny))
+    alpha = codec.encode(picture().convert("RGBA"), str(tiny))
+    assert {tile.coder for tile in parse(dfc).tiles} == {"default"}
+    return {
+        "photo.png": png.getvalue(),
+        "photo.dfc": dfc,
+        "marked.dfc": marked,
+        "alpha.dfc": alpha,
+        "text.txt": b"some text\n",
+        "empty": b"",
+        "cut.png": png.getvalue()[:-30],
+        "animated.gif": gif.getvalue(),
+        "cut.dfc": dfc[:-1],
+        "flipped.dfc": dfc[:-9] + bytes([dfc[-9] ^ 4]) + dfc[-8:],
+        "newer.dfc": dfc[:4] + b"\x01" + dfc[5:],
+        "huge.dfc": MAGIC + b"\x00\x05" + 2 * b"\xff\xff\xff\xff\x07" + bytes(50),
+        "tiny.safetensors": tiny.read_bytes(),
+    }
+
+
+@pytest.fixture
+def folder(files: dict[str, bytes], tmp_path: Path) -> Iterator[Path]:
+    """The working directory of the test."""
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "folder").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        yield tmp_path
+
+
+def run(command: str, data: bytes = b"") -> Result:
+    result = CliRunner().invoke(cli, command.split(), input=data, prog_name="diffcodec")
+    if not isinstance(result.exception, SystemExit | None):
+        raise result.exception
+    return result
+
+
+def done(command: str, data: bytes = b"") -> Result:
+    result = run(command, data)
+    assert result.exit_code == 0, result.stderr
+    return result
+
+
+def tree() -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in Path().rglob("*") if p.is_file()}
+
+
+# --- encode, decode -------------------------------------------------------------------------------
+
+MODEL = "--model tiny.safetensors"
+
+
+def same_image(path: str) -> bool:
+    with Image.open(path) as image:
+        return image.mode == "RGB" and image.tobytes() == picture().tobytes()
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("arguments", "output"),
+    [
+        ("photo.png", "photo.dfc"),
+        ("photo.png new.dfc", "new.dfc"),
+        ("photo.png -o new.dfc", "new.dfc"),
+        ("photo.png --output-dir folder", "folder/photo.dfc"),
+        ("photo.png folder/plain", "folder/plain"),
+    ],
+)
+def test_encode_and_decode(files: dict[str, bytes], arguments: str, output: str) -> None:
+    Path("photo.dfc").unlink()
+    before = tree()
+    result = done(f"encode {MODEL} {arguments}")
+    assert result.stdout == ""
+    assert result.stderr.startswith(f"photo.png -> {output}: ")
+    assert tree().keys() - before.keys() == {output}
+    assert Path(output).read_bytes() == files["photo.dfc"]
+    done(f"decode {MODEL} {output} new.png")
+    assert same_image("new.png")
+
+
+@pytest.mark.usefixtures("folder")
+def test_decode_next_to_the_file() -> None:
+    Path("photo.dfc").rename("folder/photo.dfc")
+    result = done(f"decode {MODEL} folder/photo.dfc")
+    assert result.stderr.startswith("folder/photo.dfc -> folder/photo.png: 12 x 9 RGB, ")
+    assert same_image("folder/photo.png")
+    done(f"decode {MODEL} --output-dir folder marked.dfc alpha.dfc --quiet")
+    assert same_image("folder/marked.png")
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("suffix", ["png", "tiff", "webp", "bmp", "ppm", "PNG"])
+def test_the_suffix_chooses_the_format(suffix: str) -> None:
+    done(f"decode {MODEL} photo.dfc new.{suffix}")
+    assert same_image(f"new.{suffix}")
+
+
+@pytest.mark.usefixtures("folder")
+def test_standard_streams_are_as_files(files: dict[str, bytes]) -> None:
+    for arguments in ("-", "- -", "- -o -"):
+        result = done(f"encode {MODEL} {arguments}", files["photo.png"])
+        assert result.stdout_bytes == files["photo.dfc"]
+        assert result.stderr == ""
+    assert done(f"encode {MODEL} photo.png -").stdout_bytes == files["photo.dfc"]
+    done(f"encode {MODEL} - new.dfc", files["photo.png"])
+    assert Path("new.dfc").read_bytes() == files["photo.dfc"]
+    done(f"decode {MODEL} photo.dfc new.png")
+    for arguments in ("-", "- -", "photo.dfc -"):
+        result = done(f"decode {MODEL} {arguments}", files["photo.dfc"])
+        assert result.stdout_bytes == Path("new.png").read_bytes()
+        assert result.stderr == ""
+    assert done(f"verify {MODEL} -", files["photo.dfc"]).stdout == "-: OK\n"
+    assert "12 x 9 RGB" in done("info -", files["alpha.dfc"]).stdout.replace("RGBA", "RGB")
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("effort", TIMESTEPS)
+def test_effort(effort: str) -> None:
+    result = done(f"encode {MODEL} --effort {effort} photo.png new.dfc --json")
+    assert json.loads(result.stdout)["tiles"] == {effort: 1}
+    assert parse(Path("new.dfc").read_bytes()).tiles[0].coder == effort
+
+
+@pytest.mark.usefixtures("folder")
+def test_encode_json() -> None:
+    result = done(f"encode {MODEL} photo.png new.dfc --json")
+    assert result.stderr == ""
+    found = json.loads(result.stdout)
+    size = Path("new.dfc").stat().st_size
+    assert found.pop("seconds") > 0
+    assert found == {
+        "input": "photo.png",
+        "output": "new.dfc",
+        "bytes_in": Path("photo.png").stat().st_size,
+        "bytes_out": size,
+        "bits_per_dimension": 8 * size / (12 * 9 * 3),
+        "model": "tiny",
+        "effort": "default",
+        "tiles": {"default": 1},
+    }
+
+
+@pytest.mark.usefixtures("folder")
+def test_quiet() -> None:
+    result = done(f"encode {MODEL} photo.png new.dfc --quiet")
+    assert (result.stdout, result.stderr) == ("", "")
+    result = done(f"decode {MODEL} photo.dfc new.png -q")
+    assert (result.stdout, result.stderr) == ("", "")
+
+
+@pytest.mark.usefixtures("folder")
+def test_force_overwrites(files: dict[str, bytes]) -> None:
+    Path("photo.dfc").write_bytes(b"old")
+    done(f"encode {MODEL} photo.png --force")
+    assert Path("photo.dfc").read_bytes() == files["photo.dfc"]
+    Path("photo.png").write_bytes(b"old")
+    done(f"decode {MODEL} photo.dfc -f")
+    assert same_image("photo.png")
+
+
+@pytest.mark.usefixtures("folder")
+def test_timesteps() -> None:
+    for timestep in range(TIMESTEPS["default"] + 1):
+        done(f"decode {MODEL} photo.dfc {timestep}.png --timestep {timestep}")
+        with Image.open(f"{timestep}.png") as image:
+            assert (image.mode, image.size) == ("RGB", (12, 9))
+        assert same_image(f"{timestep}.png") == (timestep == 0)
+
+
+# --- several inputs -------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("folder")
+def test_one_failure_does_not_stop_the_rest(files: dict[str, bytes]) -> None:
+    result = run(f"encode {MODEL} --json --output-dir folder cut.png photo.png text.txt")
+    assert result.exit_code == 1
+    failed, coded, failed_too = map(json.loads, result.stdout.splitlines())
+    assert (failed["input"], failed["exit_code"]) == ("cut.png", 1)
+    assert (failed_too["input"], failed_too["exit_code"]) == ("text.txt", 1)
+    assert coded["output"] == "folder/photo.dfc"
+    *_, last = result.stderr.splitlines()
+    assert last == "diffcodec: 2 of 3 inputs failed: cut.png, text.txt"
+    assert [path.name for path in Path("folder").iterdir()] == ["photo.dfc"]
+    assert Path("folder/photo.dfc").read_bytes() == files["photo.dfc"]
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("paths", "code"),
+    [
+        ("photo.dfc marked.dfc alpha.dfc", 0),
+        ("cut.dfc photo.dfc", 3),
+        ("cut.dfc flipped.dfc", 3),
+        ("missing.dfc photo.dfc", 1),
+        ("cut.dfc photo.dfc missing.dfc", 1),
+    ],
+)
+def test_verify_several(paths: str, code: int) -> None:
+    result = run(f"verify {MODEL} {paths}")
+    assert result.exit_code == code
+    good = [path for path in paths.split() if path in ("photo.dfc", "marked.dfc", "alpha.dfc")]
+    assert result.stdout == "".join(f"{path}: OK\n" for path in good)
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    "command",
+    [
+        "encode",
+        "encode a.png b.dfc c.dfc",
+        "encode photo.png other.jpg --force",
+        "encode photo.png -o folder/x.PNG",
+        "encode a.png b.png -o out.dfc",
+        "encode a.png -o out.dfc --output-dir folder",
+        "encode - --output-dir folder",
+        "encode a/x.png b/x.jpg --output-dir folder",
+        "encode photo.png - --json",
+        "encode photo.png --effort fastest",
+        "decode photo.dfc --timestep -1",
+        "decode photo.dfc --timestep many",
+        "info",
+        "nothing",
+        "train --data folder",
+        "train --data folder --out run --channels 8,,8",
+        "train --data folder --out run --channels 8,0",
+        "train --data folder --out run --channels 8,8 --blocks 1",
+        "train --data folder --out run --channels 8,8 --blocks 1,1 --crop 18",
+        "train --data folder --out run --loss l3",
+        "train --data folder --out run --batch 7",
+        "train --data folder --out run --resume --init tiny.safetensors",
+    ],
+)
+def test_wrong_usage(command: str) -> None:
+    before = tree()
+    result = run(command)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("Usage: diffcodec")
+    assert tree() == before
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("command", "code", "path", "message"),
+    [
+        ("encode missing.png", 1, "missing.png", "No such file.*; check the path"),
+        ("encode folder", 1, "folder", "Is a directory; give"),
+        ("encode text.txt", 1, "text.txt", "no image.*; convert"),
+        ("encode empty", 1, "empty", "no image.*; convert"),
+        ("encode cut.png new.dfc", 1, "cut.png", "damaged or cut short.*; get a whole copy"),
+        ("encode animated.gif", 1, "animated.gif", "2 frames, expected one: choose it"),
+        ("encode marked.dfc new.dfc", 1, "marked.dfc", "coded already; .*use decode"),
+        ("encode photo.png", 1, "photo.dfc", "exists already; .*--force"),
+        ("encode photo.png link --force", 1, "photo.png", "the input itself; give another"),
+        ("encode photo.png folder", 1, "folder", "is a folder; give"),
+        ("encode photo.png nowhere/out.dfc", 1, "nowhere/out.dfc", "no folder nowhere; check"),
+        ("encode photo.png --output-dir nowhere", 1, "nowhere/photo.dfc", "no folder nowhere"),
+        ("encode photo.png /dev/full", 1, "/dev/full", "No space left on device; free some"),
+        ("decode missing.dfc", 1, "missing.dfc", "No such file.*; check the path"),
+        ("decode folder", 1, "folder", "Is a directory; give"),
+        ("decode text.txt", 3, "text.txt", "not a diffcodec file .*; give"),
+        ("decode photo.png new.png", 3, "photo.png", "not a diffcodec file .*; give"),
+        ("decode empty", 3, "empty", "the data is empty"),
+        ("decode cut.dfc new.png", 3, "cut.dfc", "the file ends early.*; get the whole file again"),
+        ("decode flipped.dfc", 3, "flipped.dfc", "damaged.*; get the file again"),
+        ("decode newer.dfc", 3, "newer.dfc", "version 1.*newer diffcodec is needed"),
+        ("decode huge.dfc", 3, "huge.dfc", "pixels, the limit is"),
+        ("decode photo.dfc new.png --timestep 99", 1, "photo.dfc", "timesteps 0 .exact. to 6"),
+        ("decode photo.dfc", 1, "photo.png", "exists already; .*--force"),
+        ("decode photo.dfc new.jpg", 1, "new.jpg", "found suffix '.jpg'.*write .png"),
+        ("decode alpha.dfc new.bmp", 1, "alpha.dfc", "does not keep mode RGBA: write PNG"),
+        ("verify missing.dfc", 1, "missing.dfc", "No such file"),
+        ("verify text.txt", 3, "text.txt", "not a diffcodec file"),
+        ("verify cut.dfc", 3, "cut.dfc", "ends early"),
+        ("verify flipped.dfc", 3, "flipped.dfc", "damaged"),
+        ("info missing.dfc", 1, "missing.dfc", "No such file"),
+        ("info folder", 1, "folder", "Is a directory"),
+        ("info text.txt", 3, "text.txt", "not a diffcodec file"),
+        ("info cut.dfc", 3, "cut.dfc", "ends early"),
+        ("info newer.dfc", 3, "newer.dfc", "newer diffcodec"),
+    ],
+)
+def test_bad_input(command: str, code: int, path: str, message: str) -> None:
+    Path("link").symlink_to("photo.png")
+    fails_in_one_line(f"{command} {MODEL}", code, path, message)
+
+
+def fails_in_one_line(command: str, code: int, path: str, message: str) -> None:
+    before = tree()
+    result = run(command)
+    assert result.exit_code == code, result.stderr
+    assert result.stdout == ""
+    assert re.fullmatch(f"diffcodec: {path}: .*{message}.*\n", result.stderr), result.stderr
+    assert tree() == before
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("command", "path", "message"),
+    [
+        ("decode photo.dfc new.png", "photo.dfc", "none of the shipped ones.*--model"),
+        ("verify photo.dfc", "photo.dfc", "none of the shipped ones.*--model"),
+        ("decode photo.dfc new.png --model other.safetensors", "photo.dfc", "given is other"),
+        ("verify photo.dfc --model other.safetensors", "photo.dfc", "given is other"),
+        ("info photo.dfc --model other.safetensors", "photo.dfc", "given is other"),
+        ("encode photo.png new.dfc --model none", "none", "no model 'none'"),
+        ("decode photo.dfc new.png --model none", "none", "no model 'none'"),
+        ("info photo.dfc --model none", "none", "no model 'none'"),
+        ("encode photo.png new.dfc --model text.txt", ".*text.txt", "not a diffcodec model"),
+        ("decode photo.dfc new.png --model text.txt", ".*text.txt", "not a diffcodec model"),
+        ("verify photo.dfc --model folder", "folder", "no model 'folder'"),
+    ],
+)
+def test_wrong_model(command: str, path: str, message: str) -> None:
+    tiny_model(Path(), seed=1, name="other")
+    fails_in_one_line(command, 4, path, message)
+
+
+@pytest.mark.usefixtures("folder")
+def test_pixels_that_come_out_wrong() -> None:
+    """As on a machine whose arithmetic differs: the file is whole, its pixels are not."""
+    container = parse(Path("photo.dfc").read_bytes())
+    wrong = pack(type(container)(**vars(container) | {"pixel_crc": container.pixel_crc ^ 1}))
+    Path("wrong.dfc").write_bytes(wrong)
+    for command in ("verify wrong.dfc", "decode wrong.dfc"):
+        fails_in_one_line(f"{command} {MODEL}", 3, "wrong.dfc", "computed other probabilities")
+
+
+# --- info, models ---------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("name", ["photo.dfc", "marked.dfc"])
+def test_info_json(name: str, files: dict[str, bytes]) -> None:
+    """With marks and, coded again, without."""
+    found = json.loads(done(f"info {name} --json {MODEL}").stdout)
+    timesteps = found.pop("timesteps")
+    size = len(files[name])
+    assert found == {
+        "input": name,
+        "version": 0,
+        "mode": "RGB",
+        "width": 12,
+        "height": 9,
+        "bytes": size,
+        "bits_per_pixel": pytest.approx(8 * size / 108),
+        "bits_per_dimension": pytest.approx(8 * size / 324),
+        "model_id": parse(files[name]).model.hex(),
+        "model": "tiny",
+        "tiles": {"default": 1},
+        "metadata_bytes": {},
+    }
+    assert [row["timestep"] for row in timesteps] == [6, 5, 4, 3, 2, 1, 0]
+    levels = default_plan(6).levels
+    assert [row["noise_grey_levels"] for row in timesteps] == [*reversed(levels), 0]
+    [marked] = parse(files["marked.dfc"]).tiles
+    expected = [32 * words for words in marked.marks] + [8 * len(marked.payload)]
+    assert [row["bits"] for row in timesteps] == expected
+    assert expected == sorted(expected)
+
+
+@pytest.mark.usefixtures("folder")
+def test_info_text() -> None:
+    lines = done(f"info marked.dfc photo.dfc {MODEL}").stdout.splitlines()
+    assert [lines[0], lines[len(lines) // 2]] == ["marked.dfc", "photo.dfc"]
+    assert "  image     12 x 9 RGB" in lines
+    assert "  tiles     1 default" in lines
+    assert sum(line.startswith("  default  ") for line in lines) == 2 * (6 + 1)
+
+
+@pytest.mark.usefixtures("folder")
+def test_info_of_an_unknown_model() -> None:
+    """Everything but the noise levels; without marks, not the bits either."""
+    unmarked, marked = map(json.loads, done("info photo.dfc marked.dfc --json").stdout.splitlines())
+    assert unmarked["model"] is marked["model"] is None
+    assert unmarked["timesteps"] == [
+        {"effort": "default", "timestep": 0, "noise_grey_levels": 0, "bits": ANY_INT}
+    ]
+    assert [row["noise_grey_levels"] for row in marked["timesteps"]] == [None] * 6 + [0]
+    assert "not a shipped one (" in done("info marked.dfc").stdout
+
+
+class _AnyInt:
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, int)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+ANY_INT = _AnyInt()
+
+
+@pytest.mark.usefixtures("folder")
+def test_info_of_other_coders() -> None:
+    found = json.loads(done("info alpha.dfc --json").stdout)
+    assert (found["model"], found["model_id"], found["timesteps"]) == (None, None, [])
+    assert "none needed" in done("info alpha.dfc").stdout
+
+
+@pytest.fixture
+def shipped(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffcodec.model_file.MODEL_FOLDER", tiny.parent)
+
+
+@pytest.mark.usefixtures("folder", "shipped")
+def test_models(tiny: Path) -> None:
+    parameters = sum(tensor.numel() for tensor in load_file(tiny).values())
+    name, *rows = done("models").stdout.splitlines()
+    assert name == "tiny"
+    assert dict(row.split(maxsplit=1) for row in rows) == {
+        "id": load_model(tiny).info.id.hex(),
+        "parameters": str(parameters),
+        "size": f"{tiny.stat().st_size} bytes",
+        "timesteps": "fast 4, default 6, best 8",
+        "data": "none",
+    }
+
+
+@pytest.mark.usefixtures("folder", "shipped")
+def test_a_shipped_model_is_found() -> None:
+    done("verify photo.dfc")
+    done("decode photo.dfc new.png")
+    done("encode photo.png new.dfc --model tiny")
+    assert json.loads(done("info photo.dfc --json").stdout)["model"] == "tiny"
+    fails_in_one_line("encode photo.png other.dfc", 4, "photo", "expected one of tiny")
+
+
+def test_without_shipped_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffcodec.model_file.MODEL_FOLDER", tmp_path)
+    result = done("models")
+    assert result.stdout == ""
+    assert "--model" in result.stderr
+
+
+# --- train ----------------------------------------------------------------------------------------
+
+RUN = (
+    "train --data pictures --out run --batch 8 --crop 16 --channels 8,8 --blocks 1,1 "
+    "--no-compile --precision float32"
+)
+
+
+@pytest.fixture
+def pictures(folder: Path) -> None:
+    (folder / "pictures").mkdir()
+    for i in range(3):
+        picture((24, 20), i).save(folder / "pictures" / f"{i}.png")
+
+
+@pytest.mark.usefixtures("pictures")
+def test_train_and_resume() -> None:
+    done(f"{RUN} --steps 1")
+    config = json.loads(Path("run/config.json").read_text())
+    assert (config["steps"], config["crop"], config["compile"]) == (1, 16, False)
+    assert config["network"]["channels"] == [8, 8]
+
+    before = tree()
+    result = run(f"{RUN} --steps 2")
+    assert result.exit_code == 1
+    assert re.fullmatch("diffcodec: run: it holds a run already; .*--resume.*\n", result.stderr)
+    assert tree() == before
+
+    done("train --data pictures --out run --resume --steps 2")
+    resumed = json.loads(Path("run/config.json").read_text())
+    assert resumed == config | {"steps": 2}
+    steps = [json.loads(line)["step"] for line in Path("run/log.jsonl").read_text().splitlines()]
+    assert steps == [1, 2]
+
+    fails_in_one_line(
+        f"{RUN} --resume --channels 16,16", 1, "run", "of another network.*; give the options"
+    )
+
+
+@pytest.mark.usefixtures("pictures")
+def test_a_run_leaves_a_model() -> None:
+    done(f"{RUN} --steps 1")
+    done("encode photo.png trained.dfc --model run/model.safetensors")
+    done("verify trained.dfc --model run/model.safetensors")
+
+
+@pytest.mark.usefixtures("pictures")
+def test_train_from_a_model() -> None:
+    result = done(
+        "train --data pictures --out run --batch 8 --crop 16 --no-compile --precision float32 "
+        "--steps 1 --init tiny.safetensors"
+    )
+    assert json.loads(result.stdout.splitlines()[-1])["step"] == 1
+    assert json.loads(Path("run/config.json").read_text())["network"]["channels"] == [8, 8]
+
+
+@pytest.mark.usefixtures("pictures")
+@pytest.mark.parametrize(
+    ("command", "code", "path", "message"),
+    [
+        ("train --data missing --out run", 1, "missing", "no such folder; --data takes"),
+        ("train --data folder --out run", 1, "folder", "holds no images"),
+        ("train --data pictures --out run", 1, "pictures", "at least 64 pixels.*--crop"),
+        ("train --data pictures --out text.txt", 1, "text.txt", "not a folder"),
+        (f"{RUN} --resume", 1, "run", "no run to continue; leave out --resume"),
+        (f"{RUN} --init text.txt", 4, ".*text.txt", "not a diffcodec model"),
+    ],
+)
+def test_train_on_bad_input(command: str, code: int, path: str, message: str) -> None:
+    fails_in_one_line(command, code, path, message)
+
+
+@pytest.mark.usefixtures("folder")
+def test_train_shows_the_defaults_of_a_run() -> None:
+    from diffcodec.train import TrainConfig
+
+    text = " ".join(done("train --help").stdout.split())
+    assert f"[default: {TrainConfig.steps};" in text
+    assert f"[default: {TrainConfig.learning_rate}]" in text
+    assert f"[default: {','.join(map(str, TrainConfig.network.channels))}]" in text
+
+
+# --- processes ------------------------------------------------------------------------------------
+
+
+def process(
+    *arguments: str, stdin: bytes = b"", stdout: int = subprocess.PIPE
+) -> "subprocess.CompletedProcess[bytes]":
+    return subprocess.run(
+        [sys.executable, "-m", "diffcodec", *arguments],
+        input=stdin,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+
+
+def closed_pipe() -> int:
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_real_process_encodes_from_and_to_pipes(tiny: Path) -> None:
+    image = io.BytesIO()
+    picture().convert("RGBA").save(image, "PNG")
+    result = process("encode", "--model", str(tiny), "-", stdin=image.getvalue())
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert result.stdout == Path("alpha.dfc").read_bytes()
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    "arguments", [("info", "marked.dfc"), ("decode", "alpha.dfc", "-")], ids=["text", "data"]
+)
+def test_a_full_device(arguments: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        result = process(*arguments, stdout=full.fileno())
+    assert result.returncode == 1
+    assert result.stderr == (
+        b"diffcodec: standard output: No space left on device; free some space and run it again\n"
+    )
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    "arguments", [("info", "marked.dfc"), ("decode", "alpha.dfc", "-")], ids=["text", "data"]
+)
+def test_a_closed_pipe_is_silent(arguments: tuple[str, ...]) -> None:
+    writer = closed_pipe()
+    try:
+        result = process(*arguments, stdout=writer)
+    finally:
+        os.close(writer)
+    assert (result.returncode, result.stderr) == (1, b"")
+
+
+WITHOUT_TORCH = """
+import sys
+from diffcodec.cli import cli
+for command in ("--help", "encode --help", "models", "info marked.dfc alpha.dfc cut.dfc"):
+    try:
+        cli(command.split(), standalone_mode=False)
+    except SystemExit as e:
+        assert e.code == 3, command
+heavy = {"torch", "scipy", "PIL", "constriction"} & set(sys.modules)
+sys.exit(f"imported: {heavy}" if heavy else 0)
+"""
+
+
+@pytest.mark.usefixtures("folder")
+def test_no_torch_where_none_is_needed() -> None:
+    code = [sys.executable, "-c", WITHOUT_TORCH]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(code, capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.usefixtures("folder")
+def test_info_is_fast() -> None:
+    """By the processor's time: a busy machine does not count."""
+
+    def seconds() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    start = seconds()
+    assert process("info", "marked.dfc").returncode == 0
+    assert seconds() - start < 0.5
+
+
+def test_version() -> None:
+    from diffcodec import __version__
+
+    result = process("--version")
+    assert result.stdout.decode() == f"diffcodec, version {__version__}\n"
+
+
+def test_every_command_has_help() -> None:
+    commands: dict[str, Callable[..., object]] = dict(cli.commands)
+    assert set(commands) == {"encode", "decode", "info", "verify", "models", "train"}
+    for name in commands:
+        text = done(f"{name} --help").stdout
+        assert text.startswith(f"Usage: diffcodec {name}")
+
+
+def test_the_manual_names_every_option() -> None:
+    manual = (ROOT / "docs" / "cli.md").read_text()
+    for name, command in cli.commands.items():
+        done(f"{name} --help")  # the options of train are made on demand
+        section = manual.split(f"## {name}\n")[1].split("\n## ")[0]
+        for parameter in command.params:
+            for option in [*parameter.opts, *parameter.secondary_opts]:
+                if option.startswith("-"):
+                    assert f"`{option}" in section, (name, option)

@@ -1,0 +1,557 @@
+"""Images through whole files: exact, or refused by one of our errors."""
+
+import io
+import struct
+import zlib
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from tiny import TIMESTEPS, tiny_model
+
+from diffcodec import codec
+from diffcodec.chain import (
+    OutOfRangeError,
+    Posterior,
+    TileChain,
+    decode_tile,
+    encode_tile,
+    most_seed_words,
+)
+from diffcodec.codec import decode, encode, encode_many, measure_marks
+from diffcodec.color import DOMAINS
+from diffcodec.container import CHAIN_CODERS, MAGIC, MODES, Tile, pack, parse
+from diffcodec.errors import (
+    CorruptError,
+    DiffcodecError,
+    FormatError,
+    LimitError,
+    ModelMismatchError,
+    TruncatedError,
+    UnsupportedError,
+)
+from diffcodec.models import Model, load_model
+from diffcodec.plan import Plan, default_plan
+
+SIZES = [(1, 1), (1, 7), (11, 1), (2, 3), (13, 17), (31, 33), (32, 32), (33, 31)]
+HEADER_BYTES = 34  # at most, without metadata: 14 to the checksum, varints of 5, a tile's fields
+BITS = {"1": 1, "L": 8, "LA": 16, "P": 8, "RGB": 24, "RGBA": 32, "I;16": 16}
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Path) -> Model:
+    return load_model(tiny)
+
+
+@pytest.fixture
+def chain_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The chain of a random network never wins: let the other coders fail to compress."""
+    monkeypatch.setattr(codec, "encode_fallback", lambda image: ("raw", bytes(1 << 22)))
+
+
+def smooth(size: tuple[int, int], mode: str = "RGB", seed: int = 0) -> Image.Image:
+    """Waves with a little noise, every channel different."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[: size[1], : size[0]]
+    waves = [np.sin(x / (5 + c) + c) + np.cos(y / (7 - c)) for c in range(3)]
+    rgb = 128 + 50 * np.stack(waves, -1) + rng.normal(0, 3, (size[1], size[0], 3))
+    image = Image.fromarray(np.clip(rgb, 0, 255).astype(np.uint8))
+    return image if mode == "RGB" else image.convert(mode)
+
+
+def noise(size: tuple[int, int], mode: str) -> Image.Image:
+    """Every sample random."""
+    rng = np.random.default_rng(1)
+    row_bits = size[0] * BITS[mode]
+    data = rng.integers(0, 256, (size[1], -(-row_bits // 8)), dtype=np.uint8)
+    if mode == "1":
+        data[:, -1] &= 0xFF << (-size[0] % 8) & 0xFF
+    image = Image.frombytes(mode, size, data.tobytes())
+    if mode == "P":
+        image.putpalette(rng.integers(0, 256, 768, dtype=np.uint8).tobytes())
+    return image
+
+
+def coders(data: bytes) -> set[str]:
+    return {tile.coder for tile in parse(data).tiles}
+
+
+def assert_same(found: Image.Image, expected: Image.Image) -> None:
+    assert (found.mode, found.size) == (expected.mode, expected.size)
+    assert found.tobytes() == expected.tobytes()
+    assert found.getpalette() == expected.getpalette()
+
+
+# --- exact ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("chain_only")
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("size", SIZES)
+def test_the_chain_codes_any_size_exactly(model: Model, size: tuple[int, int], mode: str) -> None:
+    for image in (smooth(size, mode), noise(size, mode)):
+        data = encode(image, model)
+        assert coders(data) == {"default"}
+        assert_same(decode(data, model=model), image)
+
+
+@pytest.mark.usefixtures("chain_only")
+def test_an_image_of_several_tiles(model: Model) -> None:
+    image = smooth((521, 37))
+    data = encode(image, model, "fast")
+    assert [(box.left, box.width) for box in parse(data).boxes()] == [(0, 264), (264, 257)]
+    assert coders(data) == {"fast"}
+    assert_same(decode(data, model=model), image)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (17, 13), (33, 32)])
+@pytest.mark.parametrize("mode", MODES.values())
+def test_every_mode(model: Model, mode: str, size: tuple[int, int]) -> None:
+    for image in (noise(size, mode), Image.new(mode, size)):
+        assert_same(decode(encode(image, model), model=model), image)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((5, 7), "bool"),
+        ((5, 7), "uint8"),
+        ((5, 7, 1), "uint8"),
+        ((5, 7, 2), "uint8"),
+        ((5, 7, 3), "uint8"),
+        ((5, 7, 4), "uint8"),
+        ((5, 7), "uint16"),
+    ],
+)
+def test_arrays(model: Model, shape: tuple[int, ...], dtype: str) -> None:
+    array = np.random.default_rng(0).integers(0, 2 if dtype == "bool" else 256, shape).astype(dtype)
+    if dtype == "uint16":
+        array = array * 257
+    decoded = np.asarray(decode(encode(array, model), model=model))
+    assert decoded.dtype == array.dtype
+    assert np.array_equal(decoded, array.reshape(decoded.shape))
+
+
+def test_metadata_come_back(model: Model) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: stays metadata
+    image = smooth((9, 5))
+    image.info = {"exif": exif.tobytes(), "icc_profile": b"a profile", "dpi": (300.0, 72.0)}
+    decoded = decode(encode(image, model), model=model)
+    assert decoded.info == image.info
+    assert_same(decoded, image)
+
+
+@pytest.mark.usefixtures("chain_only")
+@pytest.mark.parametrize("effort", CHAIN_CODERS)
+def test_effort_names_the_plan(model: Model, effort: str) -> None:
+    image = smooth((24, 16))
+    data = encode(image, model, effort)
+    assert coders(data) == {effort}
+    assert parse(data).tiles[0].marks == ()
+    assert len(measure_marks(data, model).tiles[0].marks) == TIMESTEPS[effort]
+    assert_same(decode(data, model=model), image)
+
+
+def test_unknown_effort(model: Model) -> None:
+    with pytest.raises(UnsupportedError, match=r"'fastest'.*fast, default, best"):
+        encode(smooth((2, 2)), model, "fastest")
+
+
+def test_an_effort_that_the_model_lacks(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="no plan 'best'"):
+        encode(smooth((2, 2)), str(tiny_model(tmp_path, efforts=("fast",))), "best")
+
+
+@pytest.mark.usefixtures("chain_only")
+def test_many_images_as_each_alone(model: Model) -> None:
+    sizes = [(8, 8), (9, 5), (8, 8), (1, 1), (32, 32), (8, 8), (32, 32)]
+    images = [smooth(size, mode, i) for i, size in enumerate(sizes) for mode in ("RGB", "L")]
+    together = encode_many(images, model)
+    assert together == [encode(image, model) for image in images]
+    for data, image in zip(together, images, strict=True):
+        assert_same(decode(data, model=model), image)
+
+
+@pytest.mark.usefixtures("chain_only")
+def test_groups_of_a_batch_do_not_matter(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [smooth((16, 16), seed=i) for i in range(5)]
+    together = encode_many(images, model)
+    monkeypatch.setattr(codec, "BATCH_PIXELS", 600)
+    assert encode_many(images, model) == together
+
+
+def test_no_images(model: Model) -> None:
+    assert encode_many([], model) == []
+
+
+@pytest.mark.usefixtures("chain_only")
+def test_tiles_of_different_efforts(model: Model) -> None:
+    image = smooth((521, 9))
+    default, fast = (parse(encode(image, model, effort)) for effort in ("default", "fast"))
+    mixed = pack(replace(default, tiles=(default.tiles[0], fast.tiles[1])))
+    assert_same(decode(mixed, model=model), image)
+
+
+# --- never worse ----------------------------------------------------------------------------------
+
+
+def pictures() -> dict[str, Image.Image]:
+    y, x = np.mgrid[:96, :80]
+    screen = np.full((96, 80, 3), 250, np.uint8)
+    screen[:12] = (40, 60, 90)
+    screen[20:90:6, 8:60] = (20, 20, 20)
+    screen[30:60, 50:78] = (200, 30, 30)
+    return {
+        "flat": Image.new("L", (96, 80), 77),
+        "single colour": Image.new("RGB", (1, 1), (1, 2, 3)),
+        "one colour": Image.new("RGB", (300, 200), (1, 2, 3)),
+        "screenshot": Image.fromarray(screen),
+        "checkerboard": Image.fromarray(((x + y) % 2 * 255).astype(np.uint8)),
+        "noise": noise((64, 48), "RGB"),
+        "grey noise": noise((64, 48), "L"),
+        "bilevel noise": noise((61, 48), "1"),
+        "deep noise": noise((61, 48), "I;16"),
+        "translucent noise": noise((31, 48), "RGBA"),
+        "large noise": noise((530, 20), "RGB"),
+        "photograph": smooth((70, 50)),
+    }
+
+
+@pytest.mark.parametrize("name", pictures())
+def test_never_larger_than_webp_or_raw(model: Model, name: str) -> None:
+    image = pictures()[name]
+    limits = [len(image.tobytes())]
+    if image.mode in ("RGB", "RGBA", "L"):
+        for options in ({}, {"quality": 100, "method": 5}):
+            webp = io.BytesIO()
+            color = image.convert("RGB") if image.mode == "L" else image
+            color.save(webp, "WEBP", lossless=True, exact=True, **options)
+            limits.append(len(webp.getvalue()))
+    data = encode(image, model)
+    assert len(data) <= min(limits) + HEADER_BYTES
+    assert_same(decode(data, model=model), image)
+
+
+# --- timesteps ------------------------------------------------------------------------------------
+
+
+def rms(a: Image.Image, b: Image.Image) -> float:
+    return float(np.sqrt(np.mean((np.asarray(a, float) - np.asarray(b, float)) ** 2)))
+
+
+@pytest.mark.usefixtures("chain_only")
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_timesteps_from_exact_to_flat(model: Model, mode: str) -> None:
+    image = smooth((40, 24), mode)
+    data = encode(image, model)
+    last = TIMESTEPS["default"]
+    errors = []
+    for timestep in range(last + 1):
+        coarse = decode(data, timestep, model)
+        assert (coarse.mode, coarse.size) == (image.mode, image.size)
+        errors.append(rms(coarse, image))
+    assert errors[0] == 0
+    assert 0 < errors[1] < errors[last]
+    assert float(np.asarray(coarse, float).std((0, 1)).max()) < 12 < np.asarray(image, float).std()
+    for timestep in (-1, last + 1):
+        with pytest.raises(UnsupportedError, match=f"timesteps 0 .exact. to {last}"):
+            decode(data, timestep, model)
+
+
+def test_other_coders_have_no_timesteps(model: Model) -> None:
+    data = encode(noise((8, 8), "RGBA"), model)
+    with pytest.raises(UnsupportedError, match="timestep 1"):
+        decode(data, 1, model)
+
+
+@pytest.mark.usefixtures("chain_only")
+@pytest.mark.parametrize("effort", CHAIN_CODERS)
+def test_marks_are_measured_as_they_are_written(
+    model: Model, effort: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = smooth((521, 12))
+    plain = encode(image, model, effort)
+    assert not any(tile.marks for tile in parse(plain).tiles)
+    monkeypatch.setattr(codec, "MARKS_FROM_PIXELS", 1)
+    marked = encode(image, model, effort)
+    assert all(len(tile.marks) == TIMESTEPS[effort] for tile in parse(marked).tiles)
+    assert measure_marks(plain, model) == parse(marked)
+    assert measure_marks(marked, model) == parse(marked)
+    assert_same(decode(marked, model=model), image)
+
+
+# --- damage ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small(model: Model) -> Iterator[tuple[bytes, Image.Image]]:
+    """A file of one chain tile, and its image."""
+    image = smooth((4, 3))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(codec, "encode_fallback", lambda image: ("raw", bytes(1 << 12)))
+        data = encode(image, model)
+    assert coders(data) == {"default"}
+    assert len(data) < 200
+    yield data, image
+
+
+def test_cut_at_every_byte(model: Model, small: tuple[bytes, Image.Image]) -> None:
+    data, _ = small
+    for end in range(1, len(data)):
+        with pytest.raises(TruncatedError):
+            decode(data[:end], model=model)
+    with pytest.raises(FormatError):
+        decode(b"", model=model)
+
+
+def test_every_flipped_bit_is_found(model: Model, small: tuple[bytes, Image.Image]) -> None:
+    data, _ = small
+    for bit in range(8 * len(data)):
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(DiffcodecError):
+            decode(bytes(damaged), model=model)
+
+
+@pytest.mark.parametrize("mode", ["1", "P", "RGBA", "I;16"])
+def test_every_flipped_bit_of_other_coders_is_found(model: Model, mode: str) -> None:
+    data = encode(noise((3, 3), mode), model)
+    for bit in range(8 * min(len(data), 120)):
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(DiffcodecError):
+            decode(bytes(damaged), model=model)
+
+
+def test_flipped_bits_under_a_valid_checksum_are_found(
+    model: Model, small: tuple[bytes, Image.Image]
+) -> None:
+    """What the file's own checksum cannot tell, that of the pixels does."""
+    container = parse(small[0])
+    payload = container.tiles[0].payload
+    for bit in range(0, 8 * len(payload), 11):
+        damaged = bytearray(payload)
+        damaged[bit // 8] ^= 1 << bit % 8
+        tile = replace(container.tiles[0], payload=bytes(damaged))
+        with pytest.raises(CorruptError, match="other probabilities"):
+            decode(pack(replace(container, tiles=(tile,))), model=model)
+
+
+@pytest.mark.usefixtures("chain_only")
+def test_a_shift_by_one_unit_in_the_last_place_is_found(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = Model.posterior_x
+
+    def shifted(self: Model, z: Any, sigma: float) -> tuple[Any, Any]:
+        mean, variance = exact(self, z, sigma)
+        return np.nextafter(mean.astype(np.float32), np.float32(np.inf)).astype(float), variance
+
+    data = encode(smooth((16, 16)), model)
+    monkeypatch.setattr(Model, "posterior_x", shifted)
+    with pytest.raises(CorruptError, match="other probabilities"):
+        decode(data, model=model)
+
+
+@given(st.binary(max_size=120), st.integers(0, 2**35 - 1), st.sampled_from(CHAIN_CODERS))
+def test_arbitrary_chain_payloads(
+    model: Model, small: tuple[bytes, Image.Image], payload: bytes, seed_words: int, coder: str
+) -> None:
+    container = parse(small[0])
+    tile = Tile(coder, payload[: len(payload) // 4 * 4], seed_words)
+    with pytest.raises(CorruptError):
+        decode(pack(replace(container, tiles=(tile,))), model=model)
+
+
+@given(st.sampled_from(list(MODES.values())), st.sampled_from(["raw", "webp", "png"]), st.binary())
+def test_arbitrary_other_payloads(model: Model, mode: str, coder: str, payload: bytes) -> None:
+    whole = parse(encode(Image.new(mode, (4, 3)), model))
+    with pytest.raises(FormatError):
+        decode(pack(replace(whole, tiles=(Tile(coder, payload),))), model=model)
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 1), st.binary(max_size=3), st.integers(0, 3)), min_size=1),
+    st.booleans(),
+)
+@settings(max_examples=200)
+def test_mutated_files(
+    model: Model,
+    small: tuple[bytes, Image.Image],
+    mutations: list[tuple[float, bytes, int]],
+    repair: bool,
+) -> None:
+    """Bytes replaced, inserted and removed; also with the last checksum made good again."""
+    data, image = small
+    for place, inserted, removed in mutations:
+        at = int(place * len(data))
+        data = data[:at] + inserted + data[at + removed :]
+    if repair and len(data) > 4:
+        data = data[:-4] + struct.pack("<I", zlib.crc32(data[:-4]))
+    with suppress(DiffcodecError):
+        assert_same(decode(data, model=model), image)
+
+
+@given(st.binary(max_size=64), st.booleans())
+def test_arbitrary_bytes(data: bytes, with_magic: bool) -> None:
+    with pytest.raises(DiffcodecError):
+        decode(MAGIC + data if with_magic else data)
+
+
+def test_one_error_for_each_damage(model: Model, small: tuple[bytes, Image.Image]) -> None:
+    data, _ = small
+    png = io.BytesIO()
+    Image.new("L", (2, 2)).save(png, "PNG")
+    huge = MAGIC + b"\x00\x05" + 2 * b"\xff\xff\xff\xff\x07" + bytes(50)
+    errors: dict[bytes, type[DiffcodecError]] = {
+        b"": FormatError,
+        b"some text\n": FormatError,
+        png.getvalue(): FormatError,
+        MAGIC: TruncatedError,
+        data[:-1]: TruncatedError,
+        data + b"\x00": FormatError,
+        data[:-1] + bytes([data[-1] ^ 1]): CorruptError,
+        MAGIC + b"\x01" + data[5:]: UnsupportedError,
+        huge: LimitError,
+    }
+    for damaged, expected in errors.items():
+        with pytest.raises(DiffcodecError) as caught:
+            decode(damaged, model=model)
+        assert type(caught.value) is expected, damaged
+
+
+# --- models ---------------------------------------------------------------------------------------
+
+
+def test_the_wrong_model(tmp_path: Path, small: tuple[bytes, Image.Image], model: Model) -> None:
+    data, _ = small
+    other = tiny_model(tmp_path, seed=1, name="other")
+    with pytest.raises(ModelMismatchError, match=f"{model.info.id.hex()}.*other"):
+        decode(data, model=str(other))
+    with pytest.raises(ModelMismatchError, match=f"{model.info.id.hex()}.*none of the shipped"):
+        decode(data)
+
+
+def test_a_tampered_model(tmp_path: Path, tiny: Path, small: tuple[bytes, Image.Image]) -> None:
+    data = bytearray(tiny.read_bytes())
+    data[-1] ^= 1
+    tampered = tmp_path / "tiny.safetensors"
+    tampered.write_bytes(data)
+    with pytest.raises(ModelMismatchError, match="give the model that it was encoded with"):
+        decode(small[0], model=str(tampered))
+
+
+def test_files_without_a_chain_need_no_model(model: Model) -> None:
+    image = noise((5, 5), "RGBA")
+    assert_same(decode(encode(image, model)), image)
+
+
+def test_weights_are_safetensors_only(tmp_path: Path) -> None:
+    torch_file = tmp_path / "weights.pt"
+    import torch
+
+    torch.save({"weight": torch.zeros(2)}, torch_file)
+    pickle_file = tmp_path / "weights.pkl"
+    pickle_file.write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
+    nested = tmp_path / "nested.safetensors"
+    nested.write_bytes(struct.pack("<Q", 1 << 20) + b"[" * (1 << 20))
+    for path in (torch_file, pickle_file, nested):
+        with pytest.raises(ModelMismatchError, match="not a diffcodec model file"):
+            load_model(path)
+    with pytest.raises(ModelMismatchError, match="no model 'nothing'"):
+        load_model("nothing")
+
+
+@given(st.data())
+@settings(max_examples=30)
+def test_mutated_models(tiny: Path, tmp_path_factory: Any, data: st.DataObject) -> None:
+    """Refused as no model, or another model."""
+    whole = tiny.read_bytes()
+    at = data.draw(st.integers(0, len(whole) - 1))
+    cut = data.draw(st.booleans())
+    other = whole[:at] if cut else whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :]
+    path = tmp_path_factory.mktemp("mutated") / "model.safetensors"
+    path.write_bytes(other)
+    with suppress(ModelMismatchError):
+        assert load_model(path).info.id != load_model(tiny).info.id
+
+
+# --- the chain alone ------------------------------------------------------------------------------
+
+
+def drive(job: Generator[Any, Posterior, Any], model: Callable[[Any], Posterior]) -> Any:
+    try:
+        request = next(job)
+        while True:
+            request = job.send(model(request.z))
+    except StopIteration as stop:
+        return stop.value
+
+
+def shrinking(z: Any) -> Posterior:
+    """A model that needs no network, and is wrong in a known way."""
+    return Posterior(0.875 * z + 16, np.full(z.shape, 30.0))
+
+
+@st.composite
+def tiles(draw: st.DrawFn) -> tuple[TileChain, Any]:
+    """A chain and an image: any integers that the domain has, grey ones too."""
+    color = draw(st.sampled_from(sorted(DOMAINS)))
+    shape = draw(st.tuples(st.integers(1, 12), st.integers(1, 12)))
+    coded = draw(st.sampled_from([1, 3])) if color == "ycocg" else 3
+    rng = np.random.default_rng(draw(st.integers(0, 1000)))
+    low = np.array([0, -255, -255] if color == "ycocg" else [0, 0, 0])[:, None, None]
+    spread = draw(st.sampled_from([0.0, 0.1, 1.0]))
+    x = np.rint(low * spread + rng.random((3, *shape)) * (255 - low) * spread)
+    x[coded:] = 0
+    plan: Plan = default_plan(draw(st.integers(2, 10)))
+    return TileChain(plan, DOMAINS[color], draw(st.integers(0, 3)), coded, shape), x
+
+
+def again(chain: TileChain, plan: Plan) -> TileChain:
+    return TileChain(plan, chain.domain, chain.tile, chain.coded, chain.shape[1:])
+
+
+@given(tiles(), st.integers(2, 10))
+def test_a_tile_comes_back_and_its_marks_suffice(tile: tuple[TileChain, Any], steps: int) -> None:
+    chain, x = tile
+    plan = default_plan(steps)
+    coded = drive(encode_tile(again(chain, plan), x), shrinking)
+    assert 0 <= coded.seed_words <= most_seed_words(chain)
+    whole = drive(decode_tile(again(chain, plan), coded.words, coded.seed_words), shrinking)
+    assert np.array_equal(whole, x)
+    assert len(coded.marks) == steps
+    assert list(coded.marks) == sorted(coded.marks)
+    assert coded.marks[-1] <= len(coded.words)
+    for timestep in range(1, steps + 1):
+        mark = coded.marks[-timestep]
+        parts = [coded.words, coded.words[:mark]]
+        means = [
+            drive(decode_tile(again(chain, plan), part, coded.seed_words, timestep), shrinking)
+            for part in parts
+        ]
+        assert np.array_equal(*means)
+        assert np.array_equal(means[0][chain.coded :], x[chain.coded :])
+
+
+@given(tiles())
+def test_another_model_does_not_decode(tile: tuple[TileChain, Any]) -> None:
+    """The seed does not come back, or the pixels are others."""
+    chain, x = tile
+    plan = default_plan(6)
+    coded = drive(encode_tile(again(chain, plan), x), shrinking)
+
+    def other(z: Any) -> Posterior:
+        return Posterior(0.5 * z + 60, np.full(z.shape, 90.0))
+
+    with suppress(ValueError, OutOfRangeError):
+        found = drive(decode_tile(again(chain, plan), coded.words, coded.seed_words), other)
+        assert not np.array_equal(found, x)

@@ -1,0 +1,251 @@
+"""The plain coders give every image back exactly, and never take more than WebP or the samples."""
+
+import io
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from diffcodec import fallback
+from diffcodec.errors import CorruptError, UnsupportedError
+from diffcodec.fallback import decode_fallback, encode_fallback
+from diffcodec.images import MODES
+
+CODERS = ("webp", "png", "raw")
+SIZES = [(1, 1), (1, 9), (31, 1), (7, 5), (33, 32)]
+
+
+def make_image(mode: str, size: tuple[int, int], levels: int, seed: int) -> Image.Image:
+    """Random samples; few levels make them compressible. Mode 1 has its row padding cleared."""
+    draw = np.random.default_rng(seed)
+    width, height = size
+    if mode == "1":
+        data = np.packbits(draw.integers(0, 2, (height, width), np.uint8), axis=1)
+    else:
+        channels = 2 if mode == "I;16" else len(mode)
+        data = draw.integers(0, levels, (height, width * channels)) * (255 // (levels - 1))
+    return Image.frombytes(mode, size, data.astype(np.uint8).tobytes())
+
+
+def assert_comes_back(image: Image.Image) -> tuple[str, bytes]:
+    coder, payload = encode_fallback(image)
+    back = decode_fallback(coder, payload, image.mode, image.size)
+    assert (back.mode, back.size, back.tobytes()) == (image.mode, image.size, image.tobytes())
+    assert back.info == {}
+    return coder, payload
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("levels", [2, 256])
+def test_every_mode_and_size_comes_back(mode, size, levels):
+    assert_comes_back(make_image(mode, size, levels, seed=0))
+
+
+@given(
+    st.sampled_from(MODES),
+    st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    st.sampled_from([2, 4, 256]),
+    st.integers(0, 2**32 - 1),
+)
+def test_any_image_comes_back(mode, size, levels, seed):
+    assert_comes_back(make_image(mode, size, levels, seed))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_webp_codes_every_mode(mode):
+    flat = Image.new(mode, (64, 64), 0 if mode in ("1", "L", "P", "I;16") else None)
+    coder, payload = assert_comes_back(flat)
+    assert coder == "webp"
+    assert len(payload) < 100
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_png_codes_every_mode_beyond_the_sides_of_webp(mode):
+    image = make_image(mode, (16384, 2), 2, seed=0)
+    image.paste(0 if mode in ("1", "L", "P", "I;16") else (0,) * len(mode), (8, 0, 16384, 2))
+    coder, _ = assert_comes_back(image)
+    assert coder == "png"
+
+
+def test_noise_is_coded_raw():
+    coder, payload = assert_comes_back(make_image("RGB", (32, 32), 256, seed=0))
+    assert (coder, len(payload)) == ("raw", 32 * 32 * 3)
+
+
+def test_hidden_color_under_alpha_zero_comes_back():
+    for mode in ("LA", "RGBA"):
+        image = make_image(mode, (64, 64), 2, seed=0)
+        for alpha in (0, 255):  # WebP has no alpha channel where all is opaque
+            image.putalpha(Image.new("L", image.size, alpha))
+            assert assert_comes_back(image)[0] == "webp"
+
+
+def test_metadata_changes_nothing():
+    image = make_image("P", (40, 40), 4, seed=0)
+    payload = encode_fallback(image)
+    image.putpalette(bytes(range(12)))
+    image.info.update(transparency=1, icc_profile=b"icc", exif=b"exif", dpi=(1, 2))
+    assert encode_fallback(image) == payload
+    keyed = make_image("L", (40, 40), 4, seed=0)
+    keyed.info["transparency"] = 0
+    assert_comes_back(keyed)
+
+
+def example(kind: str) -> Image.Image:
+    y, x = np.mgrid[:96, :96]
+    noise = np.random.default_rng(0).integers(0, 256, (96, 96, 3))
+    values = {
+        "flat": np.full((96, 96, 3), 77),
+        "noise": noise,
+        "checkerboard": np.repeat((x + y)[..., None] % 2 * 255, 3, axis=2),
+        "gradient": np.stack([x, y, x + y], axis=-1),
+        "screenshot": np.where(
+            (x // 7 * y // 11 % 5 == 0)[..., None], (20, 30, 60), (250, 250, 240)
+        ),
+        "photograph": np.stack([x, y, x + y], axis=-1) + noise // 32,
+    }
+    return Image.fromarray(values[kind].astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    "kind", ["flat", "noise", "checkerboard", "gradient", "screenshot", "photograph"]
+)
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+def test_never_larger_than_webp_or_raw(kind, mode):
+    image = example(kind).convert(mode)
+    _, payload = encode_fallback(image)
+    assert len(payload) <= len(image.tobytes())
+    webp = io.BytesIO()
+    image.save(webp, "WEBP", lossless=True, exact=True)
+    assert len(payload) <= len(webp.getvalue())
+
+
+def test_each_webp_setting_wins_somewhere(monkeypatch):
+    # Pillow's default in colour, the slower one in grey, the slowest on a palette.
+    color = example("photograph")
+    kinds = {"RGB": color, "L": color.convert("L"), "P": color.quantize(64)}
+    best = {mode: len(assert_comes_back(image)[1]) for mode, image in kinds.items()}
+    monkeypatch.setattr(fallback, "WEBP_PALETTE_MAX_PIXELS", 96 * 96 - 1)
+    assert len(encode_fallback(kinds["P"])[1]) > best["P"]
+    for mode, other in (("RGB", (6, 90)), ("L", (4, 80))):
+        monkeypatch.setattr(fallback, "WEBP_SETTINGS", (other,))
+        assert len(encode_fallback(kinds[mode])[1]) > best[mode]
+
+
+# --- refusals
+
+
+@given(
+    st.sampled_from(CODERS),
+    st.sampled_from(MODES),
+    st.tuples(st.integers(0, 9), st.integers(0, 9)),
+    st.binary(max_size=90),
+)
+def test_arbitrary_payloads_raise_only_our_error(coder, mode, size, payload):
+    header = {"webp": b"RIFF", "png": b"\x89PNG\r\n\x1a\n", "raw": b""}[coder]
+    for data in (payload, header + payload):
+        try:
+            image = decode_fallback(coder, data, mode, size)
+        except CorruptError:
+            continue
+        assert (image.mode, image.size) == (mode, size)
+
+
+@given(st.sampled_from(["webp", "png"]), st.data())
+def test_mutated_payloads_raise_only_our_error(coder, data):
+    image = Image.new("RGB", (12, 9), (1, 2, 3))
+    stream = io.BytesIO()
+    image.save(stream, coder, lossless=True)
+    payload = bytearray(stream.getvalue())
+    position = data.draw(st.integers(0, len(payload) - 1))
+    noise = data.draw(st.binary(min_size=1, max_size=8))
+    payload[position : position + len(noise)] = noise
+    with suppress(CorruptError):
+        assert decode_fallback(coder, bytes(payload), "RGB", (12, 9)).size == (12, 9)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("coder", CODERS)
+def test_cut_payloads_are_refused(coder, mode):
+    size = (16384, 2) if coder == "png" else (24, 24)
+    image = make_image(mode, size, 256, seed=0)
+    if coder != "raw":
+        image.paste(0 if mode in ("1", "L", "P", "I;16") else (0,) * len(mode), (2, 0, *size))
+    chosen, payload = encode_fallback(image)
+    if chosen != coder:
+        assert (coder, mode) == ("raw", "1")
+        return
+    for length in range(0, len(payload) // 2, len(payload) // 9 + 1):
+        with pytest.raises(CorruptError):
+            decode_fallback(coder, payload[:length], mode, size)
+
+
+def test_size_and_mode_must_match():
+    image = make_image("RGB", (24, 20), 2, seed=0)
+    coder, payload = encode_fallback(image)
+    assert coder == "webp"
+    for size in ((20, 24), (24, 21), (0, 20), (2**20, 2**20)):
+        with pytest.raises(CorruptError, match=r"found|damaged"):
+            decode_fallback(coder, payload, "RGB", size)
+    for mode in ("1", "L", "P", "I;16"):  # its channels differ
+        with pytest.raises(CorruptError, match=f"mode {'L' if mode == 'P' else mode} does not"):
+            decode_fallback(coder, payload, mode, (24, 20))
+    rgba = encode_fallback(make_image("RGBA", (24, 20), 2, seed=0))
+    assert rgba[0] == "webp"
+    with pytest.raises(CorruptError, match="mode RGBA"):
+        decode_fallback(*rgba, "RGB", (24, 20))
+    grey = encode_fallback(make_image("L", (24, 20), 4, seed=0))
+    with pytest.raises(CorruptError, match="mode 1 does not"):
+        decode_fallback(*grey, "1", (24, 20))
+
+
+def test_a_png_must_have_the_mode():
+    stream = io.BytesIO()
+    Image.new("L", (3, 2)).save(stream, "PNG")
+    assert decode_fallback("png", stream.getvalue(), "P", (3, 2)).mode == "P"
+    for mode in ("1", "LA", "RGB", "RGBA", "I;16"):
+        with pytest.raises(CorruptError, match="png of mode L"):
+            decode_fallback("png", stream.getvalue(), mode, (3, 2))
+
+
+def test_each_coder_takes_its_own_format_only():
+    for coder, other in (("webp", "PNG"), ("png", "WEBP"), ("png", "GIF")):
+        stream = io.BytesIO()
+        Image.new("RGB", (3, 2)).save(stream, other)
+        with pytest.raises(CorruptError, match=f"damaged {coder}"):
+            decode_fallback(coder, stream.getvalue(), "RGB", (3, 2))
+
+
+def test_animations_are_refused():
+    frames = [Image.new("RGB", (3, 2), (level, 0, 0)) for level in (0, 200)]
+    for coder in ("webp", "png"):
+        stream = io.BytesIO()
+        frames[0].save(stream, coder, save_all=True, append_images=frames[1:], lossless=True)
+        with pytest.raises(CorruptError, match="expected one"):
+            decode_fallback(coder, stream.getvalue(), "RGB", (3, 2))
+
+
+def test_raw_must_have_the_length():
+    assert decode_fallback("raw", b"\xff\x80", "1", (9, 1)).tobytes() == b"\xff\x80"
+    for payload in (b"", b"\xff", b"\xff\x80\x00"):
+        with pytest.raises(CorruptError, match="expected 2"):
+            decode_fallback("raw", payload, "1", (9, 1))
+
+
+@pytest.mark.parametrize("size", [(0, 5), (5, 0), (-1, -1)])
+def test_empty_images_are_refused(size):
+    with pytest.raises(CorruptError, match="some pixels"):
+        decode_fallback("raw", b"", "L", size)
+
+
+def test_unknown_coders_and_modes_are_refused():
+    with pytest.raises(UnsupportedError, match="bzip2"):
+        decode_fallback("bzip2", b"", "L", (1, 1))
+    with pytest.raises(UnsupportedError, match="CMYK"):
+        decode_fallback("raw", bytes(4), "CMYK", (1, 1))
+    with pytest.raises(UnsupportedError, match="CMYK"):
+        encode_fallback(Image.new("CMYK", (1, 1)))

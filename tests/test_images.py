@@ -1,0 +1,609 @@
+"""Images and metadata come back the same, or are refused; nothing is converted silently."""
+
+import io
+import re
+import struct
+import zlib
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageCms
+
+from diffcodec import images
+from diffcodec.errors import (
+    CorruptError,
+    DiffcodecError,
+    FormatError,
+    LimitError,
+    UnsupportedError,
+)
+from diffcodec.images import (
+    EXACT_MODES,
+    MODES,
+    apply_metadata,
+    as_image,
+    get_metadata,
+    pixel_crc,
+    pixels,
+    read_image,
+    save_format,
+    write_image,
+)
+
+SIZES = [(1, 1), (1, 9), (31, 1), (7, 5), (33, 32)]
+ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+DPI = (2835 * 0.0254, 11811 * 0.0254)  # whole pixels per metre, as a PNG holds
+
+
+def make_image(mode: str, size: tuple[int, int], seed: int = 0) -> Image.Image:
+    """Random samples over the whole range; mode P with a random palette of 256 colours."""
+    draw = np.random.default_rng(seed)
+    width, height = size
+    row = (width + 7) // 8 if mode == "1" else width * (2 if mode == "I;16" else len(mode))
+    data = draw.integers(0, 256, (height, row), np.uint8)
+    if mode == "1":
+        data = np.packbits(draw.integers(0, 2, (height, width), np.uint8), axis=1)
+    image = Image.frombytes(mode, size, data.tobytes())
+    if mode == "P":
+        image.putpalette(draw.integers(0, 256, 768, np.uint8).tobytes())
+    return image
+
+
+def exif_bytes(orientation: int = 6) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    exif[0x010F] = "a camera"
+    return exif.tobytes()
+
+
+def saved(image: Image.Image, format: str = "PNG", **options: object) -> io.BytesIO:
+    stream = io.BytesIO()
+    image.save(stream, format, **options)
+    stream.seek(0)
+    return stream
+
+
+def written(image: Image.Image, format: str = "PNG") -> Image.Image:
+    stream = io.BytesIO()
+    write_image(image, stream, format)
+    stream.seek(0)
+    return read_image(stream)
+
+
+def rebuilt(image: Image.Image) -> Image.Image:
+    """An image made anew from its samples and metadata only."""
+    new = Image.frombytes(image.mode, image.size, pixels(image))
+    apply_metadata(new, get_metadata(image))
+    return new
+
+
+def assert_same(image: Image.Image, other: Image.Image) -> None:
+    assert (image.mode, image.size) == (other.mode, other.size)
+    assert image.tobytes() == other.tobytes()
+    assert image.getpalette(None) == other.getpalette(None)
+    for name in ("icc_profile", "exif", "dpi", "transparency"):
+        assert image.info.get(name) == other.info.get(name), name
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_and_size_comes_back(mode, size):
+    image = make_image(mode, size)
+    image.info.update(icc_profile=ICC, exif=exif_bytes(), dpi=DPI)
+    assert_same(rebuilt(image), image)
+    assert_same(written(image), image)
+    assert_same(written(rebuilt(written(image))), image)
+
+
+@pytest.mark.parametrize(
+    ("mode", "transparency"),
+    [
+        ("P", 0),
+        ("P", 255),
+        ("P", b"\x00\x80\xff"),
+        ("P", bytes(range(256))),
+        ("1", 255),
+        ("L", 200),
+        ("I;16", 65535),
+        ("RGB", (1, 2, 65535)),
+    ],
+)
+def test_transparency_is_kept(mode, transparency):
+    image = make_image(mode, (9, 7))
+    image.info["transparency"] = transparency
+    assert_same(rebuilt(image), image)
+    assert_same(written(image), image)
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_transparency_is_no_metadata_where_there_is_alpha(mode):
+    image = make_image(mode, (9, 7))
+    for stale in ((1, 2, 3), 0, ()):
+        image.info["transparency"] = stale
+        assert get_metadata(image) == {}
+        assert_same(written(image), make_image(mode, (9, 7)))
+
+
+@pytest.mark.parametrize("colors", [0, 1, 2, 3, 16, 17, 256])
+@pytest.mark.parametrize("channels", ["RGB", "RGBA"])
+def test_palettes_of_every_length(colors, channels):
+    image = Image.frombytes("P", (colors or 1, 1), bytes(range(colors)) or b"\0")
+    image.putpalette(bytes(range(colors % 256)) * len(channels), channels)
+    assert_same(rebuilt(image), image)
+    back = written(image)
+    assert back.tobytes() == image.tobytes()
+    if colors:
+        assert back.convert("RGBA").tobytes() == image.convert("RGBA").tobytes()
+
+
+def test_indices_beyond_a_short_palette_survive_a_png():
+    image = Image.frombytes("P", (4, 1), bytes([0, 1, 17, 200]))
+    image.putpalette(bytes([9, 8, 7, 6, 5, 4]))
+    back = written(image)
+    assert back.tobytes() == image.tobytes()
+    assert back.getpalette()[:6] == [9, 8, 7, 6, 5, 4]
+    assert image.getpalette() == [9, 8, 7, 6, 5, 4]  # and the caller's image is left alone
+
+
+@pytest.mark.parametrize("transparency", [5, bytes([0, 1, 2, 3, 4, 5])])
+def test_transparency_beyond_a_short_palette_survives_a_png(transparency):
+    image = Image.frombytes("P", (2, 1), bytes([0, 1]))
+    image.putpalette(bytes([9, 8, 7, 6, 5, 4]))
+    image.info["transparency"] = transparency
+    assert written(image).info["transparency"] == transparency
+
+
+def test_hidden_color_under_alpha_zero_is_kept():
+    image = make_image("RGBA", (16, 16))
+    image.putalpha(Image.new("L", (16, 16), 0))
+    for format in ("PNG", "WEBP", "TIFF"):
+        assert written(image, format).tobytes() == image.tobytes()
+
+
+def test_sixteen_bits_over_the_full_range():
+    grey = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    image = as_image(grey)
+    assert image.mode == "I;16"
+    assert pixels(image) == grey.astype("<u2").tobytes()
+    assert pixels(written(image)) == grey.astype("<u2").tobytes()
+    assert pixels(as_image(grey.astype(">u2"))) == grey.astype("<u2").tobytes()
+
+
+@pytest.mark.parametrize(("format", "modes"), EXACT_MODES.items())
+def test_formats_keep_exactly_what_they_claim(format, modes):
+    for mode in MODES:
+        for size in SIZES:
+            image = make_image(mode, size)
+            if mode == "RGBA":
+                image.putpixel((0, 0), (1, 2, 3, 4))
+            if mode in modes:
+                back = written(image, format)
+                assert (back.mode, back.tobytes()) == (mode, image.tobytes())
+            else:
+                with pytest.raises(UnsupportedError, match="write PNG"):
+                    write_image(image, io.BytesIO(), format)
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF", "BMP", "PPM"])
+def test_metadata_that_each_format_keeps(format):
+    image = make_image("RGB", (9, 7))
+    image.info.update(icc_profile=ICC, exif=exif_bytes(), dpi=DPI, compression="jpeg")
+    back = written(image, format)
+    assert back.tobytes() == image.tobytes()
+    assert (back.info.get("icc_profile") == ICC) == (format in ("PNG", "WEBP", "TIFF"))
+    assert (back.getexif().get(0x0112) == 6) == (format in ("PNG", "WEBP"))
+    assert ("dpi" in back.info) == (format in ("PNG", "TIFF", "BMP"))
+
+
+def test_images_that_a_format_would_change_are_refused():
+    opaque = make_image("RGB", (5, 5)).convert("RGBA")
+    with pytest.raises(UnsupportedError, match=r"opaque.*write PNG"):
+        write_image(opaque, io.BytesIO(), "WEBP")
+    with pytest.raises(UnsupportedError, match=r"16383.*write PNG"):
+        write_image(Image.new("RGB", (16384, 1)), io.BytesIO(), "WEBP")
+    keyed = make_image("RGB", (5, 5))
+    keyed.info["transparency"] = (1, 2, 3)
+    with pytest.raises(UnsupportedError, match=r"transparent.*write PNG"):
+        write_image(keyed, io.BytesIO(), "TIFF")
+    with pytest.raises(UnsupportedError, match="write PNG"):
+        write_image(keyed, io.BytesIO(), "JPEG")
+
+
+def test_formats_by_suffix():
+    assert save_format("a/b.PNG") == "PNG"
+    assert {save_format(f"x{s}") for s in (".tif", ".tiff")} == {"TIFF"}
+    assert {save_format(f"x{s}") for s in (".ppm", ".pgm", ".pbm")} == {"PPM"}
+    for path in ("photo.jpg", "photo", ".png", "a.gif"):
+        with pytest.raises(UnsupportedError, match=re.escape("write .png")):
+            save_format(path)
+
+
+# --- arrays and Pillow images
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "mode"),
+    [
+        ((3, 5), np.uint8, "L"),
+        ((3, 5, 1), np.uint8, "L"),
+        ((3, 5, 2), np.uint8, "LA"),
+        ((3, 5, 3), np.uint8, "RGB"),
+        ((3, 5, 4), np.uint8, "RGBA"),
+        ((3, 5), np.uint16, "I;16"),
+        ((3, 11), np.bool_, "1"),
+    ],
+)
+def test_arrays_become_images(shape, dtype, mode):
+    array = np.random.default_rng(0).integers(0, 2, shape).astype(dtype)
+    for source in (array, np.asfortranarray(array), array[::-1, ::-1]):
+        image = as_image(source)
+        assert (image.mode, image.size) == (mode, (shape[1], shape[0]))
+        assert np.array_equal(np.asarray(image).reshape(shape), source)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((3, 5), np.float32),
+        np.zeros((3, 5), np.int32),
+        np.zeros((3, 5, 5), np.uint8),
+        np.zeros((3, 5, 3), np.uint16),
+        np.zeros((3, 5, 3), np.bool_),
+        np.zeros((1, 3, 5, 3), np.uint8),
+        np.zeros(3, np.uint8),
+        np.zeros((), np.uint8),
+        np.zeros((0, 5, 3), np.uint8),
+        np.zeros((3, 5, 0), np.uint8),
+        [[1, 2], [3, 4]],
+        None,
+    ],
+)
+def test_other_arrays_are_refused(array):
+    with pytest.raises(UnsupportedError, match="expected"):
+        as_image(array)
+
+
+@pytest.mark.parametrize(
+    ("mode", "advice"),
+    [
+        ("CMYK", "convert('RGB')"),
+        ("YCbCr", "convert('RGB')"),
+        ("HSV", "convert('RGB')"),
+        ("LAB", "ImageCms"),
+        ("RGBX", "convert('RGB')"),
+        ("PA", "convert('RGBA')"),
+        ("RGBa", "convert('RGBA')"),
+        ("I", "uint16"),
+        ("F", "uint16"),
+        ("I;16B", "uint16"),
+    ],
+)
+def test_other_modes_are_refused_with_advice(mode, advice):
+    with pytest.raises(UnsupportedError, match=re.escape(advice)):
+        as_image(Image.new(mode, (2, 2)))
+
+
+def test_empty_and_huge_images_are_refused(monkeypatch):
+    with pytest.raises(UnsupportedError, match="empty"):
+        as_image(Image.new("RGB", (0, 5)))
+    monkeypatch.setattr(images, "MAX_PIXELS", 12)
+    assert as_image(Image.new("RGB", (3, 4))).size == (3, 4)
+    with pytest.raises(LimitError, match="12"):
+        as_image(Image.new("RGB", (13, 1)))
+
+
+def test_an_opened_file_is_loaded_and_detached():
+    opened = Image.open(saved(make_image("RGB", (4, 4)), "TIFF", compression="tiff_lzw", dpi=DPI))
+    image = as_image(opened)
+    assert type(image) is Image.Image
+    assert image.info == {"dpi": pytest.approx(DPI)}
+    plain = make_image("RGB", (4, 4))
+    assert as_image(plain) is plain
+
+
+# --- files
+
+
+def test_reading_from_a_path_and_from_a_stream_is_the_same(tmp_path):
+    image = make_image("RGB", (9, 7))
+    image.info.update(icc_profile=ICC, exif=exif_bytes(), dpi=DPI)
+    path = tmp_path / "a.png"
+    with path.open("wb") as stream:
+        write_image(image, stream)
+    assert_same(read_image(path), image)
+    assert_same(read_image(str(path)), image)
+    with path.open("rb") as stream:
+        assert_same(read_image(stream), image)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+def test_exif_orientation_is_kept_and_not_applied(format):
+    image = Image.new("RGB", (9, 7), (10, 200, 30))
+    exif = exif_bytes(6)
+    read = read_image(saved(image, format, exif=exif, icc_profile=ICC))
+    assert read.size == (9, 7)
+    for back in (rebuilt(read), written(read)):
+        assert back.getexif()[0x0112] == 6
+        assert back.info["icc_profile"] == ICC
+    assert rebuilt(read).info["exif"] == read.info["exif"]
+
+
+def test_jpeg_resolution_is_kept():
+    read = read_image(saved(make_image("L", (9, 7)), "JPEG", dpi=(72, 300)))
+    assert read.info["dpi"] == (72, 300)
+    assert rebuilt(read).info["dpi"] == (72, 300)
+
+
+def test_text_that_poses_as_metadata_is_not_taken_for_it():
+    # Pillow files PNG text under its own keyword, next to what it knows itself.
+    from PIL import PngImagePlugin
+
+    text = PngImagePlugin.PngInfo()
+    for name in ("dpi", "icc_profile", "transparency", "Comment"):
+        text.add_text(name, "72")
+    text.add_itxt("exif", "72")
+    read = read_image(saved(make_image("RGB", (9, 7)), pnginfo=text))
+    assert read.info == {}
+    image = make_image("RGB", (9, 7))
+    junk = {"dpi": ("a", None), "icc_profile": "x", "transparency": (1, 2), "exif": 5}
+    image.info.update(junk)
+    assert get_metadata(image) == {}
+    assert_same(written(image), make_image("RGB", (9, 7)))
+
+
+@pytest.mark.parametrize("dpi", [(0, 72), (float("nan"), 72), (float("inf"), 72), (72,), "72", 72])
+def test_a_senseless_resolution_is_dropped(dpi):
+    image = make_image("L", (3, 3))
+    image.info["dpi"] = dpi
+    assert get_metadata(image) == {}
+
+
+def png_chunks(*chunks: tuple[bytes, bytes]) -> io.BytesIO:
+    data = b"\x89PNG\r\n\x1a\n"
+    for name, content in chunks:
+        data += struct.pack(">I", len(content)) + name + content
+        data += struct.pack(">I", zlib.crc32(name + content))
+    return io.BytesIO(data)
+
+
+@pytest.mark.parametrize("color_type", [2, 4, 6])
+def test_png_of_16_bit_color_is_refused(color_type):
+    channels = {2: 3, 4: 2, 6: 4}[color_type]
+    header = struct.pack(">IIBBBBB", 2, 1, 16, color_type, 0, 0, 0)
+    rows = zlib.compress(b"\0" + bytes(2 * 2 * channels))
+    stream = png_chunks((b"IHDR", header), (b"IDAT", rows), (b"IEND", b""))
+    with pytest.raises(UnsupportedError, match=r"16 bits.*8 bits"):
+        read_image(stream)
+    stream.seek(0)
+    with pytest.raises(UnsupportedError, match=r"16 bits.*8 bits"):
+        as_image(Image.open(stream))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_png_of_few_bits_is_read_in_grey_levels(bits):
+    header = struct.pack(">IIBBBBB", 1, 1, bits, 0, 0, 0, 0)
+    rows = zlib.compress(b"\0\xff")
+    image = read_image(png_chunks((b"IHDR", header), (b"IDAT", rows), (b"IEND", b"")))
+    assert image.mode == ("1" if bits == 1 else "L")
+    assert image.getpixel((0, 0)) == 255
+
+
+def tiff(bits: list[int], extra: int | None, sample: bytes) -> io.BytesIO:
+    """One pixel of RGB with extra channels, uncompressed."""
+    entries = [(256, 3, 1, 1), (257, 3, 1, 1), (259, 3, 1, 1), (262, 3, 1, 2), (277, 3, 1, 0)]
+    entries[-1] = (277, 3, 1, len(bits))
+    entries += [(278, 3, 1, 1), (279, 4, 1, len(sample))]
+    end = 8 + 2 + 12 * (len(entries) + 2 + (extra is not None)) + 4
+    entries += [(258, 3, len(bits), end), (273, 4, 1, end + 2 * len(bits))]
+    if extra is not None:
+        entries.append((338, 3, 1, extra))
+    ifd = struct.pack("<H", len(entries))
+    ifd += b"".join(struct.pack("<HHII", *entry) for entry in sorted(entries)) + bytes(4)
+    return io.BytesIO(
+        b"II*\0" + struct.pack("<I", 8) + ifd + struct.pack(f"<{len(bits)}H", *bits) + sample
+    )
+
+
+@pytest.mark.parametrize(
+    ("bits", "extra", "found"),
+    [
+        ([16, 16, 16], None, "more than 8 bits"),
+        ([16, 16, 16, 16], 2, "more than 8 bits"),
+        ([8, 8, 8, 8], 0, "unused channels"),
+        ([8, 8, 8, 8], 1, "premultiplied"),
+    ],
+)
+def test_tiff_that_pillow_would_convert_is_refused(bits, extra, found):
+    with pytest.raises(UnsupportedError, match=found):
+        read_image(tiff(bits, extra, bytes(sum(bits) // 8)))
+
+
+@pytest.mark.parametrize(("bits", "extra"), [([8, 8, 8], None), ([8, 8, 8, 8], 2)])
+def test_tiff_of_8_bits_is_read(bits, extra):
+    assert read_image(tiff(bits, extra, b"abcd"[: len(bits)])).tobytes() == b"abcd"[: len(bits)]
+
+
+def test_ppm_of_more_than_8_bits_is_refused():
+    assert read_image(io.BytesIO(b"P6 1 1 255 abc")).tobytes() == b"abc"
+    assert read_image(io.BytesIO(b"P3 1 1 15 0 5 15")).tobytes() == bytes([0, 85, 255])
+    for data in (b"P6 1 1 65535 abcdef", b"P3 1 1 256 1 2 3"):
+        with pytest.raises(UnsupportedError, match="more than 8 bits"):
+            read_image(io.BytesIO(data))
+    with pytest.raises(UnsupportedError, match="uint16"):
+        read_image(io.BytesIO(b"P5 1 1 65535 ab"))
+
+
+@pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_several_frames_are_refused(format):
+    frames = [Image.new("L", (4, 4), level) for level in (0, 90)]
+    stream = saved(frames[0], format, save_all=True, append_images=frames[1:])
+    with pytest.raises(UnsupportedError, match="2 frames"):
+        read_image(stream)
+    with pytest.raises(UnsupportedError, match="2 frames"):
+        as_image(Image.open(stream))
+
+
+def test_files_that_pillow_only_warns_of_are_read_quietly():
+    header = struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)
+    animation = struct.pack(">II", 0, 0)  # of no frames
+    chunks = [(b"IHDR", header), (b"acTL", animation), (b"IDAT", zlib.compress(b"\0\x07"))]
+    assert read_image(png_chunks(*chunks, (b"IEND", b""))).tobytes() == b"\x07"
+
+
+def test_gif_of_one_frame_is_read():
+    image = make_image("P", (9, 7))
+    image.info["transparency"] = 3
+    read = read_image(saved(image, "GIF", transparency=3))
+    assert read.convert("RGBA").tobytes() == image.convert("RGBA").tobytes()
+    assert_same(rebuilt(read), read)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(DiffcodecError, match=r"none\.png: No such file"):
+        read_image(tmp_path / "none.png")
+    with pytest.raises(DiffcodecError, match="directory"):
+        read_image(tmp_path)
+    with pytest.raises(DiffcodecError, match="null"):
+        read_image("a\0b.png")
+    (tmp_path / "text.png").write_bytes(b"no image")
+    with pytest.raises(FormatError, match=r"text\.png: no image found in BMP"):
+        read_image(tmp_path / "text.png")
+    closed = io.BytesIO()
+    closed.close()
+    for stream in (io.BytesIO(b""), closed, io.BytesIO(b"%!PS-Adobe-3.0 EPSF-3.0\n")):
+        with pytest.raises(DiffcodecError):
+            read_image(stream)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
+def test_cut_files_are_refused(format):
+    data = saved(make_image("RGB", (40, 30)), format).getvalue()
+    for length in range(0, int(len(data) * 0.9), len(data) // 40):
+        with pytest.raises(DiffcodecError):
+            read_image(io.BytesIO(data[:length]))
+
+
+def test_a_png_with_any_sample_damaged_is_refused():
+    good = saved(make_image("L", (8, 8)), compress_level=0).getvalue()
+    start = good.index(b"IDAT") + 4
+    for position in range(start, good.index(b"IEND") - 8):  # up to the chunk's own checksum
+        data = bytearray(good)
+        data[position] ^= 1
+        with pytest.raises(FormatError, match="damaged"):
+            read_image(io.BytesIO(data))
+
+
+def test_a_file_of_too_many_pixels_is_refused_before_loading(monkeypatch):
+    limit = Image.MAX_IMAGE_PIXELS
+    side = struct.pack(">II", 2**30, 2**30)
+    header = side + bytes([8, 0, 0, 0, 0])
+    stream = png_chunks((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
+    with pytest.raises(LimitError, match="pixels"):
+        read_image(stream)
+    monkeypatch.setattr(images, "MAX_PIXELS", 12)
+    assert read_image(saved(make_image("L", (3, 4)))).size == (3, 4)
+    with pytest.raises(LimitError, match="12 pixels"):
+        read_image(saved(make_image("L", (13, 1))))
+    assert limit == Image.MAX_IMAGE_PIXELS
+
+
+def test_pillows_own_lower_limit_does_not_warn(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 8)
+    stream = io.BytesIO()
+    write_image(make_image("L", (3, 4)), stream)
+    assert read_image(io.BytesIO(stream.getvalue())).size == (3, 4)
+
+
+@given(st.binary(max_size=200), st.sampled_from(sorted(EXACT_MODES)), st.integers(0, 199))
+def test_mutated_files_raise_only_our_errors(noise, format, position):
+    data = bytearray(saved(Image.new("RGB", (20, 20), (1, 2, 3)), format).getvalue())
+    position = min(position, len(data))
+    data[position : position + len(noise)] = noise
+    with suppress(DiffcodecError):
+        read_image(io.BytesIO(data))
+
+
+# --- metadata
+
+
+def test_crc_is_of_the_samples():
+    assert pixel_crc(Image.frombytes("L", (9, 1), b"123456789")) == 0xCBF43926
+
+
+def test_packed_metadata_is_as_documented():
+    image = make_image("P", (2, 2))
+    image.putpalette(bytes([1, 2, 3, 4, 5, 6]))
+    image.info.update(icc_profile=b"icc", exif=b"exif", dpi=(72, 300), transparency=1)
+    assert get_metadata(image) == {
+        "icc": zlib.compress(b"icc", 9),
+        "exif": zlib.compress(b"exif", 9),
+        "dpi": struct.pack("<2d", 72, 300),
+        "palette": bytes([3, 1, 2, 3, 4, 5, 6]),
+        "transparency": b"i\1\0",
+    }
+    image.info["transparency"] = b"\0\x80"
+    assert get_metadata(image)["transparency"] == b"b\0\x80"
+
+
+@pytest.mark.parametrize(
+    ("mode", "metadata"),
+    [
+        ("L", {"icc": b""}),
+        ("L", {"icc": b"not zlib"}),
+        ("L", {"icc": zlib.compress(b"icc")[:-1]}),
+        ("L", {"exif": zlib.compress(b"exif") + b"x"}),
+        ("L", {"dpi": b""}),
+        ("L", {"dpi": bytes(16)}),
+        ("L", {"dpi": struct.pack("<2d", float("nan"), 72)}),
+        ("L", {"dpi": struct.pack("<2d", 72, float("inf"))}),
+        ("L", {"transparency": b""}),
+        ("L", {"transparency": b"i"}),
+        ("L", {"transparency": b"i\0"}),
+        ("L", {"transparency": b"x\0\0"}),
+        ("L", {"transparency": b"b\0\0"}),
+        ("L", {"transparency": b"i" + bytes(6)}),
+        ("RGB", {"transparency": b"i" + bytes(2)}),
+        ("RGBA", {"transparency": b"i" + bytes(6)}),
+        ("P", {"palette": b"\3", "transparency": b"i\0\1"}),
+        ("P", {"palette": b"\3", "transparency": b"b" + bytes(257)}),
+        ("P", {"palette": b"\3", "transparency": b"b"}),
+        ("P", {"palette": b""}),
+        ("P", {"palette": b"\3\1\2"}),
+        ("P", {"palette": b"\5\1\2\3\4\5"}),
+        ("P", {"palette": b"\3" + bytes(771)}),
+        ("P", {}),
+        ("L", {"palette": b"\3\1\2\3"}),
+        ("L", {"gamma": b"\0"}),
+    ],
+)
+def test_malformed_metadata_is_refused(mode, metadata):
+    with pytest.raises(FormatError, match=r"found|damaged|palette"):
+        apply_metadata(Image.new(mode, (2, 2)), metadata)
+
+
+def test_metadata_is_bounded(monkeypatch):
+    monkeypatch.setattr(images, "MAX_METADATA_BYTES", 100)
+    image = Image.new("L", (2, 2))
+    image.info["icc_profile"] = bytes(100)
+    assert rebuilt(image).info["icc_profile"] == bytes(100)
+    with pytest.raises(LimitError, match="100 bytes"):
+        apply_metadata(image, {"icc": zlib.compress(bytes(101))})
+    image.info["icc_profile"] = bytes(101)
+    with pytest.raises(LimitError, match="101 bytes"):
+        get_metadata(image)
+
+
+ITEMS = st.sampled_from(["icc", "exif", "dpi", "palette", "transparency"])
+
+
+@given(st.sampled_from(MODES), st.dictionaries(ITEMS, st.binary(max_size=20)))
+def test_arbitrary_metadata_raises_only_our_errors(mode, metadata):
+    image = Image.new(mode, (2, 2))
+    try:
+        apply_metadata(image, metadata)
+    except (CorruptError, FormatError):
+        return
+    assert_same(rebuilt(image), image)

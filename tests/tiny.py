@@ -1,0 +1,29 @@
+"""Model files small enough for tests: random weights code without loss too, only not well."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from diffcodec.models import serialise_model
+from diffcodec.network import NetworkConfig, UNet
+from diffcodec.plan import default_plan
+
+TIMESTEPS = {"fast": 4, "default": 6, "best": 8}
+
+
+def tiny_model(
+    folder: Path, seed: int = 0, name: str = "tiny", efforts: Iterable[str] = tuple(TIMESTEPS)
+) -> Path:
+    """A model file of two resolutions and 8 channels, with plans of ``TIMESTEPS``."""
+    config = NetworkConfig(channels=(8, 8), blocks=(1, 1), embedding=16)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = UNet(config)
+        for parameter in network.parameters():  # also those that start at zero
+            torch.nn.init.normal_(parameter, std=0.05)
+    plans = {effort: default_plan(TIMESTEPS[effort]) for effort in efforts}
+    path = folder / f"{name}.safetensors"
+    calibration = torch.arange(2 * 3 * 16 * 16).view(2, 3, 16, 16) % 251.0
+    path.write_bytes(serialise_model(network, calibration, plans, {"data": "none"}))
+    return path
