@@ -6,6 +6,7 @@
 The first level is a shared-dither quantiser, so z_1 is a function of x and costs no bits back.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -18,6 +19,7 @@ from diffcodec.diffusion import (
     discretized_gaussian_bits,
     gaussian_kl_bits,
     log_bin_mass,
+    p_first,
     p_reverse,
     q_posterior,
     q_sample,
@@ -29,7 +31,7 @@ from diffcodec.plan import Plan
 PosteriorModel = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 FIRST_SIGMA = 0.5
-SECOND_SIGMA = (1.0, 1.6)  # range in which plans put their second level
+SECOND_SIGMA = (1.0, 2.5)  # range in which plans put their second level
 MAX_SIGMA = 800.0
 TRAINING_RATIO = 1.3  # sigma_t / sigma_s of a training step, about 24 levels
 
@@ -67,6 +69,11 @@ def remainder_bits(
     return LOG2_E * (torch.logsumexp(torch.stack(candidates), 0) - chosen)
 
 
+def above(sigma: Tensor, sigma_1: Tensor) -> Tensor:
+    """Standard deviation of z_t around z_1: what the noise level adds to the first."""
+    return (sigma**2 - sigma_1**2).clamp_min(0).sqrt()
+
+
 def draw_dither(shape: torch.Size, domain: ColorDomain, generator: torch.Generator) -> Tensor:
     """Uniform dither d in 0..M-1 per sample, as floats."""
     u = torch.rand(shape, generator=generator)
@@ -95,33 +102,34 @@ def code_length_loss(
     first, second = batch // 8, batch // 8
     rest = batch - first - second
     low, high = SECOND_SIGMA
-    span = torch.tensor(MAX_SIGMA / low).log()
+    lowest = math.sqrt(low * high * TRAINING_RATIO)  # of the steps above the first jump
+    span = math.log(MAX_SIGMA / lowest)
     strata = (torch.arange(rest) + torch.rand(rest, generator=generator)) / rest
     position = strata**1.5  # more samples where the bits are; weighted back below
     weight = 1.5 * strata**0.5
     sigma = torch.cat(
         [
             torch.full((first,), FIRST_SIGMA),
-            low + (high - low) * torch.rand(second, generator=generator),
-            low * torch.exp(position * span),
+            low * (high / low) ** torch.rand(second, generator=generator),
+            lowest * torch.exp(position * span),
         ]
     )  # [batch]
     dither = draw_dither(x.shape, domain, generator)
     z_1, remainder = dithered_quantise(x, dither, steps)
     sigma_t = sigma[:, None, None, None] * multipliers
     first_sigma = FIRST_SIGMA * multipliers
-    extra = (sigma_t**2 - first_sigma**2).clamp_min(0).sqrt()
     noise = torch.randn(x.shape, generator=generator)
-    z = q_sample(z_1, extra, noise)
+    z = q_sample(z_1, above(sigma_t, first_sigma), noise)
     xhat, v = model(z, sigma)
     a, b = first, first + second
     of_remainder = remainder_bits(remainder[:a], z_1[:a], xhat[:a], v[:a], steps)
-    of_first_jump = discretized_gaussian_bits(z_1[a:b], xhat[a:b], v[a:b], steps)
+    p_1 = p_first(xhat[a:b], v[a:b], z[a:b], first_sigma, sigma_t[a:b], steps)
+    of_first_jump = discretized_gaussian_bits(z_1[a:b], *p_1, steps)
     bits = to_bits_per_dimension(of_remainder).mean() + to_bits_per_dimension(of_first_jump).mean()
     sigma_s = sigma_t[b:] / TRAINING_RATIO
-    q = q_posterior(x[b:], z[b:], sigma_s, sigma_t[b:])
+    q = q_posterior(z_1[b:], z[b:], above(sigma_s, first_sigma), above(sigma_t[b:], first_sigma))
     p = p_reverse(xhat[b:], v[b:], z[b:], sigma_s, sigma_t[b:])
-    count = span / torch.tensor(TRAINING_RATIO).log()
+    count = span / math.log(TRAINING_RATIO)
     kl = to_bits_per_dimension(gaussian_kl_bits(q, p))
     return bits + count * (weight * kl).mean()
 
@@ -152,15 +160,17 @@ def chain_bound_bits(
         if t == 0:
             bits = remainder_bits(remainder, z_1, xhat, v, steps)
         elif t == 1:
-            bits = discretized_gaussian_bits(z_1, xhat, v, steps)
+            p_1 = p_first(xhat, v, z, levels[0], sigma_t, steps)
+            bits = discretized_gaussian_bits(z_1, *p_1, steps)
         else:
             sigma_s = levels[t - 1]
-            q = q_posterior(x, z, sigma_s, sigma_t)
+            q = q_posterior(z_1, z, above(sigma_s, levels[0]), above(sigma_t, levels[0]))
             bits = gaussian_kl_bits(q, p_reverse(xhat, v, z, sigma_s, sigma_t))
         parts.append(to_bits_per_dimension(bits))
     top = levels[-1]
     prior = prior_distribution(domain, top)
-    parts.append(to_bits_per_dimension(gaussian_kl_bits(Gaussian(x, (top**2).expand_as(x)), prior)))
+    q_top = Gaussian(z_1, (above(top, levels[0]) ** 2).expand_as(x))
+    parts.append(to_bits_per_dimension(gaussian_kl_bits(q_top, prior)))
     return torch.stack(parts, 1)
 
 

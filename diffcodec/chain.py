@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from diffcodec import randomness
 from diffcodec.color import ColorDomain
-from diffcodec.diffusion import p_reverse
+from diffcodec.diffusion import p_first, p_reverse
 from diffcodec.entropy import Stack, truncated_gaussian
 from diffcodec.plan import Plan
 
@@ -154,10 +154,13 @@ class TileChain:
             variance = self.levels[t - 1].sigma ** 2 + std * std
         else:
             mean, variance = yield Request(self.z[t + 1], t + 1)
-        if step.kind == "reverse" and t > 1:
+        if step.kind == "reverse":
             below, above = self.levels[t - 1].sigma, self.levels[t].sigma
-            tensors = (torch.from_numpy(a) for a in (mean, variance, self.z[t + 1], below, above))
-            mean, variance = (a.numpy() for a in p_reverse(*tensors))
+            fields = [mean, variance, self.z[t + 1], below, above]
+            if t == 1:
+                fields.append(self.levels[0].spacing)
+            transition = p_first if t == 1 else p_reverse
+            mean, variance = (a.numpy() for a in transition(*map(torch.from_numpy, fields)))
         if t > 1:
             floor = (MIN_STD_BINS * self.levels[t - 1].spacing) ** 2
             variance = np.maximum(variance - correction, floor)
@@ -174,7 +177,7 @@ class TileChain:
             self._code_remainder(stack, push, mean, std)
             return
         spacing = self.levels[t - 1].spacing[c]
-        offset = self._first_offset()[c] if t == 1 else 0.0
+        offset = self._first_offset()[c] if t == 1 else np.float64(0)
         bin_mean, bin_std = ((mean - offset) / spacing).ravel(), (std / spacing).ravel()
         radius = FORWARD_RADIUS if step.kind == "forward" else REVERSE_RADIUS
         if push:

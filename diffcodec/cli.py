@@ -454,7 +454,7 @@ def train(
 
     The run writes OUT/model.safetensors at every save: a model for --model.
     """
-    from diffcodec.train import CHECKPOINT, Trainer
+    from diffcodec.train import CHECKPOINT, CONFIG, Trainer
 
     if resume and init is not None:
         raise click.UsageError("--resume continues with the run's own weights; leave out --init")
@@ -469,7 +469,7 @@ def train(
             )
         if resume and not has_checkpoint:
             raise _CommandError("it holds no run to continue; leave out --resume")
-        config = _train_config(ctx, folder / "config.json" if resume else None)
+        config = _train_config(ctx, folder / CONFIG if resume else None)
     weights = None
     if init is not None:
         from diffcodec.models import load_weights

@@ -1,4 +1,4 @@
-"""Images to files and back: tiles through the chain or the fallback coders, whichever is smaller."""
+"""Images to files and back: each tile by the chain or a fallback coder, whichever is smaller."""
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace

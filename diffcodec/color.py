@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-IntArray = TypeVar("IntArray", NDArray[np.int16], torch.Tensor)
+IntArray = TypeVar("IntArray", NDArray[np.int16], NDArray[np.int32], torch.Tensor)
 
 
 @dataclass(frozen=True)

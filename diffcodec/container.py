@@ -138,9 +138,8 @@ def pack(container: Container) -> bytes:
     for name, value in sorted(container.metadata.items()):
         header += bytes([len(name)]) + name.encode("ascii") + _varint(len(value)) + value
 
-    header_crc = zlib.crc32(header)
     parts = [bytes(header)]
-    for tile in container.tiles:
+    for index, tile in enumerate(container.tiles):
         fields = bytearray([_number(CODERS, tile.coder)])
         if tile.coder in CHAIN_CODERS:
             fields += _varint(tile.seed_words)
@@ -148,7 +147,7 @@ def pack(container: Container) -> bytes:
                 increments = [b - a for a, b in pairwise((0, *tile.marks))]
                 fields += b"".join(map(_varint, (len(increments), *increments)))
         fields += _varint(len(tile.payload))
-        crc = zlib.crc32(tile.payload, zlib.crc32(fields, header_crc))
+        crc = zlib.crc32(tile.payload, zlib.crc32(fields, _tile_crc_start(header, index)))
         parts += [bytes(fields), tile.payload, struct.pack("<I", crc)]
     return b"".join(parts)
 
@@ -193,17 +192,23 @@ def parse(data: bytes, max_pixels: int = MAX_PIXELS) -> Container:
     model = reader.take(4, "the model's identity")
     pixel_crc = reader.u32("the checksum of the pixels")
     metadata = _read_metadata(reader) if flags & _METADATA else {}
-    header_crc = zlib.crc32(memoryview(data)[: reader.position])
+    header = data[: reader.position]
     reader.need(tile_count * _SMALLEST_TILE_BYTES, f"the {tile_count} tiles")
     tiles = []
     for index in range(tile_count):
         where = f"tile {index + 1} of {tile_count}"
-        tiles.append(_read_tile(reader, where, header_crc, bool(flags & _MARKS)))
+        crc_start = _tile_crc_start(header, index)
+        tiles.append(_read_tile(reader, where, crc_start, bool(flags & _MARKS)))
     if reader.remaining:
         raise FormatError(f"{reader.remaining} bytes follow the last tile, expected none")
     container = Container(mode, width, height, model, pixel_crc, whole, metadata, tuple(tiles))
     _check(container)
     return container
+
+
+def _tile_crc_start(header: bytes | bytearray, index: int) -> int:
+    """The state from which a tile's CRC goes on: it covers the header and the tile's place too."""
+    return zlib.crc32(struct.pack("<I", index), zlib.crc32(header))
 
 
 def _read_magic(reader: "_Reader") -> None:
@@ -238,7 +243,7 @@ def _read_metadata(reader: "_Reader") -> dict[str, bytes]:
     return metadata
 
 
-def _read_tile(reader: "_Reader", where: str, header_crc: int, has_marks: bool) -> Tile:
+def _read_tile(reader: "_Reader", where: str, crc_start: int, has_marks: bool) -> Tile:
     start = reader.position
     coder = _name(CODERS, reader.u8(f"the coder of {where}"), f"coder of {where}")
     seed_words = 0
@@ -248,7 +253,7 @@ def _read_tile(reader: "_Reader", where: str, header_crc: int, has_marks: bool) 
         if has_marks:
             marks = _read_marks(reader, f"the step marks of {where}")
     payload = reader.take(reader.varint(f"the length of {where}"), f"the payload of {where}")
-    computed = zlib.crc32(memoryview(reader.data)[start : reader.position], header_crc)
+    computed = zlib.crc32(memoryview(reader.data)[start : reader.position], crc_start)
     stored = reader.u32(f"the checksum of {where}")
     if stored != computed:
         raise CorruptError(

@@ -50,6 +50,27 @@ def p_reverse(xhat: Tensor, v: Tensor, z_t: Tensor, sigma_s: Tensor, sigma_t: Te
     return Gaussian(posterior.mean, posterior.variance + (1 - r) * (1 - r) * v)
 
 
+def p_first(
+    xhat: Tensor, v: Tensor, z_2: Tensor, sigma_1: Tensor, sigma_2: Tensor, steps: Tensor
+) -> Gaussian:
+    """Reverse transition to the first level: of z_1 on its known lattice, given z_2.
+
+    There z_1 is a function of x, and z_2 is noise around z_1. Taking ``N(z_2; x, sigma_2^2)``
+    out of N(xhat, v) leaves what the surroundings say of x, ``N(m_0, v_0)``; the bin of z_1
+    has the mass ``N(z_1; m_0, v_0 + M^2 / 12)``, and z_2 adds ``N(z_2; z_1, sigma_2^2 - sigma_1^2)``.
+    The variance is the one whose mass over a bin of width M is to be taken.
+    """
+    width = steps * steps / 12
+    square = sigma_2 * sigma_2
+    # Precision and mean times precision of N(m_0, v_0); none where v is not below sigma_2^2.
+    precision = (1 / v - 1 / square).clamp(min=1e-6)
+    centre = (xhat / v - z_2 / square) / precision
+    wide = 1 / (1 / precision + width)
+    noise = 1 / (square - sigma_1 * sigma_1)
+    mean = z_2 + (centre - z_2) * (wide / (wide + noise))
+    return Gaussian(mean, torch.maximum(1 / (wide + noise) - width, steps * steps / 64))
+
+
 def predict_x_from_eps(z_t: Tensor, sigma_t: Tensor, eps: Tensor) -> Tensor:
     """Posterior mean of x from the epsilon-model's output (DDPM eq. 9): ``z_t - sigma_t eps``."""
     return z_t - sigma_t * eps

@@ -16,7 +16,8 @@ _STEPS_PER_UNIT, _TAIL = 256, 9
 def _lower_tail_table() -> NDArray[np.float64]:
     """Phi(-k / 256), rounded to 30 significant bits so that every maths library gives the same."""
     mantissa, exponent = np.frexp(ndtr(-np.arange(_TAIL * _STEPS_PER_UNIT + 1) / _STEPS_PER_UNIT))
-    return np.ldexp(np.rint(mantissa * 2.0**30), exponent - 30)
+    table: NDArray[np.float64] = np.ldexp(np.rint(mantissa * 2.0**30), exponent - 30)
+    return table
 
 
 _LOWER_TAIL = _lower_tail_table()
@@ -27,7 +28,8 @@ def lower_tail(u: NDArray[np.float64]) -> NDArray[np.float64]:
     position = np.minimum(u, _TAIL - 2.0**-20) * _STEPS_PER_UNIT
     index = np.floor(position)
     k = index.astype(np.int64)
-    return _LOWER_TAIL[k] + (position - index) * (_LOWER_TAIL[k + 1] - _LOWER_TAIL[k])
+    left, right = _LOWER_TAIL[k], _LOWER_TAIL[k + 1]
+    return left + (position - index) * (right - left)
 
 
 def truncated_gaussian(
@@ -102,7 +104,8 @@ class Stack:
         """Inverse of :meth:`push_gaussian`."""
         centre = _check(mean, std)
         model = _model.QuantizedGaussian(-radius, radius)
-        return centre + np.asarray(self._coder.decode(model, mean - centre, std))
+        offsets = np.asarray(self._coder.decode(model, mean - centre, std), dtype=np.float64)
+        return centre + offsets
 
     def push_categorical(self, symbols: NDArray[np.int32], table: NDArray[np.float64]) -> None:
         """Push integers 0..m-1, each under its row of probabilities [n, m]."""
@@ -120,7 +123,8 @@ def _check(mean: NDArray[np.float64], std: NDArray[np.float64]) -> NDArray[np.fl
         raise ValueError("a mean is not finite or beyond 2^30 bins")
     if std.size and not (np.min(std) >= 1e-6 and np.max(std) < 2**30):
         raise ValueError("a standard deviation is not within 1e-6..2^30 bins")
-    return np.rint(mean)
+    centre: NDArray[np.float64] = np.rint(mean)
+    return centre
 
 
 def _check_table(table: NDArray[np.float64]) -> NDArray[np.float64]:

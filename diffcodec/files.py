@@ -49,7 +49,7 @@ def check_output(path: str, source: str, force: bool) -> None:
     _check_absent(target, force)
 
 
-def write_file(path: str, data: bytes, force: bool) -> None:
+def write_file(path: str | Path, data: bytes, force: bool) -> None:
     """Write a file whole or not at all: a temporary file in its folder takes its name at the end.
 
     A symbolic link is followed. A device or named pipe is written to as it is.
@@ -70,7 +70,7 @@ def write_file(path: str, data: bytes, force: bool) -> None:
         else:
             _replace(target, data, force)
     except OSError as e:
-        raise OSError(e.errno, e.strerror, path) from e
+        raise OSError(e.errno, e.strerror, str(path)) from e
 
 
 def write_standard_output(data: bytes) -> None:

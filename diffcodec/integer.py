@@ -33,7 +33,8 @@ OUTPUT_DIGIT = 128  # the last activation is cut into two digits of this base
 def round_bits(values: NDArray[np.float64], bits: int = 30) -> NDArray[np.float64]:
     """Round to so many significant bits: what every maths library computes alike."""
     mantissa, exponent = np.frexp(values)
-    return np.ldexp(np.rint(np.ldexp(mantissa, bits)), exponent - bits)
+    rounded: NDArray[np.float64] = np.ldexp(np.rint(np.ldexp(mantissa, bits)), exponent - bits)
+    return rounded
 
 
 def silu_table() -> NDArray[np.float64]:
@@ -54,6 +55,11 @@ def phase_tables() -> tuple[Tensor, Tensor]:
     angle = 2 * np.pi * np.arange(PHASES) / PHASES
     sine, cosine = (np.rint(PHASE_AMPLITUDE * f(angle)) for f in (np.sin, np.cos))
     return torch.from_numpy(sine).float(), torch.from_numpy(cosine).float()
+
+
+def is_behind_silu(name: str) -> bool:
+    """Whether the named convolution's input is a SiLU's output, so bounded below."""
+    return name.startswith(("down", "up", "conv_out"))
 
 
 def largest_sum(weight: Tensor, low: int, high: int) -> int:
@@ -139,7 +145,7 @@ class IntegerUNet:
                 int(limit),
             )
             low, high = -conv.input_limit, conv.input_limit
-            if name.split(".")[0] in ("down", "up", "conv_out"):  # behind a SiLU
+            if is_behind_silu(name):
                 table = np.minimum(np.rint(silu / unit), limit)
                 self._silu[name] = torch.from_numpy(table).float()
                 low = int(table.min())

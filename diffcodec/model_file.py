@@ -1,4 +1,7 @@
-"""Model files: safetensors whose metadata holds the network's shape and the plans. No torch here."""
+"""Model files: safetensors whose metadata holds the network's shape and the plans.
+
+No torch here.
+"""
 
 import hashlib
 import json
@@ -103,8 +106,8 @@ def model_path(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     if not path.is_file():
         raise ModelMismatchError(
-            f"no model {str(name_or_path)!r}: expected one of {', '.join(shipped)}, "
-            "or the path of a model file"
+            f"no model {str(name_or_path)!r}: expected one of "
+            f"{', '.join([*shipped, 'the path of a model file'])}"
         )
     return path.resolve()
 

@@ -66,13 +66,28 @@ class Model:
 def _load(path: Path) -> Model:
     info, data = read_model_info(path)
     try:
-        network = IntegerUNet(NetworkConfig.from_dict(info.network), load(data))
+        tensors = load(data)
+        if not all(torch.isfinite(t).all() for t in tensors.values()):
+            raise ValueError("a weight is not finite")
+        with np.errstate(all="raise"):
+            network = IntegerUNet(NetworkConfig.from_dict(info.network), tensors)
         missing = {s for plan in info.plans.values() for s in plan.levels} - set(network.levels)
         if missing:
             raise ValueError(f"no tables for the noise levels {sorted(missing)}")
-    except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as e:
+        model = Model(info, network)
+        # Shapes that do not fit each other show in use: better now than in the midst of a file.
+        model.posterior_x(np.zeros((1, 3, 1, 1)), network.levels[-1])
+    except (
+        SafetensorError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as e:
         raise ModelMismatchError(f"{path}: not a diffcodec model file ({e})") from e
-    return Model(info, network)
+    return model
 
 
 def load_model(name_or_path: str | Path = DEFAULT_MODEL) -> Model:

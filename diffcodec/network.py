@@ -5,7 +5,9 @@ shift from the noise level; nothing looks at more than a neighbourhood, so tiles
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -30,11 +32,15 @@ class NetworkConfig:
     embedding: int = 256
 
     def to_dict(self) -> dict[str, Any]:
+        """The arguments, of JSON's types but for tuples."""
         return asdict(self)
 
     @staticmethod
-    def from_dict(data: dict[str, Any]) -> "NetworkConfig":
-        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+    def from_dict(data: Mapping[str, Any]) -> "NetworkConfig":
+        """Inverse of :meth:`to_dict`, also after a way through JSON."""
+        fields: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in data.items()
+        }
         return NetworkConfig(**fields)
 
     @property
@@ -55,6 +61,7 @@ class Conv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(n_out))
 
     def forward(self, x: Tensor) -> Tensor:
+        """[batch, in, height, width] -> [batch, out, height / stride, width / stride]."""
         # padding (k-1)/2 for stride 1; a stride-2 convolution has a kernel of 2 and none
         pad = (self.shape[2] - 1) // 2
         return F.conv2d(x, self.weight.view(self.shape), self.bias, self.stride, pad)
@@ -72,9 +79,23 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.affine.bias)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """See the class; x [batch, channels, height, width], emb [batch, embedding]."""
         scale1, shift1, scale2, shift2 = self.affine(emb)[:, :, None, None].chunk(4, 1)
         h = self.conv1(F.silu(x * (1 + scale1) + shift1))
         return x + self.conv2(F.silu(h * (1 + scale2) + shift2))
+
+
+class Stage(nn.ModuleList):
+    """The residual blocks of one resolution, one after the other."""
+
+    def __init__(self, channels: int, blocks: int, embedding: int):
+        super().__init__(ResidualBlock(channels, embedding) for _ in range(blocks))
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """See :meth:`ResidualBlock.forward`."""
+        for block in self:
+            x = block(x, emb)
+        return x
 
 
 class UNet(nn.Module):
@@ -84,6 +105,10 @@ class UNet(nn.Module):
     ``eps`` predicts the noise of unit variance in every channel, ``v`` the variance of x given
     ``z_t`` in squared grey levels. Skip and output scaling as in EDM (Karras et al. 2022, table 1).
     """
+
+    center: Tensor
+    data_std: Tensor
+    noise_multipliers: Tensor
 
     def __init__(self, config: NetworkConfig):
         super().__init__()
@@ -98,16 +123,11 @@ class UNet(nn.Module):
         inputs = 9 * config.patch**2  # z, sin, cos of three channels
         self.conv_in = Conv(inputs, c[0], 3)
         self.conv_out = Conv(c[0], 6 * config.patch**2, 3, gain=0.0)
-        self.down = nn.ModuleList(
-            nn.ModuleList(ResidualBlock(n, e) for _ in range(k))
-            for n, k in zip(c, config.blocks, strict=True)
-        )
-        self.up = nn.ModuleList(
-            nn.ModuleList(ResidualBlock(n, e) for _ in range(k))
-            for n, k in zip(c, config.blocks, strict=True)
-        )
-        self.shrink = nn.ModuleList(Conv(a, b, 2, stride=2) for a, b in zip(c, c[1:], strict=False))
-        self.grow = nn.ModuleList(Conv(b, 4 * a, 1) for a, b in zip(c, c[1:], strict=False))
+        stages = list(zip(c, config.blocks, strict=True))
+        self.down = nn.ModuleList(Stage(n, k, e) for n, k in stages)
+        self.up = nn.ModuleList(Stage(n, k, e) for n, k in stages)
+        self.shrink = nn.ModuleList(Conv(a, b, 2, stride=2) for a, b in pairwise(c))
+        self.grow = nn.ModuleList(Conv(b, 4 * a, 1) for a, b in pairwise(c))
 
     def embed(self, sigma: Tensor) -> Tensor:
         """Noise embedding of sigma [batch] -> [batch, embedding]."""
@@ -137,17 +157,15 @@ class UNet(nn.Module):
         h = self.conv_in(h)
         skips = []
         last = len(self.down) - 1
-        for level, blocks in enumerate(self.down):
-            for block in blocks:  # type: ignore[union-attr]
-                h = block(h, emb)
+        for level, stage in enumerate(self.down):
+            h = stage(h, emb)
             if level < last:
                 skips.append(h)
                 h = self.shrink[level](h)
         for level in range(last, -1, -1):
             if level < last:
                 h = skips[level] + F.pixel_shuffle(self.grow[level](h), 2)
-            for block in self.up[level]:  # type: ignore[union-attr]
-                h = block(h, emb)
+            h = self.up[level](h, emb)
         out = F.pixel_shuffle(self.conv_out(F.silu(h)).float(), self.config.patch)
         field, log_ratio = out.chunk(2, 1)
         c_skip = (self.data_std / total) ** 2

@@ -1,5 +1,6 @@
 """A plan: the noise levels of a chain and, for each, the lattice that its samples live on."""
 
+import math
 from dataclasses import dataclass
 
 from diffcodec.schedule import explicit, geometric
@@ -25,6 +26,8 @@ class Plan:
                 f"a plan of {len(self.levels)} levels needs {len(self.levels) - 1} lattices and at "
                 f"least 2 levels, found {len(self.lattices)} lattices"
             )
+        if not all(0 < lattice < math.inf for lattice in self.lattices):
+            raise ValueError(f"lattices must be positive and finite, found {self.lattices}")
 
 
 def default_plan(timesteps: int = 24, sigma_max: float = 600.0) -> Plan:
@@ -32,3 +35,6 @@ def default_plan(timesteps: int = 24, sigma_max: float = 600.0) -> Plan:
     levels = (0.5, *geometric(timesteps - 1, 1.25, sigma_max))
     lattices = tuple(max(3.4 - 0.2 * i, 1.6) for i in range(timesteps - 1))
     return Plan(tuple(float(s) for s in levels), lattices)
+
+
+PLANS = {"fast": default_plan(12), "default": default_plan(24), "best": default_plan(32)}

@@ -4,7 +4,7 @@ Weights get a scale per output channel; the integer inputs of every convolution 
 as keeps its sums exact (see :mod:`diffcodec.integer`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,12 @@ from diffcodec.integer import (
     OUTPUT_DIGIT,
     PHASE_AMPLITUDE,
     SILU_RANGE,
+    is_behind_silu,
 )
 from diffcodec.network import Conv, ResidualBlock, UNet
 
 HIDDEN_BITS = 8
+CALIBRATION_LEVELS = 16  # noise levels at which the ranges of activations are looked at
 SILU_MINIMUM = 0.2785  # -silu is at most this
 LARGEST_INPUT = 4095  # the SiLU table is no finer
 CLIPPED = 1e-5  # share of activations that may lie above the clipping point
@@ -36,7 +38,7 @@ class InputRanges:
             if isinstance(module, Conv)
         ]
 
-    def _observe(self, name: str):  # type: ignore[no-untyped-def]
+    def _observe(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             values = inputs[0].abs().flatten()
             above = max(1, int(values.numel() * CLIPPED))
@@ -90,7 +92,7 @@ def quantize(network: UNet, calibration: Tensor, levels: Sequence[float]) -> dic
     ranges = InputRanges(network)
     generator = torch.Generator().manual_seed(0)
     with torch.inference_mode():
-        for sigma in levels:
+        for sigma in levels[:: max(1, len(levels) // CALIBRATION_LEVELS)]:
             noise = torch.randn(calibration.shape, generator=generator)
             z = q_sample(calibration, sigma * network.noise_multipliers, noise)
             network(z, torch.full((len(z),), sigma))
@@ -129,7 +131,7 @@ def float_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _quantize_conv(name: str, conv: Conv, top: float) -> dict[str, Tensor]:
     weight = conv.weight.detach().view(conv.shape)
-    behind_silu = name.split(".")[0] in ("down", "up", "conv_out")
+    behind_silu = is_behind_silu(name)
     top = min(top, SILU_RANGE) if behind_silu else top
     below = SILU_MINIMUM / top if behind_silu else 1.0  # lowest input, as a share of the top
     if name == "conv_out":
@@ -142,7 +144,7 @@ def _quantize_conv(name: str, conv: Conv, top: float) -> dict[str, Tensor]:
         integers, scale = quantize_weight(weight, 2 ** (HIDDEN_BITS - 1) - 1)
         positive, negative = integers.clamp_min(0).flatten(1), -integers.clamp_max(0).flatten(1)
         p, n = positive.sum(1), negative.sum(1)
-        worst = torch.maximum(p + n * below, n + p * below).max().item()
+        worst = max(1.0, torch.maximum(p + n * below, n + p * below).max().item())
         # one less, and the rounding of the lowest input allowed for
         limit = min(
             LARGEST_INPUT, int((EXACT_LIMIT - 1 - max(p.max(), n.max()).item()) / worst) - 1
@@ -163,7 +165,7 @@ def _quantize_input(conv: Conv, patch: int) -> dict[str, Tensor]:
     count = 3 * patch**2
     parts = {"z": (weight[:, :count], 255, 1 / INPUT_SCALE)}
     parts["phase"] = (weight[:, count:], PHASE_AMPLITUDE, 1 / PHASE_AMPLITUDE)
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for part, (w, limit, unit) in parts.items():
         largest = int(min(2**15 - 1, widest_exact(w, limit, limit).item()))
         integers, scale = quantize_weight(w, largest)

@@ -35,5 +35,6 @@ def approximate_normals(tile: int, level: int, shape: tuple[int, ...]) -> NDArra
     """
     count = int(np.prod(shape))
     words = random_words(CHROMA, tile, 6 * count, level).reshape(6, count)
-    total = ((words & np.uint32(0xFFFF)) + (words >> np.uint32(16))).sum(0, dtype=np.int64)
-    return ((total - 6 * 65535) / 65536.0).reshape(shape)
+    low, high = words & np.uint32(0xFFFF), words >> np.uint32(16)
+    total = (low + high).sum(0, dtype=np.int64).reshape(shape)
+    return np.asarray((total - 6 * 65535) / 65536.0, dtype=np.float64)

@@ -1,26 +1,31 @@
 """Training of the epsilon-model with the codec's own code length as the loss."""
 
 import contextlib
+import io
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from diffcodec.bound import MAX_SIGMA, chain_bound_bits, code_length_loss, simple_loss
+from diffcodec.bound import chain_bound_bits, code_length_loss, simple_loss
 from diffcodec.data import CropSampler, domain_batch, find_images, split_held_out
 from diffcodec.errors import DiffcodecError
+from diffcodec.files import write_file
 from diffcodec.network import NetworkConfig, UNet
-from diffcodec.plan import default_plan
+from diffcodec.models import serialise_model
+from diffcodec.plan import PLANS
 
 LOSSES = {"vlb": code_length_loss, "simple": simple_loss}
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINT, MODEL, LOG, CURVE = "checkpoint.pt", "model.safetensors", "log.jsonl", "curve.png"
+CONFIG = "config.json"
+VALIDATION_CROPS = 128
+CALIBRATION_CROPS = 16
 
 
 @dataclass(frozen=True)
@@ -41,11 +46,11 @@ class TrainConfig:
     seed: int = 0
     precision: str = "bfloat16"  # or "float32"
     compile: bool = True
-    network: NetworkConfig = NetworkConfig()
+    network: NetworkConfig = field(default_factory=NetworkConfig)
 
 
 class Trainer:
-    """A run in a folder: ``checkpoint.pt``, ``log.jsonl``, ``curve.png``.
+    """A run in a folder: checkpoint, log, curve, and a usable model of the averaged weights.
 
     Every random draw follows from the seed and the step, so a run that was stopped and resumed
     equals an uninterrupted one up to floating point.
@@ -85,12 +90,57 @@ class Trainer:
             "seconds": self.seconds,
             "network": self.config.network.to_dict(),
         }
-        temporary = self.out / (CHECKPOINT + ".new")
-        torch.save(state, temporary)
-        os.replace(temporary, self.out / CHECKPOINT)
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_file(self.out / CHECKPOINT, buffer.getvalue(), force=True)
+
+    def averaged_network(self) -> UNet:
+        """The network with the exponential moving average of the weights."""
+        network = UNet(self.config.network).to(memory_format=torch.channels_last).eval()
+        network.load_state_dict(self.ema)
+        return network
+
+    def write_model(self, validation: dict[str, float]) -> None:
+        """Quantise the averaged weights and write them as a model file, atomically."""
+        c = self.config
+        rgb = self.train_data.batch(CALIBRATION_CROPS, c.seed, 0)
+        about = {
+            "images": len(self.train_data.paths),
+            "crops": self.step * c.batch,
+            "crop": c.crop,
+            "steps": self.step,
+            "hours": round(self.seconds / 3600, 3),
+            "held_out_bpd": round(validation["held_out_bpd"], 4),
+        }
+        network, calibration = self.averaged_network(), domain_batch(rgb, c.network.color)
+        data = serialise_model(network, calibration, PLANS, about)
+        write_file(self.out / MODEL, data, force=True)
+
+    def draw_curve(self) -> None:
+        """Picture of the log; needs matplotlib (the extra ``train``)."""
+        try:
+            from matplotlib.figure import Figure
+        except ImportError:
+            return
+        records = [json.loads(line) for line in (self.out / LOG).read_text().splitlines()]
+        figure = Figure(figsize=(7, 4.5), layout="constrained")
+        axes = figure.subplots()
+        for name, label, style in (
+            ("train_bpd", "training loss, means of 50 steps", "-"),
+            ("held_out_bpd", "held-out bound, 24 timesteps", "o-"),
+        ):
+            points = [(r["step"], r[name]) for r in records if name in r]
+            axes.plot(*zip(*points, strict=True), style, label=label, markersize=3, linewidth=1)
+        lowest = min(r.get("held_out_bpd", r["train_bpd"]) for r in records)
+        axes.set(xlabel="step", ylabel="bits per dimension", ylim=(lowest - 0.1, lowest + 2))
+        axes.grid(alpha=0.3)
+        axes.legend()
+        figure.savefig(self.out / CURVE, dpi=120)
 
     def log(self, record: dict[str, Any]) -> None:
-        with (self.out / "log.jsonl").open("a") as f:
+        """Append a line to the log and show it."""
+        print(json.dumps(record), flush=True)
+        with (self.out / LOG).open("a") as f:
             f.write(json.dumps(record) + "\n")
 
     def learning_rate(self) -> float:
@@ -122,11 +172,10 @@ class Trainer:
         torch._foreach_lerp_(averages, [p.detach() for p in params], 1 - decay)
         return loss.item()
 
-    def validate(self, crops: int = 128) -> dict[str, float]:
+    def validate(self, crops: int = VALIDATION_CROPS) -> dict[str, float]:
         """The averaged weights' bound on fixed held-out crops, mean and 95 % half-width."""
         c = self.config
-        model = UNet(c.network).to(memory_format=torch.channels_last).eval()
-        model.load_state_dict(self.ema)
+        model = self.averaged_network()
         values = []
         with torch.inference_mode(), autocast(c.precision):
             for i in range(0, crops, 32):
@@ -134,7 +183,7 @@ class Trainer:
                 x = domain_batch(rgb, c.network.color)
                 generator = torch.Generator().manual_seed(i)
                 parts = chain_bound_bits(
-                    model.posterior_x, x, c.network.color, default_plan(), generator
+                    model.posterior_x, x, c.network.color, PLANS["default"], generator
                 )
                 values.append(parts)
         parts = torch.cat(values)
@@ -151,8 +200,8 @@ class Trainer:
     def run(self, validate_every: int = 1000, save_every_seconds: float = 180) -> None:
         """Train to the configured number of steps."""
         c = self.config
-        config = asdict(c)
-        (self.out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        config = json.dumps(asdict(c), indent=2) + "\n"
+        write_file(self.out / CONFIG, config.encode(), force=True)
         forward = self.model.posterior_x
         if c.compile:
             forward = torch.compile(forward)
@@ -178,9 +227,12 @@ class Trainer:
                         "resume from the last checkpoint"
                     )
                 if self.step % validate_every == 0 or self.step == c.steps:
-                    record |= self.validate()
-                self.log(record)
-                print(json.dumps(record), flush=True)
+                    validation = self.validate()
+                    self.log(record | validation)
+                    self.write_model(validation)
+                    self.draw_curve()
+                else:
+                    self.log(record)
                 if now - last_save > save_every_seconds or self.step == c.steps:
                     self.save()
                     last_save = now

@@ -189,16 +189,6 @@ def test_ideal_bits_are_the_entropy_of_a_rounded_gaussian(s):
     assert ideal_bits(gaussian_images(s, "rgb"), s, "rgb") == pytest.approx(entropy, abs=0.02)
 
 
-bound_is_too_low = pytest.mark.xfail(
-    strict=True,
-    reason="the steps take z_2 as drawn from x, but it is drawn from z_1: I(z_1; z_2 | x) lacks",
-)
-loss_is_too_high = pytest.mark.xfail(
-    strict=True, reason="steps below the second level are counted as well as the first jump"
-)
-
-
-@bound_is_too_low
 @pytest.mark.parametrize("s", [8.0, 20.0])
 @pytest.mark.parametrize("timesteps", [8, 24, 96])
 def test_bound_of_an_exact_model_is_the_entropy(s, timesteps):
@@ -248,7 +238,6 @@ def loss(s, color, assumed=None):
     return np.mean([code_length_loss(model, x, color, generator).item() for _ in range(20)])
 
 
-@loss_is_too_high
 @pytest.mark.parametrize("s", [8.0, 20.0])
 def test_code_length_loss_estimates_the_code_length(s):
     assert loss(s, "rgb") == pytest.approx(

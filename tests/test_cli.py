@@ -564,12 +564,13 @@ def test_train_on_bad_input(command: str, code: int, path: str, message: str) ->
 
 @pytest.mark.usefixtures("folder")
 def test_train_shows_the_defaults_of_a_run() -> None:
+    from diffcodec.network import NetworkConfig
     from diffcodec.train import TrainConfig
 
     text = " ".join(done("train --help").stdout.split())
     assert f"[default: {TrainConfig.steps};" in text
     assert f"[default: {TrainConfig.learning_rate}]" in text
-    assert f"[default: {','.join(map(str, TrainConfig.network.channels))}]" in text
+    assert f"[default: {','.join(map(str, NetworkConfig.channels))}]" in text
 
 
 # --- processes ------------------------------------------------------------------------------------

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import load, save
 from tiny import TIMESTEPS, tiny_model
 
 from diffcodec import codec
@@ -37,8 +39,10 @@ from diffcodec.errors import (
     TruncatedError,
     UnsupportedError,
 )
+from diffcodec.model_file import make_metadata, read_model_info
 from diffcodec.models import Model, load_model
 from diffcodec.plan import Plan, default_plan
+from diffcodec.quantize import is_embedding
 
 SIZES = [(1, 1), (1, 7), (11, 1), (2, 3), (13, 17), (31, 33), (32, 32), (33, 31)]
 HEADER_BYTES = 34  # at most, without metadata: 14 to the checksum, varints of 5, a tile's fields
@@ -456,8 +460,6 @@ def test_files_without_a_chain_need_no_model(model: Model) -> None:
 
 def test_weights_are_safetensors_only(tmp_path: Path) -> None:
     torch_file = tmp_path / "weights.pt"
-    import torch
-
     torch.save({"weight": torch.zeros(2)}, torch_file)
     pickle_file = tmp_path / "weights.pkl"
     pickle_file.write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
@@ -468,6 +470,54 @@ def test_weights_are_safetensors_only(tmp_path: Path) -> None:
             load_model(path)
     with pytest.raises(ModelMismatchError, match="no model 'nothing'"):
         load_model("nothing")
+
+
+@pytest.mark.parametrize("damage", ["gone", "shorter", "not a number"])
+def test_damaged_tensors_are_found_on_loading(tmp_path: Path, tiny: Path, damage: str) -> None:
+    info, data = read_model_info(tiny)
+    for name, tensor in load(data).items():
+        if is_embedding(name) or name == "conv_in.phase.bias":  # play no part in coding
+            continue
+        tensors = load(data)
+        if damage == "gone":
+            del tensors[name]
+        elif damage == "shorter":
+            tensors[name] = tensor[:-1].clone()
+        elif tensor.is_floating_point():
+            tensors[name].view(-1)[-1] = torch.nan
+        else:
+            continue
+        path = tmp_path / f"{name}.safetensors"
+        path.write_bytes(save(tensors, make_metadata(info.network, info.plans, info.about)))
+        with pytest.raises(ModelMismatchError, match="not a diffcodec model file"):
+            load_model(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("format", "diffcodec-model-999"),
+        ("network", "3"),
+        ("network", '{"patch": 0}'),
+        ("network", '{"color": "cmyk"}'),
+        ("network", '{"depth": 3}'),
+        ("plans", "[]"),
+        ("plans", '{"fast": {"levels": [0.5, 1.5], "lattices": [3]}}'),  # not in the tables
+        ("plans", '{"fast": {"levels": [1.25, 0.5], "lattices": [3]}}'),
+        ("plans", '{"fast": {"levels": [0.5, 1.25], "lattices": [NaN]}}'),
+        ("plans", '{"fast": {"levels": [0.5, 1.25], "lattices": []}}'),
+        ("about", "{"),
+    ],
+)
+def test_damaged_descriptions_are_found_on_loading(
+    tmp_path: Path, tiny: Path, key: str, value: str
+) -> None:
+    info, data = read_model_info(tiny)
+    metadata = make_metadata(info.network, info.plans, info.about) | {key: value}
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(save(load(data), metadata))
+    with pytest.raises(ModelMismatchError, match="not a diffcodec model file"):
+        load_model(path)
 
 
 @given(st.data())

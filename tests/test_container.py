@@ -42,7 +42,7 @@ ROOT = Path(__file__).parents[1]
 GOLDEN_BYTES = bytes.fromhex(
     "89444643 00 65 ac02 05 a1b2c3d4 78563412"  # RGB with metadata and marks, 300 x 5
     "01 03696363 020102"
-    "11 03 020101 08 0102030405060708 3914ded0"
+    "11 03 020101 08 0102030405060708 b4157b53"
 )
 GOLDEN = Container(
     mode="RGB",
@@ -110,7 +110,10 @@ def header(mode: int = 2, width: bytes = b"\5", height: bytes = b"\5", model: in
 
 def file(head: bytes, *records: bytes) -> bytes:
     """A file with right CRCs, whatever its fields say."""
-    crcs = (struct.pack("<I", zlib.crc32(head + record)) for record in records)
+    crcs = (
+        struct.pack("<I", zlib.crc32(head + struct.pack("<I", index) + record))
+        for index, record in enumerate(records)
+    )
     return head + b"".join(record + crc for record, crc in zip(records, crcs, strict=True))
 
 
@@ -407,3 +410,13 @@ def test_importing_the_container_loads_no_numerics() -> None:
         "assert not {'torch', 'numpy', 'scipy', 'constriction', 'PIL'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_swapped_tiles_are_found() -> None:
+    tiles = (Tile("raw", bytes(300)), Tile("raw", bytes([1]) * 300))
+    data = pack(replace(PLAIN, model=bytes(4), tiles=tiles))
+    start = len(data) - 2 * (len(data) - len(pack(replace(PLAIN, model=bytes(4), tiles=tiles[:1], whole=True))))
+    first, second = data[start : (start + len(data)) // 2], data[(start + len(data)) // 2 :]
+    assert data == data[:start] + first + second
+    with pytest.raises(CorruptError):
+        parse(data[:start] + second + first)
