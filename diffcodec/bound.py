@@ -156,7 +156,7 @@ def chain_bound_bits(
         if t > 0:
             tau = (sigma_t**2 - levels[t - 1] ** 2).sqrt()
             z = z + tau * torch.randn(x.shape, generator=generator)
-        xhat, v = model(z, torch.full((x.shape[0],), plan.levels[t]))
+        xhat, v = model(z, torch.full((x.shape[0],), plan.levels[t], dtype=x.dtype))
         if t == 0:
             bits = remainder_bits(remainder, z_1, xhat, v, steps)
         elif t == 1:

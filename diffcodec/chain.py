@@ -177,12 +177,12 @@ class TileChain:
             self._code_remainder(stack, push, mean, std)
             return
         spacing = self.levels[t - 1].spacing[c]
-        offset = self._first_offset()[c] if t == 1 else np.float64(0)
+        offset = self._first_offset()[c] if t == 1 else 0.0
         bin_mean, bin_std = ((mean - offset) / spacing).ravel(), (std / spacing).ravel()
         radius = FORWARD_RADIUS if step.kind == "forward" else REVERSE_RADIUS
         if push:
-            symbols = np.rint((self.z[t][c] - offset) / spacing).ravel()
-            if not stack.push_gaussian(symbols, bin_mean, bin_std, radius):
+            symbols = np.rint((self.z[t][c] - offset) / spacing)
+            if not stack.push_gaussian(symbols.ravel(), bin_mean, bin_std, radius):
                 raise OutOfRangeError(f"timestep {t}")
         else:
             symbols = stack.pop_gaussian(bin_mean, bin_std, radius).reshape(mean.shape)

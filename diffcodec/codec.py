@@ -1,7 +1,7 @@
 """Images to files and back: each tile by the chain or a fallback coder, whichever is smaller."""
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -42,6 +42,20 @@ EFFORTS = CHAIN_CODERS  # "fast", "default", "best"
 BATCH_PIXELS = 1 << 18  # of the tiles that go through the network together
 MARKS_FROM_PIXELS = 1 << 16  # smaller images carry no step marks, to save their bytes
 NO_MODEL = bytes(4)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tile that the chain codes: by which plan, its number in the image, and where it lies."""
+
+    plan: str
+    index: int
+    box: Box
+
+    @property
+    def pixels(self) -> int:
+        """Area of the tile."""
+        return self.box.width * self.box.height
 
 
 def encode(
@@ -95,14 +109,13 @@ def encode_many(
                 "pixels fit in a file; cut it into parts"
             )
     jobs = [
-        (source, index, box)
+        (source, Part(effort, index, box))
         for source in sources
         if _coded_channels(source.mode, model.color)
         for index, box in enumerate(tile_grid(source.width, source.height))
     ]
-    chains = (_encode_job(model, effort, *job) for job in jobs)
-    sizes = [box.width * box.height for _, _, box in jobs]
-    coded = _run(chains, sizes, [effort] * len(jobs), model, progress)
+    chains = (_encode_job(model, *job) for job in jobs)
+    coded = _run(chains, [part for _, part in jobs], model, progress)
     return [_assemble(source, model, effort, coded) for source in sources]
 
 
@@ -113,25 +126,28 @@ def _coded_channels(mode: str, color: str) -> int:
     return 1 if mode == "L" and color == "ycocg" else 0
 
 
-def _make_chain(model: Model, plan: str, mode: str, index: int, box: Box) -> TileChain:
+def _make_chain(model: Model, mode: str, part: Part) -> TileChain:
     coded = _coded_channels(mode, model.color)
-    if plan not in model.plans or not coded:
-        raise CorruptError(f"a tile of a {mode} image is coded by {plan!r}, which cannot be")
-    shape = (box.height, box.width)
-    return TileChain(model.plans[plan], model.domain, index, coded, shape)
+    if part.plan not in model.plans or not coded:
+        raise CorruptError(f"a tile of a {mode} image is coded by {part.plan!r}, which cannot be")
+    shape = (part.box.height, part.box.width)
+    return TileChain(model.plans[part.plan], model.domain, part.index, coded, shape)
 
 
 def _encode_job(
-    model: Model, effort: str, source: Image.Image, index: int, box: Box
+    model: Model, source: Image.Image, part: Part
 ) -> Generator[Request, Posterior, EncodedTile | None]:
     """One tile through the chain, or None where the chain has no code for it."""
-    part = source.crop((box.left, box.top, box.left + box.width, box.top + box.height))
-    rgb = np.asarray(part.convert("RGB")).transpose(2, 0, 1).astype(np.int16)
-    chain = _make_chain(model, effort, source.mode, index, box)
+    rgb = np.asarray(_crop(source, part.box).convert("RGB")).transpose(2, 0, 1).astype(np.int16)
+    chain = _make_chain(model, source.mode, part)
     try:
         return (yield from encode_tile(chain, to_domain(rgb, model.color).astype(np.float64)))
     except OutOfRangeError:
         return None
+
+
+def _crop(source: Image.Image, box: Box) -> Image.Image:
+    return source.crop((box.left, box.top, box.left + box.width, box.top + box.height))
 
 
 def _assemble(
@@ -155,9 +171,7 @@ def _assemble(
         marked = size[0] * size[1] >= MARKS_FROM_PIXELS
         tiles = []
         for box, chain in zip(boxes, coded, strict=False):
-            right, bottom = box.left + box.width, box.top + box.height
-            part = source.crop((box.left, box.top, right, bottom))
-            tile = whole if len(boxes) == 1 else Tile(*encode_fallback(part))
+            tile = whole if len(boxes) == 1 else Tile(*encode_fallback(_crop(source, box)))
             if chain is not None and 4 * len(chain.words) < len(tile.payload):
                 marks = chain.marks if marked else ()
                 payload = chain.words.astype("<u4").tobytes()
@@ -205,23 +219,24 @@ def decode(
     image = Image.new(container.mode, (container.width, container.height))
     if container.mode == "P":
         apply_metadata(image, container.metadata)  # pasting needs the palette in place
-    pairs = list(zip(container.boxes(), container.tiles, strict=True))
-    jobs = [(i, box, tile) for i, (box, tile) in enumerate(pairs) if tile.coder in CHAIN_CODERS]
     if used is not None:
-        chains = (_decode_job(used, container.mode, timestep, *job) for job in jobs)
-        sizes = [box.width * box.height for _, box, _ in jobs]
-        results = _run(chains, sizes, [tile.coder for _, _, tile in jobs], used, progress)
-        for (_, box, _), pixels in zip(jobs, results, strict=True):
-            part = Image.fromarray(pixels if container.mode == "RGB" else pixels[:, :, 0])
-            image.paste(part, (box.left, box.top))
-    for box, tile in pairs:
+        parts = _chain_parts(container)
+        chains = (
+            _decode_job(used, container.mode, timestep, part, container.tiles[part.index])
+            for part in parts
+        )
+        results = _run(chains, parts, used, progress)
+        for part, pixels in zip(parts, results, strict=True):
+            decoded = Image.fromarray(pixels if container.mode == "RGB" else pixels[:, :, 0])
+            image.paste(decoded, (part.box.left, part.box.top))
+    for box, tile in zip(container.boxes(), container.tiles, strict=True):
         if tile.coder not in CHAIN_CODERS:
             size = (box.width, box.height)
-            part = decode_fallback(tile.coder, tile.payload, container.mode, size)
+            decoded = decode_fallback(tile.coder, tile.payload, container.mode, size)
             if container.whole:
-                image = part
+                image = decoded
             else:
-                image.paste(part, (box.left, box.top))
+                image.paste(decoded, (box.left, box.top))
     if timestep == 0 and pixel_crc(image) != container.pixel_crc:
         raise CorruptError(
             "the pixels do not match the file's checksum: the file is whole, so this machine "
@@ -246,20 +261,26 @@ def measure_marks(data: bytes, model: str | Model | None = None) -> Container:
     if used is None or any(tile.marks for tile in container.tiles):
         return container
     image = decode(data, model=used)
-    boxes = container.boxes()
-    jobs = [(i, t) for i, t in enumerate(container.tiles) if t.coder in CHAIN_CODERS]
-    chains = (_encode_job(used, tile.coder, image, i, boxes[i]) for i, tile in jobs)
-    sizes = [boxes[i].width * boxes[i].height for i, _ in jobs]
+    parts = _chain_parts(container)
     tiles = list(container.tiles)
-    coded = _run(chains, sizes, [tile.coder for _, tile in jobs], used, progress=False)
-    for (i, tile), again in zip(jobs, coded, strict=True):
+    coded = _run((_encode_job(used, image, part) for part in parts), parts, used, progress=False)
+    for part, again in zip(parts, coded, strict=True):
         if again is not None:
-            tiles[i] = replace(tile, marks=again.marks)
+            tiles[part.index] = replace(tiles[part.index], marks=again.marks)
     return replace(container, tiles=tuple(tiles))
 
 
 def _chain_tiles(container: Container) -> list[Tile]:
     return [tile for tile in container.tiles if tile.coder in CHAIN_CODERS]
+
+
+def _chain_parts(container: Container) -> list[Part]:
+    pairs = zip(container.boxes(), container.tiles, strict=True)
+    return [
+        Part(tile.coder, index, box)
+        for index, (box, tile) in enumerate(pairs)
+        if tile.coder in CHAIN_CODERS
+    ]
 
 
 def _find_model(container: Container, given: str | Model | None) -> Model | None:
@@ -282,18 +303,18 @@ def _find_model(container: Container, given: str | Model | None) -> Model | None
 
 
 def _decode_job(
-    model: Model, mode: str, timestep: int, index: int, box: Box, tile: Tile
+    model: Model, mode: str, timestep: int, part: Part, tile: Tile
 ) -> Generator[Request, Posterior, NDArray[np.uint8]]:
     """One chain tile as RGB [height, width, 3]."""
     words = np.frombuffer(tile.payload, "<u4") if len(tile.payload) % 4 == 0 else np.zeros(0)
-    chain = _make_chain(model, tile.coder, mode, index, box)
+    chain = _make_chain(model, mode, part)
     try:
         if words.size == 0 or words[0] == 0:
             raise ValueError("no stack of words")
         x = yield from decode_tile(chain, words.astype(np.uint32), tile.seed_words, timestep)
     except (ValueError, OutOfRangeError) as e:
         raise CorruptError(
-            f"tile {index} does not decode ({e}): the file is whole, so this machine computed "
+            f"tile {part.index} does not decode ({e}): the file is whole, so this machine computed "
             "other probabilities than the one that encoded it"
         ) from e
     rgb = from_domain(np.rint(x).astype(np.int32), model.color)
@@ -302,26 +323,23 @@ def _decode_job(
 
 def _run(
     jobs: Iterable[Generator[Request, Posterior, Result]],
-    sizes: Sequence[int],
-    plans: Sequence[str],
+    parts: Sequence[Part],
     model: Model,
     progress: bool,
 ) -> Iterator[Result]:
     """Drive the coroutines of many tiles, in groups of bounded size, results in order."""
-    evaluations = sum(
-        len(model.plans[plan].levels) * size for plan, size in zip(plans, sizes, strict=True)
-    )
+    evaluations = sum(len(model.plans[part.plan].levels) * part.pixels for part in parts)
     with tqdm(
         total=evaluations, unit="px", unit_scale=True, delay=2, disable=None if progress else True
     ) as bar:
         group: list[tuple[Generator[Request, Posterior, Result], str]] = []
         held = 0
-        for job, size, plan in zip(jobs, sizes, plans, strict=True):
-            if group and held + size > BATCH_PIXELS:
+        for job, part in zip(jobs, parts, strict=True):
+            if group and held + part.pixels > BATCH_PIXELS:
                 yield from _run_group(group, model, bar)
                 group, held = [], 0
-            group.append((job, plan))
-            held += size
+            group.append((job, part.plan))
+            held += part.pixels
         yield from _run_group(group, model, bar)
 
 

@@ -97,8 +97,8 @@ def log_bin_mass(mean: Tensor, variance: Tensor, centre: Tensor, width: Tensor |
     std = variance.sqrt()
     # Both ends on the left tail, where the logarithm of the cdf keeps its relative precision.
     distance = (centre - mean).abs()
-    near = torch.special.log_ndtr((width / 2 - distance) / std)
-    far = torch.special.log_ndtr((-width / 2 - distance) / std)
+    near: Tensor = torch.special.log_ndtr((width / 2 - distance) / std)
+    far: Tensor = torch.special.log_ndtr((-width / 2 - distance) / std)
     return near + torch.log(-torch.expm1((far - near).clamp_max(-1e-6)))
 
 

@@ -26,10 +26,9 @@ _LOWER_TAIL = _lower_tail_table()
 def lower_tail(u: NDArray[np.float64]) -> NDArray[np.float64]:
     """Phi(-u) for u >= 0 by linear interpolation; exact arithmetic, the same on every machine."""
     position = np.minimum(u, _TAIL - 2.0**-20) * _STEPS_PER_UNIT
-    index = np.floor(position)
+    index: NDArray[np.float64] = np.floor(position)
     k = index.astype(np.int64)
-    left, right = _LOWER_TAIL[k], _LOWER_TAIL[k + 1]
-    return left + (position - index) * (right - left)
+    return _LOWER_TAIL[k] + (position - index) * (_LOWER_TAIL[k + 1] - _LOWER_TAIL[k])
 
 
 def truncated_gaussian(

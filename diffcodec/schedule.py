@@ -29,7 +29,8 @@ def sigma_from_alphas_cumprod(alphas_cumprod: Levels) -> Levels:
 
 def linear(timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Levels:
     """DDPM's linear beta schedule (Ho et al. 2020, section 4)."""
-    return sigma_from_alphas_cumprod(np.cumprod(1 - np.linspace(beta_start, beta_end, timesteps)))
+    betas = np.linspace(beta_start, beta_end, timesteps)
+    return sigma_from_alphas_cumprod(np.cumprod(1 - betas, dtype=np.float64))
 
 
 def cosine(timesteps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> Levels:

@@ -17,8 +17,8 @@ from diffcodec.bound import chain_bound_bits, code_length_loss, simple_loss
 from diffcodec.data import CropSampler, domain_batch, find_images, split_held_out
 from diffcodec.errors import DiffcodecError
 from diffcodec.files import write_file
-from diffcodec.network import NetworkConfig, UNet
 from diffcodec.models import serialise_model
+from diffcodec.network import NetworkConfig, UNet
 from diffcodec.plan import PLANS
 
 LOSSES = {"vlb": code_length_loss, "simple": simple_loss}
@@ -60,7 +60,7 @@ class Trainer:
         self.config = config
         self.out = out
         torch.manual_seed(config.seed)
-        self.model = UNet(config.network).to(memory_format=torch.channels_last)
+        self.model = UNet(config.network)
         if init is not None:
             self.model.load_state_dict(init)
         self.ema = {k: p.detach().clone() for k, p in self.model.named_parameters()}
@@ -96,7 +96,7 @@ class Trainer:
 
     def averaged_network(self) -> UNet:
         """The network with the exponential moving average of the weights."""
-        network = UNet(self.config.network).to(memory_format=torch.channels_last).eval()
+        network = UNet(self.config.network)
         network.load_state_dict(self.ema)
         return network
 
