@@ -56,8 +56,8 @@ def p_first(
     """Reverse transition to the first level: of z_1 on its known lattice, given z_2.
 
     There z_1 is a function of x, and z_2 is noise around z_1. Taking ``N(z_2; x, sigma_2^2)``
-    out of N(xhat, v) leaves what the surroundings say of x, ``N(m_0, v_0)``; the bin of z_1
-    has the mass ``N(z_1; m_0, v_0 + M^2 / 12)``, and z_2 adds ``N(z_2; z_1, sigma_2^2 - sigma_1^2)``.
+    out of N(xhat, v) leaves what the surroundings say of x, ``N(m_0, v_0)``; a bin has the mass
+    ``N(z_1; m_0, v_0 + M^2 / 12)``, and z_2 adds ``N(z_2; z_1, sigma_2^2 - sigma_1^2)``.
     The variance is the one whose mass over a bin of width M is to be taken.
     """
     width = steps * steps / 12

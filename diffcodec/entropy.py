@@ -91,7 +91,7 @@ class Stack:
         """
         centre = _check(mean, std)
         offsets = symbols - centre
-        if offsets.size and np.max(np.abs(offsets)) > radius:
+        if offsets.size and not (np.max(np.abs(offsets)) <= radius):  # also false for NaN
             return False
         model = _model.QuantizedGaussian(-radius, radius)
         self._coder.encode_reverse(offsets.astype(np.int32), model, mean - centre, std)

@@ -22,12 +22,17 @@ from diffcodec.network import FOURIER_PERIOD, LOG_VARIANCE_RANGE, NetworkConfig
 EXACT_LIMIT = 2**24  # float32 holds every integer up to here
 PHASES = 512  # steps of one period of the Fourier features
 PHASE_AMPLITUDE = 127
-INPUT_SCALE = 2.0**13  # of the normalised input, clipped to 16 bits and cut into two bytes
+INPUT_SCALE = 2.0**12  # of the normalised input, clipped to -16..16 and cut into two bytes
+INPUT_LIMIT = 255 * 256
 SILU_STEPS = 64  # table entries per unit
-SILU_RANGE = 32  # the table covers -32..32
+SILU_RANGE = 64  # the table covers -64..64
 VARIANCE_STEPS = 16  # table entries per unit of log variance
 VARIANCE_RANGE = 16
 OUTPUT_DIGIT = 128  # the last activation is cut into two digits of this base
+INPUT_RANGES = {  # of the first convolution's parts: bytes, the upper one with a sign, and phases
+    "conv_in.z": (-INPUT_LIMIT // 256, 255),
+    "conv_in.phase": (-PHASE_AMPLITUDE, PHASE_AMPLITUDE),
+}
 
 
 def round_bits(values: NDArray[np.float64], bits: int = 30) -> NDArray[np.float64]:
@@ -38,7 +43,7 @@ def round_bits(values: NDArray[np.float64], bits: int = 30) -> NDArray[np.float6
 
 
 def silu_table() -> NDArray[np.float64]:
-    """silu(i / 64) for i = -2048..2048."""
+    """silu(i / 64) for i = -4096..4096."""
     u = np.arange(-SILU_RANGE * SILU_STEPS, SILU_RANGE * SILU_STEPS + 1) / SILU_STEPS
     return round_bits(u / (1 + np.exp(-u)))
 
@@ -75,8 +80,10 @@ def check_exact(name: str, weight: Tensor, low: int, high: int) -> None:
     """Refuse a convolution whose sums may leave float32's exact integers.
 
     Raises:
-        ModelMismatchError: with the largest sum.
+        ModelMismatchError: with the largest sum, or if the weights are no integers.
     """
+    if weight.is_floating_point():
+        raise ModelMismatchError(f"{name}: its weights are {weight.dtype}, expected integers")
     found = largest_sum(weight, low, high)
     if found >= EXACT_LIMIT:
         raise ModelMismatchError(
@@ -144,14 +151,14 @@ class IntegerUNet:
                 unit,
                 int(limit),
             )
-            low, high = -conv.input_limit, conv.input_limit
+            low, high = INPUT_RANGES.get(name, (-conv.input_limit, conv.input_limit))
             if is_behind_silu(name):
-                table = np.minimum(np.rint(silu / unit), limit)
+                table = np.minimum(np.rint(silu / unit), conv.input_limit)
                 self._silu[name] = torch.from_numpy(table).float()
-                low = int(table.min())
+                low, high = int(table.min()), int(table.max())
             if name == "conv_out":
-                low, high = low // OUTPUT_DIGIT, OUTPUT_DIGIT - 1
-            check_exact(name, conv.weight, low, high)
+                low, high = low // OUTPUT_DIGIT, max(OUTPUT_DIGIT - 1, high // OUTPUT_DIGIT)
+            check_exact(name, tensors[f"{name}.weight"], low, high)
             self._convs[name] = conv
 
     def posterior_x(self, z: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
@@ -194,8 +201,7 @@ class IntegerUNet:
 
     def _input(self, z: Tensor, normalised: Tensor) -> Tensor:
         """First convolution: the normalised input in two bytes, and the phases."""
-        limit = 2**15 - 1
-        value = (normalised * INPUT_SCALE).round_().clamp_(-limit, limit)
+        value = (normalised * INPUT_SCALE).round_().clamp_(-INPUT_LIMIT, INPUT_LIMIT)
         high = (value / 256).floor_()
         low = value - high * 256
         turn = (z * (PHASES / FOURIER_PERIOD)).round_()

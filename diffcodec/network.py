@@ -46,7 +46,7 @@ class NetworkConfig:
     @property
     def multiple(self) -> int:
         """Height and width of the input must be multiples of this."""
-        return self.patch * 2 ** (len(self.channels) - 1)
+        return self.patch << (len(self.channels) - 1)
 
 
 class Conv(nn.Module):
@@ -82,7 +82,8 @@ class ResidualBlock(nn.Module):
         """See the class; x [batch, channels, height, width], emb [batch, embedding]."""
         scale1, shift1, scale2, shift2 = self.affine(emb)[:, :, None, None].chunk(4, 1)
         h = self.conv1(F.silu(x * (1 + scale1) + shift1))
-        return x + self.conv2(F.silu(h * (1 + scale2) + shift2))
+        residual: Tensor = self.conv2(F.silu(h * (1 + scale2) + shift2))
+        return x + residual
 
 
 class Stage(nn.ModuleList):

@@ -30,11 +30,30 @@ class Plan:
             raise ValueError(f"lattices must be positive and finite, found {self.lattices}")
 
 
-def default_plan(timesteps: int = 24, sigma_max: float = 600.0) -> Plan:
-    """The prototype's plan: a first jump of 2.5, then geometric; lattices coarse at the bottom."""
+def geometric_plan(timesteps: int, sigma_max: float = 600.0) -> Plan:
+    """A first jump of 2.5, then levels at constant ratio."""
     levels = (0.5, *geometric(timesteps - 1, 1.25, sigma_max))
-    lattices = tuple(max(3.4 - 0.2 * i, 1.6) for i in range(timesteps - 1))
-    return Plan(tuple(float(s) for s in levels), lattices)
+    return Plan(tuple(float(s) for s in levels), falling_lattices(timesteps))
 
 
-PLANS = {"fast": default_plan(12), "default": default_plan(24), "best": default_plan(32)}
+def falling_lattices(timesteps: int) -> tuple[float, ...]:
+    """Coarse at the bottom, where the stack is still empty, and finer the higher."""
+    return tuple(3.1 - 1.3 * t / (timesteps - 1) for t in range(timesteps - 1))
+
+
+def shipped_plan(*levels: float) -> Plan:
+    """A plan of levels that were found by search (docs/plans.md)."""
+    return Plan(levels, falling_lattices(len(levels)))
+
+
+PLANS = {
+    "fast": shipped_plan(0.5, 1.17, 1.86, 3.2, 5.5, 10, 19, 41, 105, 370),
+    "default": shipped_plan(
+        *(0.5, 1.17, 1.9, 2.85, 4.1, 5.7, 7.8, 10.6),
+        *(14.5, 20, 28, 40, 60, 100, 190, 500),
+    ),
+    "best": shipped_plan(
+        *(0.5, 1.17, 1.9, 2.8, 3.9, 5.2, 6.8, 8.8, 11.3, 14.5),
+        *(18.5, 23.6, 30, 38, 49, 65, 90, 135, 230, 550),
+    ),
+}

@@ -22,10 +22,11 @@ from diffcodec.network import NetworkConfig, UNet
 from diffcodec.plan import PLANS
 
 LOSSES = {"vlb": code_length_loss, "simple": simple_loss}
+UNITS = {"vlb": "bpd", "simple": "mse"}  # of the losses, for the log
 CHECKPOINT, MODEL, LOG, CURVE = "checkpoint.pt", "model.safetensors", "log.jsonl", "curve.png"
 CONFIG = "config.json"
-VALIDATION_CROPS = 128
-CALIBRATION_CROPS = 16
+VALIDATION_CROPS, VALIDATION_BATCH = 128, 32
+CALIBRATION_CROPS = 64
 
 
 @dataclass(frozen=True)
@@ -125,13 +126,15 @@ class Trainer:
         records = [json.loads(line) for line in (self.out / LOG).read_text().splitlines()]
         figure = Figure(figsize=(7, 4.5), layout="constrained")
         axes = figure.subplots()
+        lowest = math.inf
         for name, label, style in (
             ("train_bpd", "training loss, means of 50 steps", "-"),
-            ("held_out_bpd", "held-out bound, 24 timesteps", "o-"),
+            ("held_out_bpd", f"held-out bound, {len(PLANS['default'].levels)} timesteps", "o-"),
         ):
             points = [(r["step"], r[name]) for r in records if name in r]
-            axes.plot(*zip(*points, strict=True), style, label=label, markersize=3, linewidth=1)
-        lowest = min(r.get("held_out_bpd", r["train_bpd"]) for r in records)
+            if points:
+                axes.plot(*zip(*points, strict=True), style, label=label, markersize=3, linewidth=1)
+                lowest = min(lowest, *(bpd for _, bpd in points))
         axes.set(xlabel="step", ylabel="bits per dimension", ylim=(lowest - 0.1, lowest + 2))
         axes.grid(alpha=0.3)
         axes.legend()
@@ -151,14 +154,23 @@ class Trainer:
         return c.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
 
     def train_step(self, forward: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> float:
-        """One update; returns the loss in bits per dimension."""
+        """One update; returns the loss, in bits per dimension if it is the code length.
+
+        Raises:
+            DiffcodecError: if the loss or its gradient is not finite; the weights stay as they are.
+        """
         c = self.config
         generator = torch.Generator().manual_seed(hash_seed(c.seed, self.step))
         rgb = self.train_data.batch(c.batch, c.seed, self.step)
         x = domain_batch(rgb, c.network.color)
         loss = LOSSES[c.loss](forward, x, c.network.color, generator)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), c.clip)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), c.clip)
+        if not (loss.isfinite() and norm.isfinite()):
+            raise DiffcodecError(
+                f"the loss is not finite at step {self.step + 1}; lower --learning-rate and "
+                "resume from the last checkpoint"
+            )
         rate = self.learning_rate()
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -172,14 +184,14 @@ class Trainer:
         torch._foreach_lerp_(averages, [p.detach() for p in params], 1 - decay)
         return loss.item()
 
-    def validate(self, crops: int = VALIDATION_CROPS) -> dict[str, float]:
+    def validate(self) -> dict[str, float]:
         """The averaged weights' bound on fixed held-out crops, mean and 95 % half-width."""
         c = self.config
         model = self.averaged_network()
         values = []
         with torch.inference_mode(), autocast(c.precision):
-            for i in range(0, crops, 32):
-                rgb = self.held_out.batch(32, 12345, i, augment=False)
+            for i in range(0, VALIDATION_CROPS, VALIDATION_BATCH):
+                rgb = self.held_out.batch(VALIDATION_BATCH, 12345, i, augment=False)
                 x = domain_batch(rgb, c.network.color)
                 generator = torch.Generator().manual_seed(i)
                 parts = chain_bound_bits(
@@ -198,7 +210,15 @@ class Trainer:
         }
 
     def run(self, validate_every: int = 1000, save_every_seconds: float = 180) -> None:
-        """Train to the configured number of steps."""
+        """Train to the configured number of steps.
+
+        Every 50 steps a line of JSON goes to the log: ``step``, ``seconds`` of training so far,
+        ``train_bpd`` (L_simple: ``train_mse``) as the mean of these steps, ``crops_per_second``
+        and ``learning_rate``; after a validation also what :meth:`validate` returns.
+
+        Raises:
+            DiffcodecError: if the loss is not finite.
+        """
         c = self.config
         config = json.dumps(asdict(c), indent=2) + "\n"
         write_file(self.out / CONFIG, config.encode(), force=True)
@@ -216,16 +236,10 @@ class Trainer:
                 record = {
                     "step": self.step,
                     "seconds": round(self.seconds, 1),
-                    "train_bpd": sum(losses) / len(losses),
+                    f"train_{UNITS[c.loss]}": sum(losses) / len(losses),
                     "crops_per_second": len(losses) * c.batch / (now - mark),
                     "learning_rate": self.learning_rate(),
                 }
-                losses, mark = [], now
-                if not math.isfinite(record["train_bpd"]):
-                    raise DiffcodecError(
-                        f"the loss is not finite at step {self.step}; lower --learning-rate and "
-                        "resume from the last checkpoint"
-                    )
                 if self.step % validate_every == 0 or self.step == c.steps:
                     validation = self.validate()
                     self.log(record | validation)
@@ -236,6 +250,7 @@ class Trainer:
                 if now - last_save > save_every_seconds or self.step == c.steps:
                     self.save()
                     last_save = now
+                losses, mark = [], time.monotonic()
 
 
 def hash_seed(seed: int, step: int) -> int:

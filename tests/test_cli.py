@@ -21,7 +21,7 @@ from diffcodec import codec
 from diffcodec.cli import cli
 from diffcodec.container import MAGIC, pack, parse
 from diffcodec.models import load_model
-from diffcodec.plan import default_plan
+from diffcodec.plan import geometric_plan
 
 ROOT = Path(__file__).parents[1]
 
@@ -409,7 +409,7 @@ def test_info_json(name: str, files: dict[str, bytes]) -> None:
         "metadata_bytes": {},
     }
     assert [row["timestep"] for row in timesteps] == [6, 5, 4, 3, 2, 1, 0]
-    levels = default_plan(6).levels
+    levels = geometric_plan(6).levels
     assert [row["noise_grey_levels"] for row in timesteps] == [*reversed(levels), 0]
     [marked] = parse(files["marked.dfc"]).tiles
     expected = [32 * words for words in marked.marks] + [8 * len(marked.payload)]

@@ -41,7 +41,7 @@ from diffcodec.errors import (
 )
 from diffcodec.model_file import make_metadata, read_model_info
 from diffcodec.models import Model, load_model
-from diffcodec.plan import Plan, default_plan
+from diffcodec.plan import Plan, geometric_plan
 from diffcodec.quantize import is_embedding
 
 SIZES = [(1, 1), (1, 7), (11, 1), (2, 3), (13, 17), (31, 33), (32, 32), (33, 31)]
@@ -562,7 +562,7 @@ def tiles(draw: st.DrawFn) -> tuple[TileChain, Any]:
     spread = draw(st.sampled_from([0.0, 0.1, 1.0]))
     x = np.rint(low * spread + rng.random((3, *shape)) * (255 - low) * spread)
     x[coded:] = 0
-    plan: Plan = default_plan(draw(st.integers(2, 10)))
+    plan: Plan = geometric_plan(draw(st.integers(2, 10)))
     return TileChain(plan, DOMAINS[color], draw(st.integers(0, 3)), coded, shape), x
 
 
@@ -573,7 +573,7 @@ def again(chain: TileChain, plan: Plan) -> TileChain:
 @given(tiles(), st.integers(2, 10))
 def test_a_tile_comes_back_and_its_marks_suffice(tile: tuple[TileChain, Any], steps: int) -> None:
     chain, x = tile
-    plan = default_plan(steps)
+    plan = geometric_plan(steps)
     coded = drive(encode_tile(again(chain, plan), x), shrinking)
     assert 0 <= coded.seed_words <= most_seed_words(chain)
     whole = drive(decode_tile(again(chain, plan), coded.words, coded.seed_words), shrinking)
@@ -596,7 +596,7 @@ def test_a_tile_comes_back_and_its_marks_suffice(tile: tuple[TileChain, Any], st
 def test_another_model_does_not_decode(tile: tuple[TileChain, Any]) -> None:
     """The seed does not come back, or the pixels are others."""
     chain, x = tile
-    plan = default_plan(6)
+    plan = geometric_plan(6)
     coded = drive(encode_tile(again(chain, plan), x), shrinking)
 
     def other(z: Any) -> Posterior:

@@ -7,7 +7,7 @@ import torch
 
 from diffcodec.models import serialise_model
 from diffcodec.network import NetworkConfig, UNet
-from diffcodec.plan import default_plan
+from diffcodec.plan import geometric_plan
 
 TIMESTEPS = {"fast": 4, "default": 6, "best": 8}
 
@@ -22,7 +22,7 @@ def tiny_model(
         network = UNet(config)
         for parameter in network.parameters():  # also those that start at zero
             torch.nn.init.normal_(parameter, std=0.05)
-    plans = {effort: default_plan(TIMESTEPS[effort]) for effort in efforts}
+    plans = {effort: geometric_plan(TIMESTEPS[effort]) for effort in efforts}
     path = folder / f"{name}.safetensors"
     calibration = torch.arange(2 * 3 * 16 * 16).view(2, 3, 16, 16) % 251.0
     path.write_bytes(serialise_model(network, calibration, plans, {"data": "none"}))

@@ -1,0 +1,387 @@
+"""The chain as coding steps: their order, and its distributions against a source that is known."""
+
+import math
+from collections.abc import Callable, Generator
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diffcodec import chain
+from diffcodec.bound import PosteriorModel, chain_bound_bits
+from diffcodec.chain import (
+    SPARE_SEED_WORDS,
+    Array,
+    EncodedTile,
+    OutOfRangeError,
+    Posterior,
+    Request,
+    Step,
+    TileChain,
+    coding_steps,
+    decode_tile,
+    encode_tile,
+    make_levels,
+    most_seed_words,
+    seed,
+)
+from diffcodec.color import DOMAINS
+from diffcodec.plan import Plan, geometric_plan
+
+every_domain = pytest.mark.parametrize("color", DOMAINS)
+
+
+def column(values: Any) -> Array:
+    return np.array(values, dtype=np.float64)[:, None, None]
+
+
+# --- a source whose posterior is known: Gaussian around the centre, rounded -----------------------
+
+SPREAD = 20.0
+
+
+def gaussian_image(color: str, shape: tuple[int, int], spread: float = SPREAD) -> Array:
+    noise = np.random.default_rng(5).normal(0, spread, (3, *shape))
+    return np.rint(column(DOMAINS[color].center) + noise)
+
+
+def posterior(color: str, z: Array, sigma: float) -> Posterior:
+    """Of x ~ N(centre, SPREAD^2), rounded, given z_t: exact."""
+    domain = DOMAINS[color]
+    centre = column(domain.center)
+    noise = (sigma * column(domain.noise_multipliers)) ** 2
+    variance = SPREAD**2 + 1 / 12  # rounding to integers adds a twelfth
+    weight = variance / (variance + noise)
+    return Posterior(centre + weight * (z - centre), np.full(z.shape, weight * noise))
+
+
+def torch_posterior(color: str) -> PosteriorModel:
+    """The same for the bound."""
+
+    def model(z: torch.Tensor, sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mean, variance = posterior(color, z.numpy(), float(sigma[0]))
+        return torch.from_numpy(mean), torch.from_numpy(variance)
+
+    return model
+
+
+def drive(job: Generator[Request, Posterior, Any], model: Callable[[Request], Posterior]) -> Any:
+    """Answer what a coroutine asks."""
+    try:
+        request = next(job)
+        while True:
+            request = job.send(model(request))
+    except StopIteration as stop:
+        return stop.value
+
+
+class Toy(NamedTuple):
+    """A tile of the known source, to be coded by the model that knows it."""
+
+    color: str
+    plan: Plan
+    shape: tuple[int, int]
+    tile: int = 0
+    coded: int = 3
+
+    def chain(self, kind: type[TileChain] = TileChain) -> TileChain:
+        return kind(self.plan, DOMAINS[self.color], self.tile, self.coded, self.shape)
+
+    def model(self, request: Request) -> Posterior:
+        return posterior(self.color, request.z, self.plan.levels[request.timestep - 1])
+
+    def encode(self, x: Array) -> EncodedTile:
+        result: EncodedTile = drive(encode_tile(self.chain(), x), self.model)
+        return result
+
+    def decode(self, words: Any, seed_words: int, timestep: int = 0) -> Array:
+        job = decode_tile(self.chain(), words, seed_words, timestep)
+        result: Array = drive(job, self.model)
+        return result
+
+
+# --- the steps ------------------------------------------------------------------------------------
+
+
+def test_steps_are_in_the_order_of_bit_swap():
+    assert coding_steps(3) == [
+        Step("remainder", 0, True),  # x given z_1
+        Step("forward", 2, False),  # z_2 given z_1
+        Step("reverse", 1, True),  # z_1 given z_2
+        Step("forward", 3, False),  # z_3 given z_2
+        Step("reverse", 2, True),  # z_2 given z_3
+        Step("prior", 3, True),  # z_3
+    ]
+
+
+@given(st.integers(2, 40))
+def test_every_variable_is_pushed_once_and_popped_once_but_for_the_image_and_the_first(timesteps):
+    steps = coding_steps(timesteps)
+    assert sorted(s.timestep for s in steps if s.pushes) == list(range(timesteps + 1))
+    assert [s.timestep for s in steps if not s.pushes] == list(range(2, timesteps + 1))
+
+
+# --- the levels -----------------------------------------------------------------------------------
+
+
+@every_domain
+@pytest.mark.parametrize("plan", [geometric_plan(24), Plan((0.5, 1.0, 30.0), (4.0, 0.01))])
+def test_draw_and_lattice_add_up_to_the_noise_of_the_level(color, plan):
+    domain = DOMAINS[color]
+    levels = make_levels(plan, domain)
+    assert len(levels) == len(plan.levels)
+    multipliers = column(domain.noise_multipliers)
+    for t in range(1, len(levels)):
+        tau = (plan.levels[t] ** 2 - plan.levels[t - 1] ** 2) * multipliers**2
+        level = levels[t]
+        assert level.draw_std**2 + level.spacing**2 / 12 == pytest.approx(tau, rel=1e-12)
+        assert level.spacing / level.draw_std == pytest.approx(plan.lattices[t - 1])
+        assert level.sigma == pytest.approx(plan.levels[t] * multipliers)
+
+
+@every_domain
+def test_the_first_level_is_the_dithered_quantiser(color):
+    domain = DOMAINS[color]
+    first = make_levels(geometric_plan(24), domain)[0]
+    m = np.array(domain.dither)
+    assert first.spacing.ravel().tolist() == m.tolist()
+    assert first.sigma.ravel() == pytest.approx(np.sqrt((m**2 - 1) / 12))
+    x = gaussian_image(color, (40, 40))
+    chain = Toy(color, geometric_plan(24), (40, 40)).chain()
+    chain.set_image(x)
+    noise = chain.z[1] - x
+    assert noise.std((1, 2)) == pytest.approx(first.sigma.ravel(), rel=0.03)
+    assert np.abs(noise).max((1, 2)).tolist() == ((m - 1) / 2).tolist()
+    lattice = (chain.z[1] - chain._first_offset()) / first.spacing
+    assert np.array_equal(lattice, np.rint(lattice))
+
+
+# --- the distributions ----------------------------------------------------------------------------
+
+
+class Watched(TileChain):
+    """Keeps how far the variables lie from their distributions' means, in standard deviations."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.deviations = {}  # (kind, timestep) -> [c, height, width]
+
+    def code(self, stack, step, push, mean, std):
+        super().code(stack, step, push, mean, std)
+        if step.kind != "remainder":
+            # The coded distribution is the Gaussian over a bin: the bin's width widens it.
+            width = self.levels[step.timestep - 1].spacing
+            width = width if step.kind != "forward" else 0 * width
+            total = np.sqrt(std**2 + width[: self.coded] ** 2 / 12)
+            z = self.z[step.timestep][: self.coded]
+            self.deviations[step.kind, step.timestep] = (z - mean) / total
+
+
+LATTICE = 1.5  # fine enough that a mean may lie anywhere between two points of a lattice. Coarse
+# ones share points with the lattice below, so that their draws have up to 3 % less noise.
+
+
+def deviations(color):
+    """Of a tile large enough for statistics, coded in 24 timesteps."""
+    toy = Toy(color, Plan(geometric_plan(24).levels, (LATTICE,) * 23), (128, 128))
+    chain = toy.chain(Watched)
+    drive(encode_tile(chain, gaussian_image(color, toy.shape)), toy.model)
+    return chain.deviations
+
+
+@every_domain
+def test_reverse_transitions_are_calibrated_on_every_level(color):
+    reverse = {t: d for (kind, t), d in deviations(color).items() if kind == "reverse"}
+    assert sorted(reverse) == list(range(1, 24))
+    means = {t: d.mean() for t, d in reverse.items()}
+    stds = {t: d.std() for t, d in reverse.items()}
+    assert means == pytest.approx(dict.fromkeys(reverse, 0), abs=0.02)
+    assert stds == pytest.approx(dict.fromkeys(reverse, 1), abs=0.02)
+
+
+@every_domain
+def test_draws_have_the_noise_of_their_level(color):
+    for (kind, t), d in deviations(color).items():
+        if kind == "forward":
+            assert d.mean() == pytest.approx(0, abs=0.02), t
+            assert d.std() == pytest.approx(math.sqrt(1 + LATTICE**2 / 12), abs=0.02), t
+        elif kind == "prior":
+            assert d.std() == pytest.approx(1, abs=0.02)
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+@every_domain
+def test_a_file_is_as_long_as_the_bound_says(color):
+    toy = Toy(color, geometric_plan(24), (128, 128))
+    x = gaussian_image(color, toy.shape)
+    coded = toy.encode(x)
+    assert np.array_equal(toy.decode(coded.words, coded.seed_words), x)
+    batch, generator = torch.from_numpy(x)[None], torch.Generator().manual_seed(0)
+    bound = chain_bound_bits(torch_posterior(color), batch, color, toy.plan, generator)
+    bits = 32 * len(coded.words) / x.size
+    assert bound.sum().item() < bits < 1.01 * bound.sum().item()
+    entropy = math.log2(SPREAD * math.sqrt(2 * math.pi * math.e))
+    assert entropy < bits < 1.03 * entropy
+    assert 32 * coded.seed_words / x.size < 0.01  # the dip
+
+
+@st.composite
+def toys(draw):
+    """A small tile of any kind, and its image."""
+    color = draw(st.sampled_from(sorted(DOMAINS)))
+    levels = sorted(draw(st.sets(st.integers(9, 5000), min_size=1, max_size=5)))
+    lattices = draw(st.lists(st.floats(0.5, 5), min_size=len(levels), max_size=len(levels)))
+    plan = Plan((0.5, *(s / 8 for s in levels)), tuple(lattices))
+    shape = draw(st.tuples(st.integers(1, 9), st.integers(1, 9)))
+    coded = draw(st.sampled_from([1, 3])) if color == "ycocg" else 3
+    x = gaussian_image(color, shape, draw(st.sampled_from([0.0, 1.0, 20.0, 100.0])))
+    x[coded:] = 0
+    return Toy(color, plan, shape, draw(st.integers(0, 70_000)), coded), x
+
+
+def asked(requests):
+    return [(r.timestep, r.z.tobytes()) for r in requests]
+
+
+@given(toys())
+def test_the_decoder_asks_what_the_encoder_asked_in_the_opposite_order(toy_and_image):
+    toy, x = toy_and_image
+    up, down = [], []
+
+    def model(request, seen):
+        seen.append(Request(request.z.copy(), request.timestep))
+        return toy.model(request)
+
+    coded = drive(encode_tile(toy.chain(), x), lambda r: model(r, up))
+    job = decode_tile(toy.chain(), coded.words, coded.seed_words)
+    assert np.array_equal(drive(job, lambda r: model(r, down)), x)
+    assert asked(up) == asked(reversed(down))
+    assert [r.timestep for r in up] == list(range(1, len(toy.plan.levels) + 1))
+    # Any timestep on the way down is the model's answer to the same question.
+    for timestep in range(1, len(toy.plan.levels) + 1):
+        preview = toy.decode(coded.words, coded.seed_words, timestep)
+        expected = toy.model(up[timestep - 1]).mean
+        assert np.array_equal(preview[: toy.coded], expected[: toy.coded])
+        assert (preview[toy.coded :] == 0).all()
+
+
+@given(toys())
+def test_marks_rise_to_the_end_of_the_file(toy_and_image):
+    toy, x = toy_and_image
+    coded = toy.encode(x)
+    assert len(coded.marks) == len(toy.plan.levels)
+    assert list(coded.marks) == sorted(coded.marks)
+    assert coded.marks[0] > 0 and coded.marks[-1] <= len(coded.words)
+    assert len(coded.heights) == len(coding_steps(len(toy.plan.levels)))
+    for timestep, mark in zip(range(len(coded.marks), 0, -1), coded.marks, strict=True):
+        whole = toy.decode(coded.words, coded.seed_words, timestep)
+        assert np.array_equal(toy.decode(coded.words[:mark], coded.seed_words, timestep), whole)
+
+
+def test_a_grey_image_leaves_chroma_zero_and_costs_luma_alone():
+    color = Toy("ycocg", geometric_plan(12), (64, 64))
+    x = gaussian_image("ycocg", color.shape)
+    x[1:] = 0
+    grey = color._replace(coded=1)
+    coded = grey.encode(x)
+    assert np.array_equal(grey.decode(coded.words, coded.seed_words), x)
+    entropy = math.log2(SPREAD * math.sqrt(2 * math.pi * math.e))
+    assert 32 * len(coded.words) / x[0].size == pytest.approx(entropy, rel=0.03)
+
+
+def test_known_chroma_has_the_noise_of_every_level():
+    toy = Toy("ycocg", geometric_plan(12), (200, 200), coded=1)
+    chain = toy.chain()
+    assert (chain.known_channels(0) == 0).all()
+    for t, sigma in enumerate(toy.plan.levels, 1):
+        noise = chain.known_channels(t)
+        expected = sigma * np.array(DOMAINS["ycocg"].noise_multipliers[1:])
+        assert noise.shape == (2, 200, 200)
+        assert noise.std((1, 2)) == pytest.approx(expected, rel=0.02)
+        assert noise.mean((1, 2)) / expected == pytest.approx(0, abs=0.02)
+    # On the first level it is what the quantiser makes of zero.
+    whole = toy._replace(coded=3).chain()
+    whole.set_image(np.zeros((3, 200, 200)))
+    assert np.array_equal(chain.known_channels(1), whole.z[1][1:])
+
+
+def test_tiles_and_encoders_agree_and_tiles_differ():
+    toy = Toy("ycocg", geometric_plan(8), (12, 12))
+    x = gaussian_image("ycocg", toy.shape)
+    first = toy.encode(x)
+    assert np.array_equal(toy.encode(x).words, first.words)
+    assert not np.array_equal(toy._replace(tile=1).encode(x).words[:4], first.words[:4])
+
+
+def test_a_deeper_seed_only_adds_words_below():
+    assert np.array_equal(seed(3, 50)[-20:], seed(3, 20))
+    assert seed(3, 20)[-1] % 2 == 1
+    assert not np.array_equal(seed(4, 20), seed(3, 20))
+
+
+# --- what does not decode -------------------------------------------------------------------------
+
+SMALL = Toy("ycocg", geometric_plan(6), (6, 6))
+
+
+@pytest.fixture(scope="module")
+def small() -> EncodedTile:
+    return SMALL.encode(gaussian_image("ycocg", (6, 6)))
+
+
+def test_every_wrong_bit_is_found(small):
+    for i in range(len(small.words)):
+        for bit in (0, 1, 31):
+            words = small.words.copy()
+            words[i] ^= np.uint32(1 << bit)
+            if words[0] == 0:
+                continue
+            with pytest.raises((ValueError, OutOfRangeError)):
+                SMALL.decode(words, small.seed_words)
+
+
+def test_missing_and_additional_words_are_found(small):
+    for words in (small.words[:-1], small.words[1:], np.append(small.words, np.uint32(1))):
+        with pytest.raises((ValueError, OutOfRangeError)):
+            SMALL.decode(words, small.seed_words)
+
+
+def test_a_wrong_number_of_seed_words_is_found(small):
+    most = most_seed_words(SMALL.chain())
+    for count in {0, small.seed_words - 1, small.seed_words + 1, most} - {small.seed_words}:
+        with pytest.raises(ValueError, match="seed"):
+            SMALL.decode(small.words, count)
+    with pytest.raises(ValueError, match=f"{most + 1} words of the seed, expected at most {most}"):
+        SMALL.decode(small.words, most + 1)
+
+
+def test_another_tile_is_found(small):
+    with pytest.raises((ValueError, OutOfRangeError)):
+        SMALL._replace(tile=1).decode(small.words, small.seed_words)
+
+
+def test_a_model_that_is_far_off_has_no_code():
+    def far(request):
+        return Posterior(request.z + 1e5, np.full(request.z.shape, 0.01))
+
+    with pytest.raises(OutOfRangeError, match="timestep 1"):
+        drive(encode_tile(SMALL.chain(), gaussian_image("ycocg", (6, 6))), far)
+
+
+def test_a_dip_deeper_than_the_seed_has_no_code(monkeypatch):
+    toy = SMALL._replace(plan=Plan((0.5, 300.0), (0.5,)), shape=(30, 30))
+    x = gaussian_image("ycocg", toy.shape)
+    deepest = toy.encode(x).seed_words
+    assert deepest > 50  # three bits are popped and one or two were there
+    monkeypatch.setattr(chain, "most_seed_words", lambda chain: deepest)
+    with pytest.raises(OutOfRangeError, match="the seed is used up"):
+        toy.encode(x)
+    monkeypatch.setattr(chain, "most_seed_words", lambda chain: deepest + SPARE_SEED_WORDS + 1)
+    coded = toy.encode(x)
+    assert coded.seed_words == deepest
+    assert np.array_equal(toy.decode(coded.words, coded.seed_words), x)

@@ -1,0 +1,386 @@
+"""Exact inference: the sums are provably exact, and nothing about a machine shows in the result."""
+
+import itertools
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load, save
+from torch import Tensor
+
+from diffcodec.diffusion import q_sample
+from diffcodec.errors import ModelMismatchError
+from diffcodec.integer import (
+    EXACT_LIMIT,
+    INPUT_RANGES,
+    OUTPUT_DIGIT,
+    PHASE_AMPLITUDE,
+    SILU_RANGE,
+    SILU_STEPS,
+    VARIANCE_STEPS,
+    IntegerConv,
+    IntegerUNet,
+    check_exact,
+    largest_sum,
+    phase_tables,
+    round_bits,
+    silu_table,
+    variance_table,
+)
+from diffcodec.model_file import make_metadata, read_model_info
+from diffcodec.models import load_model
+from diffcodec.network import Conv, NetworkConfig, UNet
+from diffcodec.quantize import LARGEST_INPUT, quantize
+from diffcodec.randomness import random_words
+
+LEVELS = (0.5, 2.0, 20.0, 400.0)
+CONFIG = NetworkConfig(channels=(16, 24), blocks=(1, 2), embedding=32)
+
+
+def images(batch: int = 4, side: int = 32) -> Tensor:
+    """Waves with noise, in the range of the colour domain."""
+    generator = torch.Generator().manual_seed(3)
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    waves = torch.stack([torch.sin(x / 5 + k) + torch.cos(y / (6 + k)) for k in range(3 * batch)])
+    scale = torch.tensor([60.0, 25.0, 20.0])[:, None, None]
+    center = torch.tensor([127.0, 0.0, 0.0])[:, None, None]
+    noise = torch.randn(batch, 3, side, side, generator=generator)
+    return torch.round(center + scale * (waves.view(batch, 3, side, side) / 2 + 0.1 * noise))
+
+
+def living_network(config: NetworkConfig = CONFIG) -> UNet:
+    """Random weights, all of them at work: also those that training starts from zero."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        network = UNet(config)
+        for name, module in network.named_modules():
+            if isinstance(module, Conv):
+                gain = 0.5 if "conv2" in name else 1.0
+                fan_in = module.weight.shape[1]
+                torch.nn.init.normal_(module.weight, std=gain / fan_in**0.5)
+                torch.nn.init.normal_(module.bias, std=0.1)
+            elif name.endswith("affine"):
+                torch.nn.init.normal_(module.weight, std=0.3 / config.embedding**0.5)
+    return network
+
+
+@pytest.fixture(scope="module")
+def network() -> UNet:
+    return living_network()
+
+
+@pytest.fixture(scope="module")
+def tensors(network: UNet) -> dict[str, Tensor]:
+    return quantize(network, images(), LEVELS)
+
+
+@pytest.fixture(scope="module")
+def integer(tensors: dict[str, Tensor]) -> IntegerUNet:
+    return IntegerUNet(CONFIG, tensors)
+
+
+def noisy(sigma: float, network: UNet, batch: int = 4, side: int = 32) -> Tensor:
+    x = images(batch, side)
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(int(sigma)))
+    return q_sample(x, sigma * network.noise_multipliers, noise).double()
+
+
+# --- sums -----------------------------------------------------------------------------------------
+
+small_weights = st.lists(st.integers(-127, 127), min_size=1, max_size=6)
+
+
+@given(small_weights, small_weights, st.integers(-300, 0), st.integers(0, 300))
+def test_largest_sum_is_that_of_every_order_of_summation(first, second, low, high):
+    # A partial sum holds some of the products; each is of an input between the extremes.
+    width = max(len(first), len(second))
+    rows = [row + [0] * (width - len(row)) for row in (first, second)]
+    expected = max(
+        abs(sum(w * v for w, v in zip(row, values, strict=True)))
+        for row in rows
+        for values in itertools.product((0, low, high), repeat=width)
+    )
+    weight = torch.tensor(rows, dtype=torch.int8)[:, :, None, None]
+    assert largest_sum(weight, low, high) == expected
+
+
+def test_sums_are_refused_from_two_to_the_24_on():
+    weight = torch.full((3, 2, 1, 1), 64, dtype=torch.int16)
+    weight[1, 0] = -64
+    check_exact("up.0", weight, 0, EXACT_LIMIT // 128 - 1)
+    with pytest.raises(ModelMismatchError, match=r"up\.0: a partial sum can reach 16777216"):
+        check_exact("up.0", weight, 0, EXACT_LIMIT // 128)
+    check_exact("up.0", weight, -(EXACT_LIMIT // 128) + 1, 0)
+    with pytest.raises(ModelMismatchError, match="fewer bits"):
+        check_exact("up.0", weight, -EXACT_LIMIT // 128, 0)
+
+
+def test_weights_that_are_no_integers_are_refused():
+    with pytest.raises(ModelMismatchError, match=r"torch\.float32, expected integers"):
+        check_exact("up.0", torch.ones(1, 1, 1, 1), 0, 1)
+
+
+def exact_sums(weight: Tensor, x: Tensor, stride: int) -> Tensor:
+    """The convolution in 64-bit integers."""
+    kernel = weight.shape[2]
+    columns = F.unfold(x.double(), kernel, padding=(kernel - 1) // 2, stride=stride)
+    sums = weight.flatten(1).long() @ columns.long()  # [batch, out, positions]
+    height = (x.shape[2] - 1) // stride + 1
+    return sums.view(x.shape[0], weight.shape[0], height, -1)
+
+
+def input_range(integer: IntegerUNet, name: str) -> tuple[int, int]:
+    """What can enter the named convolution."""
+    if name in integer._silu:
+        low, high = (int(f(integer._silu[name])) for f in (torch.min, torch.max))
+        return (low // OUTPUT_DIGIT, OUTPUT_DIGIT - 1) if name == "conv_out" else (low, high)
+    limit = integer._convs[name].input_limit
+    return INPUT_RANGES.get(name, (-limit, limit))
+
+
+def test_every_convolution_is_exact_for_extreme_inputs(integer: IntegerUNet) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for name, conv in integer._convs.items():
+        low, high = input_range(integer, name)
+        n_in, kernel = conv.weight.shape[1:3]
+        # For every output channel the patch that makes its largest and its smallest sum ...
+        largest = torch.where(conv.weight > 0, high, low)
+        patches = [largest, low + high - largest]
+        # ... and mixtures of extremes and of anything between.
+        shape = (8, n_in, kernel, kernel)
+        extremes = torch.tensor([low, high])
+        patches.append(extremes[torch.randint(2, shape, generator=generator)])
+        patches.append(torch.randint(low, high + 1, shape, generator=generator))
+        x = torch.cat(patches).float()
+        stride = 2 if name.startswith("shrink") else 1
+        found = conv.sums(x, stride)
+        expected = exact_sums(conv.weight, x, stride)
+        assert torch.equal(found.double(), expected.double()), name
+        assert expected.abs().max() <= largest_sum(conv.weight, low, high) < EXACT_LIMIT
+    assert len(integer._convs) == 3 + 2 * 2 * sum(CONFIG.blocks) + 2
+
+
+def test_hidden_units_use_the_room_that_exactness_leaves(integer: IntegerUNet) -> None:
+    for name, conv in integer._convs.items():
+        low, high = input_range(integer, name)
+        room = EXACT_LIMIT / largest_sum(conv.weight, low, high)
+        assert room < 1.25 or conv.input_limit == LARGEST_INPUT, name
+
+
+@pytest.mark.parametrize("kind", ["photo", "noise", "far", "flat"])
+def test_whatever_enters_stays_within_what_was_proven(integer, network, monkeypatch, kind):
+    z = {
+        "photo": lambda: noisy(2.0, network),
+        "noise": lambda: noisy(400.0, network),
+        "far": lambda: torch.sign(noisy(400.0, network)) * 1e6,
+        "flat": lambda: torch.full((1, 3, 8, 8), 1e4, dtype=torch.float64),
+    }[kind]()
+    plain, names = IntegerConv.sums, {id(c.weight): n for n, c in integer._convs.items()}
+    seen = set()
+
+    def checked(conv, x, stride=1):
+        name = names[id(conv.weight)]
+        low, high = input_range(integer, name)
+        assert torch.equal(x, x.round()) and low <= x.min() and x.max() <= high, name
+        found = plain(conv, x, stride)
+        assert torch.equal(found.double(), exact_sums(conv.weight, x, stride).double()), name
+        seen.add(name)
+        return found
+
+    monkeypatch.setattr(IntegerConv, "sums", checked)
+    for sigma in LEVELS:
+        mean, v = integer.posterior_x(z, sigma)
+        assert torch.isfinite(mean).all() and torch.isfinite(v).all() and (v > 0).all()
+    assert seen == set(names.values())
+
+
+# --- against the network that it stands for -------------------------------------------------------
+
+
+@pytest.mark.parametrize("sigma", LEVELS)
+def test_posterior_is_close_to_that_of_the_float_network(integer, network, sigma):
+    z = noisy(sigma, network)
+    with torch.inference_mode():
+        mean, v = network.posterior_x(z.float(), torch.full((len(z),), sigma))
+    found_mean, found_v = integer.posterior_x(z, sigma)
+    total = (sigma * network.noise_multipliers) ** 2 + network.data_std**2
+    alive = (mean - network.center - network.data_std**2 / total * (z - network.center)) / v.sqrt()
+    assert alive.std() > 0.5 and v.log().std() > 0.5  # the network says something
+    # An error of the mean of 1 % of the standard deviation costs 7e-5 bits.
+    assert ((found_mean - mean) / v.sqrt()).square().mean().sqrt() < 0.012
+    # Log variances are rounded to sixteenths.
+    assert (found_v / v).log().square().mean().sqrt() < 1.2 / VARIANCE_STEPS / 12**0.5
+    assert (found_v / v).log().abs().max() < 1.5 / VARIANCE_STEPS
+
+
+# --- the same everywhere --------------------------------------------------------------------------
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")  # of mkldnn.flags itself
+@pytest.mark.parametrize("sigma", LEVELS)
+def test_nothing_but_the_input_decides_the_result(integer, network, sigma):
+    z = noisy(sigma, network, batch=3, side=96)
+    expected = torch.stack(integer.posterior_x(z, sigma))
+
+    def same(*fields: Tensor) -> bool:
+        return torch.equal(torch.stack(fields), expected)
+
+    assert same(*integer.posterior_x(z.contiguous(memory_format=torch.channels_last), sigma))
+    alone = [torch.stack(integer.posterior_x(z[i : i + 1], sigma)) for i in range(len(z))]
+    assert same(*torch.cat(alone, 1))
+    assert same(*(f.flip(0) for f in integer.posterior_x(z.flip(0), sigma)))
+    with threads(2):
+        assert same(*integer.posterior_x(z, sigma))
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert same(*integer.posterior_x(z, sigma))
+
+
+def numbers(seed: int, like: Tensor, largest: int) -> Tensor:
+    """Integers -largest..largest that are the same everywhere."""
+    words = random_words(9, seed, like.numel()).astype(np.int64) % (2 * largest + 1) - largest
+    return torch.from_numpy(words).view(like.shape)
+
+
+def test_exact_result(tensors):
+    """Every file hangs on it: a change of it is a change of the format."""
+    fixed = {"levels": tensors["levels"]}
+    for seed, (name, t) in enumerate(sorted(tensors.items())):
+        if name.endswith(".weight"):
+            fixed[name] = numbers(seed, t, 100).to(t.dtype)
+        elif name.endswith(".scale"):
+            fixed[name] = (1 + numbers(seed, t, 20).abs() / 32).float() / 2**17
+        elif name.endswith(".bias"):
+            fixed[name] = numbers(seed, t, 100).float() / 256
+        elif name.endswith(".table"):
+            fixed[name] = numbers(seed, t, 100).half() / 256
+        elif name.endswith(".input"):
+            fixed[name] = torch.tensor([2.0**-7, 1000.0], dtype=torch.float64)
+    z = numbers(100, torch.empty(2, 3, 20, 12), 3000) / 16
+    found = [torch.stack(IntegerUNet(CONFIG, fixed).posterior_x(z, s)).numpy() for s in LEVELS]
+    assert all(np.ptp(np.log(v)) > 1 for _, v in found)
+    assert [zlib.crc32(f.astype("<f8").tobytes()) for f in found] == []
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+EPS = np.finfo(np.float64).eps
+
+
+def ties(values):
+    """Distance from the nearest rounding tie."""
+    return np.abs(values % 1 - 0.5).min()
+
+
+def test_phases_are_far_from_a_tie():
+    angle = 2 * np.pi * np.arange(512) / 512
+    for table, f in zip(phase_tables(), (np.sin, np.cos), strict=True):
+        exact = PHASE_AMPLITUDE * f(angle)
+        assert ties(exact) > 1e-9
+        assert np.abs(table.numpy() - exact).max() <= 0.5
+        assert np.array_equal(table, table.round())
+
+
+def test_tables_do_not_hang_on_the_last_bits_of_a_maths_library():
+    u = np.arange(-SILU_RANGE * SILU_STEPS, SILU_RANGE * SILU_STEPS + 1) / SILU_STEPS
+    g = np.arange(-256, 257) / VARIANCE_STEPS
+    silu = F.silu(torch.from_numpy(u)).numpy()
+    variance = np.exp(8 * np.tanh(g / 8))
+    for table, exact in ((silu_table(), silu), (variance_table(), variance)):
+        assert table == pytest.approx(exact, rel=2**-30, abs=1e-300)
+        assert ties(np.frexp(exact)[0] * 2.0**30) > 100 * 2.0**30 * EPS
+        assert np.array_equal(table, round_bits(table))
+
+
+# --- model files ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rewritten(tiny: Path, tmp_path: Path) -> Callable[[Callable[[dict[str, Tensor]], None]], Path]:
+    """A copy of the tiny model with its tensors changed."""
+    info, data = read_model_info(tiny)
+
+    def rewrite(change: Callable[[dict[str, Tensor]], None]) -> Path:
+        changed = load(data)
+        change(changed)
+        path = tmp_path / "changed.safetensors"
+        path.write_bytes(save(changed, make_metadata(info.network, info.plans, info.about)))
+        return path
+
+    return rewrite
+
+
+def needed(name: str) -> bool:
+    """Not the noise embedding, which is kept for more training alone."""
+    return not name.startswith("embed") and ".affine.w" not in name and ".affine.b" not in name
+
+
+def test_missing_tensors_are_refused(rewritten, tiny):
+    names = [name for name in load(tiny.read_bytes()) if needed(name)]
+    assert len(names) > 40
+    for name in names:
+        with pytest.raises(ModelMismatchError, match="not a diffcodec model file"):
+            load_model(rewritten(lambda tensors, name=name: tensors.pop(name)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t.update({"down.0.0.conv1.weight": t["down.0.0.conv1.weight"].float()}),
+        lambda t: t.update({"down.0.0.conv1.weight": t["down.0.0.conv1.weight"][:, :-1].clone()}),
+        lambda t: t.update({"conv_in.z.weight": torch.full_like(t["conv_in.z.weight"], 2**14)}),
+        lambda t: t.update({"conv_in.phase.weight": torch.full((8, 24, 3, 3), 1000)}),
+        lambda t: t.update({"conv_out.weight": torch.full_like(t["conv_out.weight"], 2**14)}),
+        lambda t: t["up.0.0.conv2.input"].mul_(torch.tensor([1, 2**12])),
+        lambda t: t["up.0.0.conv2.input"].mul_(torch.tensor([2**-12, 2**12])),
+        lambda t: t["shrink.0.input"].mul_(torch.tensor([1, 2**12])),
+        lambda t: t["conv_out.input"].mul_(torch.tensor([2**-12, 2**12])),
+        lambda t: t["conv_out.input"].zero_(),
+        lambda t: t["grow.0.scale"].fill_(torch.nan),
+        lambda t: t["grow.0.bias"].fill_(torch.inf),
+        lambda t: t.update({"down.0.0.affine.table": t["down.0.0.affine.table"][:, :-4].clone()}),
+        lambda t: t.update({"levels": t["levels"][:-1].clone()}),
+        lambda t: t["levels"].add_(0.001),
+    ],
+)
+def test_tampered_tensors_are_refused(rewritten, change):
+    with pytest.raises(ModelMismatchError):
+        load_model(rewritten(change))
+
+
+def test_the_file_of_a_model_that_is_whole_is_taken(rewritten, tiny):
+    model = load_model(rewritten(lambda tensors: None))
+    assert model.info.plans == load_model(tiny).plans
+
+
+def test_a_noise_level_that_is_not_in_the_tables(integer, network):
+    with pytest.raises(ValueError, match="not in list"):
+        integer.posterior_x(noisy(2.0, network), 2.0000001)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (8, 7), (1, 30)])
+def test_sides_of_any_length_are_padded_by_repetition(tiny, shape):
+    model = load_model(tiny)
+    sigma = model.plans["fast"].levels[1]
+    z = noisy(sigma, living_network())[:2, :, : shape[0], : shape[1]].numpy().copy()
+    multiple = model.network.config.multiple
+    more = [(0, 0), (0, 0), *((0, -side % multiple) for side in shape)]
+    padded = model.posterior_x(np.pad(z, more, mode="edge"), sigma)
+    for found, whole in zip(model.posterior_x(z, sigma), padded, strict=True):
+        assert np.array_equal(found, whole[:, :, : shape[0], : shape[1]])
