@@ -250,7 +250,7 @@ def encode_tile(chain: TileChain, x: Array) -> Generator[Request, Posterior, Enc
     if min(heights) <= SPARE_SEED_WORDS:
         raise OutOfRangeError("the seed is used up")
     words = stack.words()
-    shared = min(len(words), len(seeds)) - SPARE_SEED_WORDS
+    shared = min(len(words), len(seeds))
     different = np.flatnonzero(words[:shared] != seeds[:shared])
     untouched = int(different[0]) if different.size else shared
     marks = []

@@ -123,7 +123,8 @@ class Trainer:
             from matplotlib.figure import Figure
         except ImportError:
             return
-        records = [json.loads(line) for line in (self.out / LOG).read_text().splitlines()]
+        lines = map(json.loads, (self.out / LOG).read_text().splitlines())
+        records = {r["step"]: r for r in lines}  # a resumed run repeats steps
         figure = Figure(figsize=(7, 4.5), layout="constrained")
         axes = figure.subplots()
         lowest = math.inf
@@ -131,7 +132,7 @@ class Trainer:
             ("train_bpd", "training loss, means of 50 steps", "-"),
             ("held_out_bpd", f"held-out bound, {len(PLANS['default'].levels)} timesteps", "o-"),
         ):
-            points = [(r["step"], r[name]) for r in records if name in r]
+            points = sorted((step, r[name]) for step, r in records.items() if name in r)
             if points:
                 axes.plot(*zip(*points, strict=True), style, label=label, markersize=3, linewidth=1)
                 lowest = min(lowest, *(bpd for _, bpd in points))

@@ -415,7 +415,9 @@ def test_importing_the_container_loads_no_numerics() -> None:
 def test_swapped_tiles_are_found() -> None:
     tiles = (Tile("raw", bytes(300)), Tile("raw", bytes([1]) * 300))
     data = pack(replace(PLAIN, model=bytes(4), tiles=tiles))
-    start = len(data) - 2 * (len(data) - len(pack(replace(PLAIN, model=bytes(4), tiles=tiles[:1], whole=True))))
+    start = len(data) - 2 * (
+        len(data) - len(pack(replace(PLAIN, model=bytes(4), tiles=tiles[:1], whole=True)))
+    )
     first, second = data[start : (start + len(data)) // 2], data[(start + len(data)) // 2 :]
     assert data == data[:start] + first + second
     with pytest.raises(CorruptError):

@@ -169,7 +169,7 @@ def test_gaussians_that_are_refused(mean, std, message):
 @pytest.mark.parametrize("wrong", [-0.1, 1.1, math.nan, math.inf])
 def test_tables_that_are_refused(wrong):
     coder = stack()
-    table = np.array([[0.5, 0.5], [wrong, 1 - wrong]])
+    table = np.array([[0.5, 0.5], [wrong, 0.5]])
     with pytest.raises(ValueError, match="probability"):
         coder.push_categorical(np.zeros(2, dtype=np.int32), table)
     with pytest.raises(ValueError, match="probability"):
@@ -235,6 +235,20 @@ def test_truncated_gaussian_is_a_distribution_however_extreme(count, mean, std):
     assert row.sum() == pytest.approx(1, abs=1e-15)
     nearest = int(np.clip(np.rint(mean), 0, count - 1))
     assert row[nearest] >= row.max() * (1 - 1e-3)
+
+
+@given(st.integers(2, 4), st.floats(3, 6), st.floats(0.5, 10), st.booleans())
+def test_truncated_gaussian_keeps_its_precision_in_both_tails(count, distance, std, above):
+    mean = count - 0.5 + distance * std if above else -0.5 - distance * std
+    [row] = truncated_gaussian(array(mean), array(std), count)
+    likely = truncated(mean, std, count) > 1e-3
+    assert row[likely] == pytest.approx(truncated(mean, std, count)[likely], rel=0.01)
+
+
+@pytest.mark.parametrize("mean", [-10.0, 13.0, -1e6, 1e6])
+def test_truncated_gaussian_out_of_reach_of_the_table_is_decided(mean):
+    [row] = truncated_gaussian(array(mean), array(1), 4)
+    assert row[0 if mean < 0 else 3] > 0.999
 
 
 @given(st.integers(2, 4), st.floats(-8, 8), st.floats(0.1, 10))

@@ -140,7 +140,7 @@ def test_a_disk_that_fills_up(tmp_path: Path, limit: int) -> None:
 
 
 SLOW_WRITE = """
-import os, sys, time
+import os, signal, sys, time
 import click
 from diffcodec import cli, files
 
@@ -148,6 +148,7 @@ def slow(descriptor):
     print("writing", flush=True)
     time.sleep(60)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts without
 os.fsync = slow
 path = sys.argv.pop()
 cli.cli = click.command()(lambda: files.write_file(path, b"new", force=True))

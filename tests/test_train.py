@@ -1,0 +1,451 @@
+"""Training: the loss falls, a run goes on where it stopped, and it leaves a model that codes."""
+
+import io
+import json
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from diffcodec import codec, train
+from diffcodec.container import CHAIN_CODERS, parse
+from diffcodec.data import CropSampler, domain_batch, find_images, read_rgb, split_held_out
+from diffcodec.errors import DiffcodecError
+from diffcodec.models import load_model, load_weights
+from diffcodec.network import NetworkConfig
+from diffcodec.plan import geometric_plan
+from diffcodec.train import CHECKPOINT, CONFIG, CURVE, LOG, MODEL, TrainConfig, Trainer
+
+NETWORK = NetworkConfig(channels=(8, 8), blocks=(1, 1), embedding=16)
+COUNT, SIDE, CROP = 25, 24, 16
+
+
+@pytest.fixture(autouse=True)
+def small_validation(monkeypatch):
+    monkeypatch.setattr(train, "VALIDATION_CROPS", 16)
+    monkeypatch.setattr(train, "VALIDATION_BATCH", 8)
+    monkeypatch.setattr(train, "CALIBRATION_CROPS", 4)
+    monkeypatch.setattr(train, "PLANS", {"default": geometric_plan(4)})
+
+
+def picture(i, size=(SIDE, SIDE)):
+    """Waves; red tells the number of the image."""
+    y, x = np.mgrid[: size[1], : size[0]]
+    green = 128 + 90 * np.sin(x / (3 + i % 4)) * np.cos(y / (4 + i % 3))
+    return Image.fromarray(np.stack([np.full_like(x, 10 * i), green, 255 - green], -1).astype("u1"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "nested").mkdir()
+    for i in range(COUNT):
+        picture(i).save(folder / ("nested" if i % 2 else ".") / f"{i:02}.png")
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+@pytest.fixture
+def config(data):
+    return TrainConfig(
+        str(data),
+        steps=60,
+        batch=8,
+        crop=CROP,
+        warmup=10,
+        precision="float32",
+        compile=False,
+        network=NETWORK,
+    )
+
+
+def losses(trainer, count):
+    return [trainer.train_step(trainer.model.posterior_x) for _ in range(count)]
+
+
+def state(trainer):
+    return {**trainer.model.state_dict(), **{f"ema {k}": v for k, v in trainer.ema.items()}}
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
+
+
+def assert_same_weights(a, b, exact=False):
+    assert a.keys() == b.keys()
+    for name, t in a.items():
+        torch.testing.assert_close(
+            t, b[name], rtol=0 if exact else 1e-5, atol=0 if exact else 1e-6, msg=name
+        )
+
+
+# --- steps ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_the_loss_falls(config, tmp_path, optimizer):
+    trainer = Trainer(replace(config, optimizer=optimizer), tmp_path)
+    found = losses(trainer, 60)
+    assert np.mean(found[-10:]) < np.mean(found[:10]) - 0.5
+    assert len(trainer.optimizers) == (2 if optimizer == "muon" else 1)
+
+
+@pytest.mark.parametrize("change", [{"loss": "simple"}, {"precision": "bfloat16"}])
+def test_other_losses_and_precisions_run(config, tmp_path, change):
+    trainer = Trainer(replace(config, **change), tmp_path)
+    with train.autocast(trainer.config.precision):
+        found = losses(trainer, 5)
+    assert np.isfinite(found).all() and len(set(found)) == 5
+    assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
+
+
+def test_the_seed_decides_everything(config, tmp_path):
+    first, again, other = (Trainer(replace(config, seed=s), tmp_path) for s in (1, 1, 2))
+    assert losses(first, 3) == losses(again, 3) != losses(other, 3)
+    assert_same_weights(state(first), state(again), exact=True)
+
+
+def test_learning_rate_rises_linearly_then_falls_as_a_cosine(config, tmp_path):
+    trainer = Trainer(replace(config, steps=1000, learning_rate=0.5, warmup=100), tmp_path)
+    rates = []
+    for trainer.step in range(1001):
+        rates.append(trainer.learning_rate())
+    cosine = [0.01 + 0.99 * (1 + math.cos(math.pi * t / 1000)) / 2 for t in range(1001)]
+    assert rates[99:] == pytest.approx([0.5 * c for c in cosine[99:]])
+    assert rates[:100] == pytest.approx([0.005 * (t + 1) * cosine[t] for t in range(100)])
+    assert rates[1000] == pytest.approx(0.005)
+
+    trainer.step = 30
+    losses(trainer, 1)
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    assert [group["lr"] for group in groups] == [rates[30]] * 2
+
+
+def test_averaged_weights_follow_the_weights(config, tmp_path):
+    trainer = Trainer(replace(config, ema=0.6), tmp_path)
+    expected = {k: p.detach().clone() for k, p in trainer.model.named_parameters()}
+    assert_same_weights(trainer.ema, expected, exact=True)
+    decays = []
+    for step in range(1, 15):
+        losses(trainer, 1)
+        decays.append(min(0.6, (1 + step) / (10 + step)))
+        for name, p in trainer.model.named_parameters():
+            expected[name] = decays[-1] * expected[name] + (1 - decays[-1]) * p.detach()
+    assert decays[0] == 2 / 11 and decays[-1] == 0.6
+    assert_same_weights(trainer.ema, expected)
+    assert_same_weights(dict(trainer.averaged_network().named_parameters()), trainer.ema)
+
+
+def test_gradients_are_clipped(config, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        torch.optim.AdamW, "step", lambda self: seen.extend(self.param_groups[0]["params"])
+    )
+    monkeypatch.setattr(torch.optim.AdamW, "zero_grad", lambda self, set_to_none: None)
+    trainer = Trainer(replace(config, clip=1e-3, optimizer="adamw"), tmp_path)
+    losses(trainer, 1)
+    assert math.sqrt(sum(p.grad.square().sum() for p in seen)) == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize("field", ["value", "gradient"])
+def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path, monkeypatch, field):
+    def wrong(model, x, color, generator):
+        mean, _ = model(x, torch.ones(len(x)))
+        zero = (mean * 0).sum()
+        return zero + torch.nan if field == "value" else zero.abs().sqrt()
+
+    trainer = Trainer(config, tmp_path)
+    losses(trainer, 3)
+    before = {k: v.clone() for k, v in state(trainer).items()}
+    monkeypatch.setitem(train.LOSSES, "vlb", wrong)
+    with pytest.raises(DiffcodecError, match="not finite at step 4; lower --learning-rate"):
+        trainer.run()
+    assert_same_weights(state(trainer), before, exact=True)
+    assert [p.name for p in tmp_path.iterdir()] == [CONFIG]
+
+
+def test_a_learning_rate_that_is_far_too_high_stops_the_run(config, tmp_path):
+    trainer = Trainer(replace(config, learning_rate=1e12, warmup=1, clip=1e12), tmp_path)
+    with pytest.raises(DiffcodecError, match="not finite"):
+        trainer.run()
+
+
+# --- runs -----------------------------------------------------------------------------------------
+
+
+def test_a_run_that_was_stopped_goes_on_as_if_it_was_not(config, tmp_path, monkeypatch):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    for folder in (whole, stopped):
+        folder.mkdir()
+    uninterrupted = Trainer(config, whole)
+    uninterrupted.run()
+
+    first = Trainer(config, stopped)
+    batch = first.train_data.batch
+
+    def interrupt(size, seed, step):
+        if step == 55:
+            raise KeyboardInterrupt
+        return batch(size, seed, step)
+
+    monkeypatch.setattr(first.train_data, "batch", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        first.run(save_every_seconds=0)
+    second = Trainer(config, stopped)
+    second.resume()
+    assert second.step == 50
+    second.run()
+
+    assert second.step == uninterrupted.step == 60
+    assert_same_weights(state(second), state(uninterrupted))
+    assert [r["step"] for r in lines(stopped)] == [r["step"] for r in lines(whole)] == [50, 60]
+    for key in ("train_bpd", "held_out_bpd", "learning_rate"):
+        assert lines(stopped)[-1][key] == pytest.approx(lines(whole)[-1][key], rel=1e-5)
+    assert lines(stopped)[-1]["seconds"] > lines(stopped)[0]["seconds"]
+
+
+STEP_KEYS = {"step", "seconds", "train_bpd", "crops_per_second", "learning_rate"}
+VALIDATION_KEYS = {
+    *("held_out_bpd", "held_out_bpd_half_width"),
+    *("remainder_bpd", "first_jump_bpd", "prior_bpd"),
+}
+
+
+def test_files_of_a_run(config, tmp_path, capsys):
+    config = replace(config, steps=110)
+    trainer = Trainer(config, tmp_path)
+    trainer.run(validate_every=100)
+    assert {p.name for p in tmp_path.iterdir()} - {CURVE} == {CHECKPOINT, CONFIG, LOG, MODEL}
+
+    saved = json.loads((tmp_path / CONFIG).read_text())
+    assert TrainConfig(**saved | {"network": NetworkConfig.from_dict(saved["network"])}) == config
+
+    log = lines(tmp_path)
+    assert [r["step"] for r in log] == [50, 100, 110]
+    keys = [set(r) for r in log]
+    assert keys == [STEP_KEYS, STEP_KEYS | VALIDATION_KEYS, STEP_KEYS | VALIDATION_KEYS]
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == log
+    assert log[-1]["train_bpd"] < log[0]["train_bpd"]
+    assert all(r["crops_per_second"] > 0 and r["seconds"] > 0 for r in log)
+    assert log[-1]["held_out_bpd_half_width"] > 0
+
+    checkpoint = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    assert checkpoint["step"] == 110 and checkpoint["network"] == config.network.to_dict()
+
+    model = load_model(tmp_path / MODEL)
+    assert model.plans == train.PLANS
+    assert model.info.about == {
+        "images": COUNT - 1,
+        "crops": 110 * 8,
+        "crop": CROP,
+        "steps": 110,
+        "hours": round(trainer.seconds / 3600, 3),
+        "held_out_bpd": round(log[-1]["held_out_bpd"], 4),
+    }
+
+
+def test_the_model_of_a_run_codes_an_image_exactly(config, tmp_path, monkeypatch):
+    Trainer(replace(config, steps=2), tmp_path).run()
+    model = load_model(tmp_path / MODEL)
+    monkeypatch.setattr(codec, "encode_fallback", lambda image: ("raw", bytes(1 << 20)))
+    image = picture(7, (37, 21))
+    coded = codec.encode(image, model)
+    assert {tile.coder for tile in parse(coded).tiles} <= set(CHAIN_CODERS)
+    assert codec.decode(coded, model=model).tobytes() == image.tobytes()
+
+
+def test_l_simple_is_not_logged_as_bits(config, tmp_path):
+    Trainer(replace(config, loss="simple", steps=2), tmp_path).run()
+    [record] = lines(tmp_path)
+    assert set(record) == STEP_KEYS - {"train_bpd"} | {"train_mse"} | VALIDATION_KEYS
+
+
+def test_picture_of_the_log(config, tmp_path):
+    figures = pytest.importorskip("matplotlib.figure")
+    trainer = Trainer(config, tmp_path)
+    for step, bpd in ((50, 9.0), (100, 7.0), (150, 6.0), (100, 7.5)):  # a resumed run repeats some
+        trainer.log({"step": step, "train_bpd": bpd} | ({"held_out_bpd": 8.0} if step > 50 else {}))
+    drawn = []
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        save = figures.Figure.savefig
+        monkeypatch.setattr(figures.Figure, "savefig", lambda f, *a, **k: drawn.append(f))
+        trainer.draw_curve()
+        [figure] = drawn
+        save(figure, tmp_path / CURVE)
+    [axes] = figure.axes
+    curves = [line.get_xydata().tolist() for line in axes.lines]
+    assert curves == [[[50, 9], [100, 7.5], [150, 6]], [[100, 8], [150, 8]]]
+    assert axes.get_ylim() == pytest.approx((5.9, 8))
+    with Image.open(tmp_path / CURVE) as curve:
+        assert curve.format == "PNG" and np.ptp(np.asarray(curve.convert("L"))) > 100
+
+
+def test_no_picture_without_matplotlib(config, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    Trainer(replace(config, steps=1), tmp_path).run()
+    assert not (tmp_path / CURVE).exists() and (tmp_path / MODEL).exists()
+
+
+def test_validation_is_repeatable_and_moves_nothing(config, tmp_path):
+    trainer = Trainer(config, tmp_path)
+    losses(trainer, 2)
+    before = {k: v.clone() for k, v in state(trainer).items()}
+    first = trainer.validate()
+    assert trainer.validate() == first
+    assert_same_weights(state(trainer), before, exact=True)
+    losses(trainer, 40)
+    later = trainer.validate()
+    assert later["held_out_bpd"] < first["held_out_bpd"]
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter.zero_()
+    assert trainer.validate() == later  # it is the averaged weights that count
+
+
+def test_training_on_from_a_model(config, tmp_path):
+    first = Trainer(config, tmp_path)
+    losses(first, 40)
+    first.write_model({"held_out_bpd": 5.0})
+    network, weights = load_weights(tmp_path / MODEL)
+    assert network == NETWORK
+    assert weights.keys() == first.ema.keys()
+    for name, original in first.ema.items():
+        error = (weights[name] - original).abs()
+        if original.ndim == 2 and "affine" not in name and "embed" not in name:  # 8 bits
+            bound = original.abs().amax(1, keepdim=True) / 127
+        else:
+            bound = original.abs() / 1024 + 1e-6
+        assert (error <= bound).all(), name
+    second = Trainer(config, tmp_path, weights)
+    z, sigma = torch.randn(2, 3, 16, 16) * 40 + 100, torch.tensor([1.0, 30.0])
+    with torch.inference_mode():
+        mean, v = first.averaged_network().posterior_x(z, sigma)
+        for of in (second.model, second.averaged_network()):
+            found_mean, found_v = of.posterior_x(z, sigma)
+            assert ((found_mean - mean) / v.sqrt()).square().mean() < 0.02**2
+            assert (found_v / v).log().abs().max() < 0.05
+
+
+# --- data -----------------------------------------------------------------------------------------
+
+
+@given(st.integers(2, 200))
+def test_a_twentieth_is_held_out(count):
+    paths = [Path(f"{i:03}") for i in range(count)]
+    kept, held_out = split_held_out(paths)
+    assert sorted(kept + held_out) == paths
+    assert len(held_out) == max(1, (count + 9) // 20)
+
+
+def test_a_single_image_is_both():
+    assert split_held_out([Path("a")]) == ([Path("a")], [Path("a")])
+
+
+def test_held_out_images_are_never_trained_on(config, tmp_path):
+    trainer = Trainer(config, tmp_path)
+    held_out = {int(p.stem) for p in trainer.held_out.paths}
+    assert len(held_out) == 1
+    trained = {
+        int(red) // 10
+        for step in range(60)
+        for red in trainer.train_data.batch(8, 0, step)[:, 0, 0, 0]
+    }
+    assert trained == set(range(COUNT)) - held_out
+    assert {int(r) // 10 for r in trainer.held_out.batch(32, 0, 0)[:, 0, 0, 0]} == held_out
+
+
+def test_images_are_found_below_the_folder_in_order(data):
+    paths = find_images(data)
+    assert sorted(int(p.stem) for p in paths) == list(range(COUNT))
+    assert paths == sorted(paths)
+
+
+def all_crops(path, crop):
+    """Every crop, flipped and transposed, as bytes."""
+    image = read_rgb(path)
+    variants = [image, image[:, :, ::-1]]
+    found = set()
+    for v in variants:
+        for top in range(v.shape[1] - crop + 1):
+            for left in range(v.shape[2] - crop + 1):
+                part = v[:, top : top + crop, left : left + crop]
+                found |= {part.tobytes(), part.transpose(0, 2, 1).tobytes()}
+    return found
+
+
+def test_crops_are_parts_of_images(tmp_path):
+    for i, size in enumerate([(9, 7), (7, 12), (30, 3)]):  # the last is too small
+        picture(i + 1, size).save(tmp_path / f"{i}.png")
+    paths = find_images(tmp_path)
+    sampler = CropSampler(paths, 6)
+    possible = [all_crops(path, 6) for path in paths[:2]]
+    counts = [0, 0]
+    for step in range(40):
+        for crop in sampler.batch(8, 5, step).numpy().astype(np.uint8):
+            [i] = [i for i in (0, 1) if crop.tobytes() in possible[i]]
+            counts[i] += 1
+    assert counts[0] / sum(counts) == pytest.approx(63 / (63 + 84), abs=0.07)
+    plain = {crop.numpy().astype("u1").tobytes() for crop in sampler.batch(50, 0, 0, augment=False)}
+    assert plain < possible[0] | possible[1]
+
+
+def test_crops_follow_from_seed_and_step_alone(data):
+    paths = find_images(data)
+    sampler, reading = CropSampler(paths, CROP), CropSampler(paths, CROP, memory_bytes=0)
+    assert all(image is None for image in reading.images)
+    first = sampler.batch(8, 1, 7)
+    assert first.shape == (8, 3, CROP, CROP) and first.dtype == torch.int16
+    assert torch.equal(first, sampler.batch(8, 1, 7))
+    assert torch.equal(first, reading.batch(8, 1, 7))
+    assert torch.equal(first[:3], sampler.batch(3, 1, 7))
+    for seed, step in ((1, 8), (2, 7)):
+        assert not torch.equal(first, sampler.batch(8, seed, step))
+    x = domain_batch(first, "ycocg")
+    assert x.is_contiguous(memory_format=torch.channels_last) and x.dtype == torch.float32
+    assert torch.equal(x[:, 1], (first[:, 0] - first[:, 2]).float())
+
+
+# --- what cannot be trained on --------------------------------------------------------------------
+
+
+def test_no_folder(config, tmp_path):
+    with pytest.raises(DiffcodecError, match=r"missing: no such folder; --data takes a folder"):
+        Trainer(replace(config, data=str(tmp_path / "missing")), tmp_path)
+
+
+def test_no_images(config, tmp_path):
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(DiffcodecError, match=r"holds no images \(\.bmp, "):
+        Trainer(replace(config, data=str(tmp_path)), tmp_path)
+
+
+def test_images_smaller_than_the_crop(config, tmp_path):
+    with pytest.raises(DiffcodecError, match=r"no image is at least 26 pixels.*smaller --crop"):
+        Trainer(replace(config, crop=26), tmp_path)
+
+
+def damaged(kind):
+    stream = io.BytesIO()
+    picture(0, (60, 60)).save(stream, "PNG")
+    data = stream.getvalue()
+    return {
+        "text": b"no image",
+        "empty": b"",
+        "cut": data[: len(data) // 2],
+        "broken": data[:60] + bytes(40) + data[100:],
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["text", "empty", "cut", "broken"])
+def test_an_unreadable_image_is_named(config, tmp_path, kind):
+    picture(0).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(damaged(kind))
+    with pytest.raises(DiffcodecError, match=r"b\.png: not readable as an image"):
+        Trainer(replace(config, data=str(tmp_path)), tmp_path)
