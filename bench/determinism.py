@@ -3,8 +3,8 @@
 python -m bench.determinism IMAGE [--model photo] [--crop 64]
 
 Each row is a fresh process with other settings: threads, the instruction sets that torch, oneDNN
-and MKL may use, hash seeds, and the image alone or in a batch. Every one must produce the bytes of the
-first, and decode them to the same pixels.
+and MKL may use, hash seeds, and the image alone or in a batch. Every one must produce the bytes of
+the first, and decode them to the same pixels.
 """
 
 import hashlib

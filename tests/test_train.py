@@ -16,7 +16,7 @@ from PIL import Image
 
 from diffcodec import codec, train
 from diffcodec.container import CHAIN_CODERS, parse
-from diffcodec.data import CropSampler, domain_batch, find_images, read_rgb, split_held_out
+from diffcodec.data import CropSampler, domain_batch, find_images, split_held_out
 from diffcodec.errors import DiffcodecError
 from diffcodec.models import load_model, load_weights
 from diffcodec.network import NetworkConfig
@@ -110,6 +110,20 @@ def test_the_seed_decides_everything(config, tmp_path):
     first, again, other = (Trainer(replace(config, seed=s), tmp_path) for s in (1, 1, 2))
     assert losses(first, 3) == losses(again, 3) != losses(other, 3)
     assert_same_weights(state(first), state(again), exact=True)
+
+
+def test_every_step_of_every_seed_has_crops_and_noise_of_its_own(config, tmp_path, monkeypatch):
+    seen = []
+
+    def record(model, x, color, generator):
+        seen.append((x.numpy().tobytes(), generator.initial_seed()))
+        return model(x, torch.ones(len(x)))[0].mean()
+
+    monkeypatch.setitem(train.LOSSES, "vlb", record)
+    for seed in (0, 1):
+        losses(Trainer(replace(config, seed=seed), tmp_path), 3)
+    crops, seeds = zip(*seen, strict=True)
+    assert len(set(crops)) == len(set(seeds)) == 6
 
 
 def test_learning_rate_rises_linearly_then_falls_as_a_cosine(config, tmp_path):
@@ -368,32 +382,36 @@ def test_images_are_found_below_the_folder_in_order(data):
 
 
 def all_crops(path, crop):
-    """Every crop, flipped and transposed, as bytes."""
-    image = read_rgb(path)
-    variants = [image, image[:, :, ::-1]]
-    found = set()
-    for v in variants:
-        for top in range(v.shape[1] - crop + 1):
-            for left in range(v.shape[2] - crop + 1):
-                part = v[:, top : top + crop, left : left + crop]
-                found |= {part.tobytes(), part.transpose(0, 2, 1).tobytes()}
-    return found
+    """Every crop as bytes: as it is, and flipped or transposed."""
+    with Image.open(path) as image:
+        rgb = np.stack([np.asarray(image.getchannel(c)) for c in "RGB"])
+    plain, changed = set(), set()
+    for variant, found in ((rgb, plain), (rgb[:, :, ::-1], changed)):
+        for top in range(rgb.shape[1] - crop + 1):
+            for left in range(rgb.shape[2] - crop + 1):
+                part = variant[:, top : top + crop, left : left + crop]
+                found.add(part.tobytes())
+                changed.add(part.transpose(0, 2, 1).tobytes())
+    return plain, changed
 
 
 def test_crops_are_parts_of_images(tmp_path):
-    for i, size in enumerate([(9, 7), (7, 12), (30, 3)]):  # the last is too small
+    for i, size in enumerate([(9, 7), (7, 24), (30, 3)]):  # the last is too small
         picture(i + 1, size).save(tmp_path / f"{i}.png")
     paths = find_images(tmp_path)
     sampler = CropSampler(paths, 6)
     possible = [all_crops(path, 6) for path in paths[:2]]
-    counts = [0, 0]
+    counts, changed = [0, 0], 0
     for step in range(40):
-        for crop in sampler.batch(8, 5, step).numpy().astype(np.uint8):
-            [i] = [i for i in (0, 1) if crop.tobytes() in possible[i]]
+        for crop in sampler.batch(8, 5, step).numpy().astype("u1"):
+            [i] = [i for i in (0, 1) if any(crop.tobytes() in s for s in possible[i])]
             counts[i] += 1
-    assert counts[0] / sum(counts) == pytest.approx(63 / (63 + 84), abs=0.07)
-    plain = {crop.numpy().astype("u1").tobytes() for crop in sampler.batch(50, 0, 0, augment=False)}
-    assert plain < possible[0] | possible[1]
+            changed += crop.tobytes() not in possible[i][0]
+    # In proportion to the area; three in four are flipped, transposed or both.
+    assert counts[0] / 320 == pytest.approx(63 / (63 + 168), abs=0.05)
+    assert changed / 320 == pytest.approx(3 / 4, abs=0.05)
+    for crop in sampler.batch(50, 0, 0, augment=False).numpy().astype("u1"):
+        assert crop.tobytes() in possible[0][0] | possible[1][0]
 
 
 def test_crops_follow_from_seed_and_step_alone(data):
