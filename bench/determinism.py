@@ -18,10 +18,11 @@ import click
 WORK = """
 import hashlib, sys
 import torch
-from diffcodec import codec, decode, encode_many, load_model
+from bench import without_webp
+from diffcodec import decode, encode_many, load_model
 from diffcodec.images import read_image
 
-codec.encode_fallback = lambda image: ("raw", image.tobytes())  # else WebP may win
+without_webp()
 path, model, crop, threads, batch, mkldnn = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
 torch.set_num_threads(threads)
 torch.backends.mkldnn.enabled = bool(mkldnn)

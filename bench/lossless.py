@@ -2,8 +2,9 @@
 
 python -m bench.lossless --data DIR [--crop 32] [--out results/lossless.json]
 
-One line per image; what is done already is read back from the results file, so that a run that was
-stopped goes on. Sizes count every byte of the files. The bound is the chain's variational bound
+One line per image; what is done already is read back from the results files, so that a run that was
+stopped goes on; the other codecs' sizes have a file of their own, good for any model of ours.
+Sizes count every byte of the files. The bound is the chain's variational bound
 for the same image and plan, estimated by one sample of the chain.
 """
 
@@ -14,6 +15,7 @@ import platform
 import resource
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from bench import without_webp
 from diffcodec import decode, encode, load_model
 from diffcodec.bound import chain_bound_bits
 from diffcodec.color import to_domain
@@ -81,10 +84,9 @@ def measure(model: Model, effort: str, image: Image.Image) -> dict[str, Any]:
     if decoded.mode != image.mode or decoded.tobytes() != image.tobytes():
         raise SystemExit("a decoded image differs from the original")
     coders = [tile.coder for tile in parse(data).tiles]
-    array = np.asarray(image)
     return {
-        "samples": array.size,
-        "bytes": {"diffcodec": len(data)} | {k: f(image, array) for k, f in BASELINES.items()},
+        "samples": image.width * image.height * 3,
+        "bytes": len(data),
         "bound_bits": bound_bits(model, effort, image),
         "tiles": {coder: coders.count(coder) for coder in sorted(set(coders))},
         "encode_seconds": encoded - begin,
@@ -92,13 +94,42 @@ def measure(model: Model, effort: str, image: Image.Image) -> dict[str, Any]:
     }
 
 
-def table(results: dict[str, Any]) -> str:
+class ResultsFile:
+    """Results by image name, written after each; of other settings they are refused."""
+
+    def __init__(self, path: Path, settings: dict[str, Any]):
+        self.path = path
+        self.state: dict[str, Any] = {"settings": settings, "machine": machine(), "results": {}}
+        if path.exists():
+            self.state |= json.loads(path.read_text())
+            if self.state["settings"] != settings:
+                raise SystemExit(f"{path} is of {self.state['settings']}; give another --out")
+
+    def get(self, name: str, compute: Callable[[], Any]) -> Any:
+        """The result of an image, from the file or by computing it."""
+        if name not in self.state["results"]:
+            self.state["results"][name] = compute()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(json.dumps(self.state, indent=1))
+        return self.state["results"][name]
+
+
+def machine() -> dict[str, Any]:
+    """What the times depend on."""
+    return {
+        "cpu": platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "torch": torch.__version__,
+    }
+
+
+def table(ours: dict[str, Any], others: dict[str, Any]) -> str:
     """Bits per dimension of every image and their mean, as Markdown."""
     names = ["diffcodec", "bound", *BASELINES]
     rows = []
-    for image, r in results.items():
-        bits = {name: 8 * size for name, size in r["bytes"].items()} | {"bound": r["bound_bits"]}
-        rows.append((image, *(bits[name] / r["samples"] for name in names)))
+    for image, r in ours.items():
+        sizes = {"diffcodec": r["bytes"], "bound": r["bound_bits"] / 8} | others[image]
+        rows.append((image, *(8 * sizes[name] / r["samples"] for name in names)))
     means = [float(np.mean([row[i] for row in rows])) for i in range(1, len(names) + 1)]
     lines = ["| image | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for label, *values in [*rows, (f"mean of {len(rows)}", *means)]:
@@ -112,42 +143,54 @@ def table(results: dict[str, Any]) -> str:
 @click.option("--effort", default="default")
 @click.option("--crop", type=int, help="Take the central square of so many pixels of each image.")
 @click.option("--limit", type=int, help="Only the first so many images.")
+@click.option("--chain-only", is_flag=True, help="Let no tile take WebP.")
 @click.option("--out", default="results/lossless.json", type=click.Path(path_type=Path))
 def main(
-    data: Path, model: str, effort: str, crop: int | None, limit: int | None, out: Path
+    data: Path,
+    model: str,
+    effort: str,
+    crop: int | None,
+    limit: int | None,
+    chain_only: bool,
+    out: Path,
 ) -> None:
     """Code every image, check that it comes back, and compare sizes."""
     used = load_model(model)
-    settings = {"model": used.info.id.hex(), "effort": effort, "crop": crop}
-    state: dict[str, Any] = {"settings": settings, "results": {}}
-    if out.exists():
-        state = json.loads(out.read_text())
-        if state["settings"] != settings:
-            raise SystemExit(f"{out} holds results of {state['settings']}; give another --out")
-    results = state["results"]
-    for path in tqdm(find_images(data)[:limit], disable=None):
-        if path.name in results:
-            continue
-        image = read_image(path).convert("RGB")
-        if crop is not None:
-            left, top = (image.width - crop) // 2, (image.height - crop) // 2
-            image = image.crop((left, top, left + crop, top + crop))
-        results[path.name] = measure(used, effort, image)
-        state["machine"] = {
-            "cpu": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "torch": torch.__version__,
-            "peak_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        }
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(state, indent=1))
-    click.echo(table(results))
+    images = {path.name: path for path in find_images(data)[:limit]}
+    other_sizes = ResultsFile(out.with_suffix(".others.json"), {"data": data.name, "crop": crop})
+    settings = {"data": data.name, "model": used.info.id.hex(), "effort": effort, "crop": crop}
+    if chain_only:
+        without_webp()
+        settings["chain_only"] = True
+    measured = ResultsFile(out, settings)
+
+    def read(name: str) -> Image.Image:
+        image = read_image(images[name]).convert("RGB")
+        if crop is None:
+            return image
+        left, top = (image.width - crop) // 2, (image.height - crop) // 2
+        return image.crop((left, top, left + crop, top + crop))
+
+    def baselines(name: str) -> dict[str, int]:
+        image = read(name)
+        return {codec: size(image, np.asarray(image)) for codec, size in BASELINES.items()}
+
+    def code(name: str) -> dict[str, Any]:
+        return measure(used, effort, read(name))
+
+    others, ours = {}, {}
+    for name in tqdm(images, "other codecs", disable=None):
+        others[name] = other_sizes.get(name, partial(baselines, name))
+    for name in tqdm(images, "diffcodec", disable=None):
+        ours[name] = measured.get(name, partial(code, name))
+    click.echo(table(ours, others))
     for name in ("encode_seconds", "decode_seconds"):
-        click.echo(f"{name}: median {np.median([r[name] for r in results.values()]):.1f}")
-    tiles = sum(sum(r["tiles"].values()) for r in results.values())
-    chain = sum(r["tiles"].get(effort, 0) for r in results.values())
+        click.echo(f"{name}: median {np.median([r[name] for r in ours.values()]):.1f}")
+    tiles = sum(sum(r["tiles"].values()) for r in ours.values())
+    chain = sum(r["tiles"].get(effort, 0) for r in ours.values())
     click.echo(f"{chain} of {tiles} tiles by the chain")
-    click.echo(f"peak memory: {state['machine']['peak_megabytes']:.0f} MB")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    click.echo(f"peak memory of this process: {peak:.0f} MB")
 
 
 if __name__ == "__main__":
