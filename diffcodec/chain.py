@@ -114,8 +114,11 @@ class TileChain:
     def set_image(self, x: Array) -> None:
         """Start of encoding: x and, a function of it, z_1."""
         self.z[0] = x
+        self.z[1] = self._quantise(x)
+
+    def _quantise(self, x: Array) -> Array:
         m = self.levels[0].spacing
-        self.z[1] = m * np.floor((x + self.dither) / m) + self._first_offset()
+        return m * np.floor((x + self.dither) / m) + self._first_offset()
 
     def _first_offset(self) -> Array:
         return (self.levels[0].spacing - 1) / 2 - self.dither
@@ -123,12 +126,11 @@ class TileChain:
     def known_channels(self, t: int) -> Array:
         """z_t of the channels that are not coded: zero plus shared noise, a walk over t."""
         if t not in self._known:
-            c, m = slice(self.coded, 3), self.levels[0].spacing
+            c = slice(self.coded, 3)
             if t == 0:
                 value = np.zeros(self.shape)[c]
             elif t == 1:
-                quantised = np.floor(self.dither / m) * m
-                value = (quantised + self._first_offset())[c]
+                value = self._quantise(np.zeros(self.shape))[c]
             else:
                 low, high = self.levels[t - 2].sigma[c], self.levels[t - 1].sigma[c]
                 noise = randomness.approximate_normals(self.tile, t, self.z_shape(c))

@@ -154,15 +154,13 @@ def _assemble(
     source: Image.Image, model: Model, effort: str, coded: Iterator[EncodedTile | None]
 ) -> bytes:
     """The smaller of two files: tile by tile the best coder, or one fallback for the whole."""
-    metadata = get_metadata(source)
+    metadata, checksum = get_metadata(source), pixel_crc(source)
     size = source.size
 
     def container(tiles: Sequence[Tile], whole: bool) -> Container:
         uses_model = any(tile.coder in CHAIN_CODERS for tile in tiles)
         model_id = model.info.id if uses_model else NO_MODEL
-        return Container(
-            source.mode, *size, model_id, pixel_crc(source), whole, metadata, tuple(tiles)
-        )
+        return Container(source.mode, *size, model_id, checksum, whole, metadata, tuple(tiles))
 
     whole = Tile(*encode_fallback(source))
     candidates = [pack(container([whole], whole=True))]
