@@ -33,6 +33,7 @@ from diffcodec.errors import (
 from diffcodec.files import STANDARD, check_output, read_file, write_file, write_standard_output
 from diffcodec.info import describe, dimensions, format_description, tiles_by_coder
 from diffcodec.model_file import (
+    ARITHMETICS,
     DEFAULT_MODEL,
     ModelInfo,
     count_parameters,
@@ -121,6 +122,14 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print a JSON objec
     help="How many evaluations of the network to spend, in encoding and decoding.",
 )
 @_model_option(f"A shipped model, or a model file.  [default: {DEFAULT_MODEL}]")
+@click.option(
+    "--arithmetic",
+    type=click.Choice(ARITHMETICS),
+    default="integer",
+    show_default=True,
+    help="Of the network. Files of float arithmetic are for research: they may not decode on "
+    "another machine.",
+)
 @_force
 @_json
 @_quiet
@@ -131,6 +140,7 @@ def encode(
     output_dir: str | None,
     effort: str,
     model: str | None,
+    arithmetic: str,
     force: bool,
     as_json: bool,
     quiet: bool,
@@ -151,7 +161,7 @@ def encode(
     with _failing_as(name):
         from diffcodec.models import load_model
 
-        loaded = load_model(name)
+        loaded = load_model(name, arithmetic)
 
     def work(source: str, target: str) -> None:
         from diffcodec import codec
@@ -171,6 +181,7 @@ def encode(
             "bits_per_dimension": 8 * len(coded) / dimensions(container),
             "seconds": time.perf_counter() - start,
             "model": loaded.info.name,
+            "arithmetic": loaded.arithmetic,
             "effort": effort,
             "tiles": tiles_by_coder(container),
         }
@@ -300,7 +311,7 @@ def _load_given(model: str | None) -> None:
         from diffcodec.models import load_model
 
         with _failing_as(model):
-            load_model(model)
+            load_model(model, read_model_info(model_path(model))[0].arithmetic)
 
 
 # --- info, verify, models -------------------------------------------------------------------------
@@ -361,6 +372,7 @@ def models() -> None:
             plans = [f"{name} {len(plan.levels)}" for name, plan in about.plans.items()]
             rows = {
                 "id": about.id.hex(),
+                "arithmetic": about.arithmetic,
                 "parameters": count_parameters(data),
                 "size": f"{len(data)} bytes",
                 "timesteps": ", ".join(plans),
@@ -452,7 +464,8 @@ def train(
 ) -> None:
     """Train a model on a folder of images.
 
-    The run writes OUT/model.safetensors at every save: a model for --model.
+    The run writes OUT/model.safetensors: a model for --model; and OUT/float.safetensors, the same
+    before it was quantised.
     """
     from diffcodec.train import CHECKPOINT, CONFIG, Trainer
 
@@ -517,6 +530,55 @@ def _resume(trainer: "Trainer") -> None:
             f"its checkpoint is damaged or of another network ({type(e).__name__}); "
             "give the options that the run was started with"
         ) from e
+
+
+# --- quantize -------------------------------------------------------------------------------------
+
+QUANTIZED = ".integer.safetensors"
+
+
+@cli.command(short_help="Make an integer model of a float one.")
+@click.argument("source", metavar="FLOAT_MODEL")
+@click.argument("output", metavar="[OUT]", required=False)
+@click.option("--data", metavar="DIR", required=True, help="Folder of the training images.")
+@click.option(
+    "--crop",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Sides of the crops that show the range of its activations.  [default: as in training]",
+)
+@_force
+def quantize(*, source: str, output: str | None, data: str, crop: int | None, force: bool) -> None:
+    """Make an integer model of a float one, by images like those that it was trained on.
+
+    OUT is FLOAT_MODEL with the suffix .integer.safetensors if it is not given.
+    """
+    with _failing_as(source):
+        path = model_path(source)
+        target = output or str(Path(source).with_suffix(QUANTIZED))
+        info = read_model_info(path)[0]
+        if info.arithmetic != "float":
+            raise ModelMismatchError(
+                "it is an integer model already; give a float one, such as the float.safetensors "
+                "of a training run"
+            )
+        check_output(target, str(path), force)
+
+        from diffcodec.models import load_model, quantize_model
+        from diffcodec.train import calibration_images
+
+        model = load_model(path, "float")
+    side, multiple = crop or info.about.get("crop"), model.network.config.multiple
+    if not isinstance(side, int) or side < 1 or side % multiple:
+        raise click.UsageError(f"give --crop, a multiple of {multiple} for this network")
+    with _failing_as(data):
+        calibration = calibration_images(data, side, model.color)
+    with _failing_as(source):
+        quantized = quantize_model(model, calibration)
+    with _failing_as(target):
+        write_file(target, quantized, force)
+    if target != STANDARD:
+        click.echo(f"{source} -> {target}: {len(quantized)} bytes", err=True)
 
 
 # --- failures -------------------------------------------------------------------------------------

@@ -32,8 +32,14 @@ from diffcodec.container import (
 from diffcodec.errors import CorruptError, LimitError, ModelMismatchError, UnsupportedError
 from diffcodec.fallback import decode_fallback, encode_fallback
 from diffcodec.images import apply_metadata, as_image, get_metadata, pixel_crc
-from diffcodec.model_file import DEFAULT_MODEL, find_model_path
-from diffcodec.models import Model, load_model
+from diffcodec.model_file import (
+    DEFAULT_MODEL,
+    ModelInfo,
+    find_model_path,
+    model_path,
+    read_model_info,
+)
+from diffcodec.models import Model, is_posterior, load_model
 
 Result = TypeVar("Result")
 ImageLike = Image.Image | NDArray[Any]
@@ -68,7 +74,8 @@ def encode(
 
     Args:
         image: PIL image, or array: uint8 [h, w], [h, w, 2..4], uint16 [h, w] or bool [h, w].
-        model: a shipped model's name, a path or a loaded model.
+        model: a shipped model's name, a path or a loaded model. One that is loaded as "float" makes
+            files for research: they may not decode on another machine.
         effort: "fast", "default" or "best": how many network evaluations per tile.
         progress: show a bar on a terminal when it takes over two seconds.
 
@@ -78,7 +85,7 @@ def encode(
     Raises:
         UnsupportedError: for a kind of image that has no exact coding.
         LimitError: for an image of more than 2^28 pixels.
-        ModelMismatchError: if there is no such model.
+        ModelMismatchError: if there is no such model, or its numbers overflow.
     """
     return encode_many([image], model, effort, progress)[0]
 
@@ -144,6 +151,10 @@ def _encode_job(
         return (yield from encode_tile(chain, to_domain(rgb, model.color).astype(np.float64)))
     except OutOfRangeError:
         return None
+    except ValueError as e:
+        raise ModelMismatchError(
+            f"model {model.info.name} cannot code this image ({e}); give another model"
+        ) from e
 
 
 def _crop(source: Image.Image, box: Box) -> Image.Image:
@@ -160,7 +171,10 @@ def _assemble(
     def container(tiles: Sequence[Tile], whole: bool) -> Container:
         uses_model = any(tile.coder in CHAIN_CODERS for tile in tiles)
         model_id = model.info.id if uses_model else NO_MODEL
-        return Container(source.mode, *size, model_id, checksum, whole, metadata, tuple(tiles))
+        return Container(
+            *(source.mode, *size, model_id, checksum, whole, metadata, tuple(tiles)),
+            float_arithmetic=uses_model and model.arithmetic == "float",
+        )
 
     whole = Tile(*encode_fallback(source))
     candidates = [pack(container([whole], whole=True))]
@@ -237,8 +251,8 @@ def decode(
                 image.paste(decoded, (box.left, box.top))
     if timestep == 0 and pixel_crc(image) != container.pixel_crc:
         raise CorruptError(
-            "the pixels do not match the file's checksum: the file is whole, so this machine "
-            "computed other probabilities than the one that encoded it"
+            "the pixels do not match the file's checksum: "
+            + _other_probabilities(container.float_arithmetic)
         )
     apply_metadata(image, container.metadata)
     return image
@@ -281,23 +295,48 @@ def _chain_parts(container: Container) -> list[Part]:
     ]
 
 
+def _other_probabilities(float_arithmetic: bool) -> str:
+    text = (
+        "the file is whole, so this machine computed other probabilities than the one that "
+        "encoded it"
+    )
+    if float_arithmetic:
+        text += (
+            "; it was made with float arithmetic, which is not the same on every machine: encode "
+            "the image with --arithmetic integer, the default, to decode it anywhere"
+        )
+    return text
+
+
 def _find_model(container: Container, given: str | Model | None) -> Model | None:
     """The model that the file needs, or None if it needs none."""
     if not _chain_tiles(container):
         return None
-    if given is None:
-        model = load_model(find_model_path(container.model))
+    arithmetic = "float" if container.float_arithmetic else "integer"
+    if isinstance(given, Model):
+        _check_model(given.info, container)
+        model = given
     else:
-        model = given if isinstance(given, Model) else load_model(given)
-    if model.info.id != container.model:
+        path = find_model_path(container.model) if given is None else model_path(given)
+        _check_model(read_model_info(path)[0], container)
+        model = load_model(path, arithmetic)
+    if model.arithmetic != arithmetic:
         raise ModelMismatchError(
-            f"the file was made with model {container.model.hex()}, the one given is "
-            f"{model.info.name} {model.info.id.hex()}; give the model that it was encoded with"
+            f"the file was made with {arithmetic} arithmetic, the model given is loaded as "
+            f"{model.arithmetic!r}; load it as {arithmetic!r}"
         )
     for tile in _chain_tiles(container):
         if tile.coder not in model.plans:
             raise CorruptError(f"a tile is coded by {tile.coder!r}, which its model does not have")
     return model
+
+
+def _check_model(info: ModelInfo, container: Container) -> None:
+    if info.id != container.model:
+        raise ModelMismatchError(
+            f"the file was made with model {container.model.hex()}, the one given is "
+            f"{info.name} {info.id.hex()}; give the model that it was encoded with"
+        )
 
 
 def _decode_job(
@@ -312,8 +351,8 @@ def _decode_job(
         x = yield from decode_tile(chain, words.astype(np.uint32), tile.seed_words, timestep)
     except (ValueError, OutOfRangeError) as e:
         raise CorruptError(
-            f"tile {part.index} does not decode ({e}): the file is whole, so this machine computed "
-            "other probabilities than the one that encoded it"
+            f"tile {part.index} does not decode ({e}): "
+            + _other_probabilities(model.arithmetic == "float")
         ) from e
     rgb = from_domain(np.rint(x).astype(np.int32), model.color)
     return np.clip(rgb, 0, 255).astype(np.uint8).transpose(1, 2, 0)
@@ -351,8 +390,14 @@ def _run_group(
     waiting: dict[int, Request] = {}
 
     def advance(i: int, answer: Posterior | None) -> None:
+        job = jobs[i][0]
         try:
-            waiting[i] = next(jobs[i][0]) if answer is None else jobs[i][0].send(answer)
+            if answer is None:
+                waiting[i] = next(job)
+            elif is_posterior(*answer):
+                waiting[i] = job.send(answer)
+            else:  # the job knows what that means for its file
+                job.throw(ValueError("a mean or variance of the model is out of range"))
         except StopIteration as stop:
             results[i] = stop.value
 

@@ -29,7 +29,7 @@ TILE_SIDE = 512
 MAX_PIXELS = 2**28
 MAX_METADATA_BYTES = 64 * 2**20
 
-_WHOLE, _METADATA, _MARKS, _RESERVED = 0x10, 0x20, 0x40, 0x80
+_WHOLE, _METADATA, _MARKS, _FLOAT = 0x10, 0x20, 0x40, 0x80
 _SMALLEST_TILE_BYTES = 6  # coder, a length of one byte, no payload, CRC
 _VARINT_BYTES = 5
 _WORD_BYTES = 4  # of a chain's payload
@@ -75,6 +75,7 @@ class Container:
         whole: one tile covers the whole image, whatever its size.
         metadata: byte strings by name, the names from ``METADATA_NAMES``.
         tiles: in the order of :meth:`boxes`.
+        float_arithmetic: the model was evaluated in floating point; only if some tile is a chain.
     """
 
     mode: str
@@ -85,6 +86,7 @@ class Container:
     whole: bool
     metadata: Mapping[str, bytes]
     tiles: tuple[Tile, ...]
+    float_arithmetic: bool = False
 
     def boxes(self) -> list[Box]:
         """The rectangle of each tile, in raster order."""
@@ -130,6 +132,7 @@ def pack(container: Container) -> bytes:
     has_marks = any(tile.marks for tile in container.tiles)
     flags = _number(MODES, container.mode) | (_WHOLE if container.whole else 0)
     flags |= (_METADATA if container.metadata else 0) | (_MARKS if has_marks else 0)
+    flags |= _FLOAT if container.float_arithmetic else 0
     header = bytearray(MAGIC + bytes([VERSION, flags]))
     header += _varint(container.width) + _varint(container.height)
     header += container.model + struct.pack("<I", container.pixel_crc)
@@ -178,8 +181,6 @@ def parse(data: bytes, max_pixels: int = MAX_PIXELS) -> Container:
             "a newer diffcodec is needed"
         )
     flags = reader.u8("the image mode")
-    if flags & _RESERVED:
-        raise FormatError(f"the mode byte is {flags:#04x}, expected its reserved bit 7 to be 0")
     mode = _name(MODES, flags & 0x0F, "image mode")
     whole = bool(flags & _WHOLE)
     width, height = reader.varint("the width"), reader.varint("the height")
@@ -201,7 +202,10 @@ def parse(data: bytes, max_pixels: int = MAX_PIXELS) -> Container:
         tiles.append(_read_tile(reader, where, crc_start, bool(flags & _MARKS)))
     if reader.remaining:
         raise FormatError(f"{reader.remaining} bytes follow the last tile, expected none")
-    container = Container(mode, width, height, model, pixel_crc, whole, metadata, tuple(tiles))
+    container = Container(
+        *(mode, width, height, model, pixel_crc, whole, metadata, tuple(tiles)),
+        float_arithmetic=bool(flags & _FLOAT),
+    )
     _check(container)
     return container
 
@@ -284,8 +288,11 @@ def _check(container: Container) -> None:
     tile_count = _tile_count(container.width, container.height, container.whole)
     if len(container.tiles) != tile_count:
         raise FormatError(f"there are {len(container.tiles)} tiles, expected {tile_count}")
-    if any(container.model) and not any(t.coder in CHAIN_CODERS for t in container.tiles):
-        raise FormatError("the file names a model that no tile uses, expected 4 zero bytes")
+    if not any(tile.coder in CHAIN_CODERS for tile in container.tiles):
+        if any(container.model):
+            raise FormatError("the file names a model that no tile uses, expected 4 zero bytes")
+        if container.float_arithmetic:
+            raise FormatError("the file names float arithmetic, but no tile is a chain")
     has_marks = any(tile.marks for tile in container.tiles)
     for index, tile in enumerate(container.tiles):
         _check_tile(tile, f"tile {index + 1} of {tile_count}", has_marks)

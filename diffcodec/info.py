@@ -43,6 +43,7 @@ def describe(
         )
     if uses_model and model is not None and not any(tile.marks for tile in container.tiles):
         container = _with_marks(data, container, model_path)
+    arithmetic = "float" if container.float_arithmetic else "integer"
     return {
         "version": data[len(MAGIC)],
         "mode": container.mode,
@@ -53,6 +54,7 @@ def describe(
         "bits_per_dimension": 8 * len(data) / dimensions(container),
         "model_id": container.model.hex() if uses_model else None,
         "model": model.name if uses_model and model else None,
+        "arithmetic": arithmetic if uses_model else None,
         "tiles": tiles_by_coder(container),
         "metadata_bytes": {name: len(value) for name, value in container.metadata.items()},
         "timesteps": list(_timesteps(container, model)),
@@ -95,7 +97,8 @@ def format_description(described: dict[str, Any]) -> str:
     """The same as lines of text."""
     model = "none needed"
     if described["model_id"]:
-        model = f"{described['model'] or 'not a shipped one'} ({described['model_id']})"
+        name = described["model"] or "not a shipped one"
+        model = f"{name} ({described['model_id']}), {described['arithmetic']} arithmetic"
     tiles = ", ".join(f"{count} {coder}" for coder, count in described["tiles"].items())
     metadata = ", ".join(f"{k} ({n} bytes)" for k, n in described["metadata_bytes"].items())
     lines = [

@@ -17,6 +17,7 @@ from diffcodec.plan import Plan
 DEFAULT_MODEL = "photo"
 MODEL_FOLDER = Path(__file__).parent / "models"
 FORMAT = "diffcodec-model-0"
+ARITHMETICS = ("integer", "float")
 ID_BYTES = 4
 MAX_HEADER_BYTES = 1 << 20
 
@@ -31,6 +32,7 @@ class ModelInfo:
         network: arguments of the network's configuration.
         plans: by effort: "fast", "default", "best".
         about: hours of training, data, held-out bpd.
+        arithmetic: that of its weights, one of ``ARITHMETICS``.
     """
 
     name: str
@@ -38,6 +40,7 @@ class ModelInfo:
     network: dict[str, Any]
     plans: dict[str, Plan]
     about: dict[str, Any]
+    arithmetic: str
 
 
 def read_model_info(path: Path) -> tuple[ModelInfo, bytes]:
@@ -58,8 +61,13 @@ def read_model_info(path: Path) -> tuple[ModelInfo, bytes]:
             name: Plan(tuple(plan["levels"]), tuple(plan["lattices"]))
             for name, plan in json.loads(metadata["plans"]).items()
         }
-        network = json.loads(metadata["network"])
-        info = ModelInfo(path.stem, file_id(data), network, plans, json.loads(metadata["about"]))
+        network, about = json.loads(metadata["network"]), json.loads(metadata["about"])
+        if not isinstance(about, dict):
+            raise ValueError("its description is no object")
+        arithmetic = metadata.get("arithmetic", "integer")  # not named in the first models
+        if arithmetic not in ARITHMETICS:
+            raise ValueError(f"its arithmetic is {arithmetic!r}, expected one of {ARITHMETICS}")
+        info = ModelInfo(path.stem, file_id(data), network, plans, about, arithmetic)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise ModelMismatchError(f"{path}: not a diffcodec model file ({e})") from e
     return info, data
@@ -73,7 +81,10 @@ def count_parameters(data: bytes) -> int:
 
 
 def make_metadata(
-    network: Mapping[str, Any], plans: Mapping[str, Plan], about: Mapping[str, Any]
+    network: Mapping[str, Any],
+    plans: Mapping[str, Plan],
+    about: Mapping[str, Any],
+    arithmetic: str = "integer",
 ) -> dict[str, str]:
     """The metadata that :func:`read_model_info` reads."""
     return {
@@ -81,6 +92,7 @@ def make_metadata(
         "network": json.dumps(network),
         "plans": json.dumps({name: asdict(plan) for name, plan in plans.items()}),
         "about": json.dumps(about),
+        "arithmetic": arithmetic,
     }
 
 

@@ -1,6 +1,7 @@
 """A model at work: the posterior of x that the chain asks for."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from diffcodec.color import DOMAINS
-from diffcodec.errors import ModelMismatchError
+from diffcodec.errors import ModelMismatchError, UnsupportedError
 from diffcodec.integer import IntegerUNet
 from diffcodec.model_file import (
+    ARITHMETICS,
     DEFAULT_MODEL,
     ModelInfo,
     make_metadata,
@@ -27,12 +29,64 @@ from diffcodec.network import NetworkConfig, UNet
 from diffcodec.plan import Plan
 from diffcodec.quantize import float_weights, quantize
 
+INVALID = (  # what tensors and descriptions that are none of a model raise
+    SafetensorError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+class FloatUNet:
+    """Inference of a :class:`diffcodec.network.UNet` in float32, for research.
+
+    The order of its sums is the libraries' own: another machine or number of threads may give other
+    bits. Images are evaluated one by one, so that at least their batch does not matter.
+    """
+
+    def __init__(self, config: NetworkConfig, weights: Mapping[str, Tensor]):
+        """Load and check.
+
+        Raises:
+            ValueError: if these are not the network's weights in float32, all of them finite.
+        """
+        # A shape may claim any size: neither time nor memory for it before it is checked.
+        if sum(map(abs, config.blocks)) > len(weights):
+            raise ValueError(f"{config.blocks} blocks, but only {len(weights)} tensors")
+        with torch.device("meta"):
+            expected = UNet(config).state_dict()
+        if weights.keys() != expected.keys():
+            raise ValueError("its tensors are not those of its network")
+        for name, weight in weights.items():
+            shape = expected[name].shape
+            if weight.shape != shape or weight.dtype != torch.float32:
+                raise ValueError(
+                    f"{name} is {weight.dtype} {list(weight.shape)}, expected float32 {list(shape)}"
+                )
+            if not weight.isfinite().all():
+                raise ValueError("a weight is not finite")
+        self.config = config
+        with torch.random.fork_rng(devices=[]):
+            self.unet = UNet(config)
+        self.unet.load_state_dict(weights)
+
+    def posterior_x(self, z: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+        """Mean and variance of x given z_t: see :meth:`IntegerUNet.posterior_x`."""
+        images = z.float().contiguous(memory_format=torch.channels_last).split(1)
+        fields = [self.unet.posterior_x(image, torch.tensor([sigma])) for image in images]
+        mean, v = (torch.cat(field).double() for field in zip(*fields, strict=True))
+        return mean, v
+
 
 class Model:
-    """A trained epsilon-model in its integer form, with its plans."""
+    """A trained epsilon-model with its plans, in its integer form or as a float network."""
 
-    def __init__(self, info: ModelInfo, network: IntegerUNet):
+    def __init__(self, info: ModelInfo, network: IntegerUNet | FloatUNet):
         self.info, self.network = info, network
+        self.arithmetic = "float" if isinstance(network, FloatUNet) else "integer"
         self.color = network.config.color
         self.domain = DOMAINS[self.color]
 
@@ -52,7 +106,8 @@ class Model:
             z: [batch, 3, height, width], grey levels of the colour domain.
             sigma: one of the plans' noise levels.
 
-        Guarantee: the same numbers on every machine, and for an image alone or in a batch.
+        Guarantee: the same numbers for an image alone or in a batch; of an integer model also on
+        every machine.
         """
         height, width = z.shape[2:]
         m = self.network.config.multiple
@@ -62,41 +117,68 @@ class Model:
         return mean[:, :, :height, :width].numpy(), v[:, :, :height, :width].numpy()
 
 
+def is_posterior(mean: NDArray[np.float64], variance: NDArray[np.float64]) -> bool:
+    """Whether these can be a mean and a variance: not so if a network's numbers overflow."""
+    return bool(
+        np.isfinite(mean).all() and np.isfinite(variance).all() and np.greater(variance, 0).all()
+    )
+
+
 @lru_cache(maxsize=4)
-def _load(path: Path) -> Model:
+def _load(path: Path, arithmetic: str) -> Model:
     info, data = read_model_info(path)
+    if info.arithmetic == "float" and arithmetic == "integer":
+        raise ModelMismatchError(
+            f"model {info.name} {info.id.hex()} is a float model, expected an integer one; give "
+            "--arithmetic float, or make an integer model of it by diffcodec quantize"
+        )
     try:
-        tensors = load(data)
-        if not all(torch.isfinite(t).all() for t in tensors.values()):
-            raise ValueError("a weight is not finite")
+        return _build(info, data, arithmetic)
+    except INVALID as e:
+        raise ModelMismatchError(f"{path}: not a diffcodec model file ({e})") from e
+
+
+def _build(info: ModelInfo, data: bytes, arithmetic: str) -> Model:
+    """The model in a file's bytes; what they lack raises one of ``INVALID``."""
+    tensors, config = load(data), NetworkConfig.from_dict(info.network)
+    if not all(torch.isfinite(t).all() for t in tensors.values()):
+        raise ValueError("a weight is not finite")
+    levels = sorted({s for plan in info.plans.values() for s in plan.levels})
+    network: IntegerUNet | FloatUNet
+    if arithmetic == "float":
+        network = FloatUNet(config, _state(info, tensors))
+    else:
         with np.errstate(all="raise"):
-            network = IntegerUNet(NetworkConfig.from_dict(info.network), tensors)
-        missing = {s for plan in info.plans.values() for s in plan.levels} - set(network.levels)
+            network = IntegerUNet(config, tensors)
+        missing = set(levels) - set(network.levels)
         if missing:
             raise ValueError(f"no tables for the noise levels {sorted(missing)}")
-        model = Model(info, network)
-        # Shapes that do not fit each other show in use: better now than in the midst of a file.
-        model.posterior_x(np.zeros((1, 3, 1, 1)), network.levels[-1])
-    except (
-        SafetensorError,
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as e:
-        raise ModelMismatchError(f"{path}: not a diffcodec model file ({e})") from e
+    model = Model(info, network)
+    # Shapes that do not fit each other show in use: better now than in the midst of a file.
+    for sigma in (levels[0], levels[-1]):
+        if not is_posterior(*model.posterior_x(np.zeros((1, 3, 1, 1)), sigma)):
+            raise ValueError(f"a mean or variance is out of range at the noise level {sigma}")
     return model
 
 
-def load_model(name_or_path: str | Path = DEFAULT_MODEL) -> Model:
+def _state(info: ModelInfo, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return tensors if info.arithmetic == "float" else float_weights(tensors)
+
+
+def load_model(name_or_path: str | Path = DEFAULT_MODEL, arithmetic: str = "integer") -> Model:
     """A shipped model by name, or any model file by path.
 
+    Args:
+        name_or_path: of the model.
+        arithmetic: "integer", or "float" for research: files may not decode on another machine.
+
     Raises:
-        ModelMismatchError: if there is no such model, or the file is not a diffcodec model.
+        ModelMismatchError: if there is no such model, the file is not a diffcodec model, or a float
+            model is to be an integer one.
     """
-    return _load(model_path(name_or_path))
+    if arithmetic not in ARITHMETICS:
+        raise UnsupportedError(f"arithmetic {arithmetic!r}: expected one of {ARITHMETICS}")
+    return _load(model_path(name_or_path), arithmetic)
 
 
 def load_weights(name_or_path: str | Path) -> tuple[NetworkConfig, dict[str, Tensor]]:
@@ -105,9 +187,9 @@ def load_weights(name_or_path: str | Path) -> tuple[NetworkConfig, dict[str, Ten
     Raises:
         ModelMismatchError: as :func:`load_model`.
     """
-    path = model_path(name_or_path)
-    config = _load(path).network.config
-    return config, float_weights(load(path.read_bytes()))
+    network = load_model(name_or_path, "float").network
+    assert isinstance(network, FloatUNet)
+    return network.config, {name: t.clone() for name, t in network.unet.state_dict().items()}
 
 
 def serialise_model(
@@ -128,5 +210,35 @@ def serialise_model(
     levels = sorted({s for plan in plans.values() for s in plan.levels})
     return save(
         quantize(network, calibration, levels),
-        make_metadata(network.config.to_dict(), plans, about),
+        make_metadata(network.config.to_dict(), plans, about, "integer"),
     )
+
+
+def serialise_float_model(
+    network: UNet, plans: Mapping[str, Plan], about: Mapping[str, Any]
+) -> bytes:
+    """A float model file: the network as it is. See :func:`serialise_model`."""
+    return save(
+        network.state_dict(), make_metadata(network.config.to_dict(), plans, about, "float")
+    )
+
+
+def quantize_model(model: Model, calibration: Tensor) -> bytes:
+    """The file of the integer model that a float one becomes, of the same plans and description.
+
+    Args:
+        model: loaded as "float".
+        calibration: see :func:`serialise_model`.
+
+    Raises:
+        ModelMismatchError: if its numbers leave no integer model.
+    """
+    info, network = model.info, model.network
+    if not isinstance(network, FloatUNet):
+        raise ModelMismatchError(f"model {info.name} is an integer model already; give a float one")
+    try:
+        data = serialise_model(network.unet, calibration, info.plans, info.about)
+        _build(replace(info, arithmetic="integer"), data, "integer")
+    except INVALID as e:
+        raise ModelMismatchError(f"model {info.name} cannot be quantised ({e})") from e
+    return data

@@ -17,14 +17,14 @@ from diffcodec.bound import chain_bound_bits, code_length_loss, simple_loss
 from diffcodec.data import CropSampler, domain_batch, find_images, split_held_out
 from diffcodec.errors import DiffcodecError
 from diffcodec.files import write_file
-from diffcodec.models import serialise_model
+from diffcodec.models import serialise_float_model, serialise_model
 from diffcodec.network import NetworkConfig, UNet
 from diffcodec.plan import PLANS
 
 LOSSES = {"vlb": code_length_loss, "simple": simple_loss}
 UNITS = {"vlb": "bpd", "simple": "mse"}  # of the losses, for the log
-CHECKPOINT, MODEL, LOG, CURVE = "checkpoint.pt", "model.safetensors", "log.jsonl", "curve.png"
-CONFIG = "config.json"
+CHECKPOINT, CONFIG, LOG, CURVE = "checkpoint.pt", "config.json", "log.jsonl", "curve.png"
+MODEL, FLOAT_MODEL = "model.safetensors", "float.safetensors"
 VALIDATION_CROPS, VALIDATION_BATCH = 128, 32
 CALIBRATION_CROPS = 64
 
@@ -102,9 +102,8 @@ class Trainer:
         return network
 
     def write_model(self, validation: dict[str, float]) -> None:
-        """Quantise the averaged weights and write them as a model file, atomically."""
+        """Write the averaged weights as model files, as they are and quantised, each atomically."""
         c = self.config
-        rgb = self.train_data.batch(CALIBRATION_CROPS, c.seed, 0)
         about = {
             "images": len(self.train_data.paths),
             "crops": self.step * c.batch,
@@ -113,7 +112,10 @@ class Trainer:
             "hours": round(self.seconds / 3600, 3),
             "held_out_bpd": round(validation["held_out_bpd"], 4),
         }
-        network, calibration = self.averaged_network(), domain_batch(rgb, c.network.color)
+        network = self.averaged_network()
+        data = serialise_float_model(network, PLANS, about)
+        write_file(self.out / FLOAT_MODEL, data, force=True)
+        calibration = calibration_crops(self.train_data, c.network.color)
         data = serialise_model(network, calibration, PLANS, about)
         write_file(self.out / MODEL, data, force=True)
 
@@ -252,6 +254,21 @@ class Trainer:
                     self.save()
                     last_save = now
                 losses, mark = [], time.monotonic()
+
+
+def calibration_crops(images: CropSampler, color: str) -> Tensor:
+    """What shows :func:`serialise_model` the range of activations; the same at every call."""
+    return domain_batch(images.batch(CALIBRATION_CROPS, seed=0, step=0), color)
+
+
+def calibration_images(data: str, crop: int, color: str) -> Tensor:
+    """The same crops that a run on these images would take.
+
+    Raises:
+        DiffcodecError: if there are no images, or none that is large enough.
+    """
+    images, _ = split_held_out(find_images(Path(data)))
+    return calibration_crops(CropSampler(images, crop, memory_bytes=0), color)
 
 
 def hash_seed(seed: int, step: int) -> int:

@@ -17,3 +17,9 @@ settings.load_profile("diffcodec")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model file of random weights: see ``tiny.py``."""
     return tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def tiny_float(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same before it was quantised."""
+    return tiny_model(tmp_path_factory.mktemp("float"), name="float", arithmetic="float")

@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from tiny import TIMESTEPS, tiny_model
+from torch import Tensor
 
 from diffcodec import codec
 from diffcodec.cli import cli
 from diffcodec.container import MAGIC, pack, parse
-from diffcodec.models import load_model
+from diffcodec.models import FloatUNet, load_model
 from diffcodec.plan import geometric_plan
 
 ROOT = Path(__file__).parents[1]
@@ -42,7 +43,7 @@ def picture(size: tuple[int, int] = (12, 9), seed: int = 0) -> Image.Image:
 
 
 @pytest.fixture(scope="module")
-def files(tiny: Path) -> dict[str, bytes]:
+def files(tiny: Path, tiny_float: Path) -> dict[str, bytes]:
     """What lies in the folder of each test."""
     png, gif = io.BytesIO(), io.BytesIO()
     picture().save(png, "PNG")
@@ -51,6 +52,7 @@ def files(tiny: Path) -> dict[str, bytes]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(codec, "encode_fallback", lambda image: ("raw", bytes(1 << 20)))
         dfc = codec.encode(picture(), str(tiny))
+        floating = codec.encode(picture(), load_model(tiny_float, "float"))
         patch.setattr(codec, "MARKS_FROM_PIXELS", 1)
         marked = codec.encode(picture(), str(tiny))
     alpha = codec.encode(picture().convert("RGBA"), str(tiny))
@@ -59,6 +61,7 @@ def files(tiny: Path) -> dict[str, bytes]:
         "photo.png": png.getvalue(),
         "photo.dfc": dfc,
         "marked.dfc": marked,
+        "float.dfc": floating,
         "alpha.dfc": alpha,
         "text.txt": b"some text\n",
         "empty": b"",
@@ -69,6 +72,7 @@ def files(tiny: Path) -> dict[str, bytes]:
         "newer.dfc": dfc[:4] + b"\x01" + dfc[5:],
         "huge.dfc": MAGIC + b"\x00\x05" + 2 * b"\xff\xff\xff\xff\x07" + bytes(50),
         "tiny.safetensors": tiny.read_bytes(),
+        "float.safetensors": tiny_float.read_bytes(),
     }
 
 
@@ -190,9 +194,50 @@ def test_encode_json() -> None:
         "bytes_out": size,
         "bits_per_dimension": 8 * size / (12 * 9 * 3),
         "model": "tiny",
+        "arithmetic": "integer",
         "effort": "default",
         "tiles": {"default": 1},
     }
+
+
+FLOAT = "--model float.safetensors"
+
+
+@pytest.mark.usefixtures("folder")
+def test_float_arithmetic(files: dict[str, bytes]) -> None:
+    result = done(f"encode {FLOAT} --arithmetic float photo.png new.dfc --json")
+    assert json.loads(result.stdout)["arithmetic"] == "float"
+    assert Path("new.dfc").read_bytes() == files["float.dfc"]
+    done(f"decode {FLOAT} new.dfc new.png")
+    assert same_image("new.png")
+    done(f"decode {FLOAT} new.dfc coarse.png --timestep 3")
+    assert not same_image("coarse.png")
+    assert done(f"verify {FLOAT} new.dfc").stdout == "new.dfc: OK\n"
+
+
+@pytest.mark.usefixtures("folder")
+def test_float_arithmetic_of_an_integer_model(files: dict[str, bytes]) -> None:
+    done(f"encode {MODEL} --arithmetic float photo.png new.dfc")
+    assert parse(Path("new.dfc").read_bytes()).float_arithmetic
+    assert Path("new.dfc").read_bytes()[20:] != files["photo.dfc"][20:]
+    assert done(f"verify {MODEL} new.dfc photo.dfc").stdout == "new.dfc: OK\nphoto.dfc: OK\n"
+    done(f"encode {MODEL} --arithmetic integer photo.png same.dfc")
+    assert Path("same.dfc").read_bytes() == files["photo.dfc"]
+
+
+@pytest.mark.usefixtures("folder")
+def test_float_arithmetic_of_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = FloatUNet.posterior_x
+
+    def scaled(self: FloatUNet, z: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+        mean, variance = plain(self, z, sigma)
+        return mean * (1 + 2.0**-23), variance
+
+    monkeypatch.setattr(FloatUNet, "posterior_x", scaled)
+    advice = "float arithmetic, which is not the same on every machine: .*--arithmetic integer"
+    for command in ("verify float.dfc", "decode float.dfc new.png"):
+        fails_in_one_line(f"{command} {FLOAT}", 3, "float.dfc", advice)
+    done(f"verify {MODEL} photo.dfc")
 
 
 @pytest.mark.usefixtures("folder")
@@ -283,6 +328,11 @@ def test_verify_several(paths: str, code: int) -> None:
         "train --data folder --out run --loss l3",
         "train --data folder --out run --batch 7",
         "train --data folder --out run --resume --init tiny.safetensors",
+        "encode photo.png new.dfc --arithmetic double",
+        "quantize float.safetensors new.safetensors",
+        "quantize float.safetensors new.safetensors --data folder",  # it has no crop of its own
+        "quantize float.safetensors new.safetensors --data folder --crop 10",
+        "quantize float.safetensors new.safetensors --data folder --crop 0",
     ],
 )
 def test_wrong_usage(command: str) -> None:
@@ -367,6 +417,15 @@ def fails_in_one_line(command: str, code: int, path: str, message: str) -> None:
         ("encode photo.png new.dfc --model text.txt", ".*text.txt", "not a diffcodec model"),
         ("decode photo.dfc new.png --model text.txt", ".*text.txt", "not a diffcodec model"),
         ("verify photo.dfc --model folder", "folder", "no model 'folder'"),
+        ("decode photo.dfc new.png --model float.safetensors", "photo.dfc", "given is float"),
+        ("info photo.dfc --model float.safetensors", "photo.dfc", "given is float"),
+        ("decode float.dfc new.png --model tiny.safetensors", "float.dfc", "given is tiny"),
+        ("verify float.dfc", "float.dfc", "none of the shipped ones.*--model"),
+        (
+            "encode photo.png new.dfc --model float.safetensors",
+            "float.safetensors",
+            "a float model, expected an integer one; give --arithmetic float.*diffcodec quantize",
+        ),
     ],
 )
 def test_wrong_model(command: str, path: str, message: str) -> None:
@@ -405,6 +464,7 @@ def test_info_json(name: str, files: dict[str, bytes]) -> None:
         "bits_per_dimension": pytest.approx(8 * size / 324),
         "model_id": parse(files[name]).model.hex(),
         "model": "tiny",
+        "arithmetic": "integer",
         "tiles": {"default": 1},
         "metadata_bytes": {},
     }
@@ -424,6 +484,18 @@ def test_info_text() -> None:
     assert "  image     12 x 9 RGB" in lines
     assert "  tiles     1 default" in lines
     assert sum(line.startswith("  default  ") for line in lines) == 2 * (6 + 1)
+
+
+@pytest.mark.usefixtures("folder")
+def test_info_of_float_arithmetic() -> None:
+    found = json.loads(done(f"info float.dfc --json {FLOAT}").stdout)
+    assert (found["model"], found["arithmetic"]) == ("float", "float")
+    assert [row["bits"] for row in found["timesteps"]] == [ANY_INT] * 7  # coded again
+    assert json.loads(done("info float.dfc --json").stdout)["arithmetic"] == "float"
+    assert "  model     float (" in done(f"info float.dfc {FLOAT}").stdout
+    assert "), float arithmetic\n" in done("info float.dfc").stdout
+    assert "), integer arithmetic\n" in done("info photo.dfc").stdout
+    assert "arithmetic" not in done("info alpha.dfc").stdout
 
 
 @pytest.mark.usefixtures("folder")
@@ -452,6 +524,7 @@ ANY_INT = _AnyInt()
 def test_info_of_other_coders() -> None:
     found = json.loads(done("info alpha.dfc --json").stdout)
     assert (found["model"], found["model_id"], found["timesteps"]) == (None, None, [])
+    assert found["arithmetic"] is None
     assert "none needed" in done("info alpha.dfc").stdout
 
 
@@ -467,11 +540,20 @@ def test_models(tiny: Path) -> None:
     assert name == "tiny"
     assert dict(row.split(maxsplit=1) for row in rows) == {
         "id": load_model(tiny).info.id.hex(),
+        "arithmetic": "integer",
         "parameters": str(parameters),
         "size": f"{tiny.stat().st_size} bytes",
         "timesteps": "fast 4, default 6, best 8",
         "data": "none",
     }
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_shipped_float_model_is_found(tiny_float: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffcodec.model_file.MODEL_FOLDER", tiny_float.parent)
+    assert "  arithmetic     float\n" in done("models").stdout
+    done("verify float.dfc")
+    assert json.loads(done("info float.dfc --json").stdout)["model"] == "float"
 
 
 @pytest.mark.usefixtures("folder", "shipped")
@@ -534,13 +616,16 @@ def test_a_run_leaves_a_model() -> None:
     done(f"{RUN} --steps 1")
     done("encode photo.png trained.dfc --model run/model.safetensors")
     done("verify trained.dfc --model run/model.safetensors")
+    done("encode photo.png float.dfc -f --model run/float.safetensors --arithmetic float")
+    done("verify float.dfc --model run/float.safetensors")
 
 
 @pytest.mark.usefixtures("pictures")
-def test_train_from_a_model() -> None:
+@pytest.mark.parametrize("model", ["tiny", "float"])
+def test_train_from_a_model(model: str) -> None:
     result = done(
         "train --data pictures --out run --batch 8 --crop 16 --no-compile --precision float32 "
-        "--steps 1 --init tiny.safetensors"
+        f"--steps 1 --init {model}.safetensors"
     )
     assert json.loads(result.stdout.splitlines()[-1])["step"] == 1
     assert json.loads(Path("run/config.json").read_text())["network"]["channels"] == [8, 8]
@@ -571,6 +656,79 @@ def test_train_shows_the_defaults_of_a_run() -> None:
     assert f"[default: {TrainConfig.steps};" in text
     assert f"[default: {TrainConfig.learning_rate}]" in text
     assert f"[default: {','.join(map(str, NetworkConfig.channels))}]" in text
+
+
+# --- quantize -------------------------------------------------------------------------------------
+
+QUANTIZE = "quantize float.safetensors new.safetensors --data pictures --crop 16"
+
+
+@pytest.mark.usefixtures("pictures")
+def test_quantize_what_a_run_leaves() -> None:
+    done(f"{RUN} --steps 1")
+    before = tree()
+    result = done("quantize run/float.safetensors --data pictures")
+    made = "run/float.integer.safetensors"
+    assert result.stdout == ""
+    assert result.stderr == (
+        f"run/float.safetensors -> {made}: {Path(made).stat().st_size} bytes\n"
+    )
+    assert tree().keys() - before.keys() == {made}
+    found, expected = load_file(made), load_file("run/model.safetensors")
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert tensor.dtype == found[name].dtype
+        assert tensor.equal(found[name]), name
+    infos = [load_model(path).info for path in (made, "run/model.safetensors")]
+    assert infos[0].plans == infos[1].plans
+    assert infos[0].about == infos[1].about
+
+
+@pytest.mark.usefixtures("pictures")
+def test_quantize() -> None:
+    Path("new.safetensors").write_bytes(b"old")
+    done(f"{QUANTIZE} --force")
+    assert load_model("new.safetensors").info.arithmetic == "integer"
+    again = load(done(QUANTIZE.replace("new.safetensors", "-")).stdout_bytes)
+    assert all(tensor.equal(again[name]) for name, tensor in load_file("new.safetensors").items())
+    done("encode photo.png new.dfc --model new.safetensors")
+    done("verify new.dfc --model new.safetensors")
+
+
+@pytest.mark.usefixtures("pictures")
+@pytest.mark.parametrize(
+    ("command", "code", "path", "message"),
+    [
+        ("quantize missing --data pictures", 4, "missing", "no model 'missing'"),
+        ("quantize folder --data pictures", 4, "folder", "no model 'folder'"),
+        ("quantize . --data pictures", 4, ".", "no model '.'"),
+        ("quantize text.txt --data pictures", 4, ".*text.txt", "not a diffcodec model"),
+        ("quantize photo.dfc --data pictures", 4, ".*photo.dfc", "not a diffcodec model"),
+        (
+            "quantize tiny.safetensors --data pictures",
+            *(4, "tiny.safetensors", "integer model already; give a float one"),
+        ),
+        ("quantize none.safetensors --data pictures", 4, "none.*", "not a diffcodec model"),
+        (QUANTIZE.replace("pictures", "folder"), 1, "folder", "holds no images"),
+        (QUANTIZE.replace("pictures", "missing"), 1, "missing", "no such folder"),
+        (QUANTIZE.replace("16", "64"), 1, "pictures", "at least 64 pixels.*smaller --crop"),
+        (
+            QUANTIZE.replace("new.safetensors", "text.txt"),
+            *(1, "text.txt", "exists already; .*--force"),
+        ),
+        (QUANTIZE.replace("new.safetensors", "folder"), 1, "folder", "is a folder"),
+        (QUANTIZE.replace("new.saf", "nowhere/new.saf"), 1, "nowhere/new.*", "no folder nowhere"),
+        (QUANTIZE.replace("new.safetensors", "/dev/full"), 1, "/dev/full", "No space left"),
+        (
+            "quantize float.safetensors float.safetensors --force --data pictures --crop 16",
+            *(1, "float.safetensors", "the input itself; give another"),
+        ),
+    ],
+)
+def test_quantize_on_bad_input(command: str, code: int, path: str, message: str) -> None:
+    cut = tiny_model(Path(), name="none", arithmetic="float")
+    cut.write_bytes(cut.read_bytes()[:-1])
+    fails_in_one_line(command, code, path, message)
 
 
 # --- processes ------------------------------------------------------------------------------------
@@ -673,7 +831,7 @@ def test_version() -> None:
 
 def test_every_command_has_help() -> None:
     commands: dict[str, Callable[..., object]] = dict(cli.commands)
-    assert set(commands) == {"encode", "decode", "info", "verify", "models", "train"}
+    assert set(commands) == {"encode", "decode", "info", "verify", "models", "train", "quantize"}
     for name in commands:
         text = done(f"{name} --help").stdout
         assert text.startswith(f"Usage: diffcodec {name}")

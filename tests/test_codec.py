@@ -40,7 +40,7 @@ from diffcodec.errors import (
     UnsupportedError,
 )
 from diffcodec.model_file import make_metadata, read_model_info
-from diffcodec.models import Model, load_model
+from diffcodec.models import FloatUNet, Model, load_model
 from diffcodec.plan import Plan, geometric_plan
 from diffcodec.quantize import is_embedding
 
@@ -532,6 +532,238 @@ def test_mutated_models(tiny: Path, tmp_path_factory: Any, data: st.DataObject) 
     path.write_bytes(other)
     with suppress(ModelMismatchError):
         assert load_model(path).info.id != load_model(tiny).info.id
+
+
+# --- float arithmetic -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def float_model(tiny_float: Path) -> Model:
+    return load_model(tiny_float, "float")
+
+
+def test_a_model_says_its_arithmetic(model: Model, float_model: Model, tiny: Path) -> None:
+    assert (model.arithmetic, model.info.arithmetic) == ("integer", "integer")
+    assert (float_model.arithmetic, float_model.info.arithmetic) == ("float", "float")
+    both = load_model(tiny, "float")
+    assert (both.arithmetic, both.info) == ("float", model.info)
+    with pytest.raises(UnsupportedError, match=r"'double'.*integer.*float"):
+        load_model(tiny, "double")
+
+
+@pytest.mark.usefixtures("chain_only")
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("size", [(1, 1), (13, 17), (33, 31)])
+def test_float_arithmetic_is_exact_on_the_same_machine(
+    float_model: Model, tiny_float: Path, size: tuple[int, int], mode: str
+) -> None:
+    for image in (smooth(size, mode), noise(size, mode)):
+        data = encode(image, float_model)
+        assert coders(data) == {"default"}
+        assert parse(data).float_arithmetic
+        assert parse(data).model == float_model.info.id
+        assert_same(decode(data, model=float_model), image)
+        assert_same(decode(data, model=str(tiny_float)), image)
+
+
+@pytest.mark.usefixtures("chain_only")
+def test_float_arithmetic_of_an_integer_model(model: Model, tiny: Path) -> None:
+    image = smooth((24, 16))
+    data, other = encode(image, model), encode(image, load_model(tiny, "float"))
+    assert [parse(d).float_arithmetic for d in (data, other)] == [False, True]
+    assert parse(data).model == parse(other).model == model.info.id
+    assert parse(data).tiles != parse(other).tiles
+    for d in (data, other):
+        assert_same(decode(d, model=str(tiny)), image)
+    claims = (
+        replace(parse(data), float_arithmetic=True),
+        replace(parse(other), float_arithmetic=False),
+    )
+    for wrong in claims:
+        with pytest.raises(CorruptError, match="other probabilities"):
+            decode(pack(wrong), model=str(tiny))
+
+
+@pytest.mark.usefixtures("chain_only")
+def test_batches_do_not_matter_to_float_arithmetic(float_model: Model) -> None:
+    images = [smooth((16, 16), seed=i) for i in range(5)] + [smooth((521, 9)), smooth((264, 9))]
+    together = encode_many(images, float_model)
+    assert together == [encode(image, float_model) for image in images]
+    for data, image in zip(together, images, strict=True):
+        assert_same(decode(data, model=float_model), image)
+
+
+@pytest.mark.usefixtures("chain_only")
+def test_marks_and_timesteps_of_float_arithmetic(float_model: Model, tiny_float: Path) -> None:
+    image = smooth((24, 16))
+    data = encode(image, float_model)
+    measured = measure_marks(data, str(tiny_float))
+    assert measured.float_arithmetic
+    assert len(measured.tiles[0].marks) == TIMESTEPS["default"]
+    assert rms(decode(data, 1, float_model), image) < rms(decode(data, 6, float_model), image)
+
+
+def test_files_without_a_chain_are_the_same(model: Model, float_model: Model) -> None:
+    image = noise((5, 5), "RGBA")
+    data = encode(image, float_model)
+    assert not parse(data).float_arithmetic
+    assert data == encode(image, model)
+
+
+@pytest.mark.usefixtures("chain_only")
+def test_float_arithmetic_that_differs_is_named(
+    float_model: Model, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on another machine. Of integer arithmetic it is not said."""
+    image = smooth((16, 16))
+    data, exact = encode(image, float_model), parse(encode(image, model))
+    plain = FloatUNet.posterior_x
+
+    def scaled(self: FloatUNet, z: Any, sigma: float) -> tuple[Any, Any]:
+        mean, variance = plain(self, z, sigma)
+        return mean * (1 + 2.0**-23), variance
+
+    monkeypatch.setattr(FloatUNet, "posterior_x", scaled)
+    advice = "float arithmetic, which is not the same on every machine: .*--arithmetic integer"
+    with pytest.raises(CorruptError, match=advice):
+        decode(data, model=float_model)
+    with pytest.raises(CorruptError, match=r"one that encoded it$"):
+        decode(pack(replace(exact, pixel_crc=exact.pixel_crc ^ 1)), model=model)
+
+
+@pytest.mark.usefixtures("chain_only")
+def test_other_pixels_by_float_arithmetic_are_named(float_model: Model) -> None:
+    container = parse(encode(smooth((4, 3)), float_model))
+    with pytest.raises(CorruptError, match=r"pixels do not match .* not the same on every machine"):
+        decode(pack(replace(container, pixel_crc=container.pixel_crc ^ 1)), model=float_model)
+
+
+@pytest.mark.usefixtures("chain_only")
+def test_a_model_of_the_other_arithmetic(
+    model: Model, float_model: Model, tiny: Path, tiny_float: Path
+) -> None:
+    image = smooth((4, 3))
+    data, other = encode(image, model), encode(image, load_model(tiny, "float"))
+    with pytest.raises(ModelMismatchError, match=r"made with integer .*'float'; load it"):
+        decode(data, model=load_model(tiny, "float"))
+    with pytest.raises(ModelMismatchError, match=r"made with float .*'integer'; load it"):
+        decode(other, model=model)
+    with pytest.raises(ModelMismatchError, match="the one given is float"):
+        decode(data, model=str(tiny_float))
+    needs_float = "is a float model, .*--arithmetic float, or .*diffcodec quantize"
+    with pytest.raises(ModelMismatchError, match=needs_float):
+        load_model(tiny_float)
+    with pytest.raises(ModelMismatchError, match=needs_float):
+        encode(image, str(tiny_float))
+    forged = replace(parse(encode(image, float_model)), float_arithmetic=False)
+    with pytest.raises(ModelMismatchError, match=needs_float):
+        decode(pack(forged), model=str(tiny_float))
+
+
+def rewrite(path: Path, like: Path, tensors: dict[str, Any], **metadata: str) -> Path:
+    """A model file with other tensors, and other metadata where given."""
+    info, _ = read_model_info(like)
+    described = make_metadata(info.network, info.plans, info.about, info.arithmetic)
+    path.write_bytes(save(tensors, described | metadata))
+    return path
+
+
+@pytest.mark.parametrize("damage", ["gone", "more", "shorter", "not a number", "half"])
+def test_damaged_float_tensors_are_found_on_loading(
+    tmp_path: Path, tiny_float: Path, damage: str
+) -> None:
+    changes: dict[str, Callable[[Any], Any]] = {
+        "shorter": lambda t: t[:-1].clone(),
+        "not a number": lambda t: torch.full_like(t, torch.nan),
+        "half": lambda t: t.half(),
+    }
+    for name in load(tiny_float.read_bytes()):
+        tensors = load(tiny_float.read_bytes())
+        if damage == "gone":
+            del tensors[name]
+        elif damage == "more":
+            tensors[f"{name}.more"] = torch.zeros(1)
+        else:
+            tensors[name] = changes[damage](tensors[name])
+        path = rewrite(tmp_path / f"{name}.safetensors", tiny_float, tensors)
+        with pytest.raises(ModelMismatchError, match="not a diffcodec model file"):
+            load_model(path, "float")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("arithmetic", "double"),
+        ("arithmetic", ""),
+        ("about", "[]"),
+        ("plans", "{}"),
+        ("plans", '{"fast": {"levels": [1e-30, 1], "lattices": [3]}}'),
+        ("plans", '{"fast": {"levels": [1, 1e200], "lattices": [3]}}'),
+        ("network", '{"channels": [1000000000, 8], "blocks": [1, 1]}'),
+        ("network", '{"channels": [8, 8], "blocks": [1, 1000000000]}'),
+        ("network", '{"channels": [8, 8], "blocks": [-1000000000, 1000000000]}'),
+        ("network", '{"channels": [8, 8], "blocks": [1, 1], "embedding": 100000000000000}'),
+        ("network", '{"channels": [8], "blocks": [1, 1]}'),
+    ],
+)
+def test_damaged_descriptions_of_float_models(
+    tmp_path: Path, tiny_float: Path, key: str, value: str
+) -> None:
+    tensors = load(tiny_float.read_bytes())
+    path = rewrite(tmp_path / "model.safetensors", tiny_float, tensors, **{key: value})
+    with pytest.raises(ModelMismatchError, match="not a diffcodec model file"):
+        load_model(path, "float")
+
+
+@pytest.mark.usefixtures("chain_only")
+def test_huge_weights_of_float_models(tmp_path: Path, tiny_float: Path) -> None:
+    """Refused on loading or in use, or good all the same."""
+    image, refused = smooth((4, 3)), set()
+    for name in load(tiny_float.read_bytes()):
+        tensors = load(tiny_float.read_bytes())
+        tensors[name].fill_(3e38)
+        path = rewrite(tmp_path / f"{name}.safetensors", tiny_float, tensors)
+        try:
+            huge = load_model(path, "float")
+            assert_same(decode(encode(image, huge), model=huge), image)
+        except ModelMismatchError:
+            refused.add(name)
+    assert {"conv_in.weight", "conv_out.weight", "conv_out.bias"} <= refused
+
+
+@pytest.mark.usefixtures("chain_only")
+def test_a_float_model_that_overflows_on_some_images(tmp_path: Path, tiny_float: Path) -> None:
+    tensors = load(tiny_float.read_bytes())
+    weight = tensors["conv_in.weight"].view(8, 9, 4, 9)
+    weight[:, 3:6] = 3e38  # of the sines, which are 0 in the image that loading tries
+    path = rewrite(tmp_path / "model.safetensors", tiny_float, tensors)
+    with pytest.raises(ModelMismatchError, match=r"model cannot code this image .*; give another"):
+        encode(smooth((16, 16)), load_model(path, "float"))
+
+
+@pytest.mark.usefixtures("chain_only")
+@pytest.mark.parametrize("field", [0, 1])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30, 0.0, -1.0])
+def test_impossible_means_and_variances(
+    float_model: Model, monkeypatch: pytest.MonkeyPatch, field: int, value: float
+) -> None:
+    image = smooth((16, 16))
+    data = encode(image, float_model)
+    plain = FloatUNet.posterior_x
+
+    def wrong(self: FloatUNet, z: Any, sigma: float) -> tuple[Any, Any]:
+        fields = plain(self, z, sigma)
+        fields[field][..., 3, 3] = value
+        return fields
+
+    monkeypatch.setattr(FloatUNet, "posterior_x", wrong)
+    with pytest.raises(CorruptError, match="float arithmetic"):
+        decode(data, model=float_model)
+    if (field, value) in [(0, 0.0), (0, -1.0)]:  # a possible mean
+        assert_same(decode(encode(image, float_model), model=float_model), image)
+    else:
+        with pytest.raises(ModelMismatchError, match="cannot code this image"):
+            encode(image, float_model)
 
 
 # --- the chain alone ------------------------------------------------------------------------------

@@ -101,6 +101,7 @@ def containers(draw: st.DrawFn) -> Container:
         whole=whole,
         metadata=draw(st.dictionaries(st.sampled_from(METADATA_NAMES), st.binary(max_size=200))),
         tiles=drawn,
+        float_arithmetic=uses_model and draw(st.booleans()),
     )
 
 
@@ -136,6 +137,13 @@ def test_golden_bytes() -> None:
 def test_documented_example_is_the_golden_file() -> None:
     block = (ROOT / "docs/format.md").read_text(encoding="utf-8").split("```")[1]
     assert bytes.fromhex("".join(line.split("#")[0] for line in block.splitlines())) == GOLDEN_BYTES
+
+
+def test_float_arithmetic_is_bit_7_of_the_mode() -> None:
+    data = pack(replace(GOLDEN, float_arithmetic=True))
+    assert data[:-4] == GOLDEN_BYTES[:5] + b"\xe5" + GOLDEN_BYTES[6:-4]  # and another CRC
+    assert parse(data) == replace(GOLDEN, float_arithmetic=True)
+    assert not parse(GOLDEN_BYTES).float_arithmetic
 
 
 @quick
@@ -257,7 +265,7 @@ def test_arbitrary_bytes_raise_only_our_errors(data: bytes) -> None:
 
 
 @quick
-@given(st.integers(0, 127), st.binary(max_size=300), st.binary(max_size=100))
+@given(st.integers(0, 255), st.binary(max_size=300), st.binary(max_size=100))
 def test_arbitrary_content_raises_only_our_errors(mode: int, rest: bytes, record: bytes) -> None:
     # Right magic, version and CRC, so that the checks behind them are reached.
     for data in (b"\x89DFC\0" + bytes([mode]) + rest, file(header(mode), record)):
@@ -294,7 +302,7 @@ def test_newer_version() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (file(header(mode=0x82), b"\0\0"), "reserved bit 7"),
+        (file(header(mode=0x82), b"\0\0"), "float arithmetic, but no tile is a chain"),
         (file(header(mode=0), b"\0\0"), "unknown image mode: 0"),
         (file(header(mode=8), b"\0\0"), "unknown image mode: 8"),
         (file(header(width=b"\0")), "0 x 5 pixels"),
@@ -339,6 +347,10 @@ CHAIN = PLAIN.tiles[1]
         ({"metadata": {"xmp": b""}}, "unknown metadata 'xmp'"),
         ({"tiles": (CHAIN,)}, "1 tiles, expected 2"),
         ({"tiles": (Tile("raw", b""), Tile("png", b""))}, "model that no tile uses"),
+        (
+            {"model": bytes(4), "tiles": 2 * (Tile("raw", b""),), "float_arithmetic": True},
+            "float arithmetic, but no tile is a chain",
+        ),
         ({"tiles": (CHAIN, Tile("jpeg", b""))}, "'jpeg' is not one of"),
         ({"tiles": (CHAIN, Tile("raw", b"", seed_words=1))}, "only a chain"),
         ({"tiles": (Tile("raw", b"", marks=(1,)), CHAIN)}, "only a chain"),

@@ -35,9 +35,9 @@ from diffcodec.integer import (
     variance_table,
 )
 from diffcodec.model_file import make_metadata, read_model_info
-from diffcodec.models import load_model
+from diffcodec.models import FloatUNet, load_model
 from diffcodec.network import Conv, NetworkConfig, UNet
-from diffcodec.quantize import LARGEST_INPUT, quantize, quantize_weight
+from diffcodec.quantize import LARGEST_INPUT, float_weights, quantize, quantize_weight
 from diffcodec.randomness import random_words
 
 LEVELS = (0.5, 2.0, 20.0, 400.0)
@@ -218,6 +218,36 @@ def test_posterior_is_close_to_that_of_the_float_network(integer, network, sigma
     # Log variances are rounded to sixteenths.
     assert (found_v / v).log().square().mean().sqrt() < 1.2 / VARIANCE_STEPS / 12**0.5
     assert (found_v / v).log().abs().max() < 1.5 / VARIANCE_STEPS
+
+
+@pytest.mark.parametrize("sigma", LEVELS)
+def test_float_arithmetic_is_that_of_the_float_network(network, sigma):
+    z = noisy(sigma, network, batch=3)
+    floating = FloatUNet(CONFIG, network.state_dict())
+    with torch.inference_mode():
+        found = floating.posterior_x(z, sigma)
+        for i, one in enumerate(z.float().contiguous(memory_format=torch.channels_last).split(1)):
+            expected = network.posterior_x(one, torch.tensor([sigma]))
+            for field, like in zip(found, expected, strict=True):
+                assert field.dtype == torch.float64
+                assert torch.equal(field[i : i + 1], like.double())
+
+
+@pytest.mark.parametrize("sigma", LEVELS)
+def test_float_arithmetic_of_an_integer_model_is_close_to_it(integer, tensors, network, sigma):
+    z = noisy(sigma, network)
+    with torch.inference_mode():
+        mean, v = FloatUNet(CONFIG, float_weights(tensors)).posterior_x(z, sigma)
+    found_mean, found_v = integer.posterior_x(z, sigma)
+    assert not torch.equal(found_mean, mean)
+    assert ((found_mean - mean) / v.sqrt()).square().mean().sqrt() < 0.012
+    assert (found_v / v).log().abs().max() < 1.5 / VARIANCE_STEPS
+
+
+def test_a_float_network_draws_no_random_numbers(network):
+    before = torch.random.get_rng_state()
+    FloatUNet(CONFIG, network.state_dict())
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("largest", [7, 127, 2**15 - 1])

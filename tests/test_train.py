@@ -13,15 +13,26 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import load, load_file
 
 from diffcodec import codec, train
 from diffcodec.container import CHAIN_CODERS, parse
 from diffcodec.data import CropSampler, domain_batch, find_images, split_held_out
-from diffcodec.errors import DiffcodecError
-from diffcodec.models import load_model, load_weights
+from diffcodec.errors import DiffcodecError, ModelMismatchError
+from diffcodec.models import load_model, load_weights, quantize_model, serialise_float_model
 from diffcodec.network import NetworkConfig
 from diffcodec.plan import geometric_plan
-from diffcodec.train import CHECKPOINT, CONFIG, CURVE, LOG, MODEL, TrainConfig, Trainer
+from diffcodec.train import (
+    CHECKPOINT,
+    CONFIG,
+    CURVE,
+    FLOAT_MODEL,
+    LOG,
+    MODEL,
+    TrainConfig,
+    Trainer,
+    calibration_images,
+)
 
 NETWORK = NetworkConfig(channels=(8, 8), blocks=(1, 1), embedding=16)
 COUNT, SIDE, CROP = 25, 24, 16
@@ -236,7 +247,8 @@ def test_files_of_a_run(config, tmp_path, capsys):
     config = replace(config, steps=110)
     trainer = Trainer(config, tmp_path)
     trainer.run(validate_every=100)
-    assert {p.name for p in tmp_path.iterdir()} - {CURVE} == {CHECKPOINT, CONFIG, LOG, MODEL}
+    written = {p.name for p in tmp_path.iterdir()} - {CURVE}
+    assert written == {CHECKPOINT, CONFIG, LOG, MODEL, FLOAT_MODEL}
 
     saved = json.loads((tmp_path / CONFIG).read_text())
     assert TrainConfig(**saved | {"network": NetworkConfig.from_dict(saved["network"])}) == config
@@ -263,6 +275,40 @@ def test_files_of_a_run(config, tmp_path, capsys):
         "hours": round(trainer.seconds / 3600, 3),
         "held_out_bpd": round(log[-1]["held_out_bpd"], 4),
     }
+    before = load_model(tmp_path / FLOAT_MODEL, "float")
+    assert (before.plans, before.info.about) == (model.plans, model.info.about)
+    assert_same_weights(load_file(tmp_path / FLOAT_MODEL), checkpoint["ema"], exact=True)
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_the_float_model_of_a_run_becomes_its_integer_one(config, tmp_path, seed):
+    trainer = Trainer(replace(config, seed=seed), tmp_path)
+    losses(trainer, 5)
+    trainer.write_model({"held_out_bpd": 5.0})
+    before = load_model(tmp_path / FLOAT_MODEL, "float")
+    crops = calibration_images(config.data, before.info.about["crop"], before.color)
+    (tmp_path / "again.safetensors").write_bytes(quantize_model(before, crops))
+    again, model = load_model(tmp_path / "again.safetensors"), load_model(tmp_path / MODEL)
+    assert again.arithmetic == again.info.arithmetic == "integer"
+    assert (again.plans, again.info.about) == (model.plans, model.info.about)
+    found, expected = (load_file(tmp_path / name) for name in ("again.safetensors", MODEL))
+    assert_same_weights(found, expected, exact=True)
+    others = load(quantize_model(before, calibration_images(config.data, 8, before.color)))
+    assert not others["conv_out.input"].equal(found["conv_out.input"])  # the crops do count
+
+
+def test_a_float_model_that_cannot_be_quantised(config, tmp_path):
+    trainer = Trainer(config, tmp_path)
+    trainer.write_model({"held_out_bpd": 5.0})
+    crops = calibration_images(config.data, CROP, NETWORK.color)
+    with pytest.raises(ModelMismatchError, match="integer model already; give a float one"):
+        quantize_model(load_model(tmp_path / MODEL), crops)
+    network = trainer.averaged_network()
+    with torch.no_grad():
+        network.conv_in.weight.view(8, 9, 4, 9)[:, 3:6] = 3e38  # of the sines, 0 on loading
+    (tmp_path / "huge.safetensors").write_bytes(serialise_float_model(network, train.PLANS, {}))
+    with pytest.raises(ModelMismatchError, match="model huge cannot be quantised"):
+        quantize_model(load_model(tmp_path / "huge.safetensors", "float"), crops)
 
 
 def test_the_model_of_a_run_codes_an_image_exactly(config, tmp_path, monkeypatch):
@@ -321,6 +367,19 @@ def test_validation_is_repeatable_and_moves_nothing(config, tmp_path):
         for parameter in trainer.model.parameters():
             parameter.zero_()
     assert trainer.validate() == later  # it is the averaged weights that count
+
+
+def test_training_on_from_a_float_model(config, tmp_path):
+    first = Trainer(config, tmp_path)
+    losses(first, 5)
+    first.write_model({"held_out_bpd": 5.0})
+    network, weights = load_weights(tmp_path / FLOAT_MODEL)
+    assert network == NETWORK
+    assert_same_weights(weights, first.ema, exact=True)
+    second = Trainer(config, tmp_path, weights)
+    losses(second, 1)
+    _, again = load_weights(tmp_path / FLOAT_MODEL)
+    assert_same_weights(again, first.ema, exact=True)  # training has left it alone
 
 
 def test_training_on_from_a_model(config, tmp_path):

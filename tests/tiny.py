@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from diffcodec.models import serialise_model
+from diffcodec.models import serialise_float_model, serialise_model
 from diffcodec.network import NetworkConfig, UNet
 from diffcodec.plan import geometric_plan
 
@@ -13,7 +13,11 @@ TIMESTEPS = {"fast": 4, "default": 6, "best": 8}
 
 
 def tiny_model(
-    folder: Path, seed: int = 0, name: str = "tiny", efforts: Iterable[str] = tuple(TIMESTEPS)
+    folder: Path,
+    seed: int = 0,
+    name: str = "tiny",
+    efforts: Iterable[str] = tuple(TIMESTEPS),
+    arithmetic: str = "integer",
 ) -> Path:
     """A model file of two resolutions and 8 channels, with plans of ``TIMESTEPS``."""
     config = NetworkConfig(channels=(8, 8), blocks=(1, 1), embedding=16)
@@ -25,5 +29,9 @@ def tiny_model(
     plans = {effort: geometric_plan(TIMESTEPS[effort]) for effort in efforts}
     path = folder / f"{name}.safetensors"
     calibration = torch.arange(2 * 3 * 16 * 16).view(2, 3, 16, 16) % 251.0
-    path.write_bytes(serialise_model(network, calibration, plans, {"data": "none"}))
+    about = {"data": "none"}
+    if arithmetic == "float":
+        path.write_bytes(serialise_float_model(network, plans, about))
+    else:
+        path.write_bytes(serialise_model(network, calibration, plans, about))
     return path
