@@ -34,6 +34,7 @@ FIRST_SIGMA = 0.5
 SECOND_SIGMA = (1.0, 2.5)  # range in which plans put their second level
 MAX_SIGMA = 800.0
 TRAINING_RATIO = 1.3  # sigma_t / sigma_s of a training step, about 24 levels
+SAMPLING_POWER = 1.5  # of the strata over log sigma: above 1, more samples where the bits are
 
 
 def channels(values: tuple[float, ...] | tuple[int, ...], like: Tensor) -> Tensor:
@@ -105,8 +106,8 @@ def code_length_loss(
     lowest = math.sqrt(low * high * TRAINING_RATIO)  # of the steps above the first jump
     span = math.log(MAX_SIGMA / lowest)
     strata = (torch.arange(rest) + torch.rand(rest, generator=generator)) / rest
-    position = strata**1.5  # more samples where the bits are; weighted back below
-    weight = 1.5 * strata**0.5
+    position = strata**SAMPLING_POWER
+    weight = SAMPLING_POWER * strata ** (SAMPLING_POWER - 1)
     sigma = torch.cat(
         [
             torch.full((first,), FIRST_SIGMA),

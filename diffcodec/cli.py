@@ -581,6 +581,59 @@ def quantize(*, source: str, output: str | None, data: str, crop: int | None, fo
         click.echo(f"{source} -> {target}: {len(quantized)} bytes", err=True)
 
 
+# --- doctor ---------------------------------------------------------------------------------------
+
+
+@cli.command(short_help="Check that this machine computes what others compute.")
+@click.argument("names", nargs=-1, metavar="[MODEL]...")
+@_json
+def doctor(names: tuple[str, ...], as_json: bool) -> None:
+    """Check that this machine computes what others compute, for the shipped models or those given.
+
+    Files decode wherever the known answers come out: those of the parts that all models share,
+    and of each model's network and chain. Exits with 1 where one does not.
+    """
+    from diffcodec.doctor import (
+        SHARED_ANSWERS,
+        differing,
+        environment,
+        model_answers,
+        shared_answers,
+    )
+    from diffcodec.models import load_model
+
+    wrong_parts = differing(shared_answers(), SHARED_ANSWERS)
+    results: dict[str, Any] = {"environment": environment(), "shared": wrong_parts, "models": {}}
+    if not as_json:
+        rows = results["environment"] | {"shared parts": _verdict(SHARED_ANSWERS, wrong_parts)}
+        _print("\n".join(f"{key:14} {value}" for key, value in rows.items()))
+
+    def work(name: str) -> None:
+        model = load_model(name)
+        expected = model.info.answers
+        if not expected:
+            raise ModelMismatchError("its file has no known answers; export it again")
+        wrong = differing(model_answers(model), expected)
+        results["models"][name] = wrong
+        if not as_json:
+            _print(f"{model.info.name:14} {_verdict(expected, wrong)}")
+
+    _for_each([(name,) for name in names or [path.stem for path in shipped_models()]], work)
+    exchanges = not wrong_parts and not any(results["models"].values())
+    if as_json:
+        _print(json.dumps(results | {"exchanges_files": exchanges}))
+    elif exchanges:
+        _print("this machine can exchange files with every other that says so")
+    else:
+        _print("THIS MACHINE CANNOT EXCHANGE FILES: it computes other probabilities")
+    if not exchanges:
+        sys.exit(EXIT_FAILURE)
+
+
+def _verdict(expected: Iterable[str], wrong: Sequence[str]) -> str:
+    return ", ".join(f"{name} {'DIFFERS' if name in wrong else 'ok'}" for name in expected)
+
+
 # --- failures -------------------------------------------------------------------------------------
 
 

@@ -33,6 +33,7 @@ class ModelInfo:
         plans: by effort: "fast", "default", "best".
         about: hours of training, data, held-out bpd.
         arithmetic: that of its weights, one of ``ARITHMETICS``.
+        answers: digests of what an integer model computes; see :mod:`diffcodec.doctor`.
     """
 
     name: str
@@ -41,6 +42,7 @@ class ModelInfo:
     plans: dict[str, Plan]
     about: dict[str, Any]
     arithmetic: str
+    answers: dict[str, str]
 
 
 def read_model_info(path: Path) -> tuple[ModelInfo, bytes]:
@@ -67,7 +69,8 @@ def read_model_info(path: Path) -> tuple[ModelInfo, bytes]:
         arithmetic = metadata.get("arithmetic", "integer")  # not named in the first models
         if arithmetic not in ARITHMETICS:
             raise ValueError(f"its arithmetic is {arithmetic!r}, expected one of {ARITHMETICS}")
-        info = ModelInfo(path.stem, file_id(data), network, plans, about, arithmetic)
+        answers = dict(json.loads(metadata.get("answers", "{}")))
+        info = ModelInfo(path.stem, file_id(data), network, plans, about, arithmetic, answers)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise ModelMismatchError(f"{path}: not a diffcodec model file ({e})") from e
     return info, data
@@ -84,7 +87,8 @@ def make_metadata(
     network: Mapping[str, Any],
     plans: Mapping[str, Plan],
     about: Mapping[str, Any],
-    arithmetic: str = "integer",
+    arithmetic: str,
+    answers: Mapping[str, str],
 ) -> dict[str, str]:
     """The metadata that :func:`read_model_info` reads."""
     return {
@@ -93,6 +97,7 @@ def make_metadata(
         "plans": json.dumps({name: asdict(plan) for name, plan in plans.items()}),
         "about": json.dumps(about),
         "arithmetic": arithmetic,
+        "answers": json.dumps(answers),
     }
 
 

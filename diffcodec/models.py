@@ -1,7 +1,7 @@
 """A model at work: the posterior of x that the chain asks for."""
 
+import json
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from diffcodec.color import DOMAINS
+from diffcodec.doctor import model_answers
 from diffcodec.errors import ModelMismatchError, UnsupportedError
 from diffcodec.integer import IntegerUNet
 from diffcodec.model_file import (
@@ -133,20 +134,23 @@ def _load(path: Path, arithmetic: str) -> Model:
             "--arithmetic float, or make an integer model of it by diffcodec quantize"
         )
     try:
-        return _build(info, data, arithmetic)
+        tensors = load(data)
+        if arithmetic == "float" and info.arithmetic == "integer":
+            tensors = float_weights(tensors)
+        return _build(info, tensors, arithmetic)
     except INVALID as e:
         raise ModelMismatchError(f"{path}: not a diffcodec model file ({e})") from e
 
 
-def _build(info: ModelInfo, data: bytes, arithmetic: str) -> Model:
-    """The model in a file's bytes; what they lack raises one of ``INVALID``."""
-    tensors, config = load(data), NetworkConfig.from_dict(info.network)
+def _build(info: ModelInfo, tensors: dict[str, Tensor], arithmetic: str = "integer") -> Model:
+    """The model of these tensors; what they lack raises one of ``INVALID``."""
+    config = NetworkConfig.from_dict(info.network)
     if not all(torch.isfinite(t).all() for t in tensors.values()):
         raise ValueError("a weight is not finite")
     levels = sorted({s for plan in info.plans.values() for s in plan.levels})
     network: IntegerUNet | FloatUNet
     if arithmetic == "float":
-        network = FloatUNet(config, _state(info, tensors))
+        network = FloatUNet(config, tensors)
     else:
         with np.errstate(all="raise"):
             network = IntegerUNet(config, tensors)
@@ -159,10 +163,6 @@ def _build(info: ModelInfo, data: bytes, arithmetic: str) -> Model:
         if not is_posterior(*model.posterior_x(np.zeros((1, 3, 1, 1)), sigma)):
             raise ValueError(f"a mean or variance is out of range at the noise level {sigma}")
     return model
-
-
-def _state(info: ModelInfo, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return tensors if info.arithmetic == "float" else float_weights(tensors)
 
 
 def load_model(name_or_path: str | Path = DEFAULT_MODEL, arithmetic: str = "integer") -> Model:
@@ -206,21 +206,38 @@ def serialise_model(
             as floats, [batch, 3, height, width], sides multiples of ``config.multiple``.
         plans: by effort.
         about: description, of JSON's types.
+
+    Raises:
+        ModelMismatchError: if the network's numbers leave no integer model.
     """
     levels = sorted({s for plan in plans.values() for s in plan.levels})
-    return save(
-        quantize(network, calibration, levels),
-        make_metadata(network.config.to_dict(), plans, about, "integer"),
-    )
+    tensors = quantize(network, calibration, levels)
+    shape = network.config.to_dict()
+    info = ModelInfo("", b"", shape, dict(plans), dict(about), "integer", {})
+    try:
+        answers = model_answers(_build(info, tensors))
+    except INVALID as e:
+        raise ModelMismatchError(f"this network cannot be quantised ({e})") from e
+    return _model_file(tensors, make_metadata(shape, plans, about, "integer", answers))
 
 
 def serialise_float_model(
     network: UNet, plans: Mapping[str, Plan], about: Mapping[str, Any]
 ) -> bytes:
     """A float model file: the network as it is. See :func:`serialise_model`."""
-    return save(
-        network.state_dict(), make_metadata(network.config.to_dict(), plans, about, "float")
-    )
+    metadata = make_metadata(network.config.to_dict(), plans, about, "float", {})
+    return _model_file(network.state_dict(), metadata)
+
+
+def _model_file(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """Safetensors with the metadata sorted: the library's order differs from time to time."""
+    data = save(tensors, metadata)
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
 
 
 def quantize_model(model: Model, calibration: Tensor) -> bytes:
@@ -231,14 +248,9 @@ def quantize_model(model: Model, calibration: Tensor) -> bytes:
         calibration: see :func:`serialise_model`.
 
     Raises:
-        ModelMismatchError: if its numbers leave no integer model.
+        ModelMismatchError: if it is an integer model, or its numbers leave no integer one.
     """
     info, network = model.info, model.network
     if not isinstance(network, FloatUNet):
         raise ModelMismatchError(f"model {info.name} is an integer model already; give a float one")
-    try:
-        data = serialise_model(network.unet, calibration, info.plans, info.about)
-        _build(replace(info, arithmetic="integer"), data, "integer")
-    except INVALID as e:
-        raise ModelMismatchError(f"model {info.name} cannot be quantised ({e})") from e
-    return data
+    return serialise_model(network.unet, calibration, info.plans, info.about)

@@ -169,12 +169,17 @@ class UNet(nn.Module):
             h = self.up[level](h, emb)
         out = F.pixel_shuffle(self.conv_out(F.silu(h)).float(), self.config.patch)
         field, log_ratio = out.chunk(2, 1)
+        xhat = self.mean_of_x(field, z, s, total)
+        limit = LOG_VARIANCE_RANGE
+        guess = (s * self.data_std / total) ** 2
+        v = guess * torch.exp(limit * torch.tanh(log_ratio / limit))
+        return (z - xhat) / s, v
+
+    def mean_of_x(self, field: Tensor, z: Tensor, s: Tensor, total: Tensor) -> Tensor:
+        """From the output field: ``total^2 = s^2 + data_std^2``, s the noise of each channel."""
         c_skip = (self.data_std / total) ** 2
         c_out = s * self.data_std / total
-        xhat = self.center + c_skip * centered + c_out * field
-        limit = LOG_VARIANCE_RANGE
-        v = c_out * c_out * torch.exp(limit * torch.tanh(log_ratio / limit))
-        return (z - xhat) / s, v
+        return self.center + c_skip * (z - self.center) + c_out * field
 
     def posterior_x(self, z: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of x given z_t: the two fields that everything else follows from."""

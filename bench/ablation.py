@@ -1,0 +1,189 @@
+"""What each choice in the network and the recipe is worth at equal time on this machine.
+
+python -m bench.ablation --data DIR --minutes 10 [--only NAME] [--out results/ablation]
+
+Every variant trains for the same time (compiling not counted), its learning rate decaying to the
+end; what counts is the bound on held-out crops, of the default plan. Runs that are there already
+are not repeated. Two variants at once, each kept to its own core, do not disturb each other:
+
+taskset -c 0 python -m bench.ablation --data DIR --only baseline --only patch4 & ...
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import click
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffcodec import bound, network, train
+from diffcodec.network import Conv, NetworkConfig, ResidualBlock, UNet
+from diffcodec.train import TrainConfig, Trainer
+
+TIMING_STEPS, WARM_STEPS = 30, 10
+
+
+class DepthwiseBlock(ResidualBlock):
+    """A 7x7 filter for each channel, then two 1x1 convolutions through four times the channels."""
+
+    def __init__(self, channels: int, embedding: int):
+        super().__init__(channels, embedding)
+        self.spatial = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
+        self.conv1 = Conv(channels, 4 * channels, 1, gain=2**0.5)
+        self.conv2 = Conv(4 * channels, channels, 1, gain=0.0)
+        self.affine = nn.Linear(embedding, 10 * channels)
+        nn.init.normal_(self.affine.weight, std=0.1 / embedding**0.5)
+        nn.init.zeros_(self.affine.bias)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """See :class:`ResidualBlock`."""
+        c = x.shape[1]
+        affine = self.affine(emb)[:, :, None, None]
+        scale1, shift1, scale2, shift2 = affine.split([c, c, 4 * c, 4 * c], 1)
+        h = self.conv1(self.spatial(x) * (1 + scale1) + shift1)
+        residual: Tensor = self.conv2(F.silu(h * (1 + scale2) + shift2))
+        return x + residual
+
+
+class NormalisedBlock(ResidualBlock):
+    """With group normalisation before each activation, as in DDPM."""
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """See :class:`ResidualBlock`."""
+        scale1, shift1, scale2, shift2 = self.affine(emb)[:, :, None, None].chunk(4, 1)
+        h = self.conv1(F.silu(F.group_norm(x, 8) * (1 + scale1) + shift1))
+        residual: Tensor = self.conv2(F.silu(F.group_norm(h, 8) * (1 + scale2) + shift2))
+        return x + residual
+
+
+class EpsilonUNet(UNet):
+    """The output field is epsilon itself, without EDM's skip."""
+
+    def mean_of_x(self, field: Tensor, z: Tensor, s: Tensor, total: Tensor) -> Tensor:
+        """See :meth:`UNet.mean_of_x`."""
+        return z - s * field
+
+
+class ImageUNet(UNet):
+    """The output field is x itself, in units of the data's standard deviation."""
+
+    def mean_of_x(self, field: Tensor, z: Tensor, s: Tensor, total: Tensor) -> Tensor:
+        """See :meth:`UNet.mean_of_x`."""
+        return self.center + self.data_std * field
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What differs from the defaults."""
+
+    network: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    unet: type[UNet] = UNet
+    block: type[ResidualBlock] = ResidualBlock
+    sampling: dict[str, float] = field(default_factory=dict)  # constants of diffcodec.bound
+
+
+VARIANTS = {
+    "baseline": Variant(),
+    # the network's shape
+    "wider": Variant({"channels": (96, 128, 160), "blocks": (1, 2, 2)}),
+    "narrower, deeper": Variant({"channels": (48, 80, 128), "blocks": (3, 4, 4)}),
+    "more at half resolution": Variant({"channels": (80, 96, 128), "blocks": (3, 1, 1)}),
+    "more at low resolution": Variant({"channels": (48, 128, 256), "blocks": (2, 2, 2)}),
+    "two resolutions": Variant({"channels": (64, 128), "blocks": (2, 3)}),
+    "four resolutions": Variant({"channels": (64, 96, 128, 160), "blocks": (2, 2, 2, 2)}),
+    "patch 1": Variant({"channels": (32, 64, 96, 128), "blocks": (1, 2, 2, 2), "patch": 1}),
+    "patch 4": Variant({"channels": (128, 192), "blocks": (3, 3), "patch": 4}),
+    "depthwise 7x7": Variant(block=DepthwiseBlock),
+    "embedding 64": Variant({"embedding": 64}),
+    "group normalisation": Variant(block=NormalisedBlock),
+    "rgb": Variant({"color": "rgb"}),
+    # what it predicts
+    "epsilon": Variant(unet=EpsilonUNet),
+    "x": Variant(unet=ImageUNet),
+    # the recipe
+    "AdamW": Variant(recipe={"optimizer": "adamw"}),
+    "learning rate 1e-3": Variant(recipe={"learning_rate": 1e-3}),
+    "learning rate 4e-3": Variant(recipe={"learning_rate": 4e-3}),
+    "batch 8": Variant(recipe={"batch": 8}),
+    "batch 32": Variant(recipe={"batch": 32}),
+    "crop 32, batch 64": Variant(recipe={"crop": 32, "batch": 64}),
+    "average of 0.99": Variant(recipe={"ema": 0.99}),
+    "average of 0.9995": Variant(recipe={"ema": 0.9995}),
+    "no weight decay": Variant(recipe={"weight_decay": 0.0}),
+    "uniform over log sigma": Variant(sampling={"SAMPLING_POWER": 1.0}),
+    "denser at low noise": Variant(sampling={"SAMPLING_POWER": 2.0}),
+}
+
+
+class TimedTrainer(Trainer):
+    """Writes no model, so that any network will do."""
+
+    def write_model(self, validation: dict[str, float]) -> None:
+        """Nothing."""
+
+    def seconds_per_step(self, forward: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> float:
+        """Median over some steps, after the first ones that compile."""
+        times = []
+        for _ in range(WARM_STEPS + TIMING_STEPS):
+            begin = time.monotonic()
+            with train.autocast(self.config.precision):
+                self.train_step(forward)
+            times.append(time.monotonic() - begin)
+        return sorted(times[WARM_STEPS:])[TIMING_STEPS // 2]
+
+
+def run_variant(variant: Variant, data: Path, out: Path, minutes: float) -> dict[str, Any]:
+    """Train one variant for so many minutes and measure it."""
+    shape = NetworkConfig(**variant.network)
+    config = TrainConfig(str(data), **({"batch": 16, "network": shape} | variant.recipe))
+    with (
+        mock.patch.object(train, "UNet", variant.unet),
+        mock.patch.object(network, "ResidualBlock", variant.block),
+        mock.patch.multiple(bound, **variant.sampling) if variant.sampling else mock.MagicMock(),
+    ):
+        torch.compiler.reset()
+        trial = TimedTrainer(config, out)
+        seconds = trial.seconds_per_step(torch.compile(trial.model.posterior_x))
+        config = replace(config, steps=int(60 * minutes / seconds))
+        trainer = TimedTrainer(config, out)
+        out.mkdir(parents=True, exist_ok=True)
+        trainer.run(validate_every=config.steps)
+    last = json.loads((out / train.LOG).read_text().splitlines()[-1])
+    return last | {
+        "crops": config.steps * config.batch,
+        "parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "minutes": minutes,
+        "config": asdict(config),
+    }
+
+
+@click.command()
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="Training images.")
+@click.option("--minutes", default=10.0, show_default=True, help="Of training, for each variant.")
+@click.option("--only", multiple=True, type=click.Choice(list(VARIANTS)), help="Variants to run.")
+@click.option("--out", default=Path("results/ablation"), type=click.Path(path_type=Path))
+def main(data: Path, minutes: float, only: tuple[str, ...], out: Path) -> None:
+    """Train what is missing, and print the table of what is there."""
+    done = {}
+    for name in only or VARIANTS:
+        folder = out / name.replace(" ", "-").replace(",", "")
+        result = folder / "result.json"
+        if not result.exists():
+            outcome = run_variant(VARIANTS[name], data, folder, minutes)
+            result.write_text(json.dumps(outcome, indent=2))
+        done[name] = json.loads(result.read_text())
+    click.echo("| variant | parameters | crops seen | held-out bound, bpd |\n|---|---|---|---|")
+    for name, r in sorted(done.items(), key=lambda item: item[1]["held_out_bpd"]):
+        millions = r["parameters"] / 1e6
+        click.echo(f"| {name} | {millions:.1f} M | {r['crops']} | {r['held_out_bpd']:.3f} |")
+
+
+if __name__ == "__main__":
+    main()

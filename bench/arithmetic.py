@@ -1,0 +1,160 @@
+"""What exact integer arithmetic costs beside float arithmetic in bits and time, and what it saves.
+
+python -m bench.arithmetic --data DIR --float RUN/float.safetensors --model RUN/model.safetensors
+
+Sizes are whole files of crops from the middle of the images, every tile by the chain. Then, crops
+encoded by float arithmetic here are decoded in fresh processes with other settings.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import numpy as np
+from PIL import Image
+
+from bench import without_webp
+from diffcodec import decode, load_model
+from diffcodec.codec import encode_many
+from diffcodec.data import find_images
+from diffcodec.images import read_image
+from diffcodec.models import Model
+
+TILE, REPEATS = 256, 5
+DECODE = """
+import json, sys
+from pathlib import Path
+from diffcodec import decode, load_model
+from diffcodec.errors import DiffcodecError
+
+model, folder, arithmetic = load_model(sys.argv[1], sys.argv[3]), Path(sys.argv[2]), sys.argv[3]
+failed = 0
+for path in sorted(folder.glob("*.dfc")):
+    try:
+        decode(path.read_bytes(), model=model)
+    except DiffcodecError:
+        failed += 1
+print(failed)
+"""
+SETTINGS = {
+    "the same": {},
+    "1 thread": {"OMP_NUM_THREADS": "1"},
+    "ATEN_CPU_CAPABILITY=default": {"ATEN_CPU_CAPABILITY": "default"},
+    "ONEDNN_MAX_CPU_ISA=AVX2": {"ONEDNN_MAX_CPU_ISA": "AVX2"},
+    "ONEDNN_MAX_CPU_ISA=SSE41": {"ONEDNN_MAX_CPU_ISA": "SSE41"},
+}
+
+
+def middle(image: Image.Image, side: int) -> Image.Image:
+    """A square from the middle, RGB."""
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.convert("RGB").crop((left, top, left + side, top + side))
+
+
+def median_seconds(work: Callable[[], object]) -> float:
+    """Of a few runs, after one to warm up."""
+    work()
+    times = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return sorted(times)[REPEATS // 2]
+
+
+def compare_sizes(models: dict[str, Model], crops: list[Image.Image]) -> None:
+    """Print the mean sizes by each arithmetic and every effort."""
+    click.echo("\n| effort | " + " | ".join(models) + " | difference |\n|---|---|---|---|")
+    for effort in models["integer"].plans:
+        sizes = {}
+        for name, model in models.items():
+            files = encode_many(crops, model, effort, progress=True)
+            for crop, data in zip(crops[:2], files[:2], strict=True):
+                assert decode(data, model=model).tobytes() == crop.tobytes()
+            samples = np.array([3 * crop.width * crop.height for crop in crops])
+            sizes[name] = float(np.mean(8 * np.array([len(data) for data in files]) / samples))
+        difference = sizes["integer"] - sizes["float"]
+        columns = " | ".join(f"{size:.4f}" for size in sizes.values())
+        click.echo(f"| {effort} | {columns} | {difference:+.4f} |")
+
+
+def compare_times(models: dict[str, Model]) -> None:
+    """Print the time of one evaluation on one tile."""
+    z = np.random.default_rng(0).normal(100, 50, (1, 3, TILE, TILE))
+    sigma = models["integer"].plans["default"].levels[5]
+    seconds = {
+        name: median_seconds(lambda model=model: model.posterior_x(z, sigma))  # type: ignore[misc]
+        for name, model in models.items()
+    }
+    ratio = seconds["float"] / seconds["integer"]
+    click.echo(
+        f"\none evaluation on {TILE} x {TILE} pixels: integer {seconds['integer']:.3f} s, float "
+        f"{seconds['float']:.3f} s: integer is {ratio:.2f} times as fast"
+    )
+
+
+def count_failures(
+    paths: dict[str, Path], models: dict[str, Model], crops: list[Image.Image]
+) -> None:
+    """Print how many files do not decode in other settings."""
+    click.echo(f"\n| decoding of {len(crops)} files | float fails | integer fails |\n|---|---|---|")
+    with tempfile.TemporaryDirectory() as name:
+        for arithmetic, model in models.items():
+            folder = Path(name) / arithmetic
+            folder.mkdir()
+            for i, data in enumerate(encode_many(crops, model, "fast", progress=True)):
+                (folder / f"{i:04}.dfc").write_bytes(data)
+        for label, environment in SETTINGS.items():
+            failed = {}
+            for arithmetic, path in paths.items():
+                arguments = [str(path), str(Path(name) / arithmetic), arithmetic]
+                done = subprocess.run(
+                    [sys.executable, "-c", DECODE, *arguments],
+                    env=os.environ | environment,
+                    capture_output=True,
+                    text=True,
+                    check=True,
+                )
+                failed[arithmetic] = json.loads(done.stdout)
+            click.echo(f"| {label} | {failed['float']} | {failed['integer']} |")
+
+
+@click.command()
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder of images.")
+@click.option("--float", "float_model", required=True, type=click.Path(path_type=Path))
+@click.option("--model", required=True, type=click.Path(path_type=Path), help="The integer one.")
+@click.option("--crop", default=128, show_default=True, help="Side of the crops, for the sizes.")
+@click.option("--count", default=24, show_default=True, help="Images, evenly from the folder.")
+@click.option("--failures", default=100, show_default=True, help="Files to decode elsewhere.")
+@click.option("--side", default=32, show_default=True, help="Side of these files' images.")
+def main(
+    data: Path, float_model: Path, model: Path, crop: int, count: int, failures: int, side: int
+) -> None:
+    """Print the three comparisons."""
+    without_webp()
+    paths = {"float": float_model, "integer": model}
+    models = {name: load_model(path, name) for name, path in paths.items()}
+    found = find_images(data)
+    chosen = found[:: max(1, len(found) // count)][:count]
+    compare_times(models)
+    compare_sizes(models, [middle(read_image(path), crop) for path in chosen])
+    if failures:
+        images = [read_image(path).convert("RGB") for path in chosen]
+        per_image = -(-failures // len(images))
+        rng = np.random.default_rng(0)
+        crops = []
+        for image in images:
+            for _ in range(per_image):
+                x, y = (int(rng.integers(n - side + 1)) for n in image.size)
+                crops.append(image.crop((x, y, x + side, y + side)))
+        count_failures(paths, models, crops[:failures])
+
+
+if __name__ == "__main__":
+    main()
