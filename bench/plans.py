@@ -1,50 +1,188 @@
-"""What a chain of T timesteps costs, by the best noise levels and by geometric ones.
+"""What a chain of T timesteps costs by a plan found for the model and by geometric levels.
 
-python -m bench.plans --data DIR [--model photo]
+python -m bench.plans --calibration DIR --data DIR [--model photo]
 
-The bound of everything but the remainder (which no plan changes), on random crops.
+Plans are found on random crops of one folder, and judged by whole files of the central crops of
+another: every byte counted, every tile coded by the chain (or raw, if smaller). The bound
+is the chain's variational bound of the same images and plan, by one sample of the chain. The two
+folders must not share images: plans would be judged by what they were made for.
 """
 
+import json
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 import torch
+from PIL import Image
+from tqdm import tqdm
 
+from bench import without_webp
+from bench.lossless import bound_bits
+from diffcodec import decode, load_model
+from diffcodec.codec import encode_many
+from diffcodec.color import to_domain
+from diffcodec.container import parse
 from diffcodec.data import CropSampler, domain_batch, find_images
-from diffcodec.models import load_weights
+from diffcodec.images import read_image
+from diffcodec.model_file import model_path, read_model_info
+from diffcodec.models import load_weights, serialise_model
 from diffcodec.network import UNet
-from diffcodec.planning import best_levels, grid_levels, measure_costs
-from diffcodec.schedule import geometric
+from diffcodec.plan import Plan, geometric_plan
+from diffcodec.planning import (
+    GRAIN,
+    SEED_BPD,
+    payload_bits,
+    search_plans,
+    simulate_heights,
+    with_grain,
+)
 
-GRID = 44
-CROPS, CROP = 24, 64
+
+def central_crop(path: Path, crop: int) -> Image.Image:
+    """The central square of an image."""
+    image = read_image(path).convert("RGB")
+    left, top = (image.width - crop) // 2, (image.height - crop) // 2
+    return image.crop((left, top, left + crop, top + crop))
+
+
+def judge(
+    network: UNet, plan: Plan, calibration: torch.Tensor, images: Sequence[Image.Image], check: bool
+) -> dict[str, Any]:
+    """Means over images, bits per dimension: predicted, bound, real files and their seed bits."""
+    color = network.config.color
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trial.safetensors"
+        path.write_bytes(serialise_model(network, calibration, {"default": plan}, {}))
+        model = load_model(path)
+    files = encode_many(images, model)
+    samples = [image.width * image.height * 3 for image in images]
+    headers, seeds = [], []
+    for image, data in zip(images, files, strict=True):
+        if check and decode(data, model=model).tobytes() != image.tobytes():
+            raise SystemExit("a decoded image differs from the original")
+        (tile,) = parse(data).tiles
+        headers.append(8 * (len(data) - len(tile.payload)))
+        seeds.append(32 * tile.seed_words)
+    rgb = np.stack([np.asarray(image).transpose(2, 0, 1) for image in images]).astype(np.int16)
+    x = to_domain(torch.from_numpy(rgb), color).float()
+    with torch.inference_mode():
+        generator = torch.Generator().manual_seed(0)
+        heights = simulate_heights(network.posterior_x, x, color, plan, generator)
+    payloads, _ = payload_bits(heights)
+    bounds = [bound_bits(model, "default", image) for image in images]
+
+    def mean(bits: Sequence[float]) -> float:
+        return float(np.mean(np.array(bits) / samples))
+
+    return {
+        "levels": plan.levels,
+        "lattices": plan.lattices,
+        "predicted_bpd": float(payloads.mean()) + mean(headers),
+        "bound_bpd": mean(bounds),
+        "files_bpd": mean([8 * len(data) for data in files]),
+        "seed_bpd": mean(seeds),
+    }
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """The results as Markdown."""
+    names = ("bound_bpd", "predicted_bpd", "files_bpd", "seed_bpd")
+    lines = ["| plan | T | bound | predicted | files | seed bits | files - bound |"]
+    lines.append("|---" * 7 + "|")
+    for r in results:
+        figures = [*(r[name] for name in names), r["files_bpd"] - r["bound_bpd"]]
+        cells = [r["plan"], str(len(r["levels"])), *(f"{v:.3f}" for v in figures)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def draw(results: list[dict[str, Any]], path: Path) -> None:
+    """Bits per dimension against timesteps."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 4))
+    for plan, colour in (("found", "C0"), ("geometric", "C1")):
+        rows = sorted((r for r in results if r["plan"] == plan), key=lambda r: len(r["levels"]))
+        steps = [len(r["levels"]) for r in rows]
+        axes.plot(steps, [r["files_bpd"] for r in rows], f"{colour}o-", label=f"{plan}, files")
+        axes.plot(steps, [r["bound_bpd"] for r in rows], f"{colour}--", label=f"{plan}, bound")
+    axes.set(xlabel="network evaluations", ylabel="bits per dimension")
+    axes.legend()
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+
+
+def numbers(text: str) -> list[int]:
+    """A list such as 8,10,12."""
+    return [int(part) for part in text.split(",") if part]
 
 
 @click.command()
-@click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder of images.")
+@click.option("--calibration", required=True, type=click.Path(path_type=Path), help="Folder.")
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder to judge by.")
 @click.option("--model", default="photo", help="Name or path.")
-def main(data: Path, model: str) -> None:
-    """Print the table, and the levels found."""
+@click.option("--timesteps", default="8,10,12,16,20,24,32", help="Of plans to find.")
+@click.option("--geometric", default="12,24,48", help="Timesteps of geometric levels.")
+@click.option("--own", is_flag=True, help="Judge the plans of the model's file too.")
+@click.option("--crops", default=24, help="Crops to find plans on.")
+@click.option("--calibration-crop", default=64, help="Their side.")
+@click.option("--grain", default=GRAIN, help="Noise of every second of them, grey levels.")
+@click.option("--crop", default=128, help="Side of the central crops to judge by.")
+@click.option("--limit", type=int, help="Judge by the first so many images.")
+@click.option("--seed-bpd", default=SEED_BPD, help="Seed bits allowed in the average file.")
+@click.option("--check", is_flag=True, help="Decode every file and compare.")
+@click.option("--out", type=click.Path(path_type=Path), help="Results as JSON.")
+@click.option("--picture", type=click.Path(path_type=Path), help="Bits against timesteps, PNG.")
+def main(
+    calibration: Path,
+    data: Path,
+    model: str,
+    timesteps: str,
+    geometric: str,
+    own: bool,
+    crops: int,
+    calibration_crop: int,
+    grain: float,
+    crop: int,
+    limit: int | None,
+    seed_bpd: float,
+    check: bool,
+    out: Path | None,
+    picture: Path | None,
+) -> None:
+    """Find plans, and print the table."""
     config, weights = load_weights(model)
     network = UNet(config).eval()
     network.load_state_dict(weights)
-    x = domain_batch(CropSampler(find_images(data), CROP).batch(CROPS, 0, 0), config.color)
-    grid = grid_levels(GRID)
-    with torch.inference_mode():
-        generator = torch.Generator().manual_seed(0)
-        costs = measure_costs(network.posterior_x, x, config.color, grid, generator)
-    click.echo("| T | best levels, bpd | geometric, bpd |\n|---|---|---|")
-    found = []
-    for timesteps in (8, 10, 12, 16, 20, 24, 32):
-        levels, best = best_levels(timesteps, grid, *costs)
-        log_distance = np.abs(np.log(grid)[:, None] - np.log(geometric(timesteps - 1, 1.25, 600)))
-        chosen = log_distance.argmin(0)  # the grid's levels nearest to geometric ones
-        jumps, transitions, priors = costs
-        plain = jumps[chosen[0]] + transitions[chosen[1:], chosen[:-1]].sum() + priors[chosen[-1]]
-        click.echo(f"| {timesteps} | {best:.3f} | {plain:.3f} |")
-        found.append(f"T = {timesteps}: " + ", ".join(f"{s:.3g}" for s in levels))
-    click.echo("\n" + "\n".join(found))
+    sampler = CropSampler(find_images(calibration), calibration_crop, memory_bytes=0)
+    rgb = with_grain(sampler.batch(crops, 0, 0), grain, torch.Generator().manual_seed(0))
+    x = domain_batch(rgb, config.color)
+    plans: list[tuple[str, Plan]] = []
+    if numbers(timesteps):
+        found = search_plans(network.posterior_x, x, config.color, numbers(timesteps), seed_bpd)
+        plans += [("found", f.plan) for f in found.values()]
+    plans += [("geometric", geometric_plan(count)) for count in numbers(geometric)]
+    if own:
+        info, _ = read_model_info(model_path(model))
+        plans += [(name, plan) for name, plan in info.plans.items()]
+    images = [central_crop(path, crop) for path in find_images(data)[:limit]]
+    without_webp()
+    results: list[dict[str, Any]] = []
+    for name, plan in tqdm(plans, "plans", disable=None):
+        results.append({"plan": name} | judge(network, plan, x[:8], images, check))
+        if out:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(json.dumps({"images": len(images), "results": results}, indent=1))
+    click.echo(f"{len(images)} crops of {crop} x {crop}, means, bits per dimension\n")
+    click.echo(table(results))
+    if picture:
+        draw(results, picture)
 
 
 if __name__ == "__main__":

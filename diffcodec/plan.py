@@ -42,7 +42,7 @@ def falling_lattices(timesteps: int) -> tuple[float, ...]:
 
 
 def shipped_plan(*levels: float) -> Plan:
-    """A plan of levels that were found by search (docs/plans.md)."""
+    """A plan of levels with falling lattices (docs/plans.md)."""
     return Plan(levels, falling_lattices(len(levels)))
 
 
@@ -52,8 +52,14 @@ PLANS = {
         *(0.5, 1.17, 1.9, 2.85, 4.1, 5.7, 7.8, 10.6),
         *(14.5, 20, 28, 40, 60, 100, 190, 500),
     ),
-    "best": shipped_plan(
-        *(0.5, 1.17, 1.9, 2.8, 3.9, 5.2, 6.8, 8.8, 11.3, 14.5),
-        *(18.5, 23.6, 30, 38, 49, 65, 90, 135, 230, 550),
+    "best": Plan(  # found by diffcodec.planning
+        (
+            *(0.5, 1.21, 1.772, 2.358, 3.452, 4.595, 6.116, 8.954, 11.92, 15.86),
+            *(21.11, 28.1, 41.14, 54.76, 72.89, 97.02, 129.1, 228.8, 405.3, 718.0),
+        ),
+        (
+            *(3.69, 2.633, 3.828, 2.633, 2.632, 3.124, 2.261, 2.632, 2.632, 2.632),
+            *(2.632, 2.261, 2.26, 2.632, 2.26, 2.632, 2.196, 1.914, 2.196),
+        ),
     ),
 }

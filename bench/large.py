@@ -1,0 +1,72 @@
+"""Time and peak memory of one large image, through the command line and back.
+
+python -m bench.large --data DIR [--megapixels 24] [--effort fast]
+
+The image is a mosaic of the folder's images, 3 wide to 2 high.
+"""
+
+import hashlib
+import itertools
+import math
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import click
+from PIL import Image
+
+from diffcodec.data import find_images
+from diffcodec.images import read_image
+
+
+def mosaic(paths: list[Path], width: int, height: int) -> Image.Image:
+    """The images beside and below each other, again and again, cut at the edges."""
+    canvas = Image.new("RGB", (width, height))
+    images = itertools.cycle(read_image(path).convert("RGB") for path in paths)
+    top = 0
+    while top < height:
+        left, row = 0, 0
+        while left < width:
+            image = next(images)
+            canvas.paste(image, (left, top))
+            left, row = left + image.width, max(row, image.height)
+        top += row
+    return canvas
+
+
+def run(*arguments: str) -> str:
+    """Time, and the largest memory that any child process has used so far."""
+    begin = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "diffcodec", *arguments], check=True)
+    seconds = time.perf_counter() - begin
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    return f"{arguments[0]}: {seconds:.0f} s, peak memory {peak:.0f} MB"
+
+
+@click.command()
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder of images.")
+@click.option("--megapixels", default=24.0, show_default=True)
+@click.option("--effort", default="fast", show_default=True)
+def main(data: Path, megapixels: float, effort: str) -> None:
+    """Encode and decode the mosaic, and check that it comes back."""
+    height = round(math.sqrt(megapixels * 1e6 / 1.5))
+    image = mosaic(find_images(data), round(1.5 * height), height)
+    expected = hashlib.sha256(image.tobytes()).hexdigest()
+    with tempfile.TemporaryDirectory() as name:
+        source, coded, copy = (str(Path(name) / f) for f in ("in.png", "in.dfc", "out.png"))
+        image.save(source, compress_level=1)
+        click.echo(f"{image.width} x {image.height}, {effort}")
+        del image
+        click.echo(run("encode", source, coded, "--effort", effort))
+        click.echo(f"{Path(coded).stat().st_size} bytes")
+        click.echo(run("decode", coded, copy))
+        with Image.open(copy) as decoded:
+            if hashlib.sha256(decoded.tobytes()).hexdigest() != expected:
+                raise SystemExit("the decoded image differs from the original")
+
+
+if __name__ == "__main__":
+    main()
