@@ -33,7 +33,7 @@ from diffcodec import decode, encode, load_model
 from diffcodec.bound import chain_bound_bits
 from diffcodec.color import to_domain
 from diffcodec.container import parse, tile_grid
-from diffcodec.data import find_images
+from diffcodec.data import Source, find_images, list_images
 from diffcodec.images import read_image
 from diffcodec.models import Model
 
@@ -72,6 +72,19 @@ def bound_bits(model: Model, effort: str, image: Image.Image) -> float:
         parts = chain_bound_bits(posterior, x, model.color, model.plans[effort], generator)
         total += parts.sum().item() * x.numel()
     return total
+
+
+def named_images(data: Path, limit: int | None) -> dict[str, Source]:
+    """The first images of a folder or an array, by file name or by place in the array."""
+    sources = list_images(find_images(data))[:limit]
+    return {s.name if isinstance(s, Path) else f"{i:05}": s for i, s in enumerate(sources)}
+
+
+def open_rgb(source: Source) -> Image.Image:
+    """One of them."""
+    if isinstance(source, Path):
+        return read_image(source).convert("RGB")
+    return Image.fromarray(np.ascontiguousarray(source.transpose(1, 2, 0)))
 
 
 def measure(model: Model, effort: str, image: Image.Image) -> dict[str, Any]:
@@ -138,7 +151,7 @@ def table(ours: dict[str, Any], others: dict[str, Any]) -> str:
 
 
 @click.command()
-@click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder of images.")
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder or .npy.")
 @click.option("--model", default="photo", help="Name or path.")
 @click.option("--effort", default="default")
 @click.option("--crop", type=int, help="Take the central square of so many pixels of each image.")
@@ -156,7 +169,7 @@ def main(
 ) -> None:
     """Code every image, check that it comes back, and compare sizes."""
     used = load_model(model)
-    images = {path.name: path for path in find_images(data)[:limit]}
+    images = named_images(data, limit)
     other_sizes = ResultsFile(out.with_suffix(".others.json"), {"data": data.name, "crop": crop})
     settings = {"data": data.name, "model": used.info.id.hex(), "effort": effort, "crop": crop}
     if chain_only:
@@ -165,7 +178,7 @@ def main(
     measured = ResultsFile(out, settings)
 
     def read(name: str) -> Image.Image:
-        image = read_image(images[name]).convert("RGB")
+        image = open_rgb(images[name])
         if crop is None:
             return image
         left, top = (image.width - crop) // 2, (image.height - crop) // 2

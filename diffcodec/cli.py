@@ -519,7 +519,12 @@ def _train_options() -> Iterable[click.Parameter]:
 
     positive = click.IntRange(min=1)
     return (
-        click.Option(["--data"], metavar="DIR", required=True, help="Folder of training images."),
+        click.Option(
+            ["--data"],
+            metavar="DIR",
+            required=True,
+            help="Folder of training images, or a file of them (.npy, .npz).",
+        ),
         click.Option(["--out"], metavar="DIR", required=True, help="Folder of the run."),
         option("--steps", "Updates of the weights.", type=positive),
         option("--batch", "Crops in each update.", type=click.IntRange(min=8)),

@@ -108,7 +108,10 @@ class IntegerConv(NamedTuple):
 
     def sums(self, x: Tensor, stride: int = 1) -> Tensor:
         """The exact integer sums."""
-        return F.conv2d(x, self.weight, None, stride, (self.weight.shape[2] - 1) // 2)
+        # Neither by NNPACK, whose Winograd transforms make fractions (torch takes it for batches
+        # of 16 and more where oneDNN is off or missing), nor in a caller's autocast to bfloat16.
+        with torch.backends.nnpack.flags(enabled=False), torch.autocast("cpu", enabled=False):
+            return F.conv2d(x, self.weight, None, stride, (self.weight.shape[2] - 1) // 2)
 
 
 class IntegerUNet:

@@ -211,10 +211,10 @@ def serialise_model(
         ModelMismatchError: if the network's numbers leave no integer model.
     """
     levels = sorted({s for plan in plans.values() for s in plan.levels})
-    tensors = quantize(network, calibration, levels)
     shape = network.config.to_dict()
     info = ModelInfo("", b"", shape, dict(plans), dict(about), "integer", {})
     try:
+        tensors = quantize(network, calibration, levels)
         answers = model_answers(_build(info, tensors))
     except INVALID as e:
         raise ModelMismatchError(f"this network cannot be quantised ({e})") from e

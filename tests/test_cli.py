@@ -915,7 +915,8 @@ def test_version() -> None:
 
 def test_every_command_has_help() -> None:
     commands: dict[str, Callable[..., object]] = dict(cli.commands)
-    assert set(commands) == {"encode", "decode", "info", "verify", "models", "train", "quantize"}
+    files = {"encode", "decode", "info", "verify"}
+    assert set(commands) == files | {"models", "doctor", "train", "quantize"}
     for name in commands:
         text = done(f"{name} --help").stdout
         assert text.startswith(f"Usage: diffcodec {name}")

@@ -433,3 +433,21 @@ def test_sides_of_any_length_are_padded_by_repetition(tiny, shape):
     padded = model.posterior_x(np.pad(z, more, mode="edge"), sigma)
     for found, whole in zip(model.posterior_x(z, sigma), padded, strict=True):
         assert np.array_equal(found, whole[:, :, : shape[0], : shape[1]])
+
+
+@pytest.mark.filterwarnings("ignore:TF32")  # on switching oneDNN off
+@pytest.mark.parametrize("setting", ["no oneDNN", "autocast", "no NNPACK"])
+def test_the_caller_s_settings_of_torch_do_not_matter(tiny, setting):
+    model = load_model(tiny)
+    z = np.random.default_rng(1).normal(100, 60, (16, 3, 16, 16))  # NNPACK takes 16 images or more
+    sigma = model.plans["fast"].levels[-2]
+    expected = model.posterior_x(z, sigma)
+    within = {
+        "no oneDNN": lambda: torch.backends.mkldnn.flags(enabled=False),
+        "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+        "no NNPACK": lambda: torch.backends.nnpack.flags(enabled=False),
+    }
+    with within[setting]():
+        found = model.posterior_x(z, sigma)
+    for a, b in zip(found, expected, strict=True):
+        assert np.array_equal(a, b)

@@ -307,7 +307,7 @@ def test_a_float_model_that_cannot_be_quantised(config, tmp_path):
     with torch.no_grad():
         network.conv_in.weight.view(8, 9, 4, 9)[:, 3:6] = 3e38  # of the sines, 0 on loading
     (tmp_path / "huge.safetensors").write_bytes(serialise_float_model(network, train.PLANS, {}))
-    with pytest.raises(ModelMismatchError, match="model huge cannot be quantised"):
+    with pytest.raises(ModelMismatchError, match="this network cannot be quantised"):
         quantize_model(load_model(tmp_path / "huge.safetensors", "float"), crops)
 
 
