@@ -255,6 +255,7 @@ def decode_finest(
         reader.read_tiles()
         image = _decode_tiles(reader.container, timestep or 0, model, progress, reconstruct, seed)
         return timestep or 0, image
+    reader.read_layer()
     used = find_model(reader.container, model)
     return decode_layers(reader, used, timestep, progress, allow_partial, reconstruct, seed)
 
@@ -284,6 +285,7 @@ def iter_decode(
         reader.read_tiles()
         yield 0, _decode_tiles(reader.container, 0, model, False, reconstruct, seed)
     else:
+        reader.read_layer()
         used = find_model(reader.container, model)
         yield from iter_layers(reader, used, reconstruct, seed)
 

@@ -75,12 +75,16 @@ class Previews:
         self.encodes = encodes
         boxes = tile_grid(*size)
         self.parts = [Part(plan, index, box) for index, box in enumerate(boxes)]
-        self.descents = [Descent(make_chain(model, mode, part, preview)) for part in self.parts]
+        self.preview = preview
+        self.timestep = len(model.plans[plan].levels) + 1  # of all tiles
+        self._descents: list[Descent] = []
 
-    @property
-    def timestep(self) -> int:
-        """Of all tiles; above the first before the first step."""
-        return self.descents[0].timestep
+    def descent(self, index: int) -> Descent:
+        """Of a tile; begun when it is its turn, as a file may claim any number of them."""
+        if index == len(self._descents):
+            part = self.parts[index]
+            self._descents.append(Descent(make_chain(self.model, self.mode, part, self.preview)))
+        return self._descents[index]
 
     def encode_step(self, source: Image.Image) -> list[Bits]:
         """One timestep down: its bits by tile."""
@@ -90,7 +94,9 @@ class Previews:
             with encoding(self.model):
                 return (yield from descent.encode_step(x))
 
-        return list(self._run(job(*pair) for pair in self._pairs()))
+        bits = list(self._run(job(*pair) for pair in self._pairs()))
+        self.timestep -= 1
+        return bits
 
     def decode_layer(self, payloads: Sequence[bytes], end: int, timestep: int) -> None:
         """Down to the end of a layer, or to a timestep above it."""
@@ -100,6 +106,7 @@ class Previews:
                 yield from descent.decode_layer(payloads[part.index], end, timestep)
 
         list(self._run(job(*pair) for pair in self._pairs()))
+        self.timestep = max(end, timestep)
 
     def show(self, how: str = "mean", seed: int = 0) -> Image.Image:
         """The image at the present timestep."""
@@ -158,7 +165,7 @@ class Previews:
         return image
 
     def _pairs(self) -> Iterator[tuple[Part, Descent]]:
-        return zip(self.parts, self.descents, strict=True)
+        return ((part, self.descent(part.index)) for part in self.parts)
 
     def _run(self, jobs: Iterator[Job[Any]]) -> Iterator[Any]:
         return run(jobs, self.parts, self.model, self.bar)
@@ -309,7 +316,8 @@ def decode_layers(
 ) -> tuple[int, Image.Image]:
     """The timestep that was reached, and the image; reads no more than it takes.
 
-    See :func:`diffcodec.codec.decode`.
+    The first layer must have been read: until then no claim of the header is to be trusted. See
+    :func:`diffcodec.codec.decode`.
     """
     layers = _layers(reader)
     finest, levels = layers.stops[-1], len(model.plans[layers.plan].levels)
@@ -326,11 +334,12 @@ def decode_layers(
             try:
                 read()
             except FormatError:
-                if not allow_partial or previews.timestep > levels:
+                if not allow_partial:
                     raise
                 return False
             return True
 
+        _decode_layer(reader, previews, wanted)
         while previews.timestep > wanted and reader.more_layers:
             if not can(reader.read_layer):
                 return previews.timestep, _shown(reader, previews, how, seed)
@@ -346,14 +355,18 @@ def decode_layers(
 def iter_layers(
     reader: FileReader, model: Model, how: str, seed: int
 ) -> Iterator[tuple[int, Image.Image]]:
-    """The image at each layer as it comes. See :func:`diffcodec.codec.iter_decode`."""
-    _layers(reader)
+    """The image at each layer as it comes, the first of which has been read.
+
+    See :func:`diffcodec.codec.iter_decode`.
+    """
     with progress_bar(0, False) as bar:
         previews = _start(reader, model, bar)
-        while reader.more_layers:
-            reader.read_layer()
+        while True:
             _decode_layer(reader, previews, 0)
             yield previews.timestep, _shown(reader, previews, how, seed)
+            if not reader.more_layers:
+                break
+            reader.read_layer()
         reader.read_tiles()
         if reader.container.tiles:
             yield 0, _exact(reader, previews, 0, how, seed)
