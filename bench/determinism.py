@@ -1,86 +1,195 @@
-"""Whether the same image gives the same bytes however the machine computes.
+"""Whether the same image gives the same bytes however and wherever it is computed.
 
-python -m bench.determinism IMAGE [--model photo] [--crop 64]
+python -m bench.determinism IMAGE [--model photo] [--crop 64] [--python COMMAND]...
 
-Each row is a fresh process with other settings: threads, the instruction sets that torch, oneDNN
-and MKL may use, hash seeds, and the image alone or in a batch. Every one must produce the bytes of
-the first, and decode them to the same pixels.
+Each row is a fresh process with other settings: threads, the instruction sets that torch, oneDNN,
+MKL, NumPy and the C library may use, memory layouts, what a caller may have set in torch, the
+image alone or in a batch, its tiles in another order. Every one must produce the bytes of the
+first row of its kind, and decode them to the same pixels.
+
+COMMAND is another Python with the same dependencies in other releases, or on another processor by
+an emulator: --python "qemu-aarch64-static -L root root/usr/bin/python3". It needs not have
+diffcodec: PYTHONPATH leads every process to this checkout.
 """
 
-import hashlib
+import json
 import os
+import shlex
 import subprocess
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
+import numpy as np
 
 WORK = """
-import hashlib, sys
-import torch
+import hashlib, json, platform, sys
+from contextlib import nullcontext
+import constriction, numpy, scipy, torch
 from bench import without_webp
-from diffcodec import decode, encode_many, load_model
+from diffcodec import container, decode, encode_many, load_model, tiles
 from diffcodec.images import read_image
 
+path, name, crop, threads, batch, tile, before = json.loads(sys.argv[1])
+versions = {
+    "processor": platform.machine(),
+    "Python": platform.python_version(),
+    "C library": " ".join(platform.libc_ver()),
+    **{m.__name__: getattr(m, "__version__", "") for m in (torch, numpy, scipy)},
+}
+print(json.dumps(versions))
 without_webp()
-path, model, crop, threads, batch, mkldnn = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
 torch.set_num_threads(threads)
-torch.backends.mkldnn.enabled = bool(mkldnn)
+container.TILE_SIDE = tile
 image = read_image(path).convert("RGB").crop((0, 0, crop, crop))
-used = load_model(model)
-for effort in ("fast", "default"):
-    data = encode_many([image] * batch, used, effort)[-1]
-    assert decode(data, model=used).tobytes() == image.tobytes()
-    print(hashlib.sha256(data).hexdigest()[:16], len(data))
+within = nullcontext()
+exec(before)
+model = load_model(name)
+with within:
+    for effort in ("fast", "default"):
+        data = encode_many([image] * batch, model, effort)[-1]
+        assert decode(data, model=model).tobytes() == image.tobytes(), "other pixels"
+        print(json.dumps([hashlib.sha256(data).hexdigest()[:12], len(data)]))
 """
 
-# label: environment, threads, batch, oneDNN on
-SETTINGS: dict[str, tuple[dict[str, str], int, int, int]] = {
-    "1 thread": ({}, 1, 1, 1),
-    "2 threads": ({}, 2, 1, 1),
-    "in a batch of 3": ({}, 2, 3, 1),
-    "no oneDNN": ({}, 2, 1, 0),
-    **{
-        f"{name}={value}": ({name: value}, 2, 1, 1)
-        for name, values in {
-            "ATEN_CPU_CAPABILITY": ("default", "avx2", "avx512"),
-            "ONEDNN_MAX_CPU_ISA": ("SSE41", "AVX2", "AVX512_CORE"),
-            "MKL_ENABLE_INSTRUCTIONS": ("SSE4_2", "AVX2", "AVX512"),
-            "MKL_CBWR": ("COMPATIBLE", "AVX2"),
-            "PYTHONHASHSEED": ("0", "1"),
-        }.items()
-        for value in values
-    },
-}
+HEADER = "| setting | bytes, fast and default | SHA-256 | same |\n|---|---|---|---|"
+
+# Statements for the child process, before the model is loaded.
+NO_ONEDNN = "torch.backends.mkldnn.set_flags(False)"
+OTHER_LAYOUT = """
+conv2d, layouts = torch.nn.functional.conv2d, (torch.contiguous_format, torch.channels_last)
+def patched(x, weight, *rest):
+    x = x.contiguous(memory_format=layouts[{inputs}])
+    weight = weight.contiguous(memory_format=layouts[{weights}])
+    return conv2d(x, weight, *rest).contiguous(memory_format=layouts[{inputs}])
+torch.nn.functional.conv2d = patched
+"""
+REVERSED = """
+run_group = tiles._run_group
+tiles._run_group = lambda jobs, *rest: run_group(jobs[::-1], *rest)[::-1]
+"""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row; ``tiles`` are those along the crop's side. Rows with as many share their bytes."""
+
+    label: str
+    environment: dict[str, str] = field(default_factory=dict)
+    threads: int = 2
+    batch: int = 1
+    tiles: int = 1
+    before: str = ""
+    python: str = sys.executable
+
+
+def variables() -> dict[str, tuple[str, ...]]:
+    """Environment variables that choose the code that runs, and values to try."""
+    config = np.show_config(mode="dicts")
+    extensions = config["SIMD Extensions"].get("found", []) if config else []
+    return {
+        "ATEN_CPU_CAPABILITY": ("default", "avx2", "avx512"),
+        "ONEDNN_MAX_CPU_ISA": ("SSE41", "AVX2", "AVX512_CORE"),
+        "ONEDNN_DEFAULT_FPMATH_MODE": ("ANY",),
+        "MKL_ENABLE_INSTRUCTIONS": ("SSE4_2", "AVX2", "AVX512"),
+        "MKL_CBWR": ("COMPATIBLE", "AVX2"),
+        "OPENBLAS_CORETYPE": ("Nehalem", "Haswell"),
+        "NPY_DISABLE_CPU_FEATURES": (" ".join(extensions),),
+        "GLIBC_TUNABLES": (
+            "glibc.cpu.hwcaps=-AVX512F",
+            "glibc.cpu.hwcaps=-AVX2,-FMA,-FMA4,-AVX512F",
+        ),
+        "PYTHONHASHSEED": ("0", "1"),
+    }
+
+
+def settings() -> list[Setting]:
+    """All rows for this interpreter."""
+    return [
+        Setting("1 thread", threads=1),
+        Setting("2 threads"),
+        Setting("3 threads", threads=3),
+        Setting("in a batch of 3", batch=3),
+        Setting("in a batch of 20", batch=20),
+        Setting("no oneDNN", before=NO_ONEDNN),
+        Setting("no oneDNN, in a batch of 20", batch=20, before=NO_ONEDNN),
+        *(
+            Setting(f"{name}={value}", {name: value})
+            for name, values in variables().items()
+            for value in values
+        ),
+        *(
+            Setting(
+                f"{('contiguous', 'channels-last')[x]} inputs, "
+                f"{('contiguous', 'channels-last')[w]} weights",
+                before=OTHER_LAYOUT.format(inputs=x, weights=w),
+            )
+            for x, w in ((0, 0), (0, 1), (1, 0), (1, 1))
+        ),
+        *(
+            Setting(statement.removeprefix("within = "), before=statement)
+            for statement in (
+                "torch.set_default_dtype(torch.float64)",
+                "torch.set_flush_denormal(True)",
+                "torch.set_float32_matmul_precision('medium')",
+                "within = torch.autocast('cpu')",
+            )
+        ),
+        Setting("tiles side by side", tiles=2),
+        Setting("tiles in reverse order", tiles=2, before=REVERSED),
+        Setting("each tile alone", tiles=2, before="tiles.BATCH_PIXELS = 1"),
+    ]
+
+
+def run(
+    setting: Setting, image: Path, model: str, crop: int
+) -> tuple[dict[str, str], list[tuple[str, int]], str]:
+    """A row's child process: its versions, a digest and a size for each effort, its complaint."""
+    work = (str(image), model, crop, setting.threads, setting.batch, crop // setting.tiles)
+    found = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [*shlex.split(setting.python), "-c", WORK, json.dumps([*work, setting.before])],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, found))} | setting.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    versions, *files = [json.loads(line) for line in done.stdout.splitlines()] or [{}]
+    complaint = (done.stderr.strip() or "no output").splitlines()[-1] if done.returncode else ""
+    return versions, [(digest, size) for digest, size in files], complaint
 
 
 @click.command()
 @click.argument("image", type=click.Path(exists=True, path_type=Path))
 @click.option("--model", default="photo", help="Name or path.")
 @click.option("--crop", default=64, help="Side of the upper left square that is coded.")
-def main(image: Path, model: str, crop: int) -> None:
+@click.option("--python", "pythons", metavar="COMMAND", multiple=True, help="Another interpreter.")
+@click.option("--only-python", is_flag=True, help="The first row and those of --python alone.")
+def main(image: Path, model: str, crop: int, pythons: tuple[str, ...], only_python: bool) -> None:
     """Print a row for each setting; exit with 1 if any differs."""
-    click.echo("| setting | bytes, fast and default | SHA-256 | same |\n|---|---|---|---|")
-    first = None
-    for label, (environment, threads, batch, mkldnn) in SETTINGS.items():
-        arguments = [str(image), model, *map(str, (crop, threads, batch, mkldnn))]
-        done = subprocess.run(
-            [sys.executable, "-c", WORK, *arguments],
-            env=os.environ | environment,
-            capture_output=True,
-            text=True,
-            check=False,
+    rows = settings()[:1] if only_python else settings()
+    rows += [Setting(python, python=python) for python in pythons]
+    expected: dict[int, list[tuple[str, int]]] = {}
+    usual: dict[str, str] = {}
+    failed = False
+    for setting in rows:
+        versions, files, complaint = run(setting, image, model, crop)
+        if not usual:
+            usual = versions
+            click.echo(", ".join(f"{name} {version}" for name, version in usual.items()))
+            click.echo(f"\n{HEADER}")
+        other = [f"{name} {v}" for name, v in versions.items() if usual[name] != v]
+        same = not complaint and files == expected.setdefault(setting.tiles, files)
+        columns = (
+            ", ".join(other) or setting.label,
+            ", ".join(str(size) for _, size in files),
+            ", ".join(digest for digest, _ in files),
+            "yes" if same else f"NO {complaint}",
         )
-        lines = [line.split() for line in done.stdout.splitlines()]
-        outcome = (done.returncode, lines)
-        first = first or outcome
-        sizes = ", ".join(size for _, size in lines)
-        digest = hashlib.sha256(str(lines).encode()).hexdigest()[:12]
-        same = "yes" if outcome == first and done.returncode == 0 else "NO"
-        click.echo(f"| {label} | {sizes} | {digest} | {same} |")
-        if same == "NO":
-            click.echo(done.stderr, err=True)
-            sys.exit(1)
+        click.echo(f"| {' | '.join(columns)} |")
+        failed |= not same
+    sys.exit(failed)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,13 @@ if TYPE_CHECKING:
     from diffcodec.codec import decode as decode
     from diffcodec.codec import encode as encode
     from diffcodec.codec import encode_many as encode_many
+    from diffcodec.codec import iter_decode as iter_decode
     from diffcodec.models import load_model as load_model
 
-__all__ = ["decode", "encode", "encode_many", "load_model"]
+__all__ = ["decode", "encode", "encode_many", "iter_decode", "load_model"]
 
-_HOMES = {"load_model": "models"} | dict.fromkeys(("decode", "encode", "encode_many"), "codec")
+_CODEC = ("decode", "encode", "encode_many", "iter_decode")
+_HOMES = {"load_model": "models"} | dict.fromkeys(_CODEC, "codec")
 
 
 def __getattr__(name: str) -> Any:

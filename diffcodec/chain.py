@@ -4,6 +4,10 @@ Bit-Swap order (Kingma et al. 2019). Upward, the encoder pushes the remainder of
 for t = 2..T pops ``z_t ~ q(z_t | z_{t-1})`` and pushes ``z_{t-1} ~ p(z_{t-1} | z_t)``, and at last
 pushes z_T under its prior. The decoder runs the same list backward with push and pop exchanged.
 
+Below a preview z_s, which relative entropy coding has sent (:mod:`diffcodec.descent`), the chain
+ends at z_{s-1}: its pops are from the bridge ``q(z_t | z_{t-1}, z_s)``, and instead of a prior
+there is ``p(z_{s-1} | z_s)``.
+
 Every z_t lives on a lattice ``spacing * n + offset``; what is coded is the integer n. On the
 first level the lattice is that of a dithered quantiser, so z_1 is a function of x.
 """
@@ -11,6 +15,7 @@ first level the lattice is that of a dithered quantiser, so z_1 is a function of
 import math
 from collections.abc import Generator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -48,8 +53,9 @@ class Posterior(NamedTuple):
 class Step(NamedTuple):
     """One coding step; ``pushes`` in the encoder, its inverse in the decoder.
 
-    ``kind`` names the distribution: "remainder" p(x | z_1), "forward" q(z_t | z_{t-1}), "reverse"
-    p(z_t | z_{t+1}) or "prior" p(z_T), each of the variable at ``timestep``.
+    ``kind`` names the distribution: "remainder" p(x | z_1), "forward" q(z_t | z_{t-1}) or, below a
+    preview, q(z_t | z_{t-1}, z_s), "reverse" p(z_t | z_{t+1}) or "prior" p(z_T), each of the
+    variable at ``timestep``.
     """
 
     kind: str
@@ -57,12 +63,15 @@ class Step(NamedTuple):
     pushes: bool
 
 
-def coding_steps(timesteps: int) -> list[Step]:
-    """The steps of a chain of T timesteps in the encoder's order."""
+def coding_steps(timesteps: int, preview: int = 0) -> list[Step]:
+    """The steps of a chain of T timesteps in the encoder's order; with a preview those below it."""
     steps = [Step("remainder", 0, True)]
-    for t in range(2, timesteps + 1):
+    for t in range(2, preview or timesteps + 1):
         steps += [Step("forward", t, False), Step("reverse", t - 1, True)]
-    return [*steps, Step("prior", timesteps, True)]
+    return [
+        *steps,
+        Step("reverse", preview - 1, True) if preview else Step("prior", timesteps, True),
+    ]
 
 
 class OutOfRangeError(Exception):
@@ -76,40 +85,77 @@ class Level:
     sigma: Array
     spacing: Array
     draw_std: Array  # tau'
+    pull: Array  # weight of the preview in the mean of the draw
 
 
-def make_levels(plan: Plan, domain: ColorDomain) -> list[Level]:
-    """Constants of timesteps 1..T (list index t - 1).
+def make_levels(plan: Plan, domain: ColorDomain, preview: int = 0) -> list[Level]:
+    """Constants of timesteps 1..T (list index t - 1); ``preview`` is the timestep s or 0.
 
     ``tau_t^2 = sigma_t^2 - sigma_{t-1}^2 = tau'^2 + delta^2 / 12``: rounding to the lattice is
-    part of the noise.
+    part of the noise. Below a preview tau_t^2 is the variance of the bridge.
     """
     multipliers = np.array(domain.noise_multipliers)[:, None, None]
     steps = np.array(domain.dither, dtype=np.float64)[:, None, None]
-    levels = [Level(plan.levels[0] * multipliers, steps, 0 * multipliers)]
+    levels = [Level(plan.levels[0] * multipliers, steps, 0 * multipliers, 0 * multipliers)]
     for sigma, lattice in zip(plan.levels[1:], plan.lattices, strict=True):
         s, below = sigma * multipliers, levels[-1].sigma
-        draw = np.sqrt((s * s - below * below) / (1 + lattice * lattice / 12))
-        levels.append(Level(s, lattice * draw, draw))
+        variance, pull = s * s - below * below, 0 * multipliers
+        if len(levels) + 1 < preview:
+            top = plan.levels[preview - 1] * multipliers
+            variance, pull = bridge(below, s, top, shared=len(levels) > 1)
+        draw = np.sqrt(variance / (1 + lattice * lattice / 12))
+        levels.append(Level(s, lattice * draw, draw, pull))
     return levels
+
+
+def bridge(below: Array, sigma: Array, top: Array, shared: bool) -> tuple[Array, Array]:
+    """Variance and b of ``q(z_t | z_{t-1}, z_s) = N((1 - b) z_{t-1} + b z_s, variance)``.
+
+    Such that z_t is x and noise of sigma_t, all of which is in z_s too, as in the forward process.
+    z_{t-1} has this already (``shared``), unless it is z_1: the dither knows nothing of z_s.
+
+    Args:
+        below, sigma, top: sigma_{t-1} < sigma_t < sigma_s.
+        shared: whether the noise of z_{t-1} is part of that of z_s.
+    """
+    covariance = below * below if shared else 0 * below
+    b = (sigma * sigma - covariance) / (top * top - covariance)
+    a = 1 - b
+    known = a * a * (below * below) + b * b * (top * top) + 2 * a * b * covariance
+    return sigma * sigma - known, b
 
 
 class TileChain:
     """The variables of one tile and the distributions that code them.
 
     ``coded`` is the number of leading channels that are coded: 3, or 1 for grey images, whose
-    chroma is known to be zero and gets its noise from shared randomness.
+    chroma is known to be zero and gets its noise from shared randomness. ``preview`` is the
+    timestep s whose z_s is known beforehand and must lie in ``z``; 0 for none.
     """
 
     def __init__(
-        self, plan: Plan, domain: ColorDomain, tile: int, coded: int, shape: tuple[int, int]
+        self,
+        plan: Plan,
+        domain: ColorDomain,
+        tile: int,
+        coded: int,
+        shape: tuple[int, int],
+        preview: int = 0,
     ):
-        self.domain, self.tile, self.coded = domain, tile, coded
+        self.domain, self.tile, self.coded, self.preview = domain, tile, coded, preview
         self.shape = (3, *shape)
-        self.levels = make_levels(plan, domain)
-        self.dither = randomness.dither(tile, self.shape, domain.dither)
+        self.levels = make_levels(plan, domain, preview)
         self.z: dict[int, Array] = {}  # timestep -> z_t; 0 is the image
         self._known: dict[int, Array] = {}
+
+    @cached_property
+    def dither(self) -> Array:
+        """Of the first level, [3, height, width]."""
+        return randomness.dither(self.tile, self.shape, self.domain.dither)
+
+    def steps(self) -> list[Step]:
+        """In the encoder's order."""
+        return coding_steps(len(self.levels), self.preview)
 
     def set_image(self, x: Array) -> None:
         """Start of encoding: x and, a function of it, z_1."""
@@ -146,9 +192,10 @@ class TileChain:
         """Mean and std of the step's variable in grey levels, coded channels only, [c, h, w]."""
         t, c = step.timestep, slice(0, self.coded)
         if step.kind == "forward":
-            return self.z[t - 1][c], np.broadcast_to(
-                self.levels[t - 1].draw_std[c], self.z_shape(c)
-            )
+            mean, pull = self.z[t - 1][c], self.levels[t - 1].pull[c]
+            if self.preview:
+                mean = (1 - pull) * mean + pull * self.z[self.preview][c]
+            return mean, np.broadcast_to(self.levels[t - 1].draw_std[c], self.z_shape(c))
         correction = self.levels[t - 1].spacing ** 2 / 12 if t > 1 else np.zeros((3, 1, 1))
         if step.kind == "prior":
             std = np.array(self.domain.data_std)[:, None, None]
@@ -241,7 +288,7 @@ def encode_tile(chain: TileChain, x: Array) -> Generator[Request, Posterior, Enc
     chain.set_image(x)
     seeds = seed(chain.tile, most_seed_words(chain))
     stack = Stack(seeds)
-    steps = coding_steps(len(chain.levels))
+    steps = chain.steps()
     heights = [stack.height]
     for step in steps:
         mean, std = yield from chain.distribution(step)
@@ -284,7 +331,7 @@ def decode_tile(
         raise ValueError(f"{seed_words} words of the seed, expected at most {most}")
     seeds = seed(chain.tile, seed_words + SPARE_SEED_WORDS)
     stack = Stack(np.concatenate([seeds[:SPARE_SEED_WORDS], words[::-1]]))
-    for step in reversed(coding_steps(len(chain.levels))):
+    for step in reversed(chain.steps()):
         mean, std = yield from chain.distribution(step)
         chain.code(stack, step, not step.pushes, mean, std)
         if step.kind == "forward":

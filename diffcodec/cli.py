@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from diffcodec import __version__
-from diffcodec.container import CHAIN_CODERS, MAGIC, Container, parse
+from diffcodec.container import CHAIN_CODERS, MAGIC, Container, FileReader, parse
 from diffcodec.errors import (
     DiffcodecError,
     FormatError,
@@ -54,6 +54,7 @@ IMAGE_SUFFIXES = (
     *(".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".qoi"),
     *(".tif", ".tiff", ".webp"),
 )
+RECONSTRUCTIONS = ("mean", "flow", "sample")  # as in descent.py, which loads numerics
 ADVICE = {
     errno.EACCES: "check its permissions",
     errno.EEXIST: "give another output, or --force to overwrite it",
@@ -110,7 +111,14 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print a JSON objec
 # --- encode, decode -------------------------------------------------------------------------------
 
 
-@cli.command(options_metavar="[OPTIONS]", short_help="Code images without loss.")
+def _numbers(text: str) -> tuple[int, ...]:
+    numbers = tuple(int(part) for part in text.split(","))
+    if min(numbers) < 1:
+        raise ValueError("a number below 1")
+    return numbers
+
+
+@cli.command(options_metavar="[OPTIONS]", short_help="Code images, without loss or to a size.")
 @click.argument("paths", nargs=-1, required=True, metavar="IN [OUT]")
 @_output
 @_output_dir
@@ -120,6 +128,25 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print a JSON objec
     default="default",
     show_default=True,
     help="How many evaluations of the network to spend, in encoding and decoding.",
+)
+@click.option(
+    "--timestep",
+    type=click.IntRange(min=1),
+    help="Stop at this timestep: a lossy file, smaller the larger it is.",
+)
+@click.option("--bpp", type=float, metavar="R", help="A lossy file of at most R bits per pixel.")
+@click.option("--psnr", type=float, metavar="DB", help="A lossy file of at least so many dB.")
+@click.option(
+    "--progressive",
+    is_flag=True,
+    help="Previews first, down to --timestep, then the exact image; the file may be cut anywhere.",
+)
+@click.option(
+    "--previews",
+    type=_numbers,
+    metavar="T,T,...",
+    help="The timesteps at which a lossy or progressive file may be cut.  [default: all that are "
+    "worth it]",
 )
 @_model_option(f"A shipped model, or a model file.  [default: {DEFAULT_MODEL}]")
 @click.option(
@@ -139,16 +166,29 @@ def encode(
     output: str | None,
     output_dir: str | None,
     effort: str,
+    timestep: int | None,
+    bpp: float | None,
+    psnr: float | None,
+    progressive: bool,
+    previews: tuple[int, ...] | None,
     model: str | None,
     arithmetic: str,
     force: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Code an image without loss: encode IN [OUT], or encode --output-dir DIR IN...
+    """Code an image: encode IN [OUT], or encode --output-dir DIR IN...
 
-    OUT is IN with the suffix .dfc if it is not given.
+    Without loss, unless --timestep, --bpp or --psnr says otherwise. OUT is IN with the suffix .dfc
+    if it is not given.
     """
+    goals = sum(goal is not None for goal in (timestep, bpp, psnr))
+    if goals > 1 or (progressive and (bpp, psnr) != (None, None)):
+        raise click.UsageError(
+            "--timestep, --bpp and --psnr exclude each other, and the last two --progressive"
+        )
+    if previews and not (goals or progressive):
+        raise click.UsageError("--previews needs --progressive, --timestep, --bpp or --psnr")
     jobs = _outputs(paths, output, output_dir, ".dfc")
     for _, target in jobs:
         if target.lower().endswith(IMAGE_SUFFIXES):
@@ -170,7 +210,14 @@ def encode(
         start = time.perf_counter()
         data = read_file(source)
         image = _read_image(source, data)
-        coded = codec.encode(image, loaded, effort, progress=not quiet)
+        coded = codec.encode(
+            *(image, loaded, effort, not quiet),
+            timestep=timestep,
+            bpp=bpp,
+            psnr=psnr,
+            progressive=progressive,
+            previews=previews,
+        )
         write_file(target, coded, force)
         container = parse(coded)
         result = {
@@ -179,6 +226,8 @@ def encode(
             "bytes_in": len(data),
             "bytes_out": len(coded),
             "bits_per_dimension": 8 * len(coded) / dimensions(container),
+            "bits_per_pixel": 8 * len(coded) / (container.width * container.height),
+            "timestep": container.layers.stops[-1] if container.layers else 0,
             "seconds": time.perf_counter() - start,
             "model": loaded.info.name,
             "arithmetic": loaded.arithmetic,
@@ -188,10 +237,11 @@ def encode(
         if as_json:
             _print(json.dumps(result))
         elif not quiet and target != STANDARD:
-            text = (
-                "{input} -> {output}: {bytes_in} -> {bytes_out} bytes, "
-                "{bits_per_dimension:.3f} bits per dimension, {seconds:.1f} s"
-            )
+            rate = "{bits_per_dimension:.3f} bits per dimension"
+            if result["timestep"]:
+                rate = "{bits_per_pixel:.3f} bits per pixel, timestep {timestep}"
+            text = f"{{input}} -> {{output}}: {{bytes_in}} -> {{bytes_out}} bytes, {rate}, "
+            text += "{seconds:.1f} s"
             click.echo(text.format(**result), err=True)
 
     _for_each(jobs, work, as_json)
@@ -204,9 +254,34 @@ def encode(
 @click.option(
     "--timestep",
     type=click.IntRange(min=0),
+    help="0: the exact image. t: its posterior mean given z_t, the coarser the larger t.  "
+    "[default: the finest]",
+)
+@click.option(
+    "--allow-partial",
+    is_flag=True,
+    help="Of a file with previews that is cut or damaged show the last that is whole.",
+)
+@click.option(
+    "--max-bytes",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Show what the first N bytes of a file with previews hold.",
+)
+@click.option(
+    "--reconstruct",
+    type=click.Choice(RECONSTRUCTIONS),
+    default="mean",
+    show_default=True,
+    help="At a timestep above 0: the posterior mean, or its continuation by the probability-flow "
+    "ODE or by ancestral sampling, which look sharper and are farther from the image.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**24 - 1),
     default=0,
     show_default=True,
-    help="0: the exact image. t: its posterior mean given z_t, the coarser the larger t.",
+    help="Of --reconstruct sample.",
 )
 @_model_option("The model file it was encoded with, if that is not a shipped one.")
 @_force
@@ -216,7 +291,11 @@ def decode(
     paths: tuple[str, ...],
     output: str | None,
     output_dir: str | None,
-    timestep: int,
+    timestep: int | None,
+    allow_partial: bool,
+    max_bytes: int | None,
+    reconstruct: str,
+    seed: int,
     model: str | None,
     force: bool,
     quiet: bool,
@@ -234,14 +313,21 @@ def decode(
         image_format = _image_format(target)
         check_output(target, source, force)
         start = time.perf_counter()
-        data = read_file(source)
-        image = _decode(data, timestep, model, progress=not quiet)
+        data = read_file(source, -1 if max_bytes is None else max_bytes)
+        found, image = _decode(
+            *(data, timestep, model, not quiet),
+            allow_partial=allow_partial or max_bytes is not None,
+            reconstruct=reconstruct,
+            seed=seed,
+        )
         stream = io.BytesIO()
         write_image(image, stream, image_format)
         write_file(target, stream.getvalue(), force)
         if not quiet and target != STANDARD:
             seconds = time.perf_counter() - start
             what = f"{image.width} x {image.height} {image.mode}, {seconds:.1f} s"
+            if found:
+                what = f"timestep {found}, {what}"
             click.echo(f"{source} -> {target}: {what}", err=True)
 
     _load_given(model)
@@ -284,12 +370,15 @@ def _read_image(source: str, data: bytes) -> "Image":
         raise _CommandError(str(e)) from e
 
 
-def _decode(data: bytes, timestep: int, model: str | None, progress: bool) -> "Image":
+def _decode(
+    data: bytes, timestep: int | None, model: str | None, progress: bool, **options: Any
+) -> "tuple[int, Image]":
     from diffcodec import codec
 
-    _parse(data)  # an UnsupportedError of the file itself; the codec's own is about the timestep
+    # An UnsupportedError of the file itself; the codec's own is about the timestep.
+    _read(data, lambda data: FileReader(data).container)
     try:
-        return codec.decode(data, timestep, model, progress)
+        return codec.decode_finest(data, timestep, model, progress, **options)
     except LimitError as e:
         raise _CommandError(str(e), EXIT_BAD_FILE) from e
 
@@ -353,7 +442,7 @@ def verify(paths: tuple[str, ...], model: str | None) -> None:
     """Decode files in full and check their pixels against their checksums."""
 
     def work(path: str) -> None:
-        _decode(read_file(path), timestep=0, model=model, progress=True)
+        _decode(read_file(path), timestep=None, model=model, progress=True)
         _print(f"{path}: OK")
 
     _load_given(model)
@@ -383,6 +472,10 @@ def models() -> None:
 
 
 def _parse(data: bytes) -> Container:
+    return _read(data, parse)
+
+
+def _read(data: bytes, read: Callable[[bytes], Container]) -> Container:
     if data and not MAGIC.startswith(data[: len(MAGIC)]):
         raise _CommandError(
             f"not a diffcodec file (it starts with {data[: len(MAGIC)].hex(' ')}); "
@@ -390,19 +483,12 @@ def _parse(data: bytes) -> Container:
             EXIT_BAD_FILE,
         )
     try:
-        return parse(data)
+        return read(data)
     except (UnsupportedError, LimitError) as e:
         raise _CommandError(str(e), EXIT_BAD_FILE) from e
 
 
 # --- train ----------------------------------------------------------------------------------------
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    numbers = tuple(int(part) for part in text.split(","))
-    if min(numbers) < 1:
-        raise ValueError("a number below 1")
-    return numbers
 
 
 class _TrainCommand(click.Command):

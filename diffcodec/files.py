@@ -12,15 +12,16 @@ from diffcodec.errors import DiffcodecError
 STANDARD = "-"  # input or output
 
 
-def read_file(path: str) -> bytes:
-    """All bytes of a file, or of standard input.
+def read_file(path: str, limit: int = -1) -> bytes:
+    """All bytes of a file, or of standard input; with a limit no more than so many.
 
     Raises:
         OSError: with the path in ``filename``.
     """
     if path == STANDARD:
-        return sys.stdin.buffer.read()
-    return Path(path).read_bytes()
+        return sys.stdin.buffer.read(limit)
+    with Path(path).open("rb") as file:
+        return file.read(limit)
 
 
 def check_output(path: str, source: str, force: bool) -> None:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from diffcodec.container import CHAIN_CODERS, MAGIC, Container
+from diffcodec.container import CHAIN_CODERS, MAGIC, Container, Layers
 from diffcodec.errors import DiffcodecError, ModelMismatchError
 from diffcodec.model_file import ModelInfo
 
@@ -35,13 +35,14 @@ def describe(
     Raises:
         ModelMismatchError: the file was made with another model.
     """
-    uses_model = any(tile.coder in CHAIN_CODERS for tile in container.tiles)
+    uses_model = container.uses_model
     if uses_model and model is not None and model.id != container.model:
         raise ModelMismatchError(
             f"made with model {container.model.hex()}, the one given is {model.name} "
             f"{model.id.hex()}; give the model that it was encoded with"
         )
-    if uses_model and model is not None and not any(tile.marks for tile in container.tiles):
+    measured = container.layers or any(tile.marks for tile in container.tiles)
+    if uses_model and model is not None and not measured:
         container = _with_marks(data, container, model_path)
     arithmetic = "float" if container.float_arithmetic else "integer"
     return {
@@ -56,6 +57,7 @@ def describe(
         "model": model.name if uses_model and model else None,
         "arithmetic": arithmetic if uses_model else None,
         "tiles": tiles_by_coder(container),
+        "layers": len(container.layers.payloads) if container.layers else 0,
         "metadata_bytes": {name: len(value) for name, value in container.metadata.items()},
         "timesteps": list(_timesteps(container, model)),
     }
@@ -75,6 +77,9 @@ def _timesteps(container: Container, model: ModelInfo | None) -> Iterator[dict[s
 
     Tiles that are no chains have no timesteps; their bits count in full.
     """
+    if container.layers:
+        yield from _layer_timesteps(container, container.layers, model)
+        return
     fixed = sum(8 * len(t.payload) for t in container.tiles if t.coder not in CHAIN_CODERS)
     for effort in CHAIN_CODERS:
         tiles = [tile for tile in container.tiles if tile.coder == effort]
@@ -87,6 +92,22 @@ def _timesteps(container: Container, model: ModelInfo | None) -> Iterator[dict[s
                 bits = None if bits is None or words is None else bits + 32 * words
             noise = 0.0 if t == 0 else levels[t - 1] if t <= len(levels) else None
             yield {"effort": effort, "timestep": t, "noise_grey_levels": noise, "bits": bits}
+
+
+def _layer_timesteps(
+    container: Container, layers: Layers, model: ModelInfo | None
+) -> Iterator[dict[str, Any]]:
+    """Where a file with previews may be cut."""
+    effort = layers.plan
+    levels = model.plans[effort].levels if model and effort in model.plans else ()
+    bits = 0
+    for t, payload in zip(layers.timesteps, layers.payloads, strict=True):
+        bits += 8 * sum(map(len, payload))
+        noise = levels[t - 1] if t <= len(levels) else None
+        yield {"effort": effort, "timestep": t, "noise_grey_levels": noise, "bits": bits}
+    if layers.is_exact:
+        bits += sum(8 * len(tile.payload) for tile in container.tiles)
+        yield {"effort": effort, "timestep": 0, "noise_grey_levels": 0.0, "bits": bits}
 
 
 def _words_to(marks: tuple[int, ...], timestep: int) -> int | None:
@@ -108,7 +129,9 @@ def format_description(described: dict[str, Any]) -> str:
         "  format    version {version}",
     ]
     lines = [line.format(**described) for line in lines]
-    lines += [f"  model     {model}", f"  tiles     {tiles}"]
+    lines += [f"  model     {model}", f"  tiles     {tiles or 'none'}"]
+    if described["layers"]:
+        lines += [f"  layers    {described['layers']}"]
     lines += [f"  metadata  {metadata or 'none'}"]
     if described["timesteps"]:
         lines.append("  effort   timestep  noise (grey levels)        bits  bits per dimension")

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 # One number for each purpose; part of the file format.
-SEED_WORDS, DITHER, CHROMA = 1, 2, 3
+SEED_WORDS, DITHER, CHROMA = 1, 2, 3  # 4 is relative_entropy's
+RECONSTRUCTION = 5
 
 
 def random_words(purpose: int, tile: int, count: int, level: int = 0) -> NDArray[np.uint32]:
@@ -33,8 +34,19 @@ def approximate_normals(tile: int, level: int, shape: tuple[int, ...]) -> NDArra
 
     For the noise of channels that are known (grey images), where only its look matters.
     """
+    return _normals(CHROMA, tile, level, shape)
+
+
+def reconstruction_normals(
+    seed: int, tile: int, level: int, shape: tuple[int, ...]
+) -> NDArray[np.float64]:
+    """The same for samples that are shown only; the seed is below 2^24, the level below 256."""
+    return _normals(RECONSTRUCTION, tile, seed << 8 | level, shape)
+
+
+def _normals(purpose: int, tile: int, level: int, shape: tuple[int, ...]) -> NDArray[np.float64]:
     count = int(np.prod(shape))
-    words = random_words(CHROMA, tile, 6 * count, level).reshape(6, count)
+    words = random_words(purpose, tile, 6 * count, level).reshape(6, count)
     low, high = words & np.uint32(0xFFFF), words >> np.uint32(16)
     total = (low + high).sum(0, dtype=np.int64).reshape(shape)
     return np.asarray((total - 6 * 65535) / 65536.0, dtype=np.float64)

@@ -115,9 +115,13 @@ class BitWriter:
         self._parts.append(bits)
         self.count += len(bits)
 
+    def bits(self) -> Bits:
+        """All bits."""
+        return np.concatenate([np.zeros(0, np.uint8), *self._parts])
+
     def to_bytes(self) -> bytes:
         """All bits, the first the highest of its byte; the last byte is filled up with zeros."""
-        return np.packbits(np.concatenate([np.zeros(0, np.uint8), *self._parts])).tobytes()
+        return np.packbits(self.bits()).tobytes()
 
 
 class BitReader:
@@ -127,15 +131,19 @@ class BitReader:
         self._bits = np.unpackbits(np.frombuffer(data, dtype=np.uint8))
         self.position = 0
 
+    @property
+    def left(self) -> int:
+        """Bits that follow."""
+        return len(self._bits) - self.position
+
     def read(self, count: int) -> Bits:
         """The next bits.
 
         Raises:
             ValueError: if there are not so many.
         """
-        left = len(self._bits) - self.position
-        if count > left:
-            raise ValueError(f"the data end early: {count} bits wanted, {left} left")
+        if count > self.left:
+            raise ValueError(f"the data end early: {count} bits wanted, {self.left} left")
         self.position += count
         return self._bits[self.position - count : self.position]
 
@@ -216,6 +224,11 @@ def count_stages(bits: float, rate: float) -> int:
     return round(bits * rate + min(bits, START))
 
 
+def stretched_stages(bits: Integers, rate: float, stretch: int) -> int:
+    """Stages of a step; see :func:`make_layout`."""
+    return count_stages(int(bits.sum()) / _UNIT * float(_STRETCH[stretch + MOST_STRETCH]), rate)
+
+
 def make_layout(bits: Integers, key: Key, rate: float, stretch: int = 0) -> Layout:
     """Cut the dimensions, in pseudo-random order, into stages of equal expected bits.
 
@@ -228,7 +241,7 @@ def make_layout(bits: Integers, key: Key, rate: float, stretch: int = 0) -> Layo
         stretch: bits are 2^(stretch / 8) times the expected ones.
     """
     n, total = len(bits), int(bits.sum())
-    stages = count_stages(total / _UNIT * float(_STRETCH[stretch + MOST_STRETCH]), rate)
+    stages = stretched_stages(bits, rate, stretch)
     # By random words; each carries its index, so that none are equal and any sort will do.
     tagged = np.arange(n, dtype=np.uint64)
     tagged |= key.words(0, n).astype(np.uint64) << np.uint64(32)
@@ -523,5 +536,8 @@ class Decoder:
         self.stretch += _read_stretch_change(self.reader)
         if abs(self.stretch) > MOST_STRETCH:
             raise ValueError(f"stretch {self.stretch}, expected at most {MOST_STRETCH}")
+        stages = stretched_stages(step.bits, self.rate, self.stretch)
+        if stages > self.reader.left:  # before memory is taken for them
+            raise ValueError(f"the data end early: {stages} bits wanted, {self.reader.left} left")
         layout, codebook = step.lay_out(self.rate, self.stretch)
         return step.sample(p_mean, layout, codebook, self.reader.read(layout.stages))

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from tiny import tiny_model
 
-from diffcodec import encode, load_model
+from diffcodec import decode, encode, load_model
 from diffcodec.doctor import sample_image
 
 FOLDER = Path(__file__).parent / "golden"
@@ -34,15 +34,23 @@ def with_metadata():
     return Image.open(io.BytesIO(buffer.getvalue()))
 
 
-# name: image, effort; coded by the chain, so that the bytes too are for ever
+def two_tiles():
+    return photograph().resize((520, 5), Image.Resampling.NEAREST)
+
+
+# name: image, effort, options; coded by the chain, so that the bytes too are for ever
 CHAIN = {
-    "rgb-fast": (photograph, "fast"),
-    "rgb-default": (photograph, "default"),
-    "rgb-best": (photograph, "best"),
-    "metadata": (with_metadata, "fast"),
-    "grey": (lambda: photograph().convert("L"), "default"),
-    "one-pixel": (lambda: photograph().crop((3, 3, 4, 4)), "fast"),
-    "two-tiles": (lambda: photograph().resize((520, 5), Image.Resampling.NEAREST), "fast"),
+    "rgb-fast": (photograph, "fast", {}),
+    "rgb-default": (photograph, "default", {}),
+    "rgb-best": (photograph, "best", {}),
+    "metadata": (with_metadata, "fast", {}),
+    "grey": (lambda: photograph().convert("L"), "default", {}),
+    "one-pixel": (lambda: photograph().crop((3, 3, 4, 4)), "fast", {}),
+    "two-tiles": (two_tiles, "fast", {}),
+    "lossy": (photograph, "default", {"timestep": 2}),
+    "lossy-grey": (lambda: photograph().convert("L"), "fast", {"timestep": 1}),
+    "progressive": (with_metadata, "best", {"progressive": True}),
+    "progressive-tiles": (two_tiles, "fast", {"progressive": True, "previews": (4, 3)}),
 }
 # coded by a fallback, whose bytes may differ from one release of its library to the next
 FALLBACK = {
@@ -56,9 +64,16 @@ FALLBACK = {
 
 
 def coded_by_chain(name):
-    image, effort = CHAIN[name]
-    with mock.patch("diffcodec.codec.encode_fallback", lambda i: ("raw", i.tobytes() * 9)):
-        return encode(image(), load_model(MODEL), effort)
+    image, effort, options = CHAIN[name]
+
+    def large(image):
+        return "raw", image.tobytes() * 9
+
+    with (
+        mock.patch("diffcodec.codec.encode_fallback", large),
+        mock.patch("diffcodec.layered.encode_fallback", large),
+    ):
+        return encode(image(), load_model(MODEL), effort, **options)
 
 
 def describe(image):
@@ -71,10 +86,11 @@ def main():
     tiny_model(FOLDER, name=MODEL.stem)
     expected = {}
     for name in (*CHAIN, *FALLBACK):
-        image = CHAIN[name][0]() if name in CHAIN else FALLBACK[name]()
-        data = coded_by_chain(name) if name in CHAIN else encode(image, load_model(MODEL))
+        data = (
+            coded_by_chain(name) if name in CHAIN else encode(FALLBACK[name](), load_model(MODEL))
+        )
         (FOLDER / f"{name}.dfc").write_bytes(data)
-        expected[name] = describe(image)
+        expected[name] = describe(decode(data, model=load_model(MODEL)))
     EXPECTED.write_text(json.dumps(expected, indent=1) + "\n")
 
 

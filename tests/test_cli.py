@@ -193,6 +193,8 @@ def test_encode_json() -> None:
         "bytes_in": Path("photo.png").stat().st_size,
         "bytes_out": size,
         "bits_per_dimension": 8 * size / (12 * 9 * 3),
+        "bits_per_pixel": 8 * size / (12 * 9),
+        "timestep": 0,
         "model": "tiny",
         "arithmetic": "integer",
         "effort": "default",
@@ -443,6 +445,87 @@ def test_pixels_that_come_out_wrong() -> None:
         fails_in_one_line(f"{command} {MODEL}", 3, "wrong.dfc", "computed other probabilities")
 
 
+# --- previews ------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("folder")
+def test_lossy_files() -> None:
+    found = {}
+    for goal in ("--timestep 3", "--bpp 60", "--psnr 8"):
+        result = done(f"encode {MODEL} {goal} photo.png new.dfc -f --json")
+        said = json.loads(result.stdout)
+        assert said["timestep"] == parse(Path("new.dfc").read_bytes()).layers.stops[-1] > 0
+        assert said["bits_per_pixel"] == 8 * Path("new.dfc").stat().st_size / (12 * 9)
+        found[goal] = said
+        shown = done(f"decode {MODEL} new.dfc new.png -f").stderr
+        assert shown.startswith(f"new.dfc -> new.png: timestep {said['timestep']}, 12 x 9 RGB")
+        assert done(f"verify {MODEL} new.dfc").stdout == "new.dfc: OK\n"
+    assert found["--timestep 3"]["timestep"] == 3
+    assert found["--bpp 60"]["bits_per_pixel"] <= 60
+    text = done(f"encode {MODEL} --timestep 3 photo.png new.dfc -f").stderr
+    assert re.search(r"bits per pixel, timestep 3, ", text)
+    done(f"encode {MODEL} --timestep 3 photo.png new.dfc -f -q")
+    assert run(f"decode {MODEL} new.dfc new.png -f --timestep 2").exit_code == 1
+
+
+@pytest.mark.usefixtures("folder")
+def test_progressive_files() -> None:
+    done(f"encode {MODEL} --progressive --previews 5,3 photo.png new.dfc")
+    data = Path("new.dfc").read_bytes()
+    assert parse(data).layers.stops == (5, 3, 0)
+    done(f"decode {MODEL} new.dfc new.png")
+    assert same_image("new.png")
+    done(f"decode {MODEL} new.dfc 3.png --timestep 3")
+    Path("cut.dfc").write_bytes(data[:-1])
+    result = run(f"decode {MODEL} cut.dfc part.png")
+    assert result.exit_code == 3 and "ends early" in result.stderr
+    assert not Path("part.png").exists()
+    result = done(f"decode {MODEL} cut.dfc part.png --allow-partial")
+    assert "timestep 3, " in result.stderr
+    done(f"decode {MODEL} new.dfc most.png --max-bytes {len(data) - 1}")
+    done(f"decode {MODEL} new.dfc all.png --max-bytes {len(data)}")
+    assert same_image("all.png")
+    three = Path("3.png").read_bytes()
+    assert [Path(f"{name}.png").read_bytes() == three for name in ("part", "most")] == [True, True]
+    for how in ("flow", "sample --seed 7"):
+        done(f"decode {MODEL} new.dfc {how[:4]}.png --timestep 3 --reconstruct {how}")
+        assert Path(f"{how[:4]}.png").read_bytes() != three
+    assert run(f"decode {MODEL} new.dfc 2.png --max-bytes 20").exit_code == 3
+    rows = json.loads(done(f"info {MODEL} --json new.dfc").stdout)
+    assert rows["layers"] == 2
+    assert [row["timestep"] for row in rows["timesteps"]] == [5, 3, 0]
+    assert [row["bits"] for row in rows["timesteps"]] == sorted(
+        r["bits"] for r in rows["timesteps"]
+    )
+    assert "  layers    2\n" in done(f"info {MODEL} new.dfc").stdout
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--bpp 1 --psnr 30", "exclude each other"),
+        ("--progressive --psnr 30", "exclude each other"),
+        ("--previews 3", "--previews needs"),
+        ("--progressive --previews 3,x", "--previews"),
+        ("--timestep 0", "--timestep"),
+    ],
+)
+def test_goals_that_contradict(options: str, message: str) -> None:
+    result = run(f"encode {MODEL} {options} photo.png new.dfc")
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not Path("new.dfc").exists()
+
+
+@pytest.mark.usefixtures("folder")
+def test_goals_out_of_reach() -> None:
+    for options, message in (("--bpp 0.001", "give more"), ("--timestep 99", "timesteps 1 to 6")):
+        result = run(f"encode {MODEL} {options} photo.png new.dfc")
+        assert result.exit_code == 1
+        assert message in result.stderr
+
+
 # --- info, models ---------------------------------------------------------------------------------
 
 
@@ -466,6 +549,7 @@ def test_info_json(name: str, files: dict[str, bytes]) -> None:
         "model": "tiny",
         "arithmetic": "integer",
         "tiles": {"default": 1},
+        "layers": 0,
         "metadata_bytes": {},
     }
     assert [row["timestep"] for row in timesteps] == [6, 5, 4, 3, 2, 1, 0]
@@ -831,7 +915,8 @@ def test_version() -> None:
 
 def test_every_command_has_help() -> None:
     commands: dict[str, Callable[..., object]] = dict(cli.commands)
-    assert set(commands) == {"encode", "decode", "info", "verify", "models", "train", "quantize"}
+    files = {"encode", "decode", "info", "verify"}
+    assert set(commands) == files | {"models", "doctor", "train", "quantize"}
     for name in commands:
         text = done(f"{name} --help").stdout
         assert text.startswith(f"Usage: diffcodec {name}")

@@ -39,7 +39,7 @@ from diffcodec.errors import (
     TruncatedError,
     UnsupportedError,
 )
-from diffcodec.model_file import make_metadata, read_model_info
+from diffcodec.model_file import ModelInfo, make_metadata, read_model_info
 from diffcodec.models import FloatUNet, Model, load_model
 from diffcodec.plan import Plan, geometric_plan
 from diffcodec.quantize import is_embedding
@@ -188,7 +188,7 @@ def test_many_images_as_each_alone(model: Model) -> None:
 def test_groups_of_a_batch_do_not_matter(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     images = [smooth((16, 16), seed=i) for i in range(5)]
     together = encode_many(images, model)
-    monkeypatch.setattr(codec, "BATCH_PIXELS", 600)
+    monkeypatch.setattr("diffcodec.tiles.BATCH_PIXELS", 600)
     assert encode_many(images, model) == together
 
 
@@ -472,6 +472,10 @@ def test_weights_are_safetensors_only(tmp_path: Path) -> None:
         load_model("nothing")
 
 
+def describe(info: ModelInfo) -> dict[str, str]:
+    return make_metadata(info.network, info.plans, info.about, info.arithmetic, info.answers)
+
+
 @pytest.mark.parametrize("damage", ["gone", "shorter", "not a number"])
 def test_damaged_tensors_are_found_on_loading(tmp_path: Path, tiny: Path, damage: str) -> None:
     info, data = read_model_info(tiny)
@@ -488,7 +492,7 @@ def test_damaged_tensors_are_found_on_loading(tmp_path: Path, tiny: Path, damage
         else:
             continue
         path = tmp_path / f"{name}.safetensors"
-        path.write_bytes(save(tensors, make_metadata(info.network, info.plans, info.about)))
+        path.write_bytes(save(tensors, describe(info)))
         with pytest.raises(ModelMismatchError, match="not a diffcodec model file"):
             load_model(path)
 
@@ -513,7 +517,7 @@ def test_damaged_descriptions_are_found_on_loading(
     tmp_path: Path, tiny: Path, key: str, value: str
 ) -> None:
     info, data = read_model_info(tiny)
-    metadata = make_metadata(info.network, info.plans, info.about) | {key: value}
+    metadata = describe(info) | {key: value}
     path = tmp_path / "model.safetensors"
     path.write_bytes(save(load(data), metadata))
     with pytest.raises(ModelMismatchError, match="not a diffcodec model file"):
@@ -663,8 +667,7 @@ def test_a_model_of_the_other_arithmetic(
 def rewrite(path: Path, like: Path, tensors: dict[str, Any], **metadata: str) -> Path:
     """A model file with other tensors, and other metadata where given."""
     info, _ = read_model_info(like)
-    described = make_metadata(info.network, info.plans, info.about, info.arithmetic)
-    path.write_bytes(save(tensors, described | metadata))
+    path.write_bytes(save(tensors, describe(info) | metadata))
     return path
 
 

@@ -1,3 +1,4 @@
+import io
 import struct
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from diffcodec.container import (
     TILE_SIDE,
     Box,
     Container,
+    FileReader,
+    Layers,
     Tile,
     pack,
     parse,
@@ -69,8 +72,27 @@ PLAIN = Container(
 )
 PLAIN_HEADER_BYTES = 17
 
+# Two layers and an exact tile. The first CRC is gzip's.
+LAYERED_BYTES = bytes.fromhex(
+    "89444643 00 0d ac02 05 a1b2c3d4 78563412"  # RGB with layers, 300 x 5
+    "11 03 0c 08 00  02 aabb 4b765288  01 cc 4e99e611  11 03 04 01020304 a6e46563"
+)
+LAYERED = replace(
+    GOLDEN,
+    metadata={},
+    tiles=(Tile("default", bytes([1, 2, 3, 4]), seed_words=3),),
+    layers=Layers("default", (12, 8, 0), ((b"\xaa\xbb",), (b"\xcc",))),
+)
+LOSSY = replace(
+    PLAIN,
+    tiles=(),
+    layers=Layers("fast", (300, 4), ((b"", b"abc"), (b"\0" * 200, b""))),
+)
+
 quick = settings(deadline=None, max_examples=100)
-by_value = pytest.mark.parametrize("container", [GOLDEN, PLAIN], ids=["golden", "plain"])
+by_value = pytest.mark.parametrize(
+    "container", [GOLDEN, PLAIN, LAYERED, LOSSY], ids=["golden", "plain", "layered", "lossy"]
+)
 
 
 @st.composite
@@ -91,7 +113,16 @@ def containers(draw: st.DrawFn) -> Container:
     count = 1 if whole else len(tile_grid(width, height))
     tile = tiles(timesteps=draw(st.integers(0, 4)))
     drawn = tuple(draw(st.lists(tile, min_size=count, max_size=count)))
-    uses_model = any(tile.coder in CHAIN_CODERS for tile in drawn)
+    layers = draw(
+        st.none() | st.builds(Layers, st.sampled_from(CHAIN_CODERS), stops(), st.just(()))
+    )
+    if layers is not None:
+        payload = st.tuples(*([st.binary(max_size=20)] * count))
+        number = len(layers.timesteps)
+        payloads = draw(st.lists(payload, min_size=number, max_size=number))
+        layers = replace(layers, payloads=tuple(payloads))
+        drawn = drawn if layers.is_exact else ()
+    uses_model = layers is not None or any(tile.coder in CHAIN_CODERS for tile in drawn)
     return Container(
         mode=draw(st.sampled_from(list(MODES.values()))),
         width=width,
@@ -102,7 +133,14 @@ def containers(draw: st.DrawFn) -> Container:
         metadata=draw(st.dictionaries(st.sampled_from(METADATA_NAMES), st.binary(max_size=200))),
         tiles=drawn,
         float_arithmetic=uses_model and draw(st.booleans()),
+        layers=layers,
     )
+
+
+def stops() -> st.SearchStrategy[tuple[int, ...]]:
+    """Falling timesteps, not 0 alone."""
+    numbers = st.sets(st.integers(0, 300), min_size=1, max_size=4)
+    return numbers.map(lambda s: tuple(sorted(s, reverse=True))).filter(lambda s: s[0] > 0)
 
 
 def header(mode: int = 2, width: bytes = b"\5", height: bytes = b"\5", model: int = 0) -> bytes:
@@ -132,6 +170,52 @@ def check_refused_or_sound(data: bytes) -> None:
 def test_golden_bytes() -> None:
     assert pack(GOLDEN) == GOLDEN_BYTES
     assert parse(GOLDEN_BYTES) == GOLDEN
+
+
+def test_golden_bytes_of_layers() -> None:
+    assert pack(LAYERED) == LAYERED_BYTES
+    assert parse(LAYERED_BYTES) == LAYERED
+
+
+def test_documented_example_of_layers() -> None:
+    block = (ROOT / "docs/format.md").read_text(encoding="utf-8").split("```")[3]
+    data = bytes.fromhex("".join(line.split("#")[0] for line in block.splitlines()))
+    assert data == LAYERED_BYTES
+
+
+@by_value
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+def test_streams_are_read_as_bytes_are(container: Container, chunk: int) -> None:
+    class Slow(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            return super().read(chunk if size is None else min(size, chunk))
+
+    reader = FileReader(Slow(pack(container)))
+    while reader.more_layers:
+        reader.read_layer()
+    reader.read_tiles()
+    assert reader.container == container
+    for data in (pack(container)[:-1], pack(container) + b"\0"):
+        with pytest.raises(FormatError):
+            reader = FileReader(Slow(data))
+            while reader.more_layers:
+                reader.read_layer()
+            reader.read_tiles()
+
+
+def test_layers_are_read_before_what_follows() -> None:
+    reader = FileReader(LAYERED_BYTES[:29])
+    assert reader.read_layer() == (b"\xaa\xbb",)
+    assert reader.container.layers == replace(LAYERED.layers, payloads=((b"\xaa\xbb",),))
+    with pytest.raises(TruncatedError, match="layer 2 of 2"):
+        reader.read_layer()
+
+
+def test_layers_out_of_place() -> None:
+    first, second = LAYERED_BYTES[22:29], LAYERED_BYTES[29:35]
+    assert LAYERED_BYTES[:22] + first + second + LAYERED_BYTES[35:] == LAYERED_BYTES
+    with pytest.raises(CorruptError, match="layer 1 of 2"):
+        parse(LAYERED_BYTES[:22] + second + first + LAYERED_BYTES[35:])
 
 
 def test_documented_example_is_the_golden_file() -> None:
@@ -304,7 +388,7 @@ def test_newer_version() -> None:
     [
         (file(header(mode=0x82), b"\0\0"), "float arithmetic, but no tile is a chain"),
         (file(header(mode=0), b"\0\0"), "unknown image mode: 0"),
-        (file(header(mode=8), b"\0\0"), "unknown image mode: 8"),
+        (file(header(mode=8), b"\0\0"), "unknown image mode: 0"),
         (file(header(width=b"\0")), "0 x 5 pixels"),
         (file(header(height=b"\0")), "5 x 0 pixels"),
         (file(header(width=b"\x85\0"), b"\0\0"), "shortest form"),
@@ -314,6 +398,12 @@ def test_newer_version() -> None:
         (file(header(), b"\x10\0\3abc"), "expected a multiple of 4"),
         (file(header(0x42), b"\x10\0\0\4abcd"), "expected at least one"),
         (file(header(0x42), b"\x10\0\2\1\1\4abcd"), "not in order within its 1 words"),
+        (file(header(0x0A, model=1) + b"\x10\0"), "has no layers"),
+        (file(header(0x0A, model=1) + b"\x10\1\0"), "has no layers"),
+        (file(header(0x0A, model=1) + b"\3\1\2", b"\0"), "unknown plan of the layers: 3"),
+        (file(header(0x0A, model=1) + b"\0\1\2", b"\0"), "layers by 'raw'"),
+        (file(header(0x0A, model=1) + b"\x10\2\2\2", b"\0", b"\0"), "they must fall"),
+        (file(header(0x0A, model=1) + b"\x10\2\0\2", b"\0", b"\0"), "they must fall"),
         (file(header(0x22) + b"\0", b"\0\0"), "claims 0 metadata entries"),
         (file(header(0x22) + b"\6", b"\0\0"), "claims 6 metadata entries"),
         (file(header(0x22) + b"\1\3abc\0", b"\0\0"), "unknown metadata 'abc'"),
@@ -360,6 +450,12 @@ CHAIN = PLAIN.tiles[1]
         ({"tiles": 2 * (replace(CHAIN, marks=(2, 1)),)}, "not in order"),
         ({"tiles": 2 * (replace(CHAIN, marks=(3,)),)}, "not in order"),
         ({"tiles": 2 * (replace(CHAIN, marks=(-1,)),)}, "not in order"),
+        ({"layers": Layers("fast", (3,), ((b"", b""),))}, "2 tiles, expected 0"),
+        ({"layers": Layers("fast", (3, 0), ())}, "0 layers, expected 1"),
+        ({"layers": Layers("fast", (3, 0), ((b"",),))}, "other than 2 tiles"),
+        ({"layers": Layers("fast", (0, 3), ((b"", b""),))}, "must fall"),
+        ({"layers": Layers("fast", (3, -1, 0), 2 * ((b"", b""),))}, "does not fit|must fall"),
+        ({"layers": Layers("png", (3, 0), ((b"", b""),))}, "layers by 'png'"),
     ],
 )
 def test_pack_refuses_what_parse_would(changes: dict[str, Any], message: str) -> None:
@@ -380,6 +476,9 @@ def test_huge_claims_are_refused_at_once() -> None:
         header(0x22) + b"\1\3icc" + varint(2**34): LimitError,
         header(0x42, model=1) + b"\x10\0" + varint(2**34): TruncatedError,  # marks
         header() + b"\0" + varint(2**34): TruncatedError,  # payload
+        header(0x0A) + b"\x10" + varint(2**34): TruncatedError,  # timesteps
+        header(0x0A) + b"\x10\1\1" + varint(2**34): TruncatedError,  # layer
+        header(0x0A, b"\x80\x80\1", b"\x80\x80\1") + b"\x10\1\1": TruncatedError,
     }
     for claim, error in claims.items():
         tracemalloc.start()

@@ -15,7 +15,9 @@ NAMES = json.loads(EXPECTED.read_text())
 def test_a_golden_file_decodes_to_its_pixels(name):
     data = (FOLDER / f"{name}.dfc").read_bytes()
     assert describe(decode(data, model=MODEL)) == NAMES[name]
-    assert (parse(data).tiles[0].coder in CHAIN_CODERS) == (name in CHAIN)
+    container = parse(data)
+    assert container.uses_model == (name in CHAIN)
+    assert all((tile.coder in CHAIN_CODERS) == (name in CHAIN) for tile in container.tiles)
 
 
 @pytest.mark.parametrize("name", CHAIN)

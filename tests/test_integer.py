@@ -369,7 +369,10 @@ def rewritten(tiny: Path, tmp_path: Path) -> Callable[[Callable[[dict[str, Tenso
         changed = load(data)
         change(changed)
         path = tmp_path / "changed.safetensors"
-        path.write_bytes(save(changed, make_metadata(info.network, info.plans, info.about)))
+        described = make_metadata(
+            info.network, info.plans, info.about, info.arithmetic, info.answers
+        )
+        path.write_bytes(save(changed, described))
         return path
 
     return rewrite

@@ -1,0 +1,169 @@
+"""What previews cost and show: real bytes of files, on crops of the example photographs.
+
+python -m bench.progressive previews     bits per pixel and PSNR at each timestep
+python -m bench.progressive exact        the cost of previews in an exact file, by where they end
+"""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import click
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from bench.overhead import measure
+from diffcodec import decode, encode, load_model
+from diffcodec.color import from_domain, to_domain
+from diffcodec.container import parse
+from diffcodec.layered import Previews
+from diffcodec.models import Model
+from diffcodec.tiles import progress_bar
+
+Array = NDArray[np.float64]
+
+
+def crops(size: int, count: int) -> Iterator[Image.Image]:
+    """Of each photograph."""
+    for path in sorted(Path("examples").glob("*.png")):
+        rng = np.random.default_rng(1)
+        with Image.open(path) as image:
+            for _ in range(count):
+                y, x = (
+                    int(rng.integers(0, side - size + 1)) for side in (image.height, image.width)
+                )
+                yield image.convert("RGB").crop((x, y, x + size, y + size))
+
+
+def psnr(shown: NDArray[np.generic], image: NDArray[np.generic]) -> float:
+    """In dB."""
+    difference = shown.astype(np.float64) - image.astype(np.float64)
+    return float(10 * np.log10(255**2 / np.mean(difference**2)))
+
+
+def coded(model: Model, effort: str, image: Image.Image) -> Array:
+    """By timestep from T down: bits per pixel of the steps, PSNR, noise of z_t. [T, 3]"""
+    x = to_domain(np.asarray(image).transpose(2, 0, 1).astype(np.int32), model.color)
+    multipliers = np.array(model.domain.noise_multipliers)[:, None, None]
+    rows, bits = [], 0
+    previews = Previews(model, "RGB", image.size, effort, 0, progress_bar(0, False))
+    for sigma in reversed(model.plans[effort].levels):
+        bits += sum(map(len, previews.encode_step(image)))
+        noise = (previews.descent(0).z - x) / (sigma * multipliers)
+        shown = psnr(np.asarray(previews.show()), np.asarray(image))
+        rows.append((bits / x[0].size, shown, float(np.mean(noise**2))))
+    return np.array(rows)
+
+
+def sampled(model: Model, effort: str, image: Image.Image, seed: int) -> Array:
+    """The same of exact samples, whose bits are the KL summed on the way. [T, 2]"""
+    rgb = np.asarray(image).transpose(2, 0, 1).astype(np.int32)
+    x = to_domain(rgb, model.color).astype(np.float64)
+    rng, bits, above = np.random.default_rng(seed), 0.0, np.inf
+    multipliers = np.array(model.domain.noise_multipliers)[:, None, None]
+    rows, z = [], np.zeros(x.shape)
+    mean, v = (
+        np.array(a)[:, None, None] for a in (model.domain.center, np.square(model.domain.data_std))
+    )
+    for sigma in reversed(model.plans[effort].levels):
+        s, r = sigma * multipliers, (sigma / above) ** 2
+        fields = (r * z + (1 - r) * x, r * z + (1 - r) * mean, s * s * (1 - r), (1 - r) ** 2 * v)
+        q, p, variance, excess = (np.broadcast_to(a, x.shape) for a in fields)
+        z, above = q + np.sqrt(variance) * rng.normal(size=x.shape), sigma
+        bits += measure(q, p, variance, excess, z).kl
+        mean, v = (a[0] for a in model.posterior_x(z[None], sigma))
+        shown = np.clip(from_domain(np.rint(mean).astype(np.int32), model.color), 0, 255)
+        rows.append((bits / x[0].size, psnr(shown, rgb)))
+    return np.array(rows)
+
+
+@click.group()
+def main() -> None:
+    """Choose one."""
+    torch.set_num_threads(1)
+
+
+_options = (
+    click.option("--model", default="photo", help="Name or path."),
+    click.option("--effort", default="default"),
+    click.option("--size", default=128, help="Of the crops."),
+    click.option("--count", default=2, help="Crops of each photograph."),
+)
+
+
+@main.command()
+@_options[0]
+@_options[1]
+@_options[2]
+@_options[3]
+def previews(model: str, effort: str, size: int, count: int) -> None:
+    """Each timestep of lossy files: without their 25 bytes of overhead and 6 for each layer."""
+    used = load_model(model)
+    real, ideal = [], []
+    for i, image in enumerate(crops(size, count)):
+        real.append(coded(used, effort, image))
+        ideal.append(sampled(used, effort, image, i))
+    rows, exact = np.mean(real, 0), np.mean(ideal, 0)
+    click.echo(f"{used.info.name} {used.info.id.hex()}, {len(real)} crops of {size}, {effort}\n")
+    click.echo(
+        "| timestep | sigma | bpp | PSNR | noise of z | bits by exact sampling at this PSNR |"
+    )
+    click.echo("|---|---|---|---|---|---|")
+    levels = used.plans[effort].levels
+    for t, row in zip(range(len(levels), 0, -1), rows, strict=True):
+        ratio = row[0] / np.exp(np.interp(row[1], exact[:, 1], np.log(exact[:, 0])))
+        click.echo(
+            f"| {t} | {levels[t - 1]:g} | {row[0]:.3f} | {row[1]:.2f} | {row[2]:.3f} "
+            f"| {ratio:.2f} |"
+        )
+
+
+@main.command()
+@_options[0]
+@_options[1]
+@_options[2]
+@_options[3]
+@click.option("--ends", default="6,7,8,9", help="Timesteps at which previews end.")
+def exact(model: str, effort: str, size: int, count: int, ends: str) -> None:
+    """Exact files with previews over plain ones, in bits per dimension; without fallback coders."""
+    used = load_model(model)
+    timesteps = [int(t) for t in ends.split(",")]
+    rows = []
+    # What the chain costs is to be seen also where WebP would win.
+    for module in ("codec", "layered"):
+        mock.patch(f"diffcodec.{module}.encode_fallback", lambda _: ("raw", bytes(1 << 24))).start()
+    for image in crops(size, count):
+        dimensions = 3 * image.width * image.height
+        start = time.perf_counter()
+        plain = len(encode(image, used, effort))
+        seconds = [time.perf_counter() - start]
+        row = [8 * plain / dimensions]
+        for t in timesteps:
+            start = time.perf_counter()
+            data = encode(image, used, effort, progressive=True, timestep=t)
+            seconds.append(time.perf_counter() - start)
+            layers = parse(data).layers
+            assert layers is not None
+            assert decode(data, model=used).tobytes() == image.tobytes()
+            row += [
+                8 * (len(data) - plain) / dimensions,
+                8 * sum(len(part) for payload in layers.payloads for part in payload) / dimensions,
+            ]
+        rows.append(row + seconds)
+    mean = np.mean(rows, 0)
+    click.echo(f"{used.info.name} {used.info.id.hex()}, {len(rows)} crops of {size}, {effort}\n")
+    click.echo(f"plain: {mean[0]:.4f} bpd, {mean[-len(timesteps) - 1]:.1f} s\n")
+    click.echo("| previews end at | sigma | cost in bpd | of previews in bpd | encoded in s |")
+    click.echo("|---|---|---|---|---|")
+    for i, t in enumerate(timesteps):
+        click.echo(
+            f"| {t} | {used.plans[effort].levels[t - 1]:g} | {mean[1 + 2 * i]:+.4f} "
+            f"| {mean[2 + 2 * i]:.3f} | {mean[i - len(timesteps)]:.1f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

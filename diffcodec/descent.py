@@ -1,0 +1,144 @@
+"""Previews: the chain of one tile from the top down, z_T, ..., z_s, by relative entropy coding.
+
+DDPM's Algorithms 3 and 4. Each step sends a sample of the posterior ``q(z_s | z_t, x)`` given
+``p(z_s | z_t)``, which both sides know (:mod:`diffcodec.relative_entropy`). The first is from
+``q(z_T | x) = N(x, sigma_T^2)`` given the prior: the same formulas with sigma_t infinite, so r = 0.
+No lattice: what the decoder returns is the encoder's z_s to the last bit.
+"""
+
+from collections.abc import Generator
+from typing import NamedTuple
+
+import numpy as np
+
+from diffcodec import randomness
+from diffcodec.chain import Array, Posterior, Request, TileChain
+from diffcodec.relative_entropy import BitReader, Bits, BitWriter, Decoder, Encoder
+
+RECONSTRUCTIONS = ("mean", "flow", "sample")
+
+
+class Transition(NamedTuple):
+    """``p(z_s | z_t) = N(r z_t + (1 - r) xhat, Q + W)``; coded channels, [c, height, width]."""
+
+    r: Array  # sigma_s^2 / sigma_t^2, [c, 1, 1]
+    mean: Array
+    variance: Array  # Q = sigma_s^2 (1 - r)
+    excess: Array  # W = (1 - r)^2 v
+
+
+class Descent:
+    """A tile on its way down: z of the last timestep done, and what the model answered to it.
+
+    Args:
+        chain: of the tile.
+        timestep: where to start, with z_t in the chain; above the first if it is not given.
+    """
+
+    def __init__(self, chain: TileChain, timestep: int | None = None):
+        self.chain = chain
+        self.timestep = len(chain.levels) + 1 if timestep is None else timestep
+        # z_t of all channels, [3, height, width]
+        self.z: Array = np.zeros(chain.shape) if timestep is None else chain.z[timestep]
+        self._answer: Posterior | None = None
+        self._encoder, self._decoder = Encoder(chain.tile), Decoder(b"", chain.tile)
+
+    def posterior(self) -> Generator[Request, Posterior, Posterior]:
+        """Of x given z_t, all channels; asked once."""
+        if self._answer is None:
+            self._answer = yield Request(self.z, self.timestep)
+        return self._answer
+
+    def mean(self) -> Generator[Request, Posterior, Array]:
+        """The posterior mean of x given z_t, [3, height, width]."""
+        posterior = yield from self.posterior()
+        return self._with_known(posterior.mean[: self.chain.coded], 0)
+
+    def encode_step(self, x: Array) -> Generator[Request, Posterior, Bits]:
+        """One timestep down.
+
+        Args:
+            x: integers of the colour domain, [3, height, width].
+
+        Raises:
+            ValueError: if the model's numbers are out of range.
+        """
+        c = slice(0, self.chain.coded)
+        p = yield from self._transition()
+        q_mean = p.r * self.z[c] + (1 - p.r) * x[c]
+        self._encoder.writer = BitWriter()
+        fields = (a.ravel() for a in (q_mean, p.mean, p.variance, p.excess))
+        self._arrive(self._encoder.encode_step(self.timestep - 1, *fields))
+        return self._encoder.writer.bits()
+
+    def decode_layer(
+        self, data: bytes, end: int, timestep: int = 0
+    ) -> Generator[Request, Posterior, None]:
+        """Down to a timestep by a layer.
+
+        Args:
+            data: of the layer.
+            end: the timestep that it reaches.
+            timestep: where to stop, if that is above the end.
+
+        Raises:
+            ValueError: if it cannot be what the encoder wrote.
+        """
+        reader = self._decoder.reader = BitReader(data)
+        while self.timestep > max(end, timestep):
+            p = yield from self._transition()
+            fields = (a.ravel() for a in (p.mean, p.variance, p.excess))
+            self._arrive(self._decoder.decode_step(self.timestep - 1, *fields))
+        if self.timestep == end and (reader.left >= 8 or reader.read(reader.left).any()):
+            raise ValueError("bits are left over")
+
+    def _transition(self) -> Generator[Request, Posterior, Transition]:
+        chain, t, c = self.chain, self.timestep, slice(0, self.chain.coded)
+        sigma = chain.levels[t - 2].sigma[c]
+        square = sigma * sigma
+        if t > len(chain.levels):
+            r = 0 * square
+            mean, std = (
+                np.broadcast_to(np.array(field)[c, None, None], self.z[c].shape)
+                for field in (chain.domain.center, chain.domain.data_std)
+            )
+            v = std * std
+        else:
+            above = chain.levels[t - 1].sigma[c]
+            r = square / (above * above)
+            posterior = yield from self.posterior()
+            mean, v = posterior.mean[c], posterior.variance[c]
+        rest = 1 - r
+        variance = np.broadcast_to(square * rest, mean.shape)
+        return Transition(r, r * self.z[c] + rest * mean, variance, rest * rest * v)
+
+    def _arrive(self, sample: Array) -> None:
+        self.timestep -= 1
+        coded = sample.reshape(self.chain.coded, *self.z.shape[1:])
+        self.z = self._with_known(coded, self.timestep)
+        self._answer = None
+
+    def _with_known(self, coded: Array, timestep: int) -> Array:
+        return np.concatenate([coded, self.chain.known_channels(timestep)])
+
+    def continued(self, how: str, seed: int = 0) -> Generator[Request, Posterior, Array]:
+        """What a decoder may show of x at z_t, without further bits, [3, height, width].
+
+        Args:
+            how: "mean", the posterior mean; "flow", its continuation by the probability-flow ODE
+                down to z_1, ``z_s = xhat + (sigma_s / sigma_t) (z_t - xhat)`` (DDIM, eta = 0);
+                "sample", by ancestral sampling of p(z_s | z_t).
+            seed: of the sample.
+        """
+        c = slice(0, self.chain.coded)
+        while how != "mean" and self.timestep > 1:
+            p = yield from self._transition()
+            s = self.timestep - 1
+            if how == "sample":
+                noise = randomness.reconstruction_normals(seed, self.chain.tile, s, p.mean.shape)
+                z = p.mean + np.sqrt(p.variance + p.excess) * noise
+            else:
+                mean = (yield from self.posterior()).mean[c]
+                z = mean + np.sqrt(p.r) * (self.z[c] - mean)
+            self._arrive(z)
+        return (yield from self.mean())

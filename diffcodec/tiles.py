@@ -1,0 +1,236 @@
+"""Tiles of images: their chains, and driving many of them side by side through a model."""
+
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from diffcodec.chain import OutOfRangeError, Posterior, Request, TileChain, decode_tile
+from diffcodec.color import from_domain, to_domain
+from diffcodec.container import CHAIN_CODERS, Box, Container, Tile
+from diffcodec.descent import Descent
+from diffcodec.errors import CorruptError, ModelMismatchError
+from diffcodec.model_file import ModelInfo, find_model_path, model_path, read_model_info
+from diffcodec.models import Model, is_posterior, load_model
+
+Result = TypeVar("Result")
+Job = Generator[Request, Posterior, Result]
+
+BATCH_PIXELS = 1 << 18  # of the tiles that go through the network together
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tile that the chain codes: by which plan, its number in the image, and where it lies."""
+
+    plan: str
+    index: int
+    box: Box
+
+    @property
+    def pixels(self) -> int:
+        """Area of the tile."""
+        return self.box.width * self.box.height
+
+
+def coded_channels(mode: str, color: str) -> int:
+    """How many channels the chain codes: 3, 1 for grey (its chroma is known), 0 for none."""
+    if mode == "RGB":
+        return 3
+    return 1 if mode == "L" and color == "ycocg" else 0
+
+
+def make_chain(model: Model, mode: str, part: Part, preview: int = 0) -> TileChain:
+    """The chain of a tile; see :class:`TileChain` for the preview.
+
+    Raises:
+        CorruptError: if there is none of this plan for the mode.
+    """
+    coded = coded_channels(mode, model.color)
+    if part.plan not in model.plans or not coded:
+        raise CorruptError(f"a tile of a {mode} image is coded by {part.plan!r}, which cannot be")
+    shape = (part.box.height, part.box.width)
+    return TileChain(model.plans[part.plan], model.domain, part.index, coded, shape, preview)
+
+
+def crop(source: Image.Image, box: Box) -> Image.Image:
+    """A tile's part of an image."""
+    return source.crop((box.left, box.top, box.left + box.width, box.top + box.height))
+
+
+def integers(source: Image.Image, box: Box, color: str) -> NDArray[np.int16]:
+    """A tile in the colour domain, [3, height, width]."""
+    rgb = np.asarray(crop(source, box).convert("RGB")).transpose(2, 0, 1).astype(np.int16)
+    return to_domain(rgb, color)
+
+
+def paste(image: Image.Image, box: Box, x: NDArray[np.float64], color: str) -> None:
+    """Put a tile of the colour domain, [3, height, width], in its place, rounded and clipped."""
+    rgb = from_domain(np.rint(x).astype(np.int32), color)
+    pixels = np.clip(rgb, 0, 255).astype(np.uint8).transpose(1, 2, 0)
+    part = Image.fromarray(pixels if image.mode == "RGB" else pixels[:, :, 0])
+    image.paste(part, (box.left, box.top))
+
+
+def other_probabilities(float_arithmetic: bool) -> str:
+    """Why a whole file does not decode."""
+    text = (
+        "the file is whole, so this machine computed other probabilities than the one that "
+        "encoded it"
+    )
+    if float_arithmetic:
+        text += (
+            "; it was made with float arithmetic, which is not the same on every machine: encode "
+            "the image with --arithmetic integer, the default, to decode it anywhere"
+        )
+    return text
+
+
+@contextmanager
+def encoding(model: Model) -> Iterator[None]:
+    """A ValueError of the chain is the model's."""
+    try:
+        yield
+    except ValueError as e:
+        raise ModelMismatchError(
+            f"model {model.info.name} cannot code this image ({e}); give another model"
+        ) from e
+
+
+@contextmanager
+def decoding(model: Model, index: int) -> Iterator[None]:
+    """A ValueError of the chain is the file's."""
+    try:
+        yield
+    except (ValueError, OutOfRangeError) as e:
+        raise CorruptError(
+            f"tile {index} does not decode ({e}): "
+            + other_probabilities(model.arithmetic == "float")
+        ) from e
+
+
+def chain_parts(container: Container) -> list[Part]:
+    """The tiles that are chains."""
+    pairs = zip(container.boxes(), container.tiles, strict=True)
+    return [
+        Part(tile.coder, index, box)
+        for index, (box, tile) in enumerate(pairs)
+        if tile.coder in CHAIN_CODERS
+    ]
+
+
+def find_model(container: Container, given: str | Model | None) -> Model:
+    """The model that the file needs.
+
+    Raises:
+        ModelMismatchError: if it is not at hand.
+        CorruptError: if it lacks a plan of the file.
+    """
+    arithmetic = "float" if container.float_arithmetic else "integer"
+    if isinstance(given, Model):
+        _check_model(given.info, container)
+        model = given
+    else:
+        path = find_model_path(container.model) if given is None else model_path(given)
+        _check_model(read_model_info(path)[0], container)
+        model = load_model(path, arithmetic)
+    if model.arithmetic != arithmetic:
+        raise ModelMismatchError(
+            f"the file was made with {arithmetic} arithmetic, the model given is loaded as "
+            f"{model.arithmetic!r}; load it as {arithmetic!r}"
+        )
+    plans = {tile.coder for tile in container.tiles if tile.coder in CHAIN_CODERS}
+    for plan in plans | ({container.layers.plan} if container.layers else set()):
+        if plan not in model.plans:
+            raise CorruptError(f"a tile is coded by {plan!r}, which its model does not have")
+    return model
+
+
+def _check_model(info: ModelInfo, container: Container) -> None:
+    if info.id != container.model:
+        raise ModelMismatchError(
+            f"the file was made with model {container.model.hex()}, the one given is "
+            f"{info.name} {info.id.hex()}; give the model that it was encoded with"
+        )
+
+
+def decode_job(
+    model: Model,
+    chain: TileChain,
+    tile: Tile,
+    timestep: int,
+    how: str = "mean",
+    seed: int = 0,
+) -> Job[NDArray[np.float64]]:
+    """What a chain tile shows at a timestep, in the colour domain, [3, height, width]."""
+    words = np.frombuffer(tile.payload, "<u4") if len(tile.payload) % 4 == 0 else np.zeros(0)
+    with decoding(model, chain.tile):
+        if words.size == 0 or words[0] == 0:
+            raise ValueError("no stack of words")
+        x = yield from decode_tile(chain, words.astype(np.uint32), tile.seed_words, timestep)
+        if timestep and how != "mean":
+            x = yield from Descent(chain, timestep).continued(how, seed)
+    return x
+
+
+def progress_bar(evaluations: int, progress: bool) -> "tqdm[Any]":
+    """Of so many pixels through the network; seen on a terminal, if it takes over two seconds."""
+    return tqdm(
+        total=evaluations, unit="px", unit_scale=True, delay=2, disable=None if progress else True
+    )
+
+
+def run(
+    jobs: Iterable[Job[Result]], parts: Sequence[Part], model: Model, bar: "tqdm[Any]"
+) -> Iterator[Result]:
+    """Drive the coroutines of many tiles, in groups of bounded size, results in order."""
+    group: list[tuple[Job[Result], str]] = []
+    held = 0
+    for job, part in zip(jobs, parts, strict=True):
+        if group and held + part.pixels > BATCH_PIXELS:
+            yield from _run_group(group, model, bar)
+            group, held = [], 0
+        group.append((job, part.plan))
+        held += part.pixels
+    yield from _run_group(group, model, bar)
+
+
+def _run_group(
+    jobs: Sequence[tuple[Job[Result], str]],
+    model: Model,
+    bar: "tqdm[Any]",
+) -> list[Result]:
+    """Drive coroutines side by side: requests of one plan, timestep and shape share a batch."""
+    results: dict[int, Result] = {}
+    waiting: dict[int, Request] = {}
+
+    def advance(i: int, answer: Posterior | None) -> None:
+        job = jobs[i][0]
+        try:
+            if answer is None:
+                waiting[i] = next(job)
+            elif is_posterior(*answer):
+                waiting[i] = job.send(answer)
+            else:  # the job knows what that means for its file
+                job.throw(ValueError("a mean or variance of the model is out of range"))
+        except StopIteration as stop:
+            results[i] = stop.value
+
+    for i in range(len(jobs)):
+        advance(i, None)
+    while waiting:
+        batches: dict[tuple[str, int, tuple[int, ...]], list[int]] = {}
+        for i, request in waiting.items():
+            batches.setdefault((jobs[i][1], request.timestep, request.z.shape), []).append(i)
+        for (plan, timestep, _), members in batches.items():
+            z = np.stack([waiting.pop(i).z for i in members])
+            mean, variance = model.posterior_x(z, model.plans[plan].levels[timestep - 1])
+            bar.update(z.shape[0] * z.shape[2] * z.shape[3])
+            for k, i in enumerate(members):
+                advance(i, Posterior(mean[k], variance[k]))
+    return [results[i] for i in range(len(jobs))]
