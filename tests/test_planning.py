@@ -8,7 +8,6 @@ import torch
 
 from diffcodec import planning
 from diffcodec.chain import TileChain, coding_steps, encode_tile, most_seed_words
-from diffcodec.codec import Part, _run
 from diffcodec.container import Box
 from diffcodec.errors import DiffcodecError
 from diffcodec.models import load_model, load_weights, serialise_model
@@ -28,6 +27,7 @@ from diffcodec.planning import (
     simulate_heights,
     tabulate_pops,
 )
+from diffcodec.tiles import Part, progress_bar, run
 
 
 def some_costs(seed: int = 0, crops: int = 3, remainder: float = 1.2) -> Costs:
@@ -136,7 +136,7 @@ def test_predicted_heights_are_the_encoders(tiny: Path) -> None:
     chains = [TileChain(plan, model.domain, i, 3, (48, 48)) for i in range(6)]
     jobs = [encode_tile(c, x[i].double().numpy()) for i, c in enumerate(chains)]
     parts = [Part("default", i, Box(0, 0, 48, 48)) for i in range(6)]
-    tiles = list(_run(jobs, parts, model, progress=False))
+    tiles = list(run(jobs, parts, model, progress_bar(0, progress=False)))
     words = np.array([tile.heights for tile in tiles]).T - most_seed_words(chains[0])
     real = 32 * words / x[0].numel()  # [steps, crops]
     assert len(predicted) == len(real) == len(coding_steps(len(plan.levels)))
