@@ -19,7 +19,7 @@ import click
 import numpy as np
 from PIL import Image
 
-from bench import without_webp
+from bench import middle, without_webp
 from diffcodec import decode, load_model
 from diffcodec.codec import encode_many
 from diffcodec.data import find_images
@@ -50,12 +50,6 @@ SETTINGS = {
     "ONEDNN_MAX_CPU_ISA=AVX2": {"ONEDNN_MAX_CPU_ISA": "AVX2"},
     "ONEDNN_MAX_CPU_ISA=SSE41": {"ONEDNN_MAX_CPU_ISA": "SSE41"},
 }
-
-
-def middle(image: Image.Image, side: int) -> Image.Image:
-    """A square from the middle, RGB."""
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.convert("RGB").crop((left, top, left + side, top + side))
 
 
 def median_seconds(work: Callable[[], object]) -> float:

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from diffcodec import decode, encode, load_model
 from diffcodec.container import parse
+from diffcodec.images import psnr
 from diffcodec.info import describe, dimensions
 from diffcodec.model_file import DEFAULT_MODEL
 
@@ -33,13 +34,6 @@ def other_codecs(image: Image.Image) -> dict[str, int]:
         "WebP, lossless": len(webp.getvalue()),
         "JPEG XL, effort 7": len(jpeg_xl),
     }
-
-
-def psnr_db(image: Image.Image, other: Image.Image) -> float:
-    """Peak signal-to-noise ratio over all samples; infinite where they are equal."""
-    difference = np.asarray(image).astype(np.float64) - np.asarray(other)
-    mse = float(np.mean(difference**2))
-    return float("inf") if mse == 0 else float(10 * np.log10(255**2 / mse))
 
 
 def contact_sheet(panels: list[tuple[str, Image.Image]]) -> Image.Image:
@@ -115,7 +109,7 @@ def main(photo: Path, effort: str, model_name: str, out: Path) -> None:
         preview = decode(data, timestep, model, progress=True)
         seconds = time.perf_counter() - start
         preview.save(out / f"{photo.stem}-timestep-{timestep:02}.png")
-        quality = psnr_db(image, preview)
+        quality = psnr(preview, image)
         print(f"{timestep:8}  {noise:19.1f}  {quality:9.1f}", end="")
         print(f"  {row['bits'] // 8:10}  {seconds:7.1f}")
         caption = f"timestep {timestep}: noise {noise:.1f}, PSNR {quality:.1f} dB"

@@ -28,7 +28,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from bench import without_webp
+from bench import middle, without_webp
 from diffcodec import decode, encode, load_model
 from diffcodec.bound import chain_bound_bits
 from diffcodec.color import to_domain
@@ -179,10 +179,7 @@ def main(
 
     def read(name: str) -> Image.Image:
         image = open_rgb(images[name])
-        if crop is None:
-            return image
-        left, top = (image.width - crop) // 2, (image.height - crop) // 2
-        return image.crop((left, top, left + crop, top + crop))
+        return image if crop is None else middle(image, crop)
 
     def baselines(name: str) -> dict[str, int]:
         image = read(name)

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from bench import without_webp
+from bench import middle, without_webp
 from bench.lossless import bound_bits
 from diffcodec import decode, load_model
 from diffcodec.codec import encode_many
@@ -40,13 +40,6 @@ from diffcodec.planning import (
     simulate_heights,
     with_grain,
 )
-
-
-def central_crop(path: Path, crop: int) -> Image.Image:
-    """The central square of an image."""
-    image = read_image(path).convert("RGB")
-    left, top = (image.width - crop) // 2, (image.height - crop) // 2
-    return image.crop((left, top, left + crop, top + crop))
 
 
 def judge(
@@ -171,7 +164,7 @@ def main(
     if own:
         info, _ = read_model_info(model_path(model))
         plans += [(name, plan) for name, plan in info.plans.items()]
-    images = [central_crop(path, crop) for path in find_images(data)[:limit]]
+    images = [middle(read_image(path), crop) for path in find_images(data)[:limit]]
     without_webp()
     results: list[dict[str, Any]] = []
     for name, plan in tqdm(plans, "plans", disable=None):

@@ -19,6 +19,7 @@ from bench.overhead import measure
 from diffcodec import decode, encode, load_model
 from diffcodec.color import from_domain, to_domain
 from diffcodec.container import parse
+from diffcodec.images import psnr
 from diffcodec.layered import Previews
 from diffcodec.models import Model
 from diffcodec.tiles import progress_bar
@@ -38,12 +39,6 @@ def crops(size: int, count: int) -> Iterator[Image.Image]:
                 yield image.convert("RGB").crop((x, y, x + size, y + size))
 
 
-def psnr(shown: NDArray[np.generic], image: NDArray[np.generic]) -> float:
-    """In dB."""
-    difference = shown.astype(np.float64) - image.astype(np.float64)
-    return float(10 * np.log10(255**2 / np.mean(difference**2)))
-
-
 def coded(model: Model, effort: str, image: Image.Image) -> Array:
     """By timestep from T down: bits per pixel of the steps, PSNR, noise of z_t. [T, 3]"""
     x = to_domain(np.asarray(image).transpose(2, 0, 1).astype(np.int32), model.color)
@@ -53,7 +48,7 @@ def coded(model: Model, effort: str, image: Image.Image) -> Array:
     for sigma in reversed(model.plans[effort].levels):
         bits += sum(map(len, previews.encode_step(image)))
         noise = (previews.descent(0).z - x) / (sigma * multipliers)
-        shown = psnr(np.asarray(previews.show()), np.asarray(image))
+        shown = psnr(previews.show(), image)
         rows.append((bits / x[0].size, shown, float(np.mean(noise**2))))
     return np.array(rows)
 

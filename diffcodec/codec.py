@@ -20,7 +20,7 @@ from diffcodec.container import (
     tile_grid,
 )
 from diffcodec.descent import RECONSTRUCTIONS
-from diffcodec.errors import CorruptError, LimitError, UnsupportedError
+from diffcodec.errors import LimitError, UnsupportedError
 from diffcodec.fallback import decode_fallback, encode_fallback
 from diffcodec.images import apply_metadata, as_image, get_metadata, pixel_crc
 from diffcodec.layered import Target, decode_layers, encode_layers, iter_layers
@@ -30,6 +30,7 @@ from diffcodec.tiles import (
     Job,
     Part,
     chain_parts,
+    check_pixels,
     coded_channels,
     crop,
     decode_job,
@@ -37,7 +38,6 @@ from diffcodec.tiles import (
     find_model,
     integers,
     make_chain,
-    other_probabilities,
     paste,
     progress_bar,
     run,
@@ -332,11 +332,8 @@ def _decode_tiles(
                 image = decoded
             else:
                 image.paste(decoded, (box.left, box.top))
-    if timestep == 0 and pixel_crc(image) != container.pixel_crc:
-        raise CorruptError(
-            "the pixels do not match the file's checksum: "
-            + other_probabilities(container.float_arithmetic)
-        )
+    if timestep == 0:
+        check_pixels(image, container)
     apply_metadata(image, container.metadata)
     return image
 

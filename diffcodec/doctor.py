@@ -113,7 +113,7 @@ def sample_image() -> NDArray[np.int16]:
 
 
 def _network_outputs(model: "Model", x: Array) -> Iterator[Array]:
-    for i, sigma in enumerate(sorted({s for plan in model.plans.values() for s in plan.levels})):
+    for i, sigma in enumerate(model.info.levels):
         noise = randomness.approximate_normals(0, i, x.shape)
         yield from model.posterior_x((x + sigma * noise)[None], sigma)
 

@@ -9,6 +9,7 @@ that Pillow itself applies the orientation of a TIFF.
 """
 
 import io
+import math
 import struct
 import warnings
 import zlib
@@ -233,6 +234,13 @@ def pixels(image: Image.Image) -> bytes:
 def pixel_crc(image: Image.Image) -> int:
     """CRC-32 of :func:`pixels`."""
     return zlib.crc32(pixels(image))
+
+
+def psnr(shown: Image.Image | NDArray[Any], image: Image.Image | NDArray[Any]) -> float:
+    """Peak signal-to-noise ratio over all samples in dB; infinite where they are equal."""
+    difference = np.asarray(shown, np.float64) - np.asarray(image, np.float64)
+    error = float(np.mean(difference * difference))
+    return 10 * math.log10(255**2 / error) if error else math.inf
 
 
 def _kept(image: Image.Image) -> dict[str, Any]:

@@ -17,13 +17,14 @@ from diffcodec.container import CHAIN_CODERS, Container, FileReader, Layers, Til
 from diffcodec.descent import Descent
 from diffcodec.errors import CorruptError, FormatError, UnsupportedError
 from diffcodec.fallback import decode_fallback, encode_fallback
-from diffcodec.images import apply_metadata, get_metadata, pixel_crc
+from diffcodec.images import apply_metadata, get_metadata, pixel_crc, psnr
 from diffcodec.models import Model
 from diffcodec.plan import Plan
 from diffcodec.relative_entropy import Bits
 from diffcodec.tiles import (
     Job,
     Part,
+    check_pixels,
     coded_channels,
     crop,
     decode_job,
@@ -31,7 +32,6 @@ from diffcodec.tiles import (
     encoding,
     integers,
     make_chain,
-    other_probabilities,
     paste,
     progress_bar,
     run,
@@ -211,11 +211,11 @@ def encode_layers(
                     break
             if not target.exact:
                 shown = previews.show()
-                if target.psnr is not None and _psnr(shown, source) >= target.psnr:
+                if target.psnr is not None and psnr(shown, source) >= target.psnr:
                     break
             if t == end and target.psnr is not None:
                 raise UnsupportedError(
-                    f"{target.psnr} dB: timestep {end}, the last, has {_psnr(shown, source):.2f}; "
+                    f"{target.psnr} dB: timestep {end}, the last, has {psnr(shown, source):.2f}; "
                     "code the image without loss"
                 )
         if not steps:
@@ -293,13 +293,6 @@ def _payloads(
         )
         top = stop - 1
     return tuple(payloads)
-
-
-def _psnr(shown: Image.Image, source: Image.Image) -> float:
-    """In dB over all samples."""
-    difference = np.asarray(shown, np.float64) - np.asarray(source, np.float64)
-    error = float(np.mean(difference * difference))
-    return 10 * math.log10(255**2 / error) if error else math.inf
 
 
 # --- decoding -------------------------------------------------------------------------------------
@@ -402,7 +395,7 @@ def _shown(reader: FileReader, previews: Previews, how: str, seed: int) -> Image
     container = reader.container
     image = previews.show()
     if previews.timestep == _layers(reader).stops[-1]:
-        _check_pixels(image, container)
+        check_pixels(image, container)
     if how != "mean":
         image = previews.show(how, seed)
     apply_metadata(image, container.metadata)
@@ -415,14 +408,6 @@ def _exact(
     container = reader.container
     image = previews.decode_rest(container.tiles, timestep, how, seed)
     if timestep == 0:
-        _check_pixels(image, container)
+        check_pixels(image, container)
     apply_metadata(image, container.metadata)
     return image
-
-
-def _check_pixels(image: Image.Image, container: Container) -> None:
-    if pixel_crc(image) != container.pixel_crc:
-        raise CorruptError(
-            "the pixels do not match the file's checksum: "
-            + other_probabilities(container.float_arithmetic)
-        )

@@ -44,6 +44,11 @@ class ModelInfo:
     arithmetic: str
     answers: dict[str, str]
 
+    @property
+    def levels(self) -> list[float]:
+        """Every noise level of the plans, increasing."""
+        return sorted({sigma for plan in self.plans.values() for sigma in plan.levels})
+
 
 def read_model_info(path: Path) -> tuple[ModelInfo, bytes]:
     """The description in a model file, and the file's bytes.

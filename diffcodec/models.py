@@ -147,7 +147,7 @@ def _build(info: ModelInfo, tensors: dict[str, Tensor], arithmetic: str = "integ
     config = NetworkConfig.from_dict(info.network)
     if not all(torch.isfinite(t).all() for t in tensors.values()):
         raise ValueError("a weight is not finite")
-    levels = sorted({s for plan in info.plans.values() for s in plan.levels})
+    levels = info.levels
     network: IntegerUNet | FloatUNet
     if arithmetic == "float":
         network = FloatUNet(config, tensors)
@@ -210,11 +210,10 @@ def serialise_model(
     Raises:
         ModelMismatchError: if the network's numbers leave no integer model.
     """
-    levels = sorted({s for plan in plans.values() for s in plan.levels})
     shape = network.config.to_dict()
     info = ModelInfo("", b"", shape, dict(plans), dict(about), "integer", {})
     try:
-        tensors = quantize(network, calibration, levels)
+        tensors = quantize(network, calibration, info.levels)
         answers = model_answers(_build(info, tensors))
     except INVALID as e:
         raise ModelMismatchError(f"this network cannot be quantised ({e})") from e

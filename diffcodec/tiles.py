@@ -15,6 +15,7 @@ from diffcodec.color import from_domain, to_domain
 from diffcodec.container import CHAIN_CODERS, Box, Container, Tile
 from diffcodec.descent import Descent
 from diffcodec.errors import CorruptError, ModelMismatchError
+from diffcodec.images import pixel_crc
 from diffcodec.model_file import ModelInfo, find_model_path, model_path, read_model_info
 from diffcodec.models import Model, is_posterior, load_model
 
@@ -89,6 +90,19 @@ def other_probabilities(float_arithmetic: bool) -> str:
             "the image with --arithmetic integer, the default, to decode it anywhere"
         )
     return text
+
+
+def check_pixels(image: Image.Image, container: Container) -> None:
+    """Hold an image against the checksum of its file.
+
+    Raises:
+        CorruptError: if it is another.
+    """
+    if pixel_crc(image) != container.pixel_crc:
+        raise CorruptError(
+            "the pixels do not match the file's checksum: "
+            + other_probabilities(container.float_arithmetic)
+        )
 
 
 @contextmanager
