@@ -503,6 +503,7 @@ class _TrainCommand(click.Command):
 def _train_options() -> Iterable[click.Parameter]:
     from diffcodec.color import DOMAINS
     from diffcodec.network import NetworkConfig
+    from diffcodec.data import AUGMENTATIONS
     from diffcodec.train import LOSSES, TrainConfig
 
     defaults = {f.name: f.default for kind in (TrainConfig, NetworkConfig) for f in fields(kind)}
@@ -529,6 +530,7 @@ def _train_options() -> Iterable[click.Parameter]:
         option("--steps", "Updates of the weights.", type=positive),
         option("--batch", "Crops in each update.", type=click.IntRange(min=8)),
         option("--crop", "Sides of a crop in pixels.", type=positive),
+        option("--augment", "What is exchanged at random.", type=click.Choice(AUGMENTATIONS)),
         option("--learning-rate", "Peak of the learning rate."),
         option("--loss", "Code length, or DDPM's L_simple.", type=click.Choice(list(LOSSES))),
         option("--seed", "Of weights, crops and noise.", type=click.IntRange(min=0)),

@@ -17,6 +17,7 @@ from diffcodec.errors import DiffcodecError
 HELD_OUT_EVERY = 20  # one image in so many is kept for validation
 SUFFIXES = {".png", ".webp", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".ppm", ".pgm"}
 ARRAY_SUFFIXES = {".npy", ".npz"}
+AUGMENTATIONS = ("all", "mirror", "none")  # left and right; with "all" also rows and columns
 MAPPED_BYTES = 64 << 20  # a .npy file as large as this is memory-mapped, a smaller one is read
 
 Source = Path | NDArray[np.uint8]  # an image: its file, or its pixels, RGB [3, height, width]
@@ -138,14 +139,18 @@ def read_rgb(path: Path) -> NDArray[np.uint8]:
 
 
 class CropSampler:
-    """Random crops with random flips and transpositions, the same for the same seed and step.
+    """Random crops, the same for the same seed and step.
 
+    ``augment``, one of ``AUGMENTATIONS``, says what is exchanged at random, with probability 1/2.
     Image files are kept decoded in memory up to ``memory_bytes``; the others are read at each use.
     Images of arrays stay where they are.
     """
 
-    def __init__(self, paths: Sequence[Source], crop: int, memory_bytes: int = 6 << 30):
+    def __init__(
+        self, paths: Sequence[Source], crop: int, augment: str = "all", memory_bytes: int = 6 << 30
+    ):
         self.crop = crop
+        self.augment = augment
         self.paths = list_images(paths)
         self.files = {i: path for i, path in enumerate(self.paths) if isinstance(path, Path)}
         self.images = [None if isinstance(image, Path) else image for image in self.paths]
@@ -172,7 +177,7 @@ class CropSampler:
         height, width = image.shape[1:]
         return height * width if min(height, width) >= self.crop else 0
 
-    def batch(self, size: int, seed: int, step: int, augment: bool = True) -> torch.Tensor:
+    def batch(self, size: int, seed: int, step: int) -> torch.Tensor:
         """RGB crops as int16 [size, 3, crop, crop], images drawn in proportion to their area."""
         rng = np.random.default_rng((seed, step))
         crops = []
@@ -184,11 +189,10 @@ class CropSampler:
             top = int(rng.integers(image.shape[1] - self.crop + 1))
             left = int(rng.integers(image.shape[2] - self.crop + 1))
             crop = image[:, top : top + self.crop, left : left + self.crop]
-            if augment:
-                if rng.random() < 0.5:
-                    crop = crop[:, :, ::-1]
-                if rng.random() < 0.5:
-                    crop = crop.transpose(0, 2, 1)
+            if self.augment != "none" and rng.random() < 0.5:
+                crop = crop[:, :, ::-1]
+            if self.augment == "all" and rng.random() < 0.5:
+                crop = crop.transpose(0, 2, 1)
             crops.append(crop)
         return torch.from_numpy(np.stack(crops).astype(np.int16))
 

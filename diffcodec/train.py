@@ -37,6 +37,7 @@ class TrainConfig:
     steps: int = 20_000
     batch: int = 32
     crop: int = 64
+    augment: str = "all"  # of data.AUGMENTATIONS
     learning_rate: float = 2e-3
     optimizer: str = "muon"  # of the hidden convolutions: "muon" or "adamw"
     weight_decay: float = 0.01
@@ -69,8 +70,8 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0
         train, held_out = split_held_out(find_images(Path(config.data)))
-        self.train_data = CropSampler(train, config.crop)
-        self.held_out = CropSampler(held_out, config.crop)
+        self.train_data = CropSampler(train, config.crop, config.augment)
+        self.held_out = CropSampler(held_out, config.crop, "none")
 
     def resume(self) -> None:
         """Continue from the folder's checkpoint."""
@@ -194,7 +195,7 @@ class Trainer:
         values = []
         with torch.inference_mode(), autocast(c.precision):
             for i in range(0, VALIDATION_CROPS, VALIDATION_BATCH):
-                rgb = self.held_out.batch(VALIDATION_BATCH, 12345, i, augment=False)
+                rgb = self.held_out.batch(VALIDATION_BATCH, 12345, i)
                 x = domain_batch(rgb, c.network.color)
                 generator = torch.Generator().manual_seed(i)
                 parts = chain_bound_bits(
@@ -262,7 +263,7 @@ def calibration_crops(images: CropSampler, color: str) -> Tensor:
 
 
 def calibration_images(data: str, crop: int, color: str) -> Tensor:
-    """The same crops that a run on these images would take.
+    """The same crops that a run on these images would take, with the default augmentation.
 
     Raises:
         DiffcodecError: if there are no images, or none that is large enough.

@@ -61,10 +61,10 @@ def test_crops_of_image_files_never_change(tmp_path, memory_bytes):
     train, held_out = split_held_out(paths)
     assert held_out == [tmp_path / "20.png"]
     assert train == [p for p in paths if p.stem != "20"]
-    assert digest(CropSampler(train, 16, memory_bytes).batch(8, 3, 41)) == (
+    assert digest(CropSampler(train, 16, memory_bytes=memory_bytes).batch(8, 3, 41)) == (
         "dfc7fa187069ba6456143e9482b9cde814e4a1bfbddc2132df0121ce59efb5da"
     )
-    assert digest(CropSampler(held_out, 16, memory_bytes).batch(8, 3, 41, augment=False)) == (
+    assert digest(CropSampler(held_out, 16, "none", memory_bytes).batch(8, 3, 41)) == (
         "e9fec3d31eb786cf4ac12418fcb785ebf1cfae10d9e5f2ebf7c9527dec047694"
     )
 
@@ -163,9 +163,9 @@ def test_every_twentieth_image_of_an_array_is_held_out(tmp_path):
 def test_crops_as_large_as_the_images(tmp_path):
     images = stack(40, 16, 16)
     np.save(tmp_path / "x.npy", images)
-    sampler = CropSampler([tmp_path / "x.npy"], 16)
+    sampler = CropSampler([tmp_path / "x.npy"], 16, "none")
     whole = {image.transpose(2, 0, 1).tobytes() for image in images}
-    crops = sampler.batch(600, 0, 0, augment=False).numpy().astype("u1")
+    crops = sampler.batch(600, 0, 0).numpy().astype("u1")
     assert {crop.tobytes() for crop in crops} == whole
     with pytest.raises(DiffcodecError, match="at least 17 pixels"):
         CropSampler([tmp_path / "x.npy"], 17)

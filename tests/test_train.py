@@ -458,7 +458,7 @@ def test_crops_are_parts_of_images(tmp_path):
     for i, size in enumerate([(9, 7), (7, 24), (30, 3)]):  # the last is too small
         picture(i + 1, size).save(tmp_path / f"{i}.png")
     paths = find_images(tmp_path)
-    sampler = CropSampler(paths, 6)
+    sampler = CropSampler(paths, 6, "none")
     possible = [all_crops(path, 6) for path in paths[:2]]
     counts, changed = [0, 0], 0
     for step in range(40):
@@ -469,7 +469,7 @@ def test_crops_are_parts_of_images(tmp_path):
     # In proportion to the area; three in four are flipped, transposed or both.
     assert counts[0] / 320 == pytest.approx(63 / (63 + 168), abs=0.05)
     assert changed / 320 == pytest.approx(3 / 4, abs=0.05)
-    for crop in sampler.batch(50, 0, 0, augment=False).numpy().astype("u1"):
+    for crop in sampler.batch(50, 0, 0).numpy().astype("u1"):
         assert crop.tobytes() in possible[0][0] | possible[1][0]
 
 
