@@ -6,7 +6,7 @@ from the weights and the largest inputs. All else is element-wise IEEE arithmeti
 at a time (nothing that could be fused into a multiply-add), and look-up tables.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -24,8 +24,9 @@ PHASES = 512  # steps of one period of the Fourier features
 PHASE_AMPLITUDE = 127
 INPUT_SCALE = 2.0**12  # of the normalised input, clipped to -16..16 and cut into two bytes
 INPUT_LIMIT = 255 * 256
-SILU_STEPS = 64  # table entries per unit
-SILU_RANGE = 64  # the table covers -64..64
+SILU_STEPS = 1024  # entries per unit of the finest SiLU table
+SILU_RANGE = 64  # the coarsest covers -64..64
+SILU_HALF = 4096  # entries on each side of zero: what every table has
 VARIANCE_STEPS = 16  # table entries per unit of log variance
 VARIANCE_RANGE = 16
 OUTPUT_DIGIT = 128  # the last activation is cut into two digits of this base
@@ -35,7 +36,7 @@ INPUT_RANGES = {  # of the first convolution's parts: bytes, the upper one with 
 }
 
 
-def round_bits(values: NDArray[np.float64], bits: int = 30) -> NDArray[np.float64]:
+def round_bits(values: NDArray[np.float64], bits: int = 24) -> NDArray[np.float64]:
     """Round to so many significant bits: what every maths library computes alike."""
     mantissa, exponent = np.frexp(values)
     rounded: NDArray[np.float64] = np.ldexp(np.rint(np.ldexp(mantissa, bits)), exponent - bits)
@@ -43,9 +44,17 @@ def round_bits(values: NDArray[np.float64], bits: int = 30) -> NDArray[np.float6
 
 
 def silu_table() -> NDArray[np.float64]:
-    """silu(i / 64) for i = -4096..4096."""
+    """silu(i / 1024) for i = -65536..65536."""
     u = np.arange(-SILU_RANGE * SILU_STEPS, SILU_RANGE * SILU_STEPS + 1) / SILU_STEPS
     return round_bits(u / (1 + np.exp(-u)))
+
+
+def silu_steps(top: float) -> int:
+    """Entries per unit of the finest table that reaches ``top``, a power of two from 64 to 1024."""
+    steps = SILU_STEPS
+    while steps * SILU_RANGE > SILU_HALF and steps * top > SILU_HALF:
+        steps //= 2
+    return steps
 
 
 def variance_table() -> NDArray[np.float64]:
@@ -67,24 +76,32 @@ def is_behind_silu(name: str) -> bool:
     return name.startswith(("down", "up", "conv_out"))
 
 
-def largest_sum(weight: Tensor, low: int, high: int) -> int:
-    """Largest magnitude of any partial sum of a convolution with inputs in low..high."""
+def largest_sum(weight: Tensor, ranges: Iterable[tuple[int, int]]) -> int:
+    """Largest magnitude of any partial sum of a convolution, its inputs in one of the ranges."""
     w = weight.flatten(1).to(torch.int64)
     positive, negative = w.clamp_min(0).sum(1), -w.clamp_max(0).sum(1)
-    upper = positive * high - negative * low
-    lower = positive * low - negative * high
-    return int(torch.maximum(upper.abs(), lower.abs()).max().item())
+    largest = 0
+    for low, high in set(ranges):
+        upper = positive * high - negative * low
+        lower = positive * low - negative * high
+        largest = max(largest, int(torch.maximum(upper.abs(), lower.abs()).max().item()))
+    return largest
 
 
-def check_exact(name: str, weight: Tensor, low: int, high: int) -> None:
+def check_exact(name: str, weight: Tensor, ranges: Iterable[tuple[int, int]]) -> None:
     """Refuse a convolution whose sums may leave float32's exact integers.
+
+    Args:
+        name: of the convolution.
+        weight: its integers.
+        ranges: the lowest and the highest integer of its input, at each noise level.
 
     Raises:
         ModelMismatchError: with the largest sum, or if the weights are no integers.
     """
     if weight.is_floating_point():
         raise ModelMismatchError(f"{name}: its weights are {weight.dtype}, expected integers")
-    found = largest_sum(weight, low, high)
+    found = largest_sum(weight, ranges)
     if found >= EXACT_LIMIT:
         raise ModelMismatchError(
             f"{name}: a partial sum can reach {found}, and only sums below {EXACT_LIMIT} are "
@@ -98,13 +115,13 @@ def per_channel(values: NDArray[np.float64]) -> Tensor:
 
 
 class IntegerConv(NamedTuple):
-    """An exact convolution, its inputs in low..high, and what one unit of its sums is worth."""
+    """An exact convolution of integers that stand for other numbers."""
 
     weight: Tensor  # integers as float32, [out, in, k, k]
-    scale: NDArray[np.float64]  # [out]
+    scale: NDArray[np.float64]  # what one unit of its weights is worth, [out]
     bias: NDArray[np.float64]  # [out]
-    input_unit: float
-    input_limit: int
+    units: list[float]  # what one unit of its inputs is worth, at each noise level
+    limits: list[int]  # the largest magnitude of its inputs, at each noise level
 
     def sums(self, x: Tensor, stride: int = 1) -> Tensor:
         """The exact integer sums."""
@@ -118,8 +135,8 @@ class IntegerUNet:
     """Inference of a quantised :class:`diffcodec.network.UNet` at the noise levels of its tables.
 
     Tensors: ``levels`` [n]; for every convolution ``NAME.weight`` (int8; int16 for the first and
-    the last), ``NAME.scale`` and ``NAME.bias`` per output channel, ``NAME.input`` (unit and limit
-    of its integer inputs); for every residual block ``NAME.affine.table`` [n, 4 * channels].
+    the last), ``NAME.scale`` and ``NAME.bias`` per output channel, ``NAME.input`` [n, 2] (unit and
+    limit of its integer inputs); for every residual block ``NAME.affine.table`` [n, 4 * channels].
     """
 
     def __init__(self, config: NetworkConfig, tensors: Mapping[str, Tensor]):
@@ -137,31 +154,39 @@ class IntegerUNet:
         self._multipliers = np.array(domain.noise_multipliers)[:, None, None]
         self._sine, self._cosine = phase_tables()
         self._variance = torch.from_numpy(variance_table())
-        silu = silu_table()
+        self._silu = silu_table()
         self._affine = {
             name.removesuffix(".affine.table"): t.double().numpy()
             for name, t in tensors.items()
             if name.endswith(".affine.table")
         }
         self._convs: dict[str, IntegerConv] = {}
-        self._silu: dict[str, Tensor] = {}
+        self._tables: dict[tuple[str, int], Tensor] = {}
         for name in (n.removesuffix(".input") for n in tensors if n.endswith(".input")):
-            unit, limit = tensors[f"{name}.input"].double().tolist()
+            inputs = tensors[f"{name}.input"].double()
+            if inputs.shape != (len(self.levels), 2) or not (inputs[:, 0] > 0).all():
+                raise ValueError(f"{name}.input: expected a unit and a limit for each noise level")
+            units, limits = inputs.unbind(1)
             conv = IntegerConv(
                 tensors[f"{name}.weight"].float().contiguous(memory_format=torch.channels_last),
                 tensors[f"{name}.scale"].double().numpy(),
                 tensors[f"{name}.bias"].double().numpy(),
-                unit,
-                int(limit),
+                units.tolist(),
+                limits.long().tolist(),
             )
-            low, high = INPUT_RANGES.get(name, (-conv.input_limit, conv.input_limit))
+            ranges = [INPUT_RANGES.get(name, (-limit, limit)) for limit in conv.limits]
             if is_behind_silu(name):
-                table = np.minimum(np.rint(silu / unit), conv.input_limit)
-                self._silu[name] = torch.from_numpy(table).float()
-                low, high = int(table.min()), int(table.max())
+                lowest = float(self._silu.min())
+                ranges = [
+                    (round(lowest / unit), limit)
+                    for unit, limit in zip(conv.units, conv.limits, strict=True)
+                ]
             if name == "conv_out":
-                low, high = low // OUTPUT_DIGIT, max(OUTPUT_DIGIT - 1, high // OUTPUT_DIGIT)
-            check_exact(name, tensors[f"{name}.weight"], low, high)
+                ranges = [
+                    (low // OUTPUT_DIGIT, max(OUTPUT_DIGIT - 1, high // OUTPUT_DIGIT))
+                    for low, high in ranges
+                ]
+            check_exact(name, tensors[f"{name}.weight"], ranges)
             self._convs[name] = conv
 
     def posterior_x(self, z: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
@@ -186,14 +211,14 @@ class IntegerUNet:
                 h = self._block(f"down.{i}.{k}", level, h)
             if i < last:
                 skips.append(h)
-                h = self._resample(f"shrink.{i}", h, stride=2)
+                h = self._resample(f"shrink.{i}", level, h, stride=2)
         for i in range(last, -1, -1):
             if i < last:
-                h = F.pixel_shuffle(self._resample(f"grow.{i}", h, stride=1), 2)
+                h = F.pixel_shuffle(self._resample(f"grow.{i}", level, h, stride=1), 2)
                 h = h.contiguous(memory_format=torch.channels_last).add_(skips[i])
             for k in range(self.config.blocks[i]):
                 h = self._block(f"up.{i}.{k}", level, h)
-        field, log_ratio = self._output(h).chunk(2, 1)
+        field, log_ratio = self._output(level, h).chunk(2, 1)
         c_skip = torch.from_numpy(self._data_std * self._data_std / (total * total))
         c_out = torch.from_numpy(s * self._data_std / total)
         mean = (c_skip * centered + c_out * field.double()) + torch.from_numpy(self._center)
@@ -213,8 +238,8 @@ class IntegerUNet:
         conv, phase_conv = self._convs["conv_in.z"], self._convs["conv_in.phase"]
         sums = conv.sums(self._unshuffle(high)).mul_(256).add_(conv.sums(self._unshuffle(low)))
         phase_sums = phase_conv.sums(self._unshuffle(torch.cat(phases, 1)))
-        h = sums.mul_(per_channel(conv.scale)).add_(per_channel(conv.bias))
-        return h.add_(phase_sums.mul_(per_channel(phase_conv.scale)))
+        h = sums.mul_(per_channel(conv.scale / INPUT_SCALE)).add_(per_channel(conv.bias))
+        return h.add_(phase_sums.mul_(per_channel(phase_conv.scale / PHASE_AMPLITUDE)))
 
     def _unshuffle(self, x: Tensor) -> Tensor:
         patches = F.pixel_unshuffle(x.float(), self.config.patch)
@@ -223,37 +248,57 @@ class IntegerUNet:
     def _block(self, name: str, level: int, h: Tensor) -> Tensor:
         """Residual block; overwrites h unless it is the skip connection's."""
         scale1, shift1, scale2, shift2 = np.split(self._affine[name][level], 4)
-        conv1, conv2 = self._convs[f"{name}.conv1"], self._convs[f"{name}.conv2"]
-        u = (h * per_channel((1 + scale1) * SILU_STEPS)).add_(per_channel(shift1 * SILU_STEPS))
-        sums = conv1.sums(self._activate(f"{name}.conv1", u))
-        factor = (1 + scale2) * SILU_STEPS
-        u = sums.mul_(per_channel(factor * conv1.scale))
-        u = u.add_(per_channel(factor * conv1.bias + shift2 * SILU_STEPS))
-        sums = conv2.sums(self._activate(f"{name}.conv2", u))
-        return sums.mul_(per_channel(conv2.scale)).add_(per_channel(conv2.bias)).add_(h)
+        name1, name2 = f"{name}.conv1", f"{name}.conv2"
+        conv1, conv2 = self._convs[name1], self._convs[name2]
+        steps1, steps2 = self._steps(name1, level), self._steps(name2, level)
+        u = (h * per_channel((1 + scale1) * steps1)).add_(per_channel(shift1 * steps1))
+        sums = conv1.sums(self._activate(name1, level, u))
+        factor = (1 + scale2) * steps2
+        u = sums.mul_(per_channel(factor * (conv1.scale * conv1.units[level])))
+        u = u.add_(per_channel(factor * conv1.bias + shift2 * steps2))
+        return self._scaled(conv2, level, conv2.sums(self._activate(name2, level, u))).add_(h)
 
-    def _activate(self, name: str, u: Tensor) -> Tensor:
+    def _scaled(self, conv: IntegerConv, level: int, sums: Tensor) -> Tensor:
+        """What the sums stand for; overwrites them."""
+        factor = per_channel(conv.scale * conv.units[level])
+        return sums.mul_(factor).add_(per_channel(conv.bias))
+
+    def _steps(self, name: str, level: int) -> int:
+        """Entries per unit of the SiLU table before the named convolution."""
+        conv = self._convs[name]
+        return silu_steps(conv.units[level] * conv.limits[level])
+
+    def _silu_integers(self, name: str, level: int) -> Tensor:
+        """SiLU from table steps to the integers that the named convolution takes, [8193]."""
+        if (name, level) not in self._tables:
+            conv = self._convs[name]
+            stride = SILU_STEPS // self._steps(name, level)
+            middle, reach = len(self._silu) // 2, SILU_HALF * stride
+            silu = self._silu[middle - reach : middle + reach + 1 : stride]
+            table = np.minimum(np.rint(silu / conv.units[level]), conv.limits[level])
+            self._tables[name, level] = torch.from_numpy(table).float()
+        return self._tables[name, level]
+
+    def _activate(self, name: str, level: int, u: Tensor) -> Tensor:
         """SiLU by table to the integers that the named convolution takes; overwrites u."""
-        half = SILU_RANGE * SILU_STEPS
-        index = u.clamp_(-half, half).round_().add_(half).to(torch.int32)
+        index = u.clamp_(-SILU_HALF, SILU_HALF).round_().add_(SILU_HALF).to(torch.int32)
         n, c, height, width = u.shape
         flat = index.permute(0, 2, 3, 1).reshape(-1)  # memory order
-        looked_up = self._silu[name].index_select(0, flat)
+        looked_up = self._silu_integers(name, level).index_select(0, flat)
         return looked_up.view(n, height, width, c).permute(0, 3, 1, 2)
 
-    def _resample(self, name: str, h: Tensor, stride: int) -> Tensor:
+    def _resample(self, name: str, level: int, h: Tensor, stride: int) -> Tensor:
         """A convolution of the rounded stream itself."""
         conv = self._convs[name]
-        x = (h * (1 / conv.input_unit)).round_().clamp_(-conv.input_limit, conv.input_limit)
-        sums = conv.sums(x, stride)
-        return sums.mul_(per_channel(conv.scale)).add_(per_channel(conv.bias))
+        limit = conv.limits[level]
+        x = (h * (1 / conv.units[level])).round_().clamp_(-limit, limit)
+        return self._scaled(conv, level, conv.sums(x, stride))
 
-    def _output(self, h: Tensor) -> Tensor:
+    def _output(self, level: int, h: Tensor) -> Tensor:
         """Last convolution, its input in two digits."""
         conv = self._convs["conv_out"]
-        x = self._activate("conv_out", h * SILU_STEPS)
+        x = self._activate("conv_out", level, h * self._steps("conv_out", level))
         high = (x * (1 / OUTPUT_DIGIT)).floor_()
         low = x.sub_(high * OUTPUT_DIGIT)
         sums = conv.sums(high).mul_(OUTPUT_DIGIT).add_(conv.sums(low))
-        h = sums.mul_(per_channel(conv.scale)).add_(per_channel(conv.bias))
-        return F.pixel_shuffle(h, self.config.patch)
+        return F.pixel_shuffle(self._scaled(conv, level, sums), self.config.patch)

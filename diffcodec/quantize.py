@@ -21,17 +21,16 @@ from diffcodec.integer import (
 from diffcodec.network import Conv, ResidualBlock, UNet
 
 HIDDEN_BITS = 8
-CALIBRATION_LEVELS = 8  # noise levels at which the ranges of activations are looked at
 SILU_MINIMUM = 0.2785  # -silu is at most this
 LARGEST_INPUT = 4095  # the SiLU table is no finer
-HEADROOM = 1.5  # clipping point over the largest input seen: clipping costs far more than rounding
+HEADROOM = 1.25  # clipping point over the largest input seen: clipping costs more than rounding
 
 
 class InputRanges:
     """The largest inputs of every convolution, seen while calibration images pass through."""
 
     def __init__(self, network: UNet):
-        self.top: dict[str, float] = {}
+        self.top: dict[str, list[float]] = {}  # at each noise level
         self._hooks = [
             module.register_forward_pre_hook(self._observe(name))
             for name, module in network.named_modules()
@@ -40,8 +39,7 @@ class InputRanges:
 
     def _observe(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            top = HEADROOM * inputs[0].abs().max().item()
-            self.top[name] = max(self.top.get(name, 0.0), top)
+            self.top.setdefault(name, []).append(HEADROOM * inputs[0].abs().max().item())
 
         return hook
 
@@ -90,7 +88,7 @@ def quantize(network: UNet, calibration: Tensor, levels: Sequence[float]) -> dic
     ranges = InputRanges(network)
     generator = torch.Generator().manual_seed(0)
     with torch.inference_mode():
-        for sigma in levels[:: max(1, len(levels) // CALIBRATION_LEVELS)]:
+        for sigma in levels:
             noise = torch.randn(calibration.shape, generator=generator)
             z = q_sample(calibration, sigma * network.noise_multipliers, noise)
             network(z, torch.full((len(z),), sigma))
@@ -100,9 +98,9 @@ def quantize(network: UNet, calibration: Tensor, levels: Sequence[float]) -> dic
         emb = network.embed(torch.tensor(levels, dtype=torch.float32))
         for name, module in network.named_modules():
             if isinstance(module, ResidualBlock):
-                tensors[f"{name}.affine.table"] = module.affine(emb).half()
+                tensors[f"{name}.affine.table"] = module.affine(emb)
             elif isinstance(module, Conv) and name == "conv_in":
-                tensors |= _quantize_input(module, network.config.patch)
+                tensors |= _quantize_input(module, network.config.patch, len(levels))
             elif isinstance(module, Conv):
                 tensors |= _quantize_conv(name, module, ranges.top[name])
     return {name: t.clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
@@ -117,9 +115,8 @@ def float_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """State of a float network from the tensors of a quantised one."""
     state = {k: t.float() for k, t in tensors.items() if is_embedding(k)}
     for name in (k.removesuffix(".input") for k in tensors if k.endswith(".input")):
-        scale = tensors[f"{name}.scale"] / tensors[f"{name}.input"][0]
-        flat = tensors[f"{name}.weight"].flatten(1) * scale[:, None]
-        state |= {f"{name}.weight": flat.float(), f"{name}.bias": tensors[f"{name}.bias"]}
+        flat = tensors[f"{name}.weight"].flatten(1) * tensors[f"{name}.scale"][:, None]
+        state |= {f"{name}.weight": flat, f"{name}.bias": tensors[f"{name}.bias"]}
     parts = [state.pop(f"conv_in.{part}.weight") for part in ("z", "phase")]
     state["conv_in.weight"] = torch.cat(parts, 1)
     state["conv_in.bias"] = state.pop("conv_in.z.bias")
@@ -127,37 +124,44 @@ def float_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def _quantize_conv(name: str, conv: Conv, top: float) -> dict[str, Tensor]:
+def _quantize_conv(name: str, conv: Conv, tops: Sequence[float]) -> dict[str, Tensor]:
     weight = conv.weight.detach().view(conv.shape)
-    behind_silu = is_behind_silu(name)
-    top = min(top, SILU_RANGE) if behind_silu else top
-    below = SILU_MINIMUM / top if behind_silu else 1.0  # lowest input, as a share of the top
-    if name == "conv_out":
-        limit = LARGEST_INPUT
-        digits = max(OUTPUT_DIGIT, limit / OUTPUT_DIGIT)
-        integers, scale = quantize_weight(
-            weight, int(min(2**15 - 1, widest_exact(weight, digits, digits * below).item()))
-        )
+    is_last = name == "conv_out"
+    if is_behind_silu(name):
+        tops = [min(max(top, SILU_MINIMUM), SILU_RANGE) for top in tops]
+        below = [SILU_MINIMUM / top for top in tops]  # the lowest input as a share of the top
+    else:
+        below = [1.0] * len(tops)
+    if is_last:
+        digits = max(OUTPUT_DIGIT, LARGEST_INPUT / OUTPUT_DIGIT)
+        widest = widest_exact(weight, digits, digits * max(below)).item()
+        integers, scale = quantize_weight(weight, int(min(2**15 - 1, widest)))
+        limits = [LARGEST_INPUT] * len(tops)
     else:
         integers, scale = quantize_weight(weight, 2 ** (HIDDEN_BITS - 1) - 1)
-        positive, negative = integers.clamp_min(0).flatten(1), -integers.clamp_max(0).flatten(1)
-        p, n = positive.sum(1), negative.sum(1)
-        worst = max(1.0, torch.maximum(p + n * below, n + p * below).max().item())
-        # one less, and the rounding of the lowest input allowed for
-        limit = min(
-            LARGEST_INPUT, int((EXACT_LIMIT - 1 - max(p.max(), n.max()).item()) / worst) - 1
-        )
-    unit = top / limit
-    kind = torch.int16 if name == "conv_out" else torch.int8
+        limits = [largest_input(integers, share) for share in below]
     return {
-        f"{name}.weight": integers.to(kind),
-        f"{name}.scale": (scale * unit).float(),
+        f"{name}.weight": integers.to(torch.int16 if is_last else torch.int8),
+        f"{name}.scale": scale.float(),
         f"{name}.bias": conv.bias.detach().float(),
-        f"{name}.input": torch.tensor([unit, limit], dtype=torch.float64),
+        f"{name}.input": torch.tensor(
+            [[top / limit, limit] for top, limit in zip(tops, limits, strict=True)],
+            dtype=torch.float64,
+        ),
     }
 
 
-def _quantize_input(conv: Conv, patch: int) -> dict[str, Tensor]:
+def largest_input(weight: Tensor, below: float) -> int:
+    """Largest magnitude of integer inputs, the lowest ``below`` times it, that keeps sums exact."""
+    w = weight.flatten(1)
+    p, n = w.clamp_min(0).sum(1), -w.clamp_max(0).sum(1)
+    worst = max(1.0, torch.maximum(p + n * below, n + p * below).max().item())
+    # one less, and the rounding of the lowest input allowed for
+    exact = int((EXACT_LIMIT - 1 - max(p.max().item(), n.max().item())) / worst) - 1
+    return min(LARGEST_INPUT, exact)
+
+
+def _quantize_input(conv: Conv, patch: int, levels: int) -> dict[str, Tensor]:
     """The first convolution in two parts: the image's bytes, and the phases."""
     weight = conv.weight.detach().view(conv.shape)
     count = 3 * patch**2
@@ -169,8 +173,8 @@ def _quantize_input(conv: Conv, patch: int) -> dict[str, Tensor]:
         integers, scale = quantize_weight(w, largest)
         tensors |= {
             f"conv_in.{part}.weight": integers.to(torch.int16),
-            f"conv_in.{part}.scale": (scale * unit).float(),
+            f"conv_in.{part}.scale": scale.float(),
             f"conv_in.{part}.bias": conv.bias.detach().float().clone(),
-            f"conv_in.{part}.input": torch.tensor([unit, limit], dtype=torch.float64),
+            f"conv_in.{part}.input": torch.tensor([[unit, limit]] * levels, dtype=torch.float64),
         }
     return tensors
