@@ -2,22 +2,34 @@
 #
 #   make demo     encode a photograph, decode it to the bit, write its previews
 #   make test     every check: lint, types, tests
+#   make bench    the benchmarks that need no data but the repository's, and a page of their results;
+#                 with BENCH='--kodak DIR --cifar FILE' also those, without --quick in full
+#   make fuzz     property tests with many examples, then two hours of fuzzing (FUZZ_SECONDS=7200)
 #   make lint     ruff and mypy
 #   make format   let ruff rewrite the code
 #   make clean    remove caches and build products; runs/, results/ and .venv stay
 
 PYTHON ?= python3
 PHOTO ?= examples/kodim23.png
+BENCH ?= --quick
+FUZZ_SECONDS ?= 7200
 PY := .venv/bin/python
 INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint format clean
+.PHONY: demo test bench fuzz lint format clean
 
 demo: .venv/demo.stamp
-	$(PY) -m bench.demo $(PHOTO)
+	$(PY) -m bench demo $(PHOTO)
 
 test: lint
 	$(PY) -m pytest
+
+bench: .venv/demo.stamp
+	$(PY) -m bench all $(BENCH)
+
+fuzz: .venv/fuzz.stamp
+	$(PY) -m pytest tests/test_fuzz.py --hypothesis-profile=fuzz
+	$(PY) tests/fuzz.py --seconds $(FUZZ_SECONDS)
 
 lint: .venv/test.stamp
 	$(PY) -m ruff check
@@ -36,7 +48,11 @@ clean:
 	$(PYTHON) -m venv .venv
 
 .venv/test.stamp: pyproject.toml constraints.txt | .venv/bin/python
-	$(INSTALL) -e '.[test,train]'
+	$(INSTALL) -e '.[test,train,tensorboard,bench]'
+	touch $@
+
+.venv/fuzz.stamp: .venv/test.stamp
+	$(INSTALL) -e '.[fuzz]'
 	touch $@
 
 .venv/demo.stamp: pyproject.toml constraints.txt | .venv/bin/python

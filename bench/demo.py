@@ -1,6 +1,6 @@
 """Encode a photograph, decode it to the bit, and show what a reader sees on the way.
 
-python -m bench.demo examples/kodim23.png
+python -m bench demo examples/kodim23.png
 """
 
 import io
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from diffcodec import decode, encode, load_model
-from diffcodec.container import parse
+from diffcodec.codec import measure_marks
 from diffcodec.images import psnr
 from diffcodec.info import describe, dimensions
 from diffcodec.model_file import DEFAULT_MODEL
@@ -86,7 +86,7 @@ def main(photo: Path, effort: str, model_name: str, out: Path) -> None:
     done = time.perf_counter()
     exact = decoded.mode == image.mode and np.array_equal(np.asarray(decoded), np.asarray(image))
     (out / f"{photo.stem}.dfc").write_bytes(data)
-    container = parse(data)
+    container = measure_marks(data, model)
     samples = dimensions(container)
 
     print(f"{photo}: {image.width} x {image.height} {image.mode}")
@@ -96,7 +96,7 @@ def main(photo: Path, effort: str, model_name: str, out: Path) -> None:
     print("decoded: mode and every sample equal the original")
     print_sizes(other_codecs(image) | {"diffcodec": len(data)}, samples)
 
-    previews = choose_previews(describe(data, container, model.info, None)["timesteps"])
+    previews = choose_previews(describe(data, container, model.info)["timesteps"])
     if not previews:
         print("\nno part of the image took the chain, so there are no previews")
         return

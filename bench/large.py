@@ -1,6 +1,6 @@
 """Time and peak memory of one large image, through the command line and back.
 
-python -m bench.large --data DIR [--megapixels 24] [--effort fast]
+python -m bench large --data DIR [--megapixels 24] [--effort fast]
 
 The image is a mosaic of the folder's images, 3 wide to 2 high.
 """
@@ -8,9 +8,6 @@ The image is a mosaic of the folder's images, 3 wide to 2 high.
 import hashlib
 import itertools
 import math
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -18,6 +15,7 @@ from pathlib import Path
 import click
 from PIL import Image
 
+from bench.store import child_peak_mb
 from diffcodec.data import find_images
 from diffcodec.images import read_image
 
@@ -38,12 +36,11 @@ def mosaic(paths: list[Path], width: int, height: int) -> Image.Image:
 
 
 def run(*arguments: str) -> str:
-    """Time, and the largest memory that any child process has used so far."""
+    """Time and largest memory of a command."""
     begin = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "diffcodec", *arguments], check=True)
+    peak = child_peak_mb("-m", "diffcodec", *arguments)
     seconds = time.perf_counter() - begin
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    return f"{arguments[0]}: {seconds:.0f} s, peak memory {peak:.0f} MB"
+    return f"{arguments[0]}: {seconds:.0f} s, peak memory {peak} MB"
 
 
 @click.command()

@@ -1,63 +1,53 @@
 """Lossless sizes, whole files, beside the codecs that people use, and against the chain's bound.
 
-python -m bench.lossless --data DIR [--crop 32] [--out results/lossless.json]
+python -m bench lossless --data DIR [--crop 32] [--effort default]
 
-One line per image; what is done already is read back from the results files, so that a run that was
-stopped goes on; the other codecs' sizes have a file of their own, good for any model of ours.
-Sizes count every byte of the files. The bound is the chain's variational bound
+Every file is decoded and compared. Sizes count every byte; beside them stands the payload, without
+the bytes of the codec's smallest file (one grey pixel). The bound is the chain's variational bound
 for the same image and plan, estimated by one sample of the chain.
 """
 
-import io
-import json
-import os
-import platform
-import resource
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
-import imagecodecs
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from bench import middle, without_webp
+import bench
+from bench.codecs import Codec, lossless_codecs, missing_programs, one_pixel
+from bench.inputs import Dataset, dataset
+from bench.metrics import Interval, interval, ratio_interval
+from bench.published import published_table
+from bench.report import OUT, Section, Table
+from bench.store import Row, Store, cpu, pixels_digest, source_digest, write_json
 from diffcodec import decode, encode, load_model
 from diffcodec.bound import chain_bound_bits
 from diffcodec.color import to_domain
-from diffcodec.container import parse, tile_grid
-from diffcodec.data import Source, find_images, list_images
-from diffcodec.images import read_image
+from diffcodec.container import CHAIN_CODERS, parse, tile_grid
+from diffcodec.info import tiles_by_coder
+from diffcodec.model_file import DEFAULT_MODEL
 from diffcodec.models import Model
 
-Array = NDArray[np.uint8]
-
-
-def pillow_bytes(image: Image.Image, kind: str, **options: Any) -> int:
-    """Size of an image file that Pillow writes."""
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return len(buffer.getvalue())
-
-
-BASELINES: dict[str, Callable[[Image.Image, Array], int]] = {
-    "png": lambda image, _: pillow_bytes(image, "PNG", optimize=True),
-    "webp": lambda image, _: pillow_bytes(image, "WEBP", lossless=True, quality=100, method=6),
-    "jpeg2000": lambda _, a: len(imagecodecs.jpeg2k_encode(a, level=0, reversible=True)),
-    "jpegxl7": lambda _, a: len(imagecodecs.jpegxl_encode(a, lossless=True, effort=7)),
-    "jpegxl9": lambda _, a: len(imagecodecs.jpegxl_encode(a, lossless=True, effort=9)),
-}
+SMALL_SIDE = 64  # images below it are also compared by payload
+LARGEST_TABLE = 30  # images that get a row each
 
 
 def bound_bits(model: Model, effort: str, image: Image.Image) -> float:
     """The chain's bound on an RGB image, in bits, tile by tile as it is coded."""
+    return float(bound_by_step(model, effort, image).sum())
+
+
+def bound_by_step(model: Model, effort: str, image: Image.Image) -> np.ndarray[Any, Any]:
+    """The same in its parts: remainder, z_1, the steps upward, the prior. Bits, [T + 1]."""
     array = np.asarray(image).transpose(2, 0, 1).astype(np.int16)
     generator = torch.Generator().manual_seed(0)
 
@@ -65,142 +55,310 @@ def bound_bits(model: Model, effort: str, image: Image.Image) -> float:
         mean, v = model.posterior_x(z.numpy(), sigma[0].item())
         return torch.from_numpy(mean), torch.from_numpy(v)
 
-    total = 0.0
+    plan = model.plans[effort]
+    total = np.zeros(len(plan.levels) + 1)
     for box in tile_grid(image.width, image.height):
         part = array[:, box.top : box.top + box.height, box.left : box.left + box.width]
         x = torch.from_numpy(to_domain(part, model.color).astype(np.float64))[None]
-        parts = chain_bound_bits(posterior, x, model.color, model.plans[effort], generator)
-        total += parts.sum().item() * x.numel()
+        parts = chain_bound_bits(posterior, x, model.color, plan, generator)
+        total += parts[0].numpy() * x.numel()
     return total
 
 
-def named_images(data: Path, limit: int | None) -> dict[str, Source]:
-    """The first images of a folder or an array, by file name or by place in the array."""
-    sources = list_images(find_images(data))[:limit]
-    return {s.name if isinstance(s, Path) else f"{i:05}": s for i, s in enumerate(sources)}
+def measure_codec(codec: Codec, image: Image.Image) -> Row:
+    """Sizes and times of a lossless codec for one image."""
+    setting = codec.settings[0]
+    begin = time.perf_counter()
+    data = codec.encode(image, setting)
+    encoded = time.perf_counter()
+    decoded = codec.decode(data)
+    end = time.perf_counter()
+    if not np.array_equal(decoded, np.asarray(image)):
+        raise click.ClickException(f"{codec.label}: the decoded image differs from the original")
+    return {
+        "bytes": len(data),
+        "container_bytes": codec.container_bytes(setting),
+        "encode_seconds": encoded - begin,
+        "decode_seconds": end - encoded,
+    }
 
 
-def open_rgb(source: Source) -> Image.Image:
-    """One of them."""
-    if isinstance(source, Path):
-        return read_image(source).convert("RGB")
-    return Image.fromarray(np.ascontiguousarray(source.transpose(1, 2, 0)))
-
-
-def measure(model: Model, effort: str, image: Image.Image) -> dict[str, Any]:
-    """Sizes and times for one image."""
+def measure(model: Model, effort: str, image: Image.Image, bound: bool) -> Row:
+    """The same of diffcodec, with the bound and the coders of the tiles."""
     begin = time.perf_counter()
     data = encode(image, model, effort)
     encoded = time.perf_counter()
     decoded = decode(data, model=model)
     end = time.perf_counter()
     if decoded.mode != image.mode or decoded.tobytes() != image.tobytes():
-        raise SystemExit("a decoded image differs from the original")
-    coders = [tile.coder for tile in parse(data).tiles]
+        raise click.ClickException("diffcodec: the decoded image differs from the original")
+    container = parse(data)
     return {
-        "samples": image.width * image.height * 3,
         "bytes": len(data),
-        "bound_bits": bound_bits(model, effort, image),
-        "tiles": {coder: coders.count(coder) for coder in sorted(set(coders))},
+        "container_bytes": len(encode(one_pixel(), model, effort)),
+        "payload_bytes": sum(
+            len(tile.payload) + len(tile.preview_payload) for tile in container.tiles
+        ),
+        "seed_words": sum(tile.seed_words for tile in container.tiles),
+        "tiles": tiles_by_coder(container),
+        "bound_bits": bound_bits(model, effort, image) if bound else None,
         "encode_seconds": encoded - begin,
         "decode_seconds": end - encoded,
     }
 
 
-class ResultsFile:
-    """Results by image name, written after each; of other settings they are refused."""
+def measure_all(
+    data: Dataset, model: Model, efforts: tuple[str, ...], chain_only: bool, bound: bool, out: Path
+) -> tuple[list[Row], dict[str, list[Row]]]:
+    """Images (name, samples), and rows by codec's name in the images' order."""
+    store = Store(out / "rows.jsonl")
+    images: list[Row] = []
+    rows: dict[str, list[Row]] = {}
+    codecs = lossless_codecs()
+    for name, image in tqdm(data.images(), data.name, len(data), disable=None):
+        digest = pixels_digest(image)
+        images.append(
+            {"name": name, "width": image.width, "height": image.height, "digest": digest}
+        )
+        common: Row = {"what": "lossless", "image": digest, "cpu": cpu()}
+        for codec in codecs:
+            key = common | {"codec": codec.name, "setting": codec.settings[0], "by": codec.about}
+            row = store.get(key, partial(measure_codec, codec, image))
+            rows.setdefault(codec.name, []).append(row)
+        for effort in efforts:
+            key = common | {"codec": "diffcodec", "effort": effort, "model": model.info.id.hex()}
+            key |= {"source": source_digest(), "chain_only": chain_only, "bound": bound}
+            row = store.get(key, partial(measure, model, effort, image, bound))
+            rows.setdefault(our_name(effort), []).append(row)
+    return images, rows
 
-    def __init__(self, path: Path, settings: dict[str, Any]):
-        self.path = path
-        self.state: dict[str, Any] = {"settings": settings, "machine": machine(), "results": {}}
-        if path.exists():
-            self.state |= json.loads(path.read_text())
-            if self.state["settings"] != settings:
-                raise SystemExit(f"{path} is of {self.state['settings']}; give another --out")
 
-    def get(self, name: str, compute: Callable[[], Any]) -> Any:
-        """The result of an image, from the file or by computing it."""
-        if name not in self.state["results"]:
-            self.state["results"][name] = compute()
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(json.dumps(self.state, indent=1))
-        return self.state["results"][name]
+def our_name(effort: str) -> str:
+    """Of the results of an effort."""
+    return f"diffcodec-{effort}"
 
 
-def machine() -> dict[str, Any]:
-    """What the times depend on."""
+def our_label(effort: str) -> str:
+    """For tables and pictures."""
+    return f"diffcodec, {effort}"
+
+
+def effort_options(efforts: Sequence[str]) -> str:
+    """As on the command line; nothing for the default."""
+    return "" if tuple(efforts) == ("default",) else "".join(f" --effort {e}" for e in efforts)
+
+
+def compressai_result(name: str, about: str, rows: list[Row], images: list[Row]) -> Row:
+    """Means over images in CompressAI's schema, then per image in fields of our own."""
+    bpp = [8 * r["bytes"] / (i["width"] * i["height"]) for r, i in zip(rows, images, strict=True)]
     return {
-        "cpu": platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "torch": torch.__version__,
+        "name": name,
+        "description": about,
+        "results": {
+            "bpp": [float(np.mean(bpp))],
+            "psnr-rgb": [math.inf],
+            "encoding_time": [float(np.mean([r["encode_seconds"] for r in rows]))],
+            "decoding_time": [float(np.mean([r["decode_seconds"] for r in rows]))],
+            "bpd": [float(np.mean(bpp)) / 3],
+            "bytes": [float(np.mean([r["bytes"] for r in rows]))],
+        },
+        "images": [i | r | {"bpd": b / 3} for i, r, b in zip(images, rows, bpp, strict=True)],
     }
 
 
-def table(ours: dict[str, Any], others: dict[str, Any]) -> str:
-    """Bits per dimension of every image and their mean, as Markdown."""
-    names = ["diffcodec", "bound", *BASELINES]
-    rows = []
-    for image, r in ours.items():
-        sizes = {"diffcodec": r["bytes"], "bound": r["bound_bits"] / 8} | others[image]
-        rows.append((image, *(8 * sizes[name] / r["samples"] for name in names)))
-    means = [float(np.mean([row[i] for row in rows])) for i in range(1, len(names) + 1)]
-    lines = ["| image | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    for label, *values in [*rows, (f"mean of {len(rows)}", *means)]:
-        lines.append(f"| {label} | " + " | ".join(f"{v:.3f}" for v in values) + " |")
-    return "\n".join(lines)
+def bits_per_dimension(rows: list[Row], images: list[Row], less: str | None = None) -> list[float]:
+    """Of each image; ``less`` names bytes to leave out."""
+    return [
+        8 * (r["bytes"] - (r[less] if less else 0)) / (3 * i["width"] * i["height"])
+        for r, i in zip(rows, images, strict=True)
+    ]
+
+
+def summary_table(
+    images: list[Row], rows: dict[str, list[Row]], labels: Mapping[str, str], ours: str
+) -> Table:
+    """Means with their intervals, and how much smaller diffcodec's files are."""
+    small = is_small(images)
+    columns = ["codec", "bpd", "95 % interval", "diffcodec's files smaller by", "95 % interval"]
+    columns += ["bpd without container"] if small else []
+    columns += ["encoding, s", "decoding, s"]
+    table = []
+    for name, label in labels.items():
+        mean = interval(bits_per_dimension(rows[name], images))
+        cells = [label, f"{mean.mean:.3f}", mean.text(3)]
+        if name == ours:
+            cells += ["", ""]
+        else:
+            sizes = ([r["bytes"] for r in rows[n]] for n in (ours, name))
+            ratio = ratio_interval(*sizes)
+            saved = Interval(*(100 * (1 - r) for r in (ratio.mean, ratio.high, ratio.low)))
+            cells += [f"{saved.mean:.1f} %", saved.text(1, " %")]
+        if small:
+            payload = bits_per_dimension(rows[name], images, "container_bytes")
+            cells.append(f"{np.mean(payload):.3f}")
+        for times in ("encode_seconds", "decode_seconds"):
+            cells.append(f"{np.median([r[times] for r in rows[name]]):.3g}")
+        table.append(cells)
+    return Table("summary", "Mean over images of bits per dimension; median times", columns, table)
+
+
+def is_small(images: list[Row]) -> bool:
+    """Whether container bytes weigh so much that payloads are compared too."""
+    return any(min(i["width"], i["height"]) < SMALL_SIDE for i in images)
+
+
+def image_table(images: list[Row], rows: dict[str, list[Row]], labels: Mapping[str, str]) -> Table:
+    """Every image's bits per dimension, the bound beside diffcodec's."""
+    columns: dict[str, list[float]] = {}
+    for name, label in labels.items():
+        columns[label] = bits_per_dimension(rows[name], images)
+        if name.startswith("diffcodec") and rows[name][0]["bound_bits"] is not None:
+            columns[f"bound, {name.removeprefix('diffcodec-')}"] = [
+                r["bound_bits"] / (3 * i["width"] * i["height"])
+                for r, i in zip(rows[name], images, strict=True)
+            ]
+    lines = [
+        [image["name"], *(f"{values[k]:.3f}" for values in columns.values())]
+        for k, image in enumerate(images)
+    ]
+    means = [f"{np.mean(values):.3f}" for values in columns.values()]
+    if len(lines) > LARGEST_TABLE:
+        lines = []
+    lines.append([f"mean of {len(images)}", *means])
+    return Table("images", "Bits per dimension", ["image", *columns], lines)
+
+
+def overhead_table(images: list[Row], ours: dict[str, list[Row]]) -> Table:
+    """Where files and bound differ, on the images that are chains alone; bits per dimension."""
+    lines = []
+    for effort, rows in ours.items():
+        kept = [
+            (r, 3 * i["width"] * i["height"])
+            for r, i in zip(rows, images, strict=True)
+            if set(r["tiles"]) <= set(CHAIN_CODERS)
+        ]
+        figures = [
+            (
+                8 * r["bytes"] / n,
+                r["bound_bits"] / n,
+                8 * (r["bytes"] - r["payload_bytes"]) / n,
+                32 * r["seed_words"] / n,
+            )
+            for r, n in kept
+        ]
+        if not figures:
+            lines.append([effort, "0", *[""] * 5])
+            continue
+        whole, bound, header, seed = np.mean(figures, 0)
+        rest = whole - bound - header - seed
+        cells = [whole, bound, header, seed, rest]
+        lines.append([effort, str(len(kept)), *(f"{value:.4f}" for value in cells)])
+    columns = ["effort", "images that are chains", "file", "bound", "container", "seed dip", "rest"]
+    return Table(
+        "overhead",
+        "Files against their bound: file = bound + container + seed + rest",
+        columns,
+        lines,
+    )
+
+
+def draw(
+    images: list[Row],
+    rows: dict[str, list[Row]],
+    labels: Mapping[str, str],
+    ours: str,
+    folder: Path,
+) -> str:
+    """Means as bars, and diffcodec's files by image against two others."""
+    from bench import pictures
+
+    drawn, (left, right) = pictures.figure(11, 4.4, 2)
+    order = sorted(labels, key=lambda n: -float(np.mean(bits_per_dimension(rows[n], images))))
+    values = {labels[n]: interval(bits_per_dimension(rows[n], images)) for n in order}
+    pictures.bars(left, values, [pictures.colour(n) for n in order])
+    left.set(xlabel="bits per dimension, whole files (mean of images, 95 % interval)")
+    left.set_title(f"{len(images)} images", loc="left")
+    texts = []
+    for other in ("webp", "jpegxl9"):
+        pairs = zip(rows[ours], rows[other], strict=True)
+        gain = sorted(100 * (a["bytes"] / b["bytes"] - 1) for a, b in pairs)
+        places = np.arange(1, len(gain) + 1)
+        right.plot(places, gain, "o-", ms=3, color=pictures.colour(other))
+        texts.append((len(gain), gain[-1], f"over {labels[other]}", pictures.colour(other)))
+    right.axhline(0, color="#333333", lw=1)
+    right.set(xlabel="images, each curve sorted", ylabel="size of diffcodec's file, %")
+    right.set_title("below 0 diffcodec is smaller, above 0 larger", loc="left")
+    right.set_xlim(0.5, len(images) + 0.5)
+    right.xaxis.get_major_locator().set_params(integer=True)
+    pictures.label_curves(right, texts)
+    return pictures.save(drawn, folder, "lossless")
+
+
+def run(
+    data: Dataset, model: Model, efforts: tuple[str, ...], chain_only: bool, bound: bool, out: Path
+) -> None:
+    """Measure, and write all results of a data set."""
+    with bench.chain_only() if chain_only else nullcontext():
+        images, rows = measure_all(data, model, efforts, chain_only, bound, out)
+    folder = out / "lossless" / (f"{data.name}-chain" if chain_only else data.name)
+    labels = {codec.name: codec.label for codec in lossless_codecs()}
+    labels |= {our_name(effort): our_label(effort) for effort in efforts}
+    about = {codec.name: codec.about for codec in lossless_codecs()}
+    for name, found in rows.items():
+        described = about.get(name, f"model {model.info.name} {model.info.id.hex()}")
+        write_json(
+            folder / f"{name}.json", compressai_result(labels[name], described, found, images)
+        )
+    ours = our_name(efforts[-1])
+    tables = [summary_table(images, rows, labels, ours)]
+    if bound:
+        tables.append(overhead_table(images, {e: rows[our_name(e)] for e in efforts}))
+    tables.append(image_table(images, rows, labels))
+    reference = published_table(data.name)
+    tables += [reference] if reference else []
+    counts: dict[str, int] = {}
+    for row in rows[ours]:
+        for coder, count in row["tiles"].items():
+            counts[coder] = counts.get(coder, 0) + count
+    shares = ", ".join(f"{count} by {coder}" for coder, count in sorted(counts.items()))
+    paragraphs = [
+        f"{len(images)} images of {data.name}, whole files, all decoded and found equal. Model "
+        f"{model.info.name} {model.info.id.hex()}. Tiles of {our_label(efforts[-1])}: {shares}.",
+        *missing_programs(),
+    ]
+    command = f"python -m bench lossless {data.options}{effort_options(efforts)}"
+    command += " --chain-only" if chain_only else ""
+    picture = draw(images, rows, labels, ours, folder)
+    section = Section(f"Lossless: {folder.name}", command, paragraphs, tables, [picture])
+    section.write(folder)
+    section.show(folder)
 
 
 @click.command()
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder or .npy.")
-@click.option("--model", default="photo", help="Name or path.")
-@click.option("--effort", default="default")
+@click.option("--model", default=DEFAULT_MODEL, help="Name or path.")
+@click.option(
+    "--effort", "efforts", multiple=True, default=("default",), help="More than one: repeat it."
+)
 @click.option("--crop", type=int, help="Take the central square of so many pixels of each image.")
 @click.option("--limit", type=int, help="Only the first so many images.")
 @click.option("--chain-only", is_flag=True, help="Let no tile take WebP.")
-@click.option("--out", default="results/lossless.json", type=click.Path(path_type=Path))
+@click.option("--bound/--no-bound", default=True, help="The bound takes as long as encoding.")
+@click.option("--name", help="Of the results, instead of the data's.")
+@click.option("--out", default=OUT, type=click.Path(path_type=Path), help="Folder of results.")
 def main(
     data: Path,
     model: str,
-    effort: str,
+    efforts: tuple[str, ...],
     crop: int | None,
     limit: int | None,
     chain_only: bool,
+    bound: bool,
+    name: str | None,
     out: Path,
 ) -> None:
-    """Code every image, check that it comes back, and compare sizes."""
-    used = load_model(model)
-    images = named_images(data, limit)
-    other_sizes = ResultsFile(out.with_suffix(".others.json"), {"data": data.name, "crop": crop})
-    settings = {"data": data.name, "model": used.info.id.hex(), "effort": effort, "crop": crop}
-    if chain_only:
-        without_webp()
-        settings["chain_only"] = True
-    measured = ResultsFile(out, settings)
-
-    def read(name: str) -> Image.Image:
-        image = open_rgb(images[name])
-        return image if crop is None else middle(image, crop)
-
-    def baselines(name: str) -> dict[str, int]:
-        image = read(name)
-        return {codec: size(image, np.asarray(image)) for codec, size in BASELINES.items()}
-
-    def code(name: str) -> dict[str, Any]:
-        return measure(used, effort, read(name))
-
-    others, ours = {}, {}
-    for name in tqdm(images, "other codecs", disable=None):
-        others[name] = other_sizes.get(name, partial(baselines, name))
-    for name in tqdm(images, "diffcodec", disable=None):
-        ours[name] = measured.get(name, partial(code, name))
-    click.echo(table(ours, others))
-    for name in ("encode_seconds", "decode_seconds"):
-        click.echo(f"{name}: median {np.median([r[name] for r in ours.values()]):.1f}")
-    tiles = sum(sum(r["tiles"].values()) for r in ours.values())
-    chain = sum(r["tiles"].get(effort, 0) for r in ours.values())
-    click.echo(f"{chain} of {tiles} tiles by the chain")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    click.echo(f"peak memory of this process: {peak:.0f} MB")
+    """Lossless sizes and times beside other codecs, and against the bound."""
+    run(dataset(data, limit, crop, name), load_model(model), efforts, chain_only, bound, out)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """What relative entropy coding costs beyond the KL, and how far its samples are from q.
 
-python -m bench.overhead toy      Gaussians of known KL: the trellis beside chosen candidates (PFR)
-python -m bench.overhead photo    the reverse chain of a model on crops of the example photographs
-python -m bench.overhead speed    a 768 x 512 image down to 0.5 bits per pixel, without a network
+python -m bench overhead toy      Gaussians of known KL: the trellis beside chosen candidates (PFR)
+python -m bench overhead photo    the reverse chain of a model on crops of the example photographs
+python -m bench overhead speed    a 768 x 512 image down to 0.5 bits per pixel, without a network
 
+What files without loss cost beyond their bound is in the tables of ``lossless`` and ``anatomy``.
 ``delivered`` is the regression of the sample on q's mean (1 for an exact sample, less for one that
 leans to p), ``noise`` the variance of what the sample adds to q's mean by that of q.
 """
@@ -18,8 +19,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from bench.inputs import EXAMPLES
+from bench.report import OUT, Section, Table
+from bench.store import write_json
 from diffcodec.color import DOMAINS, from_domain, to_domain
 from diffcodec.diffusion import LOG2_E
+from diffcodec.model_file import DEFAULT_MODEL
 from diffcodec.models import load_weights
 from diffcodec.network import UNet
 from diffcodec.relative_entropy import RATE, STATE_BITS, Decoder, Encoder
@@ -27,6 +32,7 @@ from diffcodec.relative_entropy import RATE, STATE_BITS, Decoder, Encoder
 Array = NDArray[np.float64]
 LEVELS = tuple(float(s) for s in np.geomspace(600, 2.2, 12))
 CHUNK_DIMENSIONS = 60
+RUN_COLUMNS = ["bpp", "psnr", "noise of step", "noise of z"]  # coded, then by exact samples
 
 
 class Quality(NamedTuple):
@@ -89,36 +95,57 @@ def main() -> None:
     """Choose one."""
 
 
-@main.command()
-def toy() -> None:
-    """Known Gaussians."""
-    click.echo("| method | bits by KL | noise | delivered | us per bit |\n|---|---|---|---|---|")
-    for bits, log_candidates in ((6, 10), (8, 12), (10, 14), (12, 16)):
+def toy_table(quick: bool) -> Table:
+    """Known Gaussians: cost over the KL, quality of the samples, time."""
+    lines = []
+    candidates = ((6, 10), (8, 12)) if quick else ((6, 10), (8, 12), (10, 14), (12, 16))
+    for bits, log_candidates in candidates:
         for more in (0, 3):
             start = time.perf_counter()
             index, found = chosen_candidates(
                 bits, log_candidates + more, 300 >> max(0, bits - 9), 0
             )
             each = (time.perf_counter() - start) * 1e6 / found.kl
-            click.echo(
-                f"| {bits} bits per chunk, 2^{log_candidates + more} candidates "
-                f"| {index / found.kl:.2f} | {found.noise:.3f} | {found.delivered:.2f} "
-                f"| {each:.0f} |"
-            )
+            label = f"{bits} bits per chunk, 2^{log_candidates + more} candidates"
+            lines.append(toy_line(label, index / found.kl, found.noise, found.delivered, each))
     for state_bits, rate in ((8, 1.1), (10, RATE), (12, 1.0), (12, RATE), (12, 1.07), (14, RATE)):
         rows = []
-        for seed, worth in enumerate((0.01, 0.1, 0.4, 0.9, 2.5)):
-            problem = toy_problem(int(4000 / worth), worth, seed)
-            encoder = Encoder(seed, state_bits, rate)
+        for trial, worth in enumerate((0.01, 0.1, 0.4, 0.9, 2.5)):
+            problem = toy_problem(int(4000 / worth), worth, trial)
+            encoder = Encoder(trial, state_bits, rate)
             start = time.perf_counter()
             found = measure(*problem, encoder.encode_step(1, *problem))
             each = (time.perf_counter() - start) * 1e6 / found.kl
             rows.append((encoder.writer.count / found.kl, found.noise, found.delivered, each))
-        cost, noise, delivered, each = (float(value) for value in np.mean(rows, 0))
-        click.echo(
-            f"| trellis of 2^{state_bits} states, rate {rate} | {cost:.2f} | {noise:.3f} | "
-            f"{delivered:.2f} | {each:.0f} |"
-        )
+        label = f"trellis of 2^{state_bits} states, rate {rate}"
+        lines.append(toy_line(label, *(float(value) for value in np.mean(rows, 0))))
+    columns = ["method", "bits by KL", "noise", "delivered", "us per bit"]
+    return Table("toy", "Relative entropy coding of known Gaussians", columns, lines)
+
+
+def toy_line(label: str, cost: float, noise: float, delivered: float, each: float) -> list[str]:
+    """A row of it."""
+    return [label, f"{cost:.2f}", f"{noise:.3f}", f"{delivered:.2f}", f"{each:.0f}"]
+
+
+@main.command()
+@click.option("--quick", is_flag=True, help="Fewer candidates.")
+@click.option("--out", default=OUT, type=click.Path(path_type=Path), help="Folder of results.")
+def toy(quick: bool, out: Path) -> None:
+    """Known Gaussians."""
+    run_toy(quick, out)
+
+
+def run_toy(quick: bool, out: Path) -> None:
+    """Measure, and write the results."""
+    text = (
+        "Bits over the KL of the two Gaussians (1 is ideal); noise is the variance of what the "
+        "sample adds to q's mean over q's; delivered is the regression on q's mean (1 is exact)."
+    )
+    command = "python -m bench overhead toy" + (" --quick" if quick else "")
+    section = Section("Overhead: known Gaussians", command, [text], [toy_table(quick)])
+    section.write(out / "overhead" / "toy")
+    section.show(out / "overhead" / "toy")
 
 
 class Chain:
@@ -171,16 +198,22 @@ class Chain:
 
 
 @main.command()
-@click.option("--model", default="photo", help="Name or path.")
+@click.option("--model", default=DEFAULT_MODEL, help="Name or path.")
 @click.option("--size", default=64, help="Of the crops.")
 @click.option("--crops", default=4, help="Of each photograph.")
 @click.option("--state-bits", default=STATE_BITS)
 @click.option("--rate", default=RATE)
-def photo(model: str, size: int, crops: int, state_bits: int, rate: float) -> None:
+@click.option("--out", default=OUT, type=click.Path(path_type=Path), help="Folder of results.")
+def photo(model: str, size: int, crops: int, state_bits: int, rate: float, out: Path) -> None:
     """A real chain: bits at the PSNR that exact sampling reaches, by the KL it sums up."""
+    run_photo(model, size, crops, state_bits, rate, out)
+
+
+def run_photo(model: str, size: int, crops: int, state_bits: int, rate: float, out: Path) -> None:
+    """Measure, and write the results."""
     chain, seconds = Chain(model), 0.0
     runs: list[Array] = []
-    for path in sorted(Path("examples").glob("*.png")):
+    for path in sorted(EXAMPLES.glob("*.png")):
         rgb = np.asarray(Image.open(path).convert("RGB")).transpose(2, 0, 1).astype(np.int32)
         rng = np.random.default_rng(1)
         for _ in range(crops):
@@ -191,18 +224,42 @@ def photo(model: str, size: int, crops: int, state_bits: int, rate: float) -> No
             coded = chain.run(crop, tile, Encoder(tile, state_bits, rate))
             seconds += time.perf_counter() - start
             runs.append(np.concatenate([coded, exact], 1))
-    click.echo(
-        "| sigma | bpp | PSNR | by exact sampling | noise of step | noise of z |\n"
-        "|---|---|---|---|---|---|"
-    )
+    lines = []
     rows = np.mean(runs, 0)
     for sigma, row in zip(LEVELS, rows, strict=True):
         ratio = row[0] / np.exp(np.interp(row[1], rows[:, 5], np.log(rows[:, 4])))
-        click.echo(
-            f"| {sigma:.1f} | {row[0]:.3f} | {row[1]:.2f} | {ratio:.2f} "
-            f"| {row[2]:.3f} | {row[3]:.3f} |"
-        )
-    click.echo(f"\n{len(runs)} crops of {size}, {seconds / len(runs):.2f} s each with the network")
+        figures = (f"{row[0]:.3f}", f"{row[1]:.2f}", f"{ratio:.2f}", f"{row[2]:.3f}")
+        lines.append([f"{sigma:.1f}", *figures, f"{row[3]:.3f}"])
+    columns = ["sigma", "bpp", "PSNR, dB", "over exact sampling", "noise of step", "noise of z"]
+    caption = "Real bits of a chain's steps over those of exact samples at the same PSNR"
+    table = Table("photo", caption, columns, lines)
+    text = (
+        f"{len(runs)} crops of {size} x {size} of the example photographs, model {model}; "
+        f"{seconds / len(runs):.2f} s each with the network."
+    )
+    folder = out / "overhead" / "photo"
+    write_json(folder / "photo.json", {"columns": 2 * RUN_COLUMNS, "sigma": LEVELS, "rows": rows})
+    picture = draw(rows, folder)
+    command = f"python -m bench overhead photo --size {size} --crops {crops}"
+    section = Section("Overhead: a chain on photographs", command, [text], [table], [picture])
+    section.write(folder)
+    section.show(folder)
+
+
+def draw(rows: Array, folder: Path) -> str:
+    """PSNR against bits, coded and by exact samples."""
+    from bench import pictures
+
+    drawn, axes = pictures.figure(6.5, 4.6)
+    curves = (
+        ("relative entropy coding, real bits", rows[:, 0], rows[:, 1], pictures.OURS, "o-"),
+        ("exact samples, by their KL", rows[:, 4], rows[:, 5], "#333333", "s--"),
+    )
+    for label, bpp, psnr, shade, line in curves:
+        axes.plot(bpp, psnr, line, ms=3.5, color=shade, label=label)
+    axes.set(xscale="log", xlabel="bits per pixel of the steps", ylabel="PSNR, dB")
+    axes.legend(frameon=False)
+    return pictures.save(drawn, folder, "overhead")
 
 
 @main.command()

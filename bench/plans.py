@@ -3,9 +3,11 @@
 python -m bench.plans --calibration DIR --data DIR [--model photo]
 
 Plans are found on random crops of one folder, and judged by whole files of the central crops of
-another: every byte counted, every tile coded by the chain (or raw, if smaller). The bound
-is the chain's variational bound of the same images and plan, by one sample of the chain. The two
-folders must not share images: plans would be judged by what they were made for.
+another: every byte counted, every tile coded by the chain (or raw, if smaller). The bound is the
+chain's variational bound of the same images and plan, by one sample of the chain. Predictions are
+by the float network and random draws. Beside seed bits stands how many of the files have a preview
+of their own, which takes their place. The two folders must not share images: plans would be judged
+by what they were made for.
 """
 
 import json
@@ -32,14 +34,7 @@ from diffcodec.model_file import model_path, read_model_info
 from diffcodec.models import load_weights, serialise_model
 from diffcodec.network import UNet
 from diffcodec.plan import Plan, geometric_plan
-from diffcodec.planning import (
-    GRAIN,
-    SEED_BPD,
-    payload_bits,
-    search_plans,
-    simulate_heights,
-    with_grain,
-)
+from diffcodec.planning import search_plans, simulate
 
 
 def judge(
@@ -53,19 +48,19 @@ def judge(
         model = load_model(path)
     files = encode_many(images, model)
     samples = [image.width * image.height * 3 for image in images]
-    headers, seeds = [], []
+    headers, seeds, previews = [], [], []
     for image, data in zip(images, files, strict=True):
         if check and decode(data, model=model).tobytes() != image.tobytes():
             raise SystemExit("a decoded image differs from the original")
         (tile,) = parse(data).tiles
-        headers.append(8 * (len(data) - len(tile.payload)))
+        headers.append(8 * (len(data) - len(tile.payload) - len(tile.preview_payload)))
         seeds.append(32 * tile.seed_words)
+        previews.append(tile.preview > 0)
     rgb = np.stack([np.asarray(image).transpose(2, 0, 1) for image in images]).astype(np.int16)
     x = to_domain(torch.from_numpy(rgb), color).float()
     with torch.inference_mode():
         generator = torch.Generator().manual_seed(0)
-        heights = simulate_heights(network.posterior_x, x, color, plan, generator)
-    payloads, _ = payload_bits(heights)
+        course = simulate(network.posterior_x, x, color, plan, generator)
     bounds = [bound_bits(model, "default", image) for image in images]
 
     def mean(bits: Sequence[float]) -> float:
@@ -74,21 +69,23 @@ def judge(
     return {
         "levels": plan.levels,
         "lattices": plan.lattices,
-        "predicted_bpd": float(payloads.mean()) + mean(headers),
+        "predicted_bpd": float(course.payload.mean()) + mean(headers),
         "bound_bpd": mean(bounds),
         "files_bpd": mean([8 * len(data) for data in files]),
         "seed_bpd": mean(seeds),
+        "with_previews": sum(previews),
     }
 
 
 def table(results: list[dict[str, Any]]) -> str:
     """The results as Markdown."""
     names = ("bound_bpd", "predicted_bpd", "files_bpd", "seed_bpd")
-    lines = ["| plan | T | bound | predicted | files | seed bits | files - bound |"]
-    lines.append("|---" * 7 + "|")
+    columns = "plan | T | bound | predicted | files | seed bits | files - bound | with previews"
+    lines = [f"| {columns} |", "|---" * 8 + "|"]
     for r in results:
         figures = [*(r[name] for name in names), r["files_bpd"] - r["bound_bpd"]]
         cells = [r["plan"], str(len(r["levels"])), *(f"{v:.3f}" for v in figures)]
+        cells.append(str(r["with_previews"]))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -125,10 +122,8 @@ def numbers(text: str) -> list[int]:
 @click.option("--own", is_flag=True, help="Judge the plans of the model's file too.")
 @click.option("--crops", default=24, help="Crops to find plans on.")
 @click.option("--calibration-crop", default=64, help="Their side.")
-@click.option("--grain", default=GRAIN, help="Noise of every second of them, grey levels.")
 @click.option("--crop", default=128, help="Side of the central crops to judge by.")
 @click.option("--limit", type=int, help="Judge by the first so many images.")
-@click.option("--seed-bpd", default=SEED_BPD, help="Seed bits allowed in the average file.")
 @click.option("--check", is_flag=True, help="Decode every file and compare.")
 @click.option("--out", type=click.Path(path_type=Path), help="Results as JSON.")
 @click.option("--picture", type=click.Path(path_type=Path), help="Bits against timesteps, PNG.")
@@ -141,10 +136,8 @@ def main(
     own: bool,
     crops: int,
     calibration_crop: int,
-    grain: float,
     crop: int,
     limit: int | None,
-    seed_bpd: float,
     check: bool,
     out: Path | None,
     picture: Path | None,
@@ -154,11 +147,12 @@ def main(
     network = UNet(config).eval()
     network.load_state_dict(weights)
     sampler = CropSampler(find_images(calibration), calibration_crop, memory_bytes=0)
-    rgb = with_grain(sampler.batch(crops, 0, 0), grain, torch.Generator().manual_seed(0))
-    x = domain_batch(rgb, config.color)
+    x = domain_batch(sampler.batch(crops, 0, 0), config.color)
     plans: list[tuple[str, Plan]] = []
     if numbers(timesteps):
-        found = search_plans(network.posterior_x, x, config.color, numbers(timesteps), seed_bpd)
+        found = search_plans(
+            network.posterior_x, x, config.color, numbers(timesteps), progress=True
+        )
         plans += [("found", f.plan) for f in found.values()]
     plans += [("geometric", geometric_plan(count)) for count in numbers(geometric)]
     if own:

@@ -2,8 +2,10 @@
 
 python -m bench.progressive previews     bits per pixel and PSNR at each timestep
 python -m bench.progressive exact        the cost of previews in an exact file, by where they end
+python -m bench.progressive times        seconds and memory of coding to a rate, at any size
 """
 
+import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,7 +46,7 @@ def coded(model: Model, effort: str, image: Image.Image) -> Array:
     x = to_domain(np.asarray(image).transpose(2, 0, 1).astype(np.int32), model.color)
     multipliers = np.array(model.domain.noise_multipliers)[:, None, None]
     rows, bits = [], 0
-    previews = Previews(model, "RGB", image.size, effort, 0, progress_bar(0, False))
+    previews = Previews(model, "RGB", image.size, effort, progress_bar(0, False))
     for sigma in reversed(model.plans[effort].levels):
         bits += sum(map(len, previews.encode_step(image)))
         noise = (previews.descent(0).z - x) / (sigma * multipliers)
@@ -158,6 +160,43 @@ def exact(model: str, effort: str, size: int, count: int, ends: str) -> None:
             f"| {t} | {used.plans[effort].levels[t - 1]:g} | {mean[1 + 2 * i]:+.4f} "
             f"| {mean[2 + 2 * i]:.3f} | {mean[i - len(timesteps)]:.1f} |"
         )
+
+
+@main.command()
+@_options[0]
+@_options[1]
+@click.option("--size", nargs=2, type=int, default=(768, 512), help="Of the image.")
+@click.option("--bpp", type=float, help="Bits per pixel to code to.")
+@click.option("--timestep", type=int, help="To code to instead.")
+def times(
+    model: str, effort: str, size: tuple[int, int], bpp: float | None, timestep: int | None
+) -> None:
+    """Each photograph, cut or repeated to a size; memory is the process's peak so far."""
+    used = load_model(model)
+    encode(Image.new("RGB", (32, 32)), used, effort, timestep=1)  # the first call sets up torch
+    click.echo(f"{used.info.name} {used.info.id.hex()}, {size[0]} x {size[1]}, {effort}\n")
+    click.echo("| photograph | bpp | encoded in CPU s | MB | decoded in CPU s | MB |")
+    click.echo("|---|---|---|---|---|---|")
+    for path in sorted(Path("examples").glob("*.png")):
+        with Image.open(path) as opened:
+            samples = np.asarray(opened.convert("RGB"))
+        more = [(0, max(0, n - have)) for n, have in zip(size[::-1], samples.shape, strict=False)]
+        samples = np.pad(samples, (*more, (0, 0)), "wrap")[: size[1], : size[0]]
+        image = Image.fromarray(samples)
+        start = time.process_time()
+        data = encode(image, used, effort, bpp=bpp, timestep=timestep)
+        row = [time.process_time() - start, _peak_memory()]
+        start = time.process_time()
+        decode(data, model=used)
+        row += [time.process_time() - start, _peak_memory()]
+        rate = 8 * len(data) / (size[0] * size[1])
+        click.echo(f"| {path.name} | {rate:.3f} | {row[0]:.2f} | {row[1]:.0f} ", nl=False)
+        click.echo(f"| {row[2]:.2f} | {row[3]:.0f} |")
+
+
+def _peak_memory() -> float:
+    """Of this process, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 if __name__ == "__main__":

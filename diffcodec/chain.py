@@ -142,7 +142,8 @@ class TileChain:
         shape: tuple[int, int],
         preview: int = 0,
     ):
-        self.domain, self.tile, self.coded, self.preview = domain, tile, coded, preview
+        self.plan, self.domain = plan, domain
+        self.tile, self.coded, self.preview = tile, coded, preview
         self.shape = (3, *shape)
         self.levels = make_levels(plan, domain, preview)
         self.z: dict[int, Array] = {}  # timestep -> z_t; 0 is the image
@@ -255,12 +256,19 @@ class TileChain:
 
 
 class EncodedTile(NamedTuple):
-    """Words of a tile in the decoder's order (top of the stack first), and what lies beneath."""
+    """Words of a tile in the decoder's order (top of the stack first), and what lies around."""
 
     words: NDArray[np.uint32]
     seed_words: int  # words of the shared seed that were consumed
     marks: tuple[int, ...]  # words needed to reach timestep T, ..., 1
-    heights: tuple[int, ...]  # of the stack after each step, for the anatomy of a file
+    heights: tuple[int, ...]  # of the stack in words after each step
+    preview: int = 0  # the timestep s of a preview z_s of the tile's own, or 0
+    preview_payload: bytes = b""  # it, by relative entropy coding
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return 4 * len(self.words) + len(self.preview_payload)
 
 
 def seed(tile: int, count: int) -> NDArray[np.uint32]:

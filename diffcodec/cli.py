@@ -1,37 +1,49 @@
 """The command line, with the conventions of zstd and cjxl.
 
-What loads torch is imported where it is used: ``--help``, ``models`` and, for files that carry step
-marks, ``info`` do without.
+What loads torch, NumPy or Pillow is imported where it is used: ``--help``, ``models``, ``info`` and
+``verify --structure`` do without.
 """
 
 import errno
 import io
 import json
-import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
-from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from diffcodec import __version__
-from diffcodec.container import CHAIN_CODERS, MAGIC, Container, FileReader, parse
+from diffcodec.container import CHAIN_CODERS, MAGIC, Container, Damage, parse
 from diffcodec.errors import (
+    CorruptError,
     DiffcodecError,
     FormatError,
     LimitError,
     ModelMismatchError,
     UnsupportedError,
+    UnsupportedFileError,
+    WorkerDiedError,
 )
-from diffcodec.files import STANDARD, check_output, read_file, write_file, write_standard_output
+from diffcodec.files import (
+    STANDARD,
+    check_output,
+    leave_on_signals,
+    read_file,
+    remove_temporaries,
+    write_file,
+    write_standard_output,
+)
 from diffcodec.info import describe, dimensions, format_description, tiles_by_coder
+from diffcodec.limits import DEFAULT_LIMITS, Limits
 from diffcodec.model_file import (
     ARITHMETICS,
     DEFAULT_MODEL,
@@ -46,6 +58,8 @@ from diffcodec.model_file import (
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from diffcodec.data import Source
+    from diffcodec.models import Model
     from diffcodec.train import TrainConfig, Trainer
 
 EXIT_FAILURE, EXIT_BAD_FILE, EXIT_WRONG_MODEL = 1, 3, 4  # click exits with 2 on wrong usage
@@ -55,6 +69,8 @@ IMAGE_SUFFIXES = (
     *(".tif", ".tiff", ".webp"),
 )
 RECONSTRUCTIONS = ("mean", "flow", "sample")  # as in descent.py, which loads numerics
+VARIANCES = ("learned", "fixed-small", "fixed-large")  # as in bound.py
+SKIPPED = "skipped"  # instead of a result
 ADVICE = {
     errno.EACCES: "check its permissions",
     errno.EEXIST: "give another output, or --force to overwrite it",
@@ -72,16 +88,13 @@ class _CommandError(Exception):
         self.exit_code, self.path = exit_code, path
 
 
+FAILURES = (DiffcodecError, OSError, MemoryError, _CommandError)
+
+
 def main() -> None:
     """The command ``diffcodec``."""
-    signal.signal(signal.SIGTERM, _terminate)
+    leave_on_signals()
     cli(prog_name="diffcodec")
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    """Leave by an exception, so that no temporary file stays behind."""
-    signal.signal(number, signal.SIG_IGN)
-    sys.exit(128 + number)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -103,7 +116,36 @@ _output = click.option("-o", "--output", metavar="OUT", help="Where to write the
 _output_dir = click.option(
     "--output-dir", metavar="DIR", help="Every PATH is an input; write their outputs here."
 )
+_max_pixels = click.option(
+    "--max-pixels",
+    type=click.IntRange(min=1),
+    default=DEFAULT_LIMITS.pixels,
+    show_default=True,
+    metavar="N",
+    help="Refuse images of more pixels.",
+)
+_max_memory = click.option(
+    "--max-memory",
+    type=click.IntRange(min=1),
+    default=DEFAULT_LIMITS.memory_bytes >> 20,
+    show_default=True,
+    metavar="MIB",
+    help="Refuse what is expected to take more memory.",
+)
 _force = click.option("-f", "--force", is_flag=True, help="Overwrite files that exist.")
+_skip_existing = click.option(
+    "--skip-existing", is_flag=True, help="Leave out inputs whose output exists."
+)
+_processes = click.option(
+    "-j",
+    "--jobs",
+    "processes",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Work on N inputs at a time.",
+)
 _quiet = click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
 _json = click.option("--json", "as_json", is_flag=True, help="Print a JSON object per input.")
 
@@ -134,19 +176,30 @@ def _numbers(text: str) -> tuple[int, ...]:
     type=click.IntRange(min=1),
     help="Stop at this timestep: a lossy file, smaller the larger it is.",
 )
-@click.option("--bpp", type=float, metavar="R", help="A lossy file of at most R bits per pixel.")
-@click.option("--psnr", type=float, metavar="DB", help="A lossy file of at least so many dB.")
+@click.option(
+    "--bpp",
+    type=float,
+    metavar="R",
+    help="A lossy file of at most R bits per pixel; with --progressive, previews of so many.",
+)
+@click.option(
+    "--psnr",
+    type=float,
+    metavar="DB",
+    help="A lossy file of at least so many dB; with --progressive, previews.",
+)
 @click.option(
     "--progressive",
     is_flag=True,
-    help="Previews first, down to --timestep, then the exact image; the file may be cut anywhere.",
+    help="Previews first, down to --timestep, --bpp or --psnr, then the exact image; the file may "
+    "be cut anywhere.",
 )
 @click.option(
     "--previews",
     type=_numbers,
     metavar="T,T,...",
-    help="The timesteps at which a lossy or progressive file may be cut.  [default: all that are "
-    "worth it]",
+    help="The timesteps at which a lossy or progressive file may be cut.  [default: about every "
+    "1.5 dB]",
 )
 @_model_option(f"A shipped model, or a model file.  [default: {DEFAULT_MODEL}]")
 @click.option(
@@ -157,6 +210,10 @@ def _numbers(text: str) -> tuple[int, ...]:
     help="Of the network. Files of float arithmetic are for research: they may not decode on "
     "another machine.",
 )
+@_max_pixels
+@_max_memory
+@_skip_existing
+@_processes
 @_force
 @_json
 @_quiet
@@ -173,20 +230,22 @@ def encode(
     previews: tuple[int, ...] | None,
     model: str | None,
     arithmetic: str,
+    max_pixels: int,
+    max_memory: int,
+    skip_existing: bool,
+    processes: int,
     force: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
     """Code an image: encode IN [OUT], or encode --output-dir DIR IN...
 
-    Without loss, unless --timestep, --bpp or --psnr says otherwise. OUT is IN with the suffix .dfc
-    if it is not given.
+    Without loss, unless --timestep, --bpp or --psnr says otherwise, without --progressive. OUT is
+    IN with the suffix .dfc if it is not given.
     """
     goals = sum(goal is not None for goal in (timestep, bpp, psnr))
-    if goals > 1 or (progressive and (bpp, psnr) != (None, None)):
-        raise click.UsageError(
-            "--timestep, --bpp and --psnr exclude each other, and the last two --progressive"
-        )
+    if goals > 1:
+        raise click.UsageError("--timestep, --bpp and --psnr exclude each other")
     if previews and not (goals or progressive):
         raise click.UsageError("--previews needs --progressive, --timestep, --bpp or --psnr")
     jobs = _outputs(paths, output, output_dir, ".dfc")
@@ -197,46 +256,20 @@ def encode(
             )
         if target == STANDARD and as_json:
             raise click.UsageError("--json needs standard output for itself; give an output file")
+    if processes > 1 and arithmetic == "float":
+        raise click.UsageError(
+            "--jobs changes the number of threads, which files of float arithmetic depend on"
+        )
     name = model or DEFAULT_MODEL
     with _failing_as(name):
         from diffcodec.models import load_model
 
-        loaded = load_model(name, arithmetic)
+        load_model(name, arithmetic)
 
-    def work(source: str, target: str) -> None:
-        from diffcodec import codec
-
-        check_output(target, source, force)
-        start = time.perf_counter()
-        data = read_file(source)
-        image = _read_image(source, data)
-        coded = codec.encode(
-            *(image, loaded, effort, not quiet),
-            timestep=timestep,
-            bpp=bpp,
-            psnr=psnr,
-            progressive=progressive,
-            previews=previews,
-        )
-        write_file(target, coded, force)
-        container = parse(coded)
-        result = {
-            "input": source,
-            "output": target,
-            "bytes_in": len(data),
-            "bytes_out": len(coded),
-            "bits_per_dimension": 8 * len(coded) / dimensions(container),
-            "bits_per_pixel": 8 * len(coded) / (container.width * container.height),
-            "timestep": container.layers.stops[-1] if container.layers else 0,
-            "seconds": time.perf_counter() - start,
-            "model": loaded.info.name,
-            "arithmetic": loaded.arithmetic,
-            "effort": effort,
-            "tiles": tiles_by_coder(container),
-        }
+    def show(result: dict[str, Any]) -> None:
         if as_json:
             _print(json.dumps(result))
-        elif not quiet and target != STANDARD:
+        elif result["output"] != STANDARD:
             rate = "{bits_per_dimension:.3f} bits per dimension"
             if result["timestep"]:
                 rate = "{bits_per_pixel:.3f} bits per pixel, timestep {timestep}"
@@ -244,7 +277,65 @@ def encode(
             text += "{seconds:.1f} s"
             click.echo(text.format(**result), err=True)
 
-    _for_each(jobs, work, as_json)
+    work = partial(
+        _encode_file,
+        model=name,
+        arithmetic=arithmetic,
+        effort=effort,
+        limits=_limits(max_pixels, max_memory),
+        force=force,
+        progress=not quiet and processes == 1,
+        timestep=timestep,
+        bpp=bpp,
+        psnr=psnr,
+        progressive=progressive,
+        previews=previews,
+    )
+    _for_each(
+        *(jobs, _unless_skipped(work, skip_existing, force), as_json),
+        show=None if quiet and not as_json else show,
+        processes=processes,
+    )
+
+
+def _encode_file(
+    source: str,
+    target: str,
+    *,
+    model: str,
+    arithmetic: str,
+    effort: str,
+    limits: Limits,
+    force: bool,
+    progress: bool,
+    **goals: Any,
+) -> dict[str, Any]:
+    """Code one image; returns what there is to say of it."""
+    from diffcodec import codec
+    from diffcodec.models import load_model
+
+    check_output(target, source, force)
+    start = time.perf_counter()
+    data = read_file(source)
+    image = _read_image(source, data, limits)
+    loaded = load_model(model, arithmetic)
+    coded = codec.encode(image, loaded, effort, progress, limits=limits, **goals)
+    write_file(target, coded, force)
+    container = parse(coded, limits)
+    return {
+        "input": source,
+        "output": target,
+        "bytes_in": len(data),
+        "bytes_out": len(coded),
+        "bits_per_dimension": 8 * len(coded) / dimensions(container),
+        "bits_per_pixel": 8 * len(coded) / (container.width * container.height),
+        "timestep": container.layers.stops[-1] if container.layers else 0,
+        "seconds": time.perf_counter() - start,
+        "model": loaded.info.name,
+        "arithmetic": loaded.arithmetic,
+        "effort": effort,
+        "tiles": tiles_by_coder(container),
+    }
 
 
 @cli.command(short_help="Decode files to images.")
@@ -261,6 +352,11 @@ def encode(
     "--allow-partial",
     is_flag=True,
     help="Of a file with previews that is cut or damaged show the last that is whole.",
+)
+@click.option(
+    "--recover",
+    is_flag=True,
+    help="Of a file that is damaged or cut write the tiles that are whole, and say which are not.",
 )
 @click.option(
     "--max-bytes",
@@ -284,6 +380,10 @@ def encode(
     help="Of --reconstruct sample.",
 )
 @_model_option("The model file it was encoded with, if that is not a shipped one.")
+@_max_pixels
+@_max_memory
+@_skip_existing
+@_processes
 @_force
 @_quiet
 def decode(
@@ -293,10 +393,15 @@ def decode(
     output_dir: str | None,
     timestep: int | None,
     allow_partial: bool,
+    recover: bool,
     max_bytes: int | None,
     reconstruct: str,
     seed: int,
     model: str | None,
+    max_pixels: int,
+    max_memory: int,
+    skip_existing: bool,
+    processes: int,
     force: bool,
     quiet: bool,
 ) -> None:
@@ -305,33 +410,69 @@ def decode(
     OUT is IN with the suffix .png if it is not given. The suffix of OUT chooses the format among
     those that keep pixels exactly; to standard output it is PNG.
     """
+    if recover and (allow_partial or timestep is not None or reconstruct != "mean"):
+        raise click.UsageError(
+            "--recover takes whatever is whole; leave out --allow-partial, --timestep and "
+            "--reconstruct"
+        )
     jobs = _outputs(paths, output, output_dir, ".png")
 
-    def work(source: str, target: str) -> None:
-        from diffcodec.images import write_image
-
-        image_format = _image_format(target)
-        check_output(target, source, force)
-        start = time.perf_counter()
-        data = read_file(source, -1 if max_bytes is None else max_bytes)
-        found, image = _decode(
-            *(data, timestep, model, not quiet),
-            allow_partial=allow_partial or max_bytes is not None,
-            reconstruct=reconstruct,
-            seed=seed,
-        )
-        stream = io.BytesIO()
-        write_image(image, stream, image_format)
-        write_file(target, stream.getvalue(), force)
-        if not quiet and target != STANDARD:
-            seconds = time.perf_counter() - start
-            what = f"{image.width} x {image.height} {image.mode}, {seconds:.1f} s"
-            if found:
-                what = f"timestep {found}, {what}"
-            click.echo(f"{source} -> {target}: {what}", err=True)
-
+    work = partial(
+        _decode_file,
+        timestep=timestep,
+        model=model,
+        recover=recover,
+        max_bytes=max_bytes,
+        force=force,
+        progress=not quiet and processes == 1,
+        limits=_limits(max_pixels, max_memory),
+        allow_partial=allow_partial or max_bytes is not None,
+        reconstruct=reconstruct,
+        seed=seed,
+    )
     _load_given(model)
-    _for_each(jobs, work)
+    _for_each(
+        *(jobs, _unless_skipped(work, skip_existing, force)),
+        show=None if quiet else partial(click.echo, err=True),
+        processes=processes,
+    )
+
+
+def _decode_file(
+    source: str,
+    target: str,
+    *,
+    timestep: int | None,
+    model: str | None,
+    recover: bool,
+    max_bytes: int | None,
+    force: bool,
+    progress: bool,
+    **options: Any,
+) -> str | None:
+    """Decode one file; returns what there is to say of it."""
+    from diffcodec.images import write_image
+
+    image_format = _image_format(target)
+    check_output(target, source, force)
+    start = time.perf_counter()
+    data = read_file(source, -1 if max_bytes is None else max_bytes)
+    damage: Sequence[Damage] = ()
+    if recover:
+        found = 0
+        image, damage = _recover(data, model, progress, options["limits"])
+    else:
+        found, image = _decode(data, timestep, model, progress, **options)
+    stream = io.BytesIO()
+    write_image(image, stream, image_format)
+    write_file(target, stream.getvalue(), force)
+    if damage:
+        raise CorruptError(_describe_damage(damage))
+    if target == STANDARD:
+        return None
+    seconds = time.perf_counter() - start
+    what = f"{image.width} x {image.height} {image.mode}, {seconds:.1f} s"
+    return f"{source} -> {target}: " + (f"timestep {found}, {what}" if found else what)
 
 
 def _outputs(
@@ -357,7 +498,27 @@ def _outputs(
     return [(paths[0], output or default)]
 
 
-def _read_image(source: str, data: bytes) -> "Image":
+def _unless_skipped(
+    work: Callable[..., Any], skip_existing: bool, force: bool
+) -> Callable[..., Any]:
+    if skip_existing and force:
+        raise click.UsageError("--skip-existing and --force exclude each other")
+    return partial(_skip_existing_output, work) if skip_existing else work
+
+
+def _skip_existing_output(work: Callable[..., Any], source: str, target: str) -> Any:
+    """Work, unless its output exists; as outputs are written whole, that was done before."""
+    try:
+        return work(source, target)
+    except FileExistsError:
+        return SKIPPED
+
+
+def _limits(max_pixels: int, max_memory: int = DEFAULT_LIMITS.memory_bytes >> 20) -> Limits:
+    return replace(DEFAULT_LIMITS, pixels=max_pixels, memory_bytes=max_memory << 20)
+
+
+def _read_image(source: str, data: bytes, limits: Limits) -> "Image":
     from diffcodec.images import read_image
 
     if data[: len(MAGIC)] == MAGIC:
@@ -365,7 +526,7 @@ def _read_image(source: str, data: bytes) -> "Image":
     stream = io.BytesIO(data)
     stream.name = source
     try:
-        return read_image(stream)
+        return read_image(stream, limits)
     except FormatError as e:  # exit code 3 is for our own files
         raise _CommandError(str(e)) from e
 
@@ -375,12 +536,29 @@ def _decode(
 ) -> "tuple[int, Image]":
     from diffcodec import codec
 
-    # An UnsupportedError of the file itself; the codec's own is about the timestep.
-    _read(data, lambda data: FileReader(data).container)
-    try:
+    with _reading(data):
         return codec.decode_finest(data, timestep, model, progress, **options)
-    except LimitError as e:
-        raise _CommandError(str(e), EXIT_BAD_FILE) from e
+
+
+def _recover(
+    data: bytes, model: str | None, progress: bool, limits: Limits
+) -> "tuple[Image, Sequence[Damage]]":
+    from diffcodec.recovery import recover
+
+    with _reading(data):
+        return recover(data, model, progress, limits=limits)
+
+
+def _describe_damage(damage: Sequence[Damage]) -> str:
+    def describe(part: Damage) -> str:
+        place = ""
+        if part.box is not None:
+            place = " ({width} x {height} pixels at {left}, {top})".format(**part.box._asdict())
+        return f"{part.part}{place}: {part.reason}"
+
+    tiles = len({part.tile for part in damage} - {None})
+    lost = f"{tiles} tile{'' if tiles == 1 else 's'}"
+    return f"damaged; written but for {lost}. " + ". ".join(map(describe, damage))
 
 
 def _image_format(target: str) -> str:
@@ -409,23 +587,40 @@ def _load_given(model: str | None) -> None:
 @cli.command(short_help="Show what files hold.")
 @_paths
 @_model_option("The model file they were encoded with, if that is not a shipped one.")
+@click.option(
+    "--measure", is_flag=True, help="Code files anew that do not say what a timestep takes."
+)
+@_max_pixels
 @_json
-def info(paths: tuple[str, ...], model: str | None, as_json: bool) -> None:
+def info(
+    paths: tuple[str, ...], model: str | None, measure: bool, max_pixels: int, as_json: bool
+) -> None:
     """Show the header of files, and the bits that each timestep takes.
 
-    Small files do not store the latter: they are coded again, if their model is at hand.
+    Small files do not store the latter: --measure codes them again, if their model is at hand.
     """
     with _failing_as(model or ""):
         given = read_model_info(model_path(model))[0] if model else None
 
     def work(path: str) -> None:
         data = read_file(path)
-        container = _parse(data)
-        described = describe(data, container, given or _shipped_model(container), model)
+        container = _parse(data, _limits(max_pixels))
+        if measure:
+            container = _measured(data, container, model)
+        described = describe(data, container, given or _shipped_model(container))
         text = json.dumps({"input": path} | described)
         _print(text if as_json else f"{path}\n{format_description(described)}")
 
     _for_each([(path,) for path in paths], work, as_json)
+
+
+def _measured(data: bytes, container: Container, model: str | None) -> Container:
+    from diffcodec.codec import measure_marks
+
+    try:
+        return measure_marks(data, model)
+    except DiffcodecError:  # whether it decodes is for verify to say
+        return container
 
 
 def _shipped_model(container: Container) -> ModelInfo | None:
@@ -438,15 +633,79 @@ def _shipped_model(container: Container) -> ModelInfo | None:
 @cli.command(short_help="Check that files decode.")
 @_paths
 @_model_option("The model file they were encoded with, if that is not a shipped one.")
-def verify(paths: tuple[str, ...], model: str | None) -> None:
+@click.option(
+    "--structure",
+    is_flag=True,
+    help="Check the structure and all checksums but that of the pixels, without decoding.",
+)
+@_max_pixels
+@_max_memory
+def verify(
+    paths: tuple[str, ...], model: str | None, structure: bool, max_pixels: int, max_memory: int
+) -> None:
     """Decode files in full and check their pixels against their checksums."""
+    limits = _limits(max_pixels, max_memory)
 
     def work(path: str) -> None:
-        _decode(read_file(path), timestep=None, model=model, progress=True)
+        data = read_file(path)
+        if structure:
+            _parse(data, limits)
+        else:
+            _decode(data, timestep=None, model=model, progress=True, limits=limits)
         _print(f"{path}: OK")
 
     _load_given(model)
     _for_each([(path,) for path in paths], work)
+
+
+@cli.command(short_help="Show the timesteps of files as pages, or contact sheets.")
+@click.argument("paths", nargs=-1, required=True, metavar="IN [OUT]")
+@_output
+@_output_dir
+@_model_option("The model file it was encoded with, if that is not a shipped one.")
+@_force
+@_quiet
+def show(
+    *,
+    paths: tuple[str, ...],
+    output: str | None,
+    output_dir: str | None,
+    model: str | None,
+    force: bool,
+    quiet: bool,
+) -> None:
+    """Show a file at each timestep: show IN [OUT], or show --output-dir DIR IN...
+
+    The picture, the bytes so far, bits per pixel and PSNR. The suffix of OUT chooses: .html, one
+    page with a slider that needs nothing else; .png, a contact sheet. OUT is IN with the suffix
+    .html if it is not given.
+    """
+    jobs = _outputs(paths, output, output_dir, ".html")
+    for _, target in jobs:
+        if target != STANDARD and not target.lower().endswith((".html", ".png")):
+            raise click.UsageError(
+                f"{target}: expected .html for a page, or .png for a contact sheet"
+            )
+
+    def work(source: str, target: str) -> str | None:
+        check_output(target, source, force)
+        data = read_file(source)
+        _parse(data, DEFAULT_LIMITS)
+
+        from diffcodec.show import contact_sheet, page, previews
+
+        shown = previews(data, model, not quiet)
+        if target.lower().endswith(".png"):
+            stream = io.BytesIO()
+            contact_sheet(shown).save(stream, "PNG")
+            written = stream.getvalue()
+        else:
+            written = page(shown, Path(source).name).encode()
+        write_file(target, written, force)
+        return None if target == STANDARD else f"{source} -> {target}: {len(shown)} timesteps"
+
+    _load_given(model)
+    _for_each(jobs, work, show=None if quiet else partial(click.echo, err=True))
 
 
 @cli.command(short_help="List the shipped models.")
@@ -471,11 +730,14 @@ def models() -> None:
             _print("\n".join([title, *(f"  {key:14} {value}" for key, value in rows.items())]))
 
 
-def _parse(data: bytes) -> Container:
-    return _read(data, parse)
+def _parse(data: bytes, limits: Limits) -> Container:
+    with _reading(data):
+        return parse(data, limits)
 
 
-def _read(data: bytes, read: Callable[[bytes], Container]) -> Container:
+@contextmanager
+def _reading(data: bytes) -> Iterator[None]:
+    """What fails now is the file's fault."""
     if data and not MAGIC.startswith(data[: len(MAGIC)]):
         raise _CommandError(
             f"not a diffcodec file (it starts with {data[: len(MAGIC)].hex(' ')}); "
@@ -483,8 +745,8 @@ def _read(data: bytes, read: Callable[[bytes], Container]) -> Container:
             EXIT_BAD_FILE,
         )
     try:
-        return read(data)
-    except (UnsupportedError, LimitError) as e:
+        yield
+    except (UnsupportedFileError, LimitError) as e:
         raise _CommandError(str(e), EXIT_BAD_FILE) from e
 
 
@@ -502,9 +764,9 @@ class _TrainCommand(click.Command):
 
 def _train_options() -> Iterable[click.Parameter]:
     from diffcodec.color import DOMAINS
-    from diffcodec.network import NetworkConfig
     from diffcodec.data import AUGMENTATIONS
-    from diffcodec.train import LOSSES, TrainConfig
+    from diffcodec.network import PRESETS, NetworkConfig
+    from diffcodec.train import DEVICES, FINE_TUNING, LOSSES, TrainConfig
 
     defaults = {f.name: f.default for kind in (TrainConfig, NetworkConfig) for f in fields(kind)}
 
@@ -528,17 +790,49 @@ def _train_options() -> Iterable[click.Parameter]:
         ),
         click.Option(["--out"], metavar="DIR", required=True, help="Folder of the run."),
         option("--steps", "Updates of the weights.", type=positive),
+        click.Option(
+            ["--minutes"],
+            type=click.FloatRange(min=0, min_open=True),
+            help="As many steps as take so long here; validation does not count.",
+        ),
         option("--batch", "Crops in each update.", type=click.IntRange(min=8)),
+        option("--accumulate", "Passes in which a batch is worked on.", type=positive),
         option("--crop", "Sides of a crop in pixels.", type=positive),
         option("--augment", "What is exchanged at random.", type=click.Choice(AUGMENTATIONS)),
-        option("--learning-rate", "Peak of the learning rate."),
-        option("--loss", "Code length, or DDPM's L_simple.", type=click.Choice(list(LOSSES))),
+        option(
+            "--learning-rate",
+            f"Peak of the learning rate; {FINE_TUNING['learning_rate']} with --init.",
+        ),
+        option(
+            "--loss",
+            "Code length, DDPM's L_simple, or Improved DDPM's L_hybrid.",
+            type=click.Choice(list(LOSSES)),
+        ),
+        option(
+            "--variance",
+            "Of the steps: the network's, or DDPM's beta-tilde (small) or beta (large).",
+            type=click.Choice(VARIANCES),
+        ),
         option("--seed", "Of weights, crops and noise.", type=click.IntRange(min=0)),
+        click.Option(
+            ["--preset"],
+            type=click.Choice(list(PRESETS)),
+            default="default",
+            show_default=True,
+            help="Shape of the network, where --channels and --blocks are not given.",
+        ),
         option("--channels", "Of the network, from its finest resolution down."),
         option("--blocks", "Residual blocks at each resolution, on the way down and up."),
         option("--color", "Colour domain.", type=click.Choice(list(DOMAINS))),
         option("--precision", "Of training.", type=click.Choice(["bfloat16", "float32"])),
         option("--compile/--no-compile", "Compile the network first."),
+        option("--device", "auto is a GPU if there is one.", type=click.Choice(DEVICES)),
+        option("--tensorboard", "Write the log for TensorBoard too.", is_flag=True),
+        click.Option(
+            ["--labels"],
+            metavar="FILE",
+            help="Classes of the images in their order, an integer a line: train with labels.",
+        ),
         click.Option(
             ["--resume"],
             is_flag=True,
@@ -553,17 +847,29 @@ def _train_options() -> Iterable[click.Parameter]:
 @cli.command(cls=_TrainCommand, short_help="Train a model on a folder of images.")
 @click.pass_context
 def train(
-    ctx: click.Context, /, *, data: str, out: str, resume: bool, init: str | None, **_: Any
+    ctx: click.Context,
+    /,
+    *,
+    data: str,
+    out: str,
+    resume: bool,
+    init: str | None,
+    minutes: float | None,
+    labels: str | None,
+    **_: Any,
 ) -> None:
     """Train a model on a folder of images.
 
     The run writes OUT/model.safetensors: a model for --model; and OUT/float.safetensors, the same
     before it was quantised.
     """
-    from diffcodec.train import CHECKPOINT, CONFIG, Trainer
+    from diffcodec.data import read_labels
+    from diffcodec.train import CHECKPOINT, CONFIG, Trainer, joined_processes
 
     if resume and init is not None:
         raise click.UsageError("--resume continues with the run's own weights; leave out --init")
+    if minutes is not None and (resume or _is_given(ctx, "steps")):
+        raise click.UsageError("--minutes sets the number of steps of a new run; give only one")
     folder = Path(out)
     with _failing_as(out):
         if folder.exists() and not folder.is_dir():
@@ -582,35 +888,52 @@ def train(
 
         with _failing_as(init):
             network, weights = load_weights(init)
-            config = replace(config, network=network)
+        if any(_is_given(ctx, name) for name in ("preset", "channels", "blocks", "color")):
+            raise click.UsageError(
+                "--init has a shape; leave out --preset, --channels, --blocks and --color"
+            )
+        config = replace(config, network=network)
+    if labels is not None and not config.network.classes:
+        with _failing_as(labels):
+            classes = int(read_labels(Path(labels)).max()) + 1
+        config = replace(config, network=replace(config.network, classes=classes))
     shape = config.network
     if len(shape.channels) != len(shape.blocks):
         raise click.UsageError("--channels and --blocks need as many numbers as each other")
     if config.crop % shape.multiple:
         raise click.UsageError(f"--crop must be a multiple of {shape.multiple} for this network")
-    with _failing_as(data):
+    with _failing_as(data), joined_processes(config.device):
         trainer = Trainer(config, folder, weights)
-    with _failing_as(out):
-        folder.mkdir(parents=True, exist_ok=True)
-        if resume:
-            _resume(trainer)
-        trainer.run()
+        with _failing_as(out):
+            folder.mkdir(parents=True, exist_ok=True)
+            if resume:
+                _resume(trainer)
+            elif minutes is not None:
+                trainer.plan_steps(minutes)
+            trainer.run()
+
+
+def _is_given(ctx: click.Context, name: str) -> bool:
+    return ctx.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE
 
 
 def _train_config(ctx: click.Context, saved: Path | None) -> "TrainConfig":
     """The configuration from the options, and from a saved one where an option is not given."""
-    from diffcodec.network import NetworkConfig
-    from diffcodec.train import TrainConfig
+    from diffcodec.network import PRESETS, NetworkConfig
+    from diffcodec.train import FINE_TUNING, TrainConfig
 
     try:
         run: dict[str, Any] = json.loads(saved.read_text()) if saved else {"network": {}}
         network = run.pop("network")
     except (ValueError, KeyError) as e:
         raise _CommandError(f"its config.json is damaged ({e}); start a new run") from e
+    if saved is None and ctx.params["init"] is not None:
+        run |= FINE_TUNING
+    if saved is None or _is_given(ctx, "preset"):
+        network |= PRESETS[ctx.params["preset"]].to_dict()
     for part, kind in ((run, TrainConfig), (network, NetworkConfig)):
         for name in {f.name for f in fields(kind)} & set(ctx.params):
-            given = ctx.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE
-            if given or name not in part:
+            if _is_given(ctx, name) or name not in part:
                 part[name] = ctx.params[name]
     return TrainConfig(**run, network=NetworkConfig.from_dict(network))
 
@@ -623,6 +946,216 @@ def _resume(trainer: "Trainer") -> None:
             f"its checkpoint is damaged or of another network ({type(e).__name__}); "
             "give the options that the run was started with"
         ) from e
+
+
+# --- evaluate -------------------------------------------------------------------------------------
+
+
+@cli.command(short_help="Measure a model on images: the bound and whole files.")
+@click.option("--data", metavar="DIR", required=True, help="Folder of images, or a .npy or .npz.")
+@_model_option(f"A shipped model, or a model file.  [default: {DEFAULT_MODEL}]")
+@click.option(
+    "--effort",
+    type=click.Choice(CHAIN_CODERS),
+    default="default",
+    show_default=True,
+    help="Which of the model's plans.",
+)
+@click.option(
+    "--timesteps",
+    type=click.IntRange(min=2),
+    help="A chain of so many steps at constant ratio instead: the bound alone.",
+)
+@click.option("--held-out", is_flag=True, help="Only the images that train would hold out.")
+@click.option("--limit", metavar="N", type=click.IntRange(min=1), help="Only the first N images.")
+@click.option("--bound-only", is_flag=True, help="Write no files.")
+@click.option(
+    "--variance",
+    type=click.Choice(VARIANCES),
+    default="learned",
+    show_default=True,
+    help="Of the bound: the model's own, or DDPM's beta-tilde (small) or beta (large).",
+)
+@click.option(
+    "--labels", metavar="FILE", help="Classes of the images, for the bound of a model of classes."
+)
+@click.option(
+    "--picture", metavar="FILE", help="Write a picture (PNG) of the bound by noise level."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object, image by image.")
+@_quiet
+def evaluate(
+    *,
+    data: str,
+    model: str | None,
+    effort: str,
+    timesteps: int | None,
+    held_out: bool,
+    limit: int | None,
+    bound_only: bool,
+    variance: str,
+    labels: str | None,
+    picture: str | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Measure a model on images: its variational bound, the bound's parts, and whole files.
+
+    Images of any size, in RGB of 8 bits, or grey. Means over images, in bits per dimension
+    (subpixel), with 95 % intervals.
+    """
+    name = model or DEFAULT_MODEL
+    is_float = labels is not None or timesteps is not None
+    if is_float or variance != "learned":
+        bound_only = True  # files know nothing of these
+    if picture is not None:
+        with _failing_as(picture):
+            check_output(picture, data, force=True)
+            if find_spec("matplotlib") is None:
+                raise _CommandError("pictures need matplotlib; pip install 'diffcodec[train]'")
+    with _failing_as(name):
+        from diffcodec import evaluate as work
+        from diffcodec.models import load_model
+
+        arithmetic = "float" if is_float else read_model_info(model_path(name))[0].arithmetic
+        loaded = load_model(name, arithmetic)
+        plan = work.find_plan(loaded, effort, timesteps)
+    with _failing_as(data):
+        sources, classes = _evaluation_images(data, labels, loaded, held_out)
+        results = list(
+            work.evaluate(
+                *(loaded, sources[:limit], plan),
+                effort=None if bound_only else effort,
+                variance=variance,
+                labels=classes,
+                progress=not quiet,
+            )
+        )
+    settings = {"model": name, "id": loaded.info.id.hex(), "arithmetic": arithmetic}
+    settings |= {"effort": "" if timesteps else effort, "variance": variance}
+    summary: dict[str, Any] = settings | work.summarise(results, plan)
+    if picture is not None:
+        with _failing_as(picture):
+            work.draw_split([part["bpd"] for part in summary["parts"]], plan.levels, Path(picture))
+    if as_json:
+        _print(json.dumps(summary | {"results": [result.to_dict() for result in results]}))
+    else:
+        _print(work.format_summary(summary))
+
+
+def _evaluation_images(
+    data: str, labels: str | None, model: "Model", held_out: bool
+) -> "tuple[list[Source], list[int] | None]":
+    """Images and their classes, if those are given."""
+    from diffcodec.data import check_labels, find_images, hold_out, list_images, read_labels
+
+    sources = list_images(find_images(Path(data)))
+    classes: list[int] | None = None
+    if labels is not None:
+        read = read_labels(Path(labels))
+        check_labels(read, sources, model.network.config.classes)
+        classes = read.tolist()
+    if held_out:
+        sources = hold_out(sources)[1]
+        classes = classes and hold_out(classes)[1]
+    return sources, classes
+
+
+# --- plan -----------------------------------------------------------------------------------------
+
+
+@cli.command("plan", short_help="Find the noise levels that suit a model and your images.")
+@click.option("--data", metavar="DIR", required=True, help="Folder of images, or a .npy or .npz.")
+@_model_option(f"A shipped model, or a model file.  [default: {DEFAULT_MODEL}]")
+@click.option("--out", metavar="FILE", help="Write the model with the plans found.")
+@click.option(
+    "--timesteps",
+    type=_numbers,
+    metavar="N,N,N",
+    help="Network evaluations of fast, default and best.  [default: as the model has]",
+)
+@click.option(
+    "--crops",
+    type=click.IntRange(min=1),
+    default=24,
+    show_default=True,
+    metavar="N",
+    help="How many to search on, and how many to predict files for.",
+)
+@click.option(
+    "--crop",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Their sides.  [default: as in training]",
+)
+@_force
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object, plans and all.")
+@_quiet
+def find_plans(
+    *,
+    data: str,
+    model: str | None,
+    out: str | None,
+    timesteps: tuple[int, ...] | None,
+    crops: int,
+    crop: int | None,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Find the noise levels and lattices of fast, default and best for a model and your images.
+
+    Files are predicted for crops of every twentieth image, plans are searched on the others. An
+    integer model is quantised anew, by the images of DIR.
+    """
+    if out == STANDARD and as_json:
+        raise click.UsageError("--json needs standard output for itself; give another --out")
+    if timesteps is not None and len(timesteps) != len(CHAIN_CODERS):
+        raise click.UsageError(f"--timesteps takes {len(CHAIN_CODERS)} numbers: N,N,N")
+    name = model or DEFAULT_MODEL
+    with _failing_as(name):
+        path = model_path(name)
+        info = read_model_info(path)[0]
+        if out is not None:
+            check_output(out, str(path), force)
+
+        from diffcodec import planning
+        from diffcodec.models import load_model
+        from diffcodec.train import calibration_images
+
+        loaded = load_model(path, "float")
+    most = len(planning.grid_levels()) + 1
+    if timesteps is not None and not 3 <= min(timesteps) <= max(timesteps) <= most:
+        raise click.UsageError(f"--timesteps must be from 3 to {most}")
+    side = _calibration_side(crop, info, loaded)
+    with _failing_as(data):
+        x, held_out = planning.search_crops(data, side, crops, loaded.color)
+        proposals = planning.propose_plans(loaded, x, held_out, timesteps, not quiet)
+    if as_json:
+        described = {effort: proposal.to_dict() for effort, proposal in proposals.items()}
+        settings = {"model": name, "id": info.id.hex(), "crops": crops, "crop": side}
+        _print(json.dumps(settings | {"plans": described}))
+    elif out != STANDARD:
+        _print(planning.format_proposals(proposals))
+    if out is None:
+        return
+    plans = {effort: proposal.plan for effort, proposal in proposals.items()}
+    with _failing_as(data):
+        calibration = calibration_images(data, side, loaded.color)
+    with _failing_as(name):
+        written = planning.replace_plans(loaded, plans, calibration)
+    with _failing_as(out):
+        write_file(out, written, force)
+    if out != STANDARD and not quiet:
+        click.echo(f"{name} -> {out}: {len(written)} bytes", err=True)
+
+
+def _calibration_side(crop: int | None, info: ModelInfo, model: "Model") -> int:
+    """Of crops: as given, or as in training."""
+    side, multiple = crop or info.about.get("crop"), model.network.config.multiple
+    if not isinstance(side, int) or side < 1 or side % multiple:
+        raise click.UsageError(f"give --crop, a multiple of {multiple} for this network")
+    return side
 
 
 # --- quantize -------------------------------------------------------------------------------------
@@ -661,9 +1194,7 @@ def quantize(*, source: str, output: str | None, data: str, crop: int | None, fo
         from diffcodec.train import calibration_images
 
         model = load_model(path, "float")
-    side, multiple = crop or info.about.get("crop"), model.network.config.multiple
-    if not isinstance(side, int) or side < 1 or side % multiple:
-        raise click.UsageError(f"give --crop, a multiple of {multiple} for this network")
+    side = _calibration_side(crop, info, model)
     with _failing_as(data):
         calibration = calibration_images(data, side, model.color)
     with _failing_as(source):
@@ -731,26 +1262,61 @@ def _verdict(expected: Iterable[str], wrong: Sequence[str]) -> str:
 
 
 def _for_each(
-    jobs: Sequence[tuple[str, ...]], work: Callable[..., None], as_json: bool = False
+    jobs: Sequence[tuple[str, ...]],
+    work: Callable[..., Any],
+    as_json: bool = False,
+    show: Callable[[Any], None] | None = None,
+    processes: int = 1,
 ) -> None:
     """Work on each input, the first of a job; one that fails does not stop the rest.
 
     Exits with the code of the failures if they agree in it, else with 1.
     """
     failed: list[tuple[str, int]] = []
-    for job in jobs:
-        try:
-            work(*job)
-        except BrokenPipeError:
-            raise
-        except (DiffcodecError, OSError, MemoryError, _CommandError) as e:
-            failed.append((job[0], _report(job[0], e, as_json)))
+    skipped = 0
+    for job, outcome in _outcomes(jobs, work, processes):
+        if isinstance(outcome, Exception):
+            failed.append((job[0], _report_failed(job, outcome, as_json)))
+        elif outcome == SKIPPED:
+            skipped += 1
+            if as_json:
+                _print(json.dumps({"input": job[0], "output": job[1], "skipped": True}))
+        elif show is not None and outcome is not None:
+            show(outcome)
+    if skipped and show is not None:
+        click.echo(f"diffcodec: {skipped} of {len(jobs)} outputs exist: skipped", err=True)
     if failed and len(jobs) > 1:
         names = ", ".join(name for name, _ in failed)
         click.echo(f"diffcodec: {len(failed)} of {len(jobs)} inputs failed: {names}", err=True)
     codes = {code for _, code in failed}
     if codes:
         sys.exit(codes.pop() if len(codes) == 1 else EXIT_FAILURE)
+
+
+def _outcomes(
+    jobs: Sequence[tuple[str, ...]], work: Callable[..., Any], processes: int
+) -> Iterator[tuple[tuple[str, ...], Any | Exception]]:
+    """Each job with what work makes of it or the exception that it raises."""
+    if min(processes, len(jobs)) > 1:
+        from diffcodec.workers import run_in_workers
+
+        yield from run_in_workers(work, jobs, processes)
+        return
+    for job in jobs:
+        try:
+            outcome = work(*job)
+        except Exception as e:
+            outcome = e
+        yield job, outcome
+
+
+def _report_failed(job: tuple[str, ...], error: Exception, as_json: bool) -> int:
+    """Report the failure of a job, or raise what is none of its input."""
+    if isinstance(error, BrokenPipeError) or not isinstance(error, FAILURES):
+        raise error
+    if isinstance(error, WorkerDiedError):
+        remove_temporaries(job[-1], error.process)
+    return _report(job[0], error, as_json)
 
 
 @contextmanager
@@ -760,7 +1326,7 @@ def _failing_as(name: str) -> Iterator[None]:
         yield
     except BrokenPipeError:
         raise
-    except (DiffcodecError, OSError, MemoryError, _CommandError) as e:
+    except FAILURES as e:
         sys.exit(_report(name, e))
 
 

@@ -1,6 +1,6 @@
 """Images to files and back: each tile by the chain or a fallback coder, whichever is smaller."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, BinaryIO
 
@@ -8,10 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from diffcodec.chain import EncodedTile, OutOfRangeError, encode_tile
+from diffcodec.chain import Array, EncodedTile
 from diffcodec.container import (
     CHAIN_CODERS,
-    MAX_PIXELS,
     Container,
     FileReader,
     Tile,
@@ -20,21 +19,25 @@ from diffcodec.container import (
     tile_grid,
 )
 from diffcodec.descent import RECONSTRUCTIONS
-from diffcodec.errors import LimitError, UnsupportedError
+from diffcodec.errors import UnsupportedError
 from diffcodec.fallback import decode_fallback, encode_fallback
 from diffcodec.images import apply_metadata, as_image, get_metadata, pixel_crc
 from diffcodec.layered import Target, decode_layers, encode_layers, iter_layers
+from diffcodec.limits import DEFAULT_LIMITS, Limits
 from diffcodec.model_file import DEFAULT_MODEL
 from diffcodec.models import Model, load_model
 from diffcodec.tiles import (
     Job,
     Part,
     chain_parts,
+    check_memory,
     check_pixels,
     coded_channels,
     crop,
     decode_job,
-    encoding,
+    decoding,
+    encode_job,
+    expected_bytes,
     find_model,
     integers,
     make_chain,
@@ -61,6 +64,7 @@ def encode(
     psnr: float | None = None,
     progressive: bool = False,
     previews: Sequence[int] | None = None,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> bytes:
     """Code an image: without loss, or down to a timestep, or both in one file.
 
@@ -73,11 +77,12 @@ def encode(
             files for research: they may not decode on another machine.
         effort: "fast", "default" or "best": how many network evaluations per tile.
         progress: show a bar on a terminal when it takes over two seconds.
-        timestep: stop at z_t; with ``progressive``, where the previews end.
+        timestep: stop at z_t. With ``progressive`` this and the next two say where previews end.
         bpp: stop at the last timestep of no more bits per pixel, the whole file counted.
         psnr: stop at the first timestep of at least so many dB.
         progressive: previews first, then the exact image.
-        previews: the timesteps that the file can be cut at, instead of as many as are worth it.
+        previews: the timesteps that the file can be cut at, instead of about every 1.5 dB.
+        limits: the sizes to accept; a larger image takes larger limits to decode, too.
 
     Returns:
         The file's bytes; :func:`decode` gives the image back; without loss the pixels, mode
@@ -86,14 +91,16 @@ def encode(
     Raises:
         UnsupportedError: for a kind of image that has no exact coding, or no chain where previews
             are wanted; for a timestep, rate or quality that cannot be had.
-        LimitError: for an image of more than 2^28 pixels.
+        LimitError: for an image that is over a limit.
         ModelMismatchError: if there is no such model, or its numbers overflow.
     """
     target = Target(timestep, bpp, psnr, progressive, previews)
     if target == Target():
-        return encode_many([image], model, effort, progress)[0]
+        return encode_many([image], model, effort, progress, limits=limits)[0]
     used = _load(model, effort)
-    return encode_layers(_source(image), used, effort, target, progress)
+    source = as_image(image, limits)
+    limits.check_memory(expected_bytes(*source.size, uses_model=True, layered=True))
+    return encode_layers(source, used, effort, target, progress)
 
 
 def encode_many(
@@ -101,13 +108,17 @@ def encode_many(
     model: str | Model = DEFAULT_MODEL,
     effort: str = "default",
     progress: bool = False,
+    *,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> list[bytes]:
     """Code several images; small ones share the network's batches. See :func:`encode`.
 
     Guarantee: the bytes of a file do not depend on the images coded beside it.
     """
     model = _load(model, effort)
-    sources = [_source(image) for image in images]
+    sources = [as_image(image, limits) for image in images]
+    pixels = sum(source.width * source.height for source in sources)
+    limits.check_memory(expected_bytes(pixels, 1, uses_model=True, layered=False))
     jobs = [
         (source, Part(effort, index, box))
         for source in sources
@@ -133,16 +144,6 @@ def _load(model: str | Model, effort: str) -> Model:
     return model
 
 
-def _source(image: ImageLike) -> Image.Image:
-    source = as_image(image)
-    if source.width * source.height > MAX_PIXELS:
-        raise LimitError(
-            f"an image of {source.width} x {source.height} pixels: at most {MAX_PIXELS} "
-            "pixels fit in a file; cut it into parts"
-        )
-    return source
-
-
 def _evaluations(parts: Sequence[Part], model: Model) -> int:
     """Pixels through the network."""
     return sum(len(model.plans[part.plan].levels) * part.pixels for part in parts)
@@ -151,12 +152,7 @@ def _evaluations(parts: Sequence[Part], model: Model) -> int:
 def _encode_job(model: Model, source: Image.Image, part: Part) -> Job[EncodedTile | None]:
     """One tile through the chain, or None where the chain has no code for it."""
     x = integers(source, part.box, model.color).astype(np.float64)
-    chain = make_chain(model, source.mode, part)
-    try:
-        with encoding(model):
-            return (yield from encode_tile(chain, x))
-    except OutOfRangeError:
-        return None
+    return (yield from encode_job(model, make_chain(model, source.mode, part), x))
 
 
 def _assemble(
@@ -182,10 +178,11 @@ def _assemble(
         tiles = []
         for box, chain in zip(boxes, coded, strict=False):
             tile = whole if len(boxes) == 1 else Tile(*encode_fallback(crop(source, box)))
-            if chain is not None and 4 * len(chain.words) < len(tile.payload):
+            if chain is not None and chain.size < len(tile.payload):
                 marks = chain.marks if marked else ()
                 payload = chain.words.astype("<u4").tobytes()
-                tile = Tile(effort, payload, chain.seed_words, marks)
+                preview = (chain.preview, chain.preview_payload)
+                tile = Tile(effort, payload, chain.seed_words, marks, *preview)
             tiles.append(tile)
         candidates.append(pack(container(tiles, whole=False)))
     return min(candidates, key=len)
@@ -200,6 +197,7 @@ def decode(
     allow_partial: bool = False,
     reconstruct: str = "mean",
     seed: int = 0,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> Image.Image:
     """The image in a file.
 
@@ -214,6 +212,7 @@ def decode(
         reconstruct: what to show at a timestep above 0: "mean", the posterior mean; "flow", its
             continuation by the probability-flow ODE (DDIM); "sample", by ancestral sampling.
         seed: of the sample.
+        limits: the sizes to accept.
 
     Returns:
         The image in its mode, with its metadata.
@@ -222,7 +221,7 @@ def decode(
         FormatError: if the data is not a whole, undamaged file (TruncatedError, CorruptError).
         UnsupportedError: for a newer version, or a timestep that the file does not have.
         ModelMismatchError: if the file's model is not at hand.
-        LimitError: if it claims more than 2^28 pixels.
+        LimitError: if it is over a limit.
     """
     return decode_finest(
         data,
@@ -232,6 +231,7 @@ def decode(
         allow_partial=allow_partial,
         reconstruct=reconstruct,
         seed=seed,
+        limits=limits,
     )[1]
 
 
@@ -244,18 +244,21 @@ def decode_finest(
     allow_partial: bool = False,
     reconstruct: str = "mean",
     seed: int = 0,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> tuple[int, Image.Image]:
     """As :func:`decode`, also from a stream, and with the timestep that it came to."""
     if reconstruct not in RECONSTRUCTIONS:
         raise UnsupportedError(
             f"reconstruction {reconstruct!r}: expected one of {', '.join(RECONSTRUCTIONS)}"
         )
-    reader = FileReader(data)
+    reader = FileReader(data, limits)
     if reader.container.layers is None:
         reader.read_tiles()
-        image = _decode_tiles(reader.container, timestep or 0, model, progress, reconstruct, seed)
+        check_memory(reader.container, limits)
+        image = _decode_tiles(reader, timestep or 0, model, progress, reconstruct, seed)
         return timestep or 0, image
     reader.read_layer()
+    check_memory(reader.container, limits)
     used = find_model(reader.container, model)
     return decode_layers(reader, used, timestep, progress, allow_partial, reconstruct, seed)
 
@@ -266,6 +269,7 @@ def iter_decode(
     *,
     reconstruct: str = "mean",
     seed: int = 0,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> Iterator[tuple[int, Image.Image]]:
     """The images in a stream as soon as their bytes are there, each with its timestep.
 
@@ -274,31 +278,35 @@ def iter_decode(
 
     Args:
         stream: binary; a pipe will do.
-        model, reconstruct, seed: see :func:`decode`.
+        model, reconstruct, seed, limits: see :func:`decode`.
 
     Raises:
         TruncatedError: if the stream ends early, after all previews that came whole; and what
             :func:`decode` raises.
     """
-    reader = FileReader(stream)
+    reader = FileReader(stream, limits)
     if reader.container.layers is None:
         reader.read_tiles()
-        yield 0, _decode_tiles(reader.container, 0, model, False, reconstruct, seed)
+        check_memory(reader.container, limits)
+        yield 0, _decode_tiles(reader, 0, model, False, reconstruct, seed)
     else:
         reader.read_layer()
+        check_memory(reader.container, limits)
         used = find_model(reader.container, model)
         yield from iter_layers(reader, used, reconstruct, seed)
 
 
 def _decode_tiles(
-    container: Container,
+    reader: FileReader,
     timestep: int,
     model: str | Model | None,
     progress: bool,
     reconstruct: str,
     seed: int,
+    watch: Callable[[Part, Job[Array]], Job[Array]] = lambda part, job: job,
 ) -> Image.Image:
-    """The image of a file without layers."""
+    """The image of a file without layers, all of which has been read; ``watch`` wraps its jobs."""
+    container = reader.container
     used = find_model(container, model) if container.uses_model else None
     parts = chain_parts(container)
     last = max((len(used.plans[p.plan].levels) for p in parts), default=0) if used else 0
@@ -306,18 +314,25 @@ def _decode_tiles(
         raise UnsupportedError(
             f"timestep {timestep}: this file has timesteps 0 (exact) to {last} (coarsest)"
         )
-    image = Image.new(container.mode, (container.width, container.height))
-    if container.mode == "P":
-        apply_metadata(image, container.metadata)  # pasting needs the palette in place
+    size = (container.width, container.height)
+    if container.whole and used is None:
+        (tile,) = container.tiles
+        image = decode_fallback(tile.coder, tile.payload, container.mode, size)
+    else:
+        image = Image.new(container.mode, size)
+    apply_metadata(image, container.metadata, reader.limits)  # pasting needs the palette in place
     if used is not None:
         jobs = (
-            decode_job(
-                used,
-                make_chain(used, container.mode, part),
-                container.tiles[part.index],
-                timestep,
-                reconstruct,
-                seed,
+            watch(
+                part,
+                decode_job(
+                    used,
+                    make_chain(used, container.mode, part),
+                    container.tiles[part.index],
+                    timestep,
+                    reconstruct,
+                    seed,
+                ),
             )
             for part in parts
         )
@@ -325,17 +340,63 @@ def _decode_tiles(
             for part, x in zip(parts, run(jobs, parts, used, bar), strict=True):
                 paste(image, part.box, x, used.color)
     for box, tile in zip(container.boxes(), container.tiles, strict=True):
-        if tile.coder not in CHAIN_CODERS:
+        if tile.coder not in CHAIN_CODERS and not container.whole:
             size = (box.width, box.height)
             decoded = decode_fallback(tile.coder, tile.payload, container.mode, size)
-            if container.whole:
-                image = decoded
-            else:
-                image.paste(decoded, (box.left, box.top))
+            image.paste(decoded, (box.left, box.top))
     if timestep == 0:
         check_pixels(image, container)
-    apply_metadata(image, container.metadata)
     return image
+
+
+def decode_timesteps(
+    data: bytes, model: str | Model | None = None, progress: bool = False
+) -> list[tuple[int, Image.Image]]:
+    """What a file without layers shows at all its timesteps, the coarsest first, 0 at last.
+
+    Guarantee: the same as :func:`decode` of each, but decoded only once.
+
+    Args:
+        data: a file's bytes.
+        model: the model it was encoded with, if it is not a shipped one.
+        progress: show a bar on a terminal when it takes over two seconds.
+
+    Raises:
+        DiffcodecError: if it does not decode; see :func:`decode`.
+    """
+    reader = FileReader(data)
+    reader.read_tiles()
+    container = reader.container
+    check_memory(container, reader.limits)
+    used = find_model(container, model) if container.uses_model else None
+    seen: dict[int, list[tuple[Part, Image.Image]]] = {}
+
+    def watch(part: Part, job: Job[Array]) -> Job[Array]:
+        assert used is not None
+        coded = coded_channels(container.mode, used.color)
+        with decoding(used, part.index):
+            request = next(job)
+            while True:
+                answer = yield request
+                shown = Image.new(container.mode, (part.box.width, part.box.height))
+                x = np.zeros(answer.mean.shape)  # channels that are known are zero
+                x[:coded] = answer.mean[:coded]
+                paste(shown, part.box._replace(left=0, top=0), x, used.color)
+                seen.setdefault(request.timestep, []).append((part, shown))
+                try:
+                    request = job.send(answer)
+                except StopIteration as stop:
+                    exact: Array = stop.value
+                    return exact
+
+    exact = _decode_tiles(reader, 0, used, progress, "mean", 0, watch)
+    images = [(0, exact)]
+    for timestep in sorted(seen):
+        image = exact.copy()
+        for part, shown in seen[timestep]:
+            image.paste(shown, (part.box.left, part.box.top))
+        images.insert(0, (timestep, image))
+    return images
 
 
 def measure_marks(data: bytes, model: str | Model | None = None) -> Container:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,9 +18,12 @@ HELD_OUT_EVERY = 20  # one image in so many is kept for validation
 SUFFIXES = {".png", ".webp", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".ppm", ".pgm"}
 ARRAY_SUFFIXES = {".npy", ".npz"}
 AUGMENTATIONS = ("all", "mirror", "none")  # left and right; with "all" also rows and columns
+MAX_CLASSES = 100_000  # more is a mistake
 MAPPED_BYTES = 64 << 20  # a .npy file as large as this is memory-mapped, a smaller one is read
 
 Source = Path | NDArray[np.uint8]  # an image: its file, or its pixels, RGB [3, height, width]
+Labels = NDArray[np.int64]
+Item = TypeVar("Item")
 
 
 def find_images(data: Path) -> list[Path]:
@@ -62,16 +65,54 @@ def list_images(sources: Sequence[Source]) -> list[Source]:
 
 
 def split_held_out(sources: Sequence[Source]) -> tuple[list[Source], list[Source]]:
-    """Training and held-out images; every twentieth in order is held out (at least one).
+    """Training and held-out images: see :func:`hold_out`.
 
     Raises:
         DiffcodecError: if a file of arrays cannot be read.
     """
-    images = list_images(sources)
-    places = range(len(images))
+    return hold_out(list_images(sources))
+
+
+def hold_out(items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
+    """For training and held out: the latter are every twentieth in order (at least one)."""
+    places = range(len(items))
     chosen = places[HELD_OUT_EVERY // 2 :: HELD_OUT_EVERY] or places[-1:]
-    held_out = [images[i] for i in chosen]
-    return [images[i] for i in places if i not in chosen] or held_out, held_out
+    held_out = [items[i] for i in chosen]
+    return [items[i] for i in places if i not in chosen] or held_out, held_out
+
+
+def read_labels(path: Path) -> Labels:
+    """The classes of images, in their order: a text of integers from 0 on, one a line.
+
+    Raises:
+        DiffcodecError: if it is anything else.
+    """
+    try:
+        labels = np.array([int(line) for line in path.read_text().split()], np.int64)
+    except (OSError, ValueError, OverflowError) as e:
+        raise DiffcodecError(f"{path}: not readable as labels, one integer a line ({e})") from e
+    if labels.size == 0 or labels.min() < 0 or labels.max() >= MAX_CLASSES:
+        raise DiffcodecError(
+            f"{path}: labels are integers from 0 to {MAX_CLASSES - 1}, one a line for each image"
+        )
+    return labels
+
+
+def check_labels(labels: Labels, images: Sequence[Source], classes: int) -> None:
+    """Hold labels against the images and the network that they are for.
+
+    Raises:
+        DiffcodecError: if they do not fit.
+    """
+    if len(labels) != len(images):
+        raise DiffcodecError(f"{len(labels)} labels for {len(images)} images; give one for each")
+    if not classes:
+        raise DiffcodecError("labels for a network without classes; leave out --labels")
+    if labels.max() >= classes:
+        raise DiffcodecError(
+            f"label {labels.max()} for a network of {classes} classes; give labels from 0 to "
+            f"{classes - 1}"
+        )
 
 
 def read_arrays(path: Path) -> list[NDArray[np.uint8]]:
@@ -138,6 +179,16 @@ def read_rgb(path: Path) -> NDArray[np.uint8]:
         raise DiffcodecError(f"{path}: not readable as an image ({e})") from e
 
 
+class Crop(NamedTuple):
+    """Where a crop lies in an image, by its number, and what is exchanged in it."""
+
+    image: int
+    top: int
+    left: int
+    mirror: bool
+    transpose: bool
+
+
 class CropSampler:
     """Random crops, the same for the same seed and step.
 
@@ -154,7 +205,7 @@ class CropSampler:
         self.paths = list_images(paths)
         self.files = {i: path for i, path in enumerate(self.paths) if isinstance(path, Path)}
         self.images = [None if isinstance(image, Path) else image for image in self.paths]
-        areas = np.array([0 if image is None else self._area(image) for image in self.images], "f8")
+        self.sizes = np.array([(0, 0) if i is None else i.shape[1:] for i in self.images], np.int64)
         used = 0
         hide = None if self.files else True
         with ThreadPoolExecutor(2) as pool:
@@ -162,38 +213,42 @@ class CropSampler:
                 pool.map(read_rgb, self.files.values()), "images", len(self.files), disable=hide
             )
             for i, image in zip(self.files, decoded, strict=True):
-                areas[i] = self._area(image)
-                if areas[i] > 0 and used + image.nbytes <= memory_bytes:
+                self.sizes[i] = image.shape[1:]
+                if self.sizes[i].min() >= crop and used + image.nbytes <= memory_bytes:
                     used += image.nbytes
                     self.images[i] = image
+        areas = np.where(self.sizes.min(1) >= crop, self.sizes.prod(1), 0).astype("f8")
         if areas.sum() == 0:
             raise DiffcodecError(
                 f"no image is at least {crop} pixels on each side; use a smaller --crop"
             )
         self.cumulative = np.cumsum(areas / areas.sum())
 
-    def _area(self, image: NDArray[np.uint8]) -> int:
-        """Pixels of an image; 0 if it is smaller than a crop."""
-        height, width = image.shape[1:]
-        return height * width if min(height, width) >= self.crop else 0
-
-    def batch(self, size: int, seed: int, step: int) -> torch.Tensor:
-        """RGB crops as int16 [size, 3, crop, crop], images drawn in proportion to their area."""
+    def choose(self, size: int, seed: int, step: int) -> list[Crop]:
+        """The crops of a batch, images drawn in proportion to their area."""
         rng = np.random.default_rng((seed, step))
         crops = []
         for _ in range(size):
             i = min(int(np.searchsorted(self.cumulative, rng.random())), len(self.paths) - 1)
-            image = self.images[i]
-            if image is None:
-                image = read_rgb(self.files[i])
-            top = int(rng.integers(image.shape[1] - self.crop + 1))
-            left = int(rng.integers(image.shape[2] - self.crop + 1))
-            crop = image[:, top : top + self.crop, left : left + self.crop]
-            if self.augment != "none" and rng.random() < 0.5:
-                crop = crop[:, :, ::-1]
-            if self.augment == "all" and rng.random() < 0.5:
-                crop = crop.transpose(0, 2, 1)
-            crops.append(crop)
+            top, left = (int(rng.integers(side - self.crop + 1)) for side in self.sizes[i])
+            mirror = self.augment != "none" and rng.random() < 0.5
+            transpose = self.augment == "all" and rng.random() < 0.5
+            crops.append(Crop(i, top, left, mirror, transpose))
+        return crops
+
+    def cut(self, crop: Crop) -> NDArray[np.uint8]:
+        """The pixels of a crop, RGB [3, crop, crop]."""
+        image = self.images[crop.image]
+        if image is None:
+            image = read_rgb(self.files[crop.image])
+        part = image[:, crop.top : crop.top + self.crop, crop.left : crop.left + self.crop]
+        if crop.mirror:
+            part = part[:, :, ::-1]
+        return part.transpose(0, 2, 1) if crop.transpose else part
+
+    def batch(self, size: int, seed: int, step: int, rows: slice = slice(None)) -> torch.Tensor:
+        """RGB crops as int16 [size, 3, crop, crop], or those of some rows alone."""
+        crops = [self.cut(crop) for crop in self.choose(size, seed, step)[rows]]
         return torch.from_numpy(np.stack(crops).astype(np.int16))
 
 

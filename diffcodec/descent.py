@@ -6,13 +6,26 @@ DDPM's Algorithms 3 and 4. Each step sends a sample of the posterior ``q(z_s | z
 No lattice: what the decoder returns is the encoder's z_s to the last bit.
 """
 
+import copy
+import math
 from collections.abc import Generator
 from typing import NamedTuple
 
 import numpy as np
 
 from diffcodec import randomness
-from diffcodec.chain import Array, Posterior, Request, TileChain
+from diffcodec.chain import (
+    Array,
+    EncodedTile,
+    Posterior,
+    Request,
+    Step,
+    TileChain,
+    coding_steps,
+    encode_tile,
+    most_seed_words,
+)
+from diffcodec.container import LEAST_PREVIEW
 from diffcodec.relative_entropy import BitReader, Bits, BitWriter, Decoder, Encoder
 
 RECONSTRUCTIONS = ("mean", "flow", "sample")
@@ -48,6 +61,21 @@ class Descent:
         if self._answer is None:
             self._answer = yield Request(self.z, self.timestep)
         return self._answer
+
+    def forget(self, chain: TileChain) -> None:
+        """Keep z_t alone: drop the model's answer, and with the chain what it holds.
+
+        Args:
+            chain: another one of the same tile.
+        """
+        self.chain, self._answer = chain, None
+
+    def below(self) -> TileChain:
+        """The chain of the same tile below z_t."""
+        c = self.chain
+        chain = TileChain(c.plan, c.domain, c.tile, c.coded, c.shape[1:], self.timestep)
+        chain.z[self.timestep] = self.z
+        return chain
 
     def mean(self) -> Generator[Request, Posterior, Array]:
         """The posterior mean of x given z_t, [3, height, width]."""
@@ -142,3 +170,53 @@ class Descent:
                 z = mean + np.sqrt(p.r) * (self.z[c] - mean)
             self._arrive(z)
         return (yield from self.mean())
+
+
+def encode_below_preview(
+    chain: TileChain, x: Array, alone: EncodedTile
+) -> Generator[Request, Posterior, EncodedTile]:
+    """Code a tile whose stack runs empty by a preview of its own and the chain below that.
+
+    What the pops of the lower timesteps take is not there yet in a smooth tile, so words of the
+    shared seed are used up. Relative entropy coding takes nothing beforehand.
+
+    Args:
+        chain: of the tile, without a preview.
+        x: integers of the colour domain, [3, height, width].
+        alone: the same tile by the chain alone, which tells where the stack runs empty.
+
+    Raises:
+        OutOfRangeError: if the chain has no code for the tile.
+        ValueError: if the model's numbers are out of range.
+    """
+    descent = Descent(chain)
+    steps: list[Bits] = []
+    best, smallest = descent, math.inf
+    while descent.timestep > LEAST_PREVIEW:
+        steps.append((yield from descent.encode_step(x)))
+        words, dip = _expected_below(alone, descent.timestep, most_seed_words(chain))
+        expected = sum(map(len, steps)) + 32 * (words + dip)
+        if expected < smallest:
+            best, smallest = copy.copy(descent), expected
+        if dip == 0:
+            break
+    rest = yield from encode_tile(best.below(), x)
+    sent = steps[: len(chain.levels) + 1 - best.timestep]
+    payload = np.packbits(np.concatenate(sent)).tobytes()
+    return rest._replace(preview=best.timestep, preview_payload=payload)
+
+
+def _expected_below(alone: EncodedTile, preview: int, seed_words: int) -> tuple[int, int]:
+    """Words that the chain pushes and pops below a preview, and how many of the seed it uses up.
+
+    Args:
+        alone: the tile by the chain without a preview.
+        preview: its timestep.
+        seed_words: height of the stack at first.
+    """
+    steps = coding_steps(len(alone.heights) // 2)
+    count = len(coding_steps(0, preview)) - 1  # alike but for the last
+    heights = (seed_words, *alone.heights)
+    last = steps.index(Step("reverse", preview - 1, True))
+    pushed = heights[last + 1] - heights[last]
+    return heights[count] + pushed - seed_words, seed_words - min(heights[: count + 1])

@@ -118,8 +118,8 @@ class Stack:
 
 def _check(mean: NDArray[np.float64], std: NDArray[np.float64]) -> NDArray[np.float64]:
     """Reject what constriction would panic on or take silently; returns ``rint(mean)``."""
-    if mean.size and not (np.max(np.abs(mean)) < 2**30):  # also false for NaN
-        raise ValueError("a mean is not finite or beyond 2^30 bins")
+    if mean.size and not (np.max(np.abs(mean)) < 2**29):  # also false for NaN
+        raise ValueError("a mean is not finite or beyond 2^29 bins")
     if std.size and not (np.min(std) >= 1e-6 and np.max(std) < 2**30):
         raise ValueError("a standard deviation is not within 1e-6..2^30 bins")
     centre: NDArray[np.float64] = np.rint(mean)

@@ -24,9 +24,25 @@ class UnsupportedError(DiffcodecError):
     """A valid request or file that this version cannot handle."""
 
 
+class UnsupportedFileError(UnsupportedError):
+    """A file that takes another version of diffcodec."""
+
+
 class LimitError(DiffcodecError):
     """A size in the input exceeds a limit."""
 
 
 class ModelMismatchError(DiffcodecError):
     """The model at hand is not the one that the file was made with, or cannot be loaded."""
+
+
+class WorkerDiedError(DiffcodecError):
+    """The process that worked on an input ended before it was done.
+
+    Attributes:
+        process: its identifier.
+    """
+
+    def __init__(self, message: str, process: int):
+        super().__init__(message)
+        self.process = process

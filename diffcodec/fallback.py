@@ -5,6 +5,7 @@
 """
 
 import io
+import struct
 from typing import Any
 
 from PIL import Image
@@ -12,6 +13,7 @@ from PIL import Image
 from diffcodec.errors import CorruptError, UnsupportedError
 from diffcodec.images import MODES, WEBP_MAX_SIDE, strict_pillow
 
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 BITS_PER_PIXEL = {"1": 1, "L": 8, "LA": 16, "P": 8, "RGB": 24, "RGBA": 32, "I;16": 16}
 
 # WebP's (method, quality); none is always the best. Pillow's default wins on small photographs, by
@@ -94,7 +96,29 @@ def _sample_mode(mode: str) -> str:
     return "L" if mode == "P" else mode  # indices are coded as if grey levels
 
 
+def _claimed_size(coder: str, payload: bytes) -> tuple[int, int] | None:
+    """What a payload says of itself, or None where it is no such file.
+
+    Pillow takes memory by the header as soon as it opens a file. Of WebP only the simple lossless
+    kind: RIFF with a VP8L chunk alone.
+    """
+    if coder == "png":
+        if len(payload) < 24 or payload[:8] != PNG_SIGNATURE or payload[12:16] != b"IHDR":
+            return None
+        width, height = struct.unpack_from(">2I", payload, 16)
+        return width, height
+    if len(payload) < 25 or payload[:4] != b"RIFF" or payload[8:16] != b"WEBPVP8L":
+        return None
+    fields = int.from_bytes(payload[21:25], "little")  # 14 bits each, then alpha and version
+    return 1 + (fields & 0x3FFF), 1 + (fields >> 14 & 0x3FFF)
+
+
 def _open(coder: str, payload: bytes, size: tuple[int, int]) -> Image.Image:
+    claimed = _claimed_size(coder, payload)
+    if claimed is None:
+        raise CorruptError(f"damaged {coder} payload: it does not begin as one")
+    if claimed != size:
+        raise CorruptError(f"found {coder} of size {claimed}, expected one of {size}")
     try:
         with strict_pillow(size[0] * size[1]):
             image = Image.open(io.BytesIO(payload), formats=[coder.upper()])

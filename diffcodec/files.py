@@ -4,12 +4,16 @@ import errno
 import os
 import secrets
 import shutil
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from diffcodec.errors import DiffcodecError
 
 STANDARD = "-"  # input or output
+_ENDING = (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))  # the latter not everywhere
 
 
 def read_file(path: str, limit: int = -1) -> bytes:
@@ -56,7 +60,8 @@ def write_file(path: str | Path, data: bytes, force: bool) -> None:
     A symbolic link is followed. A device or named pipe is written to as it is.
 
     Guarantee: on any exception, an interrupt included, an old file is left as it was and no
-    temporary file stays.
+    temporary file stays. Of a process that is killed outright (SIGKILL) the old file is left too,
+    but the temporary, a hidden file ``.diffcodec-*.tmp``, may stay.
 
     Raises:
         OSError: with the path in ``filename``.
@@ -72,6 +77,12 @@ def write_file(path: str | Path, data: bytes, force: bool) -> None:
             _replace(target, data, force)
     except OSError as e:
         raise OSError(e.errno, e.strerror, str(path)) from e
+
+
+def remove_temporaries(path: str, process: int) -> None:
+    """Clear away what a process that was killed in :func:`write_file` has left beside a file."""
+    for temporary in Path(os.path.realpath(path)).parent.glob(_temporary_name(process, "*")):
+        temporary.unlink(missing_ok=True)
 
 
 def write_standard_output(data: bytes) -> None:
@@ -90,13 +101,30 @@ def write_standard_output(data: bytes) -> None:
         raise OSError(e.errno, e.strerror, "standard output") from e
 
 
+def leave_on_signals() -> None:
+    """Let SIGTERM and SIGHUP end this process by an exception, so that no temporary file stays."""
+    for number in _ENDING:
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, _leave)
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    for other in (signal.SIGINT, *_ENDING):  # another would break into what clears away
+        signal.signal(other, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
 def _check_absent(target: Path, force: bool) -> None:
     if target.is_file() and not force:
         raise FileExistsError(errno.EEXIST, "it exists already", str(target))
 
 
+def _temporary_name(process: int, token: str) -> str:
+    return f".diffcodec-{process}-{token}.tmp"
+
+
 def _replace(target: Path, data: bytes, force: bool) -> None:
-    temporary = target.with_name(f".diffcodec-{secrets.token_hex(8)}.tmp")
+    temporary = target.with_name(_temporary_name(os.getpid(), secrets.token_hex(8)))
     try:
         with temporary.open("xb") as f:
             f.write(data)

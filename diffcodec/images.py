@@ -31,10 +31,9 @@ from diffcodec.errors import (
     LimitError,
     UnsupportedError,
 )
+from diffcodec.limits import DEFAULT_LIMITS, Limits
 
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
-MAX_PIXELS = 2**28
-MAX_METADATA_BYTES = 2**26  # of each item, decompressed
 MAX_DPI = 1e7  # more does not fit into a PNG
 
 READ_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "QOI", "TIFF", "WEBP")
@@ -89,16 +88,19 @@ def strict_pillow(max_pixels: int) -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = limit
 
 
-def read_image(source: str | PathLike[str] | IO[bytes]) -> Image.Image:
+def read_image(
+    source: str | PathLike[str] | IO[bytes], limits: Limits = DEFAULT_LIMITS
+) -> Image.Image:
     """The image in a file, loaded, with nothing in ``info`` but the metadata that is kept.
 
     Args:
         source: a path, or a stream open for reading bytes.
+        limits: the sizes to accept.
 
     Raises:
         DiffcodecError: the file cannot be read.
         FormatError: it is not a whole image in one of ``READ_FORMATS``.
-        LimitError: it has more than ``MAX_PIXELS``.
+        LimitError: it is over a limit.
         UnsupportedError: it is animated, or its pixels would have to be converted.
     """
     if isinstance(source, (str, PathLike)):
@@ -111,12 +113,14 @@ def read_image(source: str | PathLike[str] | IO[bytes]) -> Image.Image:
         reason = getattr(error, "strerror", None) or error
         raise DiffcodecError(f"cannot read {name}: {reason}") from error
     try:
-        with strict_pillow(MAX_PIXELS):
-            return as_image(Image.open(io.BytesIO(data), formats=READ_FORMATS))
+        with strict_pillow(limits.pixels):
+            return as_image(Image.open(io.BytesIO(data), formats=READ_FORMATS), limits)
     except DiffcodecError as error:
         raise type(error)(f"{name}: {error}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise LimitError(f"{name}: more than {MAX_PIXELS} pixels; split the image") from error
+        raise LimitError(
+            f"{name}: more than {limits.pixels} pixels; raise the limit pixels, or split the image"
+        ) from error
     except UnidentifiedImageError as error:
         known = ", ".join(READ_FORMATS)
         raise FormatError(f"{name}: no image found in {known}; convert it to PNG") from error
@@ -124,16 +128,17 @@ def read_image(source: str | PathLike[str] | IO[bytes]) -> Image.Image:
         raise FormatError(f"{name}: damaged or cut short ({error}); get a whole copy") from error
 
 
-def as_image(source: Image.Image | NDArray[Any]) -> Image.Image:
+def as_image(source: Image.Image | NDArray[Any], limits: Limits = DEFAULT_LIMITS) -> Image.Image:
     """A plain, loaded Pillow image in one of ``MODES``, without converting any pixel.
 
     Args:
         source: a Pillow image, or an array: bool [height, width] (mode 1), uint8 [height, width]
             or [height, width, 1 to 4] (L, LA, RGB, RGBA), uint16 [height, width] (I;16).
+        limits: the sizes to accept.
 
     Raises:
         FormatError: a lazily opened file is damaged.
-        LimitError: more than ``MAX_PIXELS``.
+        LimitError: it is over a limit.
         UnsupportedError: another mode or array, an empty image, several frames, or a file not yet
             loaded whose samples Pillow would reduce.
     """
@@ -144,8 +149,7 @@ def as_image(source: Image.Image | NDArray[Any]) -> Image.Image:
         )
     if min(image.size) < 1:
         raise UnsupportedError(f"found an empty image of size {image.size}, expected some pixels")
-    if image.width * image.height > MAX_PIXELS:
-        raise LimitError(f"found {image.size} pixels, expected at most {MAX_PIXELS}; split it")
+    limits.check_image(image.width, image.height)
     _refuse_conversion(image)
     try:
         frames = getattr(image, "n_frames", 1)
@@ -238,8 +242,9 @@ def pixel_crc(image: Image.Image) -> int:
 
 def psnr(shown: Image.Image | NDArray[Any], image: Image.Image | NDArray[Any]) -> float:
     """Peak signal-to-noise ratio over all samples in dB; infinite where they are equal."""
-    difference = np.asarray(shown, np.float64) - np.asarray(image, np.float64)
-    error = float(np.mean(difference * difference))
+    rows = list(zip(np.asarray(shown), np.asarray(image), strict=True))  # for less memory
+    error = sum(float(np.mean(np.subtract(a, b, dtype=np.float64) ** 2)) for a, b in rows)
+    error /= len(rows)
     return 10 * math.log10(255**2 / error) if error else math.inf
 
 
@@ -289,15 +294,14 @@ def get_metadata(image: Image.Image) -> dict[str, bytes]:
         grey level or colour in uint16, little-endian.
 
     Raises:
-        LimitError: an item has more than ``MAX_METADATA_BYTES``.
+        LimitError: an item is over the limit of readers.
         UnsupportedError: the palette is neither RGB nor RGBA.
     """
     kept = _kept(image)
     metadata = {}
     for key, name in (("icc", "icc_profile"), ("exif", "exif")):
         if name in kept:
-            if len(kept[name]) > MAX_METADATA_BYTES:
-                raise LimitError(f"{name} of {len(kept[name])} bytes is too large: remove it")
+            DEFAULT_LIMITS.check_metadata(len(kept[name]))
             metadata[key] = zlib.compress(kept[name], 9)
     if "dpi" in kept:
         metadata["dpi"] = struct.pack("<2d", *kept["dpi"])
@@ -327,23 +331,22 @@ def _unpack_transparency(data: bytes) -> bytes | int | tuple[int, ...] | None:
     return channels if len(channels) == 3 else int(channels[0])
 
 
-def apply_metadata(image: Image.Image, metadata: Mapping[str, bytes]) -> None:
-    """Give an image what :func:`get_metadata` took from another of its mode.
+def apply_metadata(
+    image: Image.Image, metadata: Mapping[str, bytes], limits: Limits = DEFAULT_LIMITS
+) -> None:
+    """Give an image what :func:`get_metadata` took from another of its mode; ignore other items.
 
     Raises:
         CorruptError: an item is malformed, or does not go with the image's mode.
-        FormatError: an unknown item, or a palette missing.
-        LimitError: an item has more than ``MAX_METADATA_BYTES``.
+        FormatError: a palette is missing.
+        LimitError: an item is over a limit.
     """
-    unknown = set(metadata) - {"icc", "exif", "dpi", "palette", "transparency"}
-    if unknown:
-        raise FormatError(f"found unknown metadata {sorted(unknown)}: use a newer version")
     if (image.mode == "P") != ("palette" in metadata):
         raise FormatError(f"mode {image.mode}: a palette goes with mode P and no other")
     if "icc" in metadata:
-        image.info["icc_profile"] = _inflate(metadata["icc"], "icc")
+        image.info["icc_profile"] = _inflate(metadata["icc"], "icc", limits)
     if "exif" in metadata:
-        image.info["exif"] = _inflate(metadata["exif"], "exif")
+        image.info["exif"] = _inflate(metadata["exif"], "exif", limits)
     if "dpi" in metadata:
         if len(metadata["dpi"]) != 16:
             raise CorruptError(f"found {len(metadata['dpi'])} bytes of dpi, expected 16")
@@ -364,14 +367,13 @@ def apply_metadata(image: Image.Image, metadata: Mapping[str, bytes]) -> None:
         image.info["transparency"] = transparency
 
 
-def _inflate(data: bytes, key: str) -> bytes:
+def _inflate(data: bytes, key: str, limits: Limits) -> bytes:
     decompressor = zlib.decompressobj()
     try:
-        content = decompressor.decompress(data, MAX_METADATA_BYTES + 1)
+        content = decompressor.decompress(data, limits.metadata_bytes + 1)
     except zlib.error as error:
         raise CorruptError(f"metadata {key} is damaged: {error}") from error
-    if len(content) > MAX_METADATA_BYTES:
-        raise LimitError(f"metadata {key} has more than {MAX_METADATA_BYTES} bytes")
+    limits.check_metadata(len(content))
     if not decompressor.eof or decompressor.unused_data:
         raise CorruptError(f"metadata {key} is damaged: its length is wrong")
     return content

@@ -1,11 +1,11 @@
-"""What ``diffcodec info`` tells of a file. No torch, except to measure what a file does not say."""
+"""What ``diffcodec info`` tells of a file. Pure Python."""
 
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 from diffcodec.container import CHAIN_CODERS, MAGIC, Container, Layers
-from diffcodec.errors import DiffcodecError, ModelMismatchError
+from diffcodec.errors import ModelMismatchError
 from diffcodec.model_file import ModelInfo
 
 CHANNELS = {"1": 1, "L": 1, "LA": 2, "P": 1, "RGB": 3, "RGBA": 4, "I;16": 1}
@@ -21,16 +21,13 @@ def tiles_by_coder(container: Container) -> dict[str, int]:
     return dict(Counter(tile.coder for tile in container.tiles))
 
 
-def describe(
-    data: bytes, container: Container, model: ModelInfo | None, model_path: str | None
-) -> dict[str, Any]:
+def describe(data: bytes, container: Container, model: ModelInfo | None) -> dict[str, Any]:
     """What ``info`` shows of a file, by the names of its JSON.
 
     Args:
         data: the file's bytes.
         container: its parts.
         model: its model, if that is at hand.
-        model_path: where that is, if it is not a shipped one.
 
     Raises:
         ModelMismatchError: the file was made with another model.
@@ -41,9 +38,6 @@ def describe(
             f"made with model {container.model.hex()}, the one given is {model.name} "
             f"{model.id.hex()}; give the model that it was encoded with"
         )
-    measured = container.layers or any(tile.marks for tile in container.tiles)
-    if uses_model and model is not None and not measured:
-        container = _with_marks(data, container, model_path)
     arithmetic = "float" if container.float_arithmetic else "integer"
     return {
         "version": data[len(MAGIC)],
@@ -61,15 +55,6 @@ def describe(
         "metadata_bytes": {name: len(value) for name, value in container.metadata.items()},
         "timesteps": list(_timesteps(container, model)),
     }
-
-
-def _with_marks(data: bytes, container: Container, model_path: str | None) -> Container:
-    from diffcodec.codec import measure_marks
-
-    try:
-        return measure_marks(data, model_path)
-    except DiffcodecError:  # whether it decodes is for verify to say
-        return container
 
 
 def _timesteps(container: Container, model: ModelInfo | None) -> Iterator[dict[str, Any]]:

@@ -6,16 +6,26 @@ tiles as in any other, by the chain below the last preview or by a fallback code
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from diffcodec.chain import Array, EncodedTile, OutOfRangeError, encode_tile
-from diffcodec.container import CHAIN_CODERS, Container, FileReader, Layers, Tile, pack, tile_grid
+from diffcodec.chain import Array, EncodedTile, TileChain
+from diffcodec.container import (
+    CHAIN_CODERS,
+    LEAST_PREVIEW,
+    Container,
+    FileReader,
+    Layers,
+    Tile,
+    pack,
+    tile_grid,
+)
 from diffcodec.descent import Descent
-from diffcodec.errors import CorruptError, FormatError, UnsupportedError
+from diffcodec.errors import FormatError, UnsupportedError
 from diffcodec.fallback import decode_fallback, encode_fallback
 from diffcodec.images import apply_metadata, get_metadata, pixel_crc, psnr
 from diffcodec.models import Model
@@ -24,11 +34,13 @@ from diffcodec.relative_entropy import Bits
 from diffcodec.tiles import (
     Job,
     Part,
+    Result,
     check_pixels,
     coded_channels,
     crop,
     decode_job,
     decoding,
+    encode_job,
     encoding,
     integers,
     make_chain,
@@ -37,13 +49,19 @@ from diffcodec.tiles import (
     run,
 )
 
-LAYER_BYTES = 100  # of a layer at least: its length and CRC cost 6
+LAYER_BYTES = 100  # of a layer at least, for each tile: a length and a CRC cost 6
+KEPT_PIXELS = 1 << 22  # of images in which the model's answers are kept, at 48 bytes each
 PREVIEW_SIGMA = 9.0  # grey levels: where previews end and bits-back coding is cheaper
-LEAST_PREVIEW = 2  # timestep: below z_1 there is no chain left
+
+
+_Steps = list[list[Bits]]  # by timestep from T down, then by tile
 
 
 class Target(NamedTuple):
-    """Where a file is to end, at most one of the first three; see :func:`diffcodec.encode`."""
+    """Where a file or its previews are to end; see :func:`diffcodec.encode`.
+
+    At most one of the first three.
+    """
 
     timestep: int | None = None
     bpp: float | None = None
@@ -59,7 +77,10 @@ def last_preview(plan: Plan) -> int:
 
 
 class Previews:
-    """All tiles of an image on their way down."""
+    """All tiles of an image on their way down.
+
+    Between two steps they hold z_t, 24 bytes a pixel; of small images also what spares time.
+    """
 
     def __init__(
         self,
@@ -67,7 +88,6 @@ class Previews:
         mode: str,
         size: tuple[int, int],
         plan: str,
-        preview: int,
         bar: "tqdm[Any]",
         encodes: bool = False,
     ):
@@ -75,7 +95,6 @@ class Previews:
         self.encodes = encodes
         boxes = tile_grid(*size)
         self.parts = [Part(plan, index, box) for index, box in enumerate(boxes)]
-        self.preview = preview
         self.timestep = len(model.plans[plan].levels) + 1  # of all tiles
         self._descents: list[Descent] = []
 
@@ -83,8 +102,11 @@ class Previews:
         """Of a tile; begun when it is its turn, as a file may claim any number of them."""
         if index == len(self._descents):
             part = self.parts[index]
-            self._descents.append(Descent(make_chain(self.model, self.mode, part, self.preview)))
+            self._descents.append(Descent(self._chain(part)))
         return self._descents[index]
+
+    def _chain(self, part: Part) -> TileChain:
+        return make_chain(self.model, self.mode, part)
 
     def encode_step(self, source: Image.Image) -> list[Bits]:
         """One timestep down: its bits by tile."""
@@ -94,7 +116,7 @@ class Previews:
             with encoding(self.model):
                 return (yield from descent.encode_step(x))
 
-        bits = list(self._run(job(*pair) for pair in self._pairs()))
+        bits = list(self._run(job))
         self.timestep -= 1
         return bits
 
@@ -105,7 +127,7 @@ class Previews:
             with decoding(self.model, part.index):
                 yield from descent.decode_layer(payloads[part.index], end, timestep)
 
-        list(self._run(job(*pair) for pair in self._pairs()))
+        list(self._run(job))
         self.timestep = max(end, timestep)
 
     def show(self, how: str = "mean", seed: int = 0) -> Image.Image:
@@ -115,25 +137,19 @@ class Previews:
             with encoding(self.model) if self.encodes else decoding(self.model, part.index):
                 if how == "mean":
                     return (yield from descent.mean())
-                chain = make_chain(self.model, self.mode, part)
-                chain.z[descent.timestep] = descent.z
-                return (yield from Descent(chain, descent.timestep).continued(how, seed))
+                other = Descent(descent.below(), descent.timestep)
+                return (yield from other.continued(how, seed))
 
-        return self.put_together(self._run(job(*pair) for pair in self._pairs()))
+        return self.put_together(self._run(job))
 
     def encode_rest(self, source: Image.Image) -> Iterator[EncodedTile | None]:
         """The exact tiles by the chain below z_t, or None where it has no code."""
 
         def job(part: Part, descent: Descent) -> Job[EncodedTile | None]:
             x = integers(source, part.box, self.model.color).astype(np.float64)
-            descent.chain.z[descent.timestep] = descent.z
-            try:
-                with encoding(self.model):
-                    return (yield from encode_tile(descent.chain, x))
-            except OutOfRangeError:
-                return None
+            return (yield from encode_job(self.model, descent.below(), x))
 
-        return self._run(job(*pair) for pair in self._pairs())
+        return self._run(job)
 
     def decode_rest(self, tiles: Sequence[Tile], timestep: int, how: str, seed: int) -> Image.Image:
         """The image at a timestep below z_t."""
@@ -142,13 +158,9 @@ class Previews:
             tile = tiles[part.index]
             if tile.coder not in CHAIN_CODERS:
                 return None
-            if tile.coder != part.plan:
-                raise CorruptError(f"tile {part.index} is coded by {tile.coder!r} below previews")
-            descent.chain.z[descent.timestep] = descent.z
-            return (yield from decode_job(self.model, descent.chain, tile, timestep, how, seed))
+            return (yield from decode_job(self.model, descent.below(), tile, timestep, how, seed))
 
-        shown = self._run(job(*pair) for pair in self._pairs())
-        image = self.put_together(shown)
+        image = self.put_together(self._run(job))
         for part, tile in zip(self.parts, tiles, strict=True):
             if tile.coder not in CHAIN_CODERS:
                 size = (part.box.width, part.box.height)
@@ -164,11 +176,18 @@ class Previews:
                 paste(image, part.box, x, self.model.color)
         return image
 
-    def _pairs(self) -> Iterator[tuple[Part, Descent]]:
-        return ((part, self.descent(part.index)) for part in self.parts)
+    def _run(self, job: Callable[[Part, Descent], Job[Result]]) -> Iterator[Result]:
+        """Of every tile."""
+        keep = self.size[0] * self.size[1] <= KEPT_PIXELS
 
-    def _run(self, jobs: Iterator[Job[Any]]) -> Iterator[Any]:
-        return run(jobs, self.parts, self.model, self.bar)
+        def bounded(part: Part) -> Job[Result]:
+            descent = self.descent(part.index)
+            result = yield from job(part, descent)
+            if not keep:
+                descent.forget(self._chain(part))
+            return result
+
+        return run(map(bounded, self.parts), self.parts, self.model, self.bar)
 
 
 # --- encoding -------------------------------------------------------------------------------------
@@ -186,53 +205,93 @@ def encode_layers(
         )
     plan = model.plans[effort]
     end = _check_target(target, plan)
-    preview = end if target.exact else 0
-    levels = len(plan.levels)
-    with progress_bar((levels + target.exact) * source.width * source.height, progress) as bar:
-        previews = Previews(model, source.mode, source.size, effort, preview, bar, encodes=True)
-        steps: list[list[Bits]] = []  # by timestep from T down, then by tile
-        shown = source
+    levels, pixels = len(plan.levels), source.width * source.height
+    with progress_bar((levels + target.exact) * pixels, progress) as bar:
 
-        def container(stops: tuple[int, ...], tiles: Sequence[Tile] = ()) -> Container:
+        def start() -> Previews:
+            return Previews(model, source.mode, source.size, effort, bar, encodes=True)
+
+        def file(steps: _Steps, last: Image.Image, tiles: Sequence[Tile] | None = None) -> bytes:
+            stops = _stops(steps, plan, target.previews)
             layers = Layers(effort, stops, _payloads(steps, stops, levels))
-            return Container(
-                *(source.mode, *source.size, model.info.id, pixel_crc(shown), False),
-                *(get_metadata(source), tuple(tiles)),
-                float_arithmetic=model.arithmetic == "float",
-                layers=layers,
+            if tiles is not None:
+                layers = replace(layers, stops=(*stops, 0))
+            return pack(
+                Container(
+                    *(source.mode, *source.size, model.info.id, pixel_crc(last), False),
+                    *(get_metadata(source), tuple(tiles or ())),
+                    float_arithmetic=model.arithmetic == "float",
+                    layers=layers,
+                )
             )
 
-        for t in range(levels, end - 1, -1):
-            steps.append(previews.encode_step(source))
-            if target.bpp is not None:
-                size = len(pack(container(_stops(steps, levels, target.previews))))
-                if 8 * size > target.bpp * source.width * source.height:
-                    steps.pop()
-                    break
-            if not target.exact:
-                shown = previews.show()
-                if target.psnr is not None and psnr(shown, source) >= target.psnr:
-                    break
-            if t == end and target.psnr is not None:
-                raise UnsupportedError(
-                    f"{target.psnr} dB: timestep {end}, the last, has {psnr(shown, source):.2f}; "
-                    "code the image without loss"
-                )
-        if not steps:
-            raise UnsupportedError(
-                f"{target.bpp} bits per pixel: the first timestep alone takes "
-                f"{8 * size / (source.width * source.height):.4f}; give more"
-            )
-        stops = _stops(steps, levels, target.previews)
+        previews = start()
+        steps, shown = _encode_steps(
+            # The 0 that says that tiles follow is a byte too.
+            *(previews, source, target, end, lambda steps: len(file(steps, source)) + target.exact)
+        )
         if not target.exact:
-            return pack(container(stops))
+            return file(steps, shown)
+        stops = _stops(steps, plan, target.previews)
+        if previews.timestep < stops[-1]:  # one timestep too far
+            previews = start()
+            for payload, stop in zip(_payloads(steps, stops, levels), stops, strict=True):
+                previews.decode_layer(payload, stop, 0)
         tiles = []
         for part, chain in zip(previews.parts, previews.encode_rest(source), strict=True):
             tile = Tile(*encode_fallback(crop(source, part.box)))
             if chain is not None and 4 * len(chain.words) < len(tile.payload):
                 tile = Tile(effort, chain.words.astype("<u4").tobytes(), chain.seed_words)
             tiles.append(tile)
-        return pack(container((*stops, 0), tiles))
+        return file(steps, source, tiles)
+
+
+def _encode_steps(
+    previews: Previews,
+    source: Image.Image,
+    target: Target,
+    end: int,
+    size: Callable[[_Steps], int],
+) -> tuple[_Steps, Image.Image]:
+    """Down to the target, or a timestep farther: the steps to keep, and what the last shows.
+
+    The latter is the source where nobody asks for it.
+
+    Args:
+        previews: at their start.
+        source: the image.
+        target: of the file.
+        end: the last timestep to try.
+        size: of a file down to the end of steps, in bytes.
+
+    Raises:
+        UnsupportedError: if the target is out of reach.
+    """
+    pixels = source.width * source.height
+    steps: _Steps = []
+    shown, quality = source, 0.0
+    while previews.timestep > end:
+        steps.append(previews.encode_step(source))
+        if target.bpp is not None and (bpp := 8 * size(steps) / pixels) > target.bpp:
+            if len(steps) == 1:
+                raise UnsupportedError(
+                    f"{target.bpp} bits per pixel: the first timestep alone takes {bpp:.4f}; give "
+                    "more"
+                )
+            return steps[:-1], shown
+        if target.psnr is not None:
+            shown = previews.show()
+            quality = psnr(shown, source)
+            if quality >= target.psnr:
+                return steps, shown
+        elif not target.exact and (target.bpp is not None or previews.timestep == end):
+            shown = previews.show()
+    if target.psnr is not None:
+        raise UnsupportedError(
+            f"{target.psnr} dB: timestep {end}, the last, has {quality:.2f}; give less, or code "
+            "the image without loss"
+        )
+    return steps, shown
 
 
 def _check_target(target: Target, plan: Plan) -> int:
@@ -242,16 +301,13 @@ def _check_target(target: Target, plan: Plan) -> int:
         UnsupportedError: if the target contradicts itself or the plan.
     """
     goals = [goal for goal in target[:3] if goal is not None]
-    if len(goals) > 1 or (target.exact and target.timestep is None and goals):
-        raise UnsupportedError(
-            "one of a timestep, a rate and a quality can be given, of a progressive file the "
-            "timestep alone"
-        )
+    if len(goals) > 1:
+        raise UnsupportedError("a timestep, a rate and a quality exclude each other; give one")
     if not goals and not target.exact:
         raise UnsupportedError("previews need a timestep, a rate or a quality, or progressive")
     levels, least = len(plan.levels), LEAST_PREVIEW if target.exact else 1
     end = least if target.timestep is None else target.timestep
-    if target.exact and target.timestep is None:
+    if not goals:
         end = min(target.previews) if target.previews else last_preview(plan)
     if not all(goal > 0 for goal in goals):  # also false for NaN
         raise UnsupportedError(f"{goals[0]}: expected a positive number")
@@ -264,16 +320,17 @@ def _check_target(target: Target, plan: Plan) -> int:
 
 
 def _stops(
-    steps: Sequence[Sequence[Bits]], levels: int, previews: Sequence[int] | None
+    steps: Sequence[Sequence[Bits]], plan: Plan, previews: Sequence[int] | None
 ) -> tuple[int, ...]:
-    """The timesteps at which layers end: those given, or such that none is too small."""
+    """The timesteps at which layers end: those given, or the plan's such that none is too small."""
+    levels = len(plan.levels)
     last = levels + 1 - len(steps)
     if previews is not None:
         return tuple(sorted({last, *(t for t in previews if t > last)}, reverse=True))
     stops, held = [], 0
     for t, step in zip(range(levels, 0, -1), steps, strict=False):
         held += sum(map(len, step))
-        if held >= 8 * LAYER_BYTES:
+        if held >= 8 * LAYER_BYTES * len(step) and t in plan.previews(last):
             stops.append(t)
             held = 0
     return (*stops[: -1 if stops else None], last)
@@ -373,14 +430,8 @@ def _layers(reader: FileReader) -> Layers:
 
 def _start(reader: FileReader, model: Model, bar: "tqdm[Any]") -> Previews:
     layers, container = _layers(reader), reader.container
-    levels = len(model.plans[layers.plan].levels)
-    if max(layers.stops) > levels or container.whole:
-        raise CorruptError(f"layers that reach {layers.stops}, of {levels} timesteps")
-    preview = layers.timesteps[-1] if layers.is_exact else 0
-    if layers.is_exact and preview < LEAST_PREVIEW:
-        raise CorruptError(f"an exact image below timestep {preview}")
     size = (container.width, container.height)
-    return Previews(model, container.mode, size, layers.plan, preview, bar)
+    return Previews(model, container.mode, size, layers.plan, bar)
 
 
 def _decode_layer(reader: FileReader, previews: Previews, wanted: int) -> None:
@@ -393,12 +444,13 @@ def _decode_layer(reader: FileReader, previews: Previews, wanted: int) -> None:
 def _shown(reader: FileReader, previews: Previews, how: str, seed: int) -> Image.Image:
     """What the layers show; at the end of a lossy file held against its checksum."""
     container = reader.container
-    image = previews.show()
-    if previews.timestep == _layers(reader).stops[-1]:
+    ends = previews.timestep == _layers(reader).stops[-1]
+    if ends:
+        image = previews.show()
         check_pixels(image, container)
-    if how != "mean":
+    if how != "mean" or not ends:
         image = previews.show(how, seed)
-    apply_metadata(image, container.metadata)
+    apply_metadata(image, container.metadata, reader.limits)
     return image
 
 
@@ -409,5 +461,5 @@ def _exact(
     image = previews.decode_rest(container.tiles, timestep, how, seed)
     if timestep == 0:
         check_pixels(image, container)
-    apply_metadata(image, container.metadata)
+    apply_metadata(image, container.metadata, reader.limits)
     return image

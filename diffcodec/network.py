@@ -30,6 +30,7 @@ class NetworkConfig:
     blocks: tuple[int, ...] = (2, 2, 3)  # residual blocks per resolution, on the way down and up
     patch: int = 2
     embedding: int = 256
+    classes: int = 0  # of images that may have a label
 
     def to_dict(self) -> dict[str, Any]:
         """The arguments, of JSON's types but for tuples."""
@@ -47,6 +48,12 @@ class NetworkConfig:
     def multiple(self) -> int:
         """Height and width of the input must be multiples of this."""
         return self.patch << (len(self.channels) - 1)
+
+
+PRESETS = {  # deep rather than wide: the wider a layer, the coarser its integer form
+    "default": NetworkConfig(),
+    "large": NetworkConfig(channels=(128, 160, 192), blocks=(6, 8, 10)),
+}
 
 
 class Conv(nn.Module):
@@ -105,6 +112,9 @@ class UNet(nn.Module):
     ``sigma`` is the schedule's level in grey levels; channel c has noise ``sigma * multiplier_c``.
     ``eps`` predicts the noise of unit variance in every channel, ``v`` the variance of x given
     ``z_t`` in squared grey levels. Skip and output scaling as in EDM (Karras et al. 2022, table 1).
+
+    A network with classes may be told the label of each image, whose vector is added to the
+    embedding. Files have no labels: for them it answers without.
     """
 
     center: Tensor
@@ -121,6 +131,9 @@ class UNet(nn.Module):
         c, e = config.channels, config.embedding
         self.embed1 = nn.Linear(64, e)
         self.embed2 = nn.Linear(e, e)
+        if config.classes:  # the first row, always zero, is of images without a label
+            self.embed_label = nn.Embedding(config.classes + 1, e, padding_idx=0)
+            nn.init.zeros_(self.embed_label.weight)
         inputs = 9 * config.patch**2  # z, sin, cos of three channels
         self.conv_in = Conv(inputs, c[0], 3)
         self.conv_out = Conv(c[0], 6 * config.patch**2, 3, gain=0.0)
@@ -138,12 +151,15 @@ class UNet(nn.Module):
         features = torch.cat([angles.sin(), angles.cos()], 1)
         return F.silu(self.embed2(F.silu(self.embed1(features))))
 
-    def forward(self, z: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, z: Tensor, sigma: Tensor, labels: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """See the class.
 
         Args:
             z: [batch, 3, height, width], grey levels; sides multiples of ``config.multiple``.
             sigma: [batch], grey levels.
+            labels: [batch], classes from 0 on, -1 for none; none at all if it is not given.
 
         Returns:
             eps and v, both shaped like z.
@@ -155,6 +171,8 @@ class UNet(nn.Module):
         h = torch.cat([centered / total, phase.sin(), phase.cos()], 1)
         h = F.pixel_unshuffle(h, self.config.patch)
         emb = self.embed(sigma)
+        if labels is not None:
+            emb = emb + self.embed_label(labels + 1)
         h = self.conv_in(h)
         skips = []
         last = len(self.down) - 1
@@ -181,8 +199,17 @@ class UNet(nn.Module):
         c_out = s * self.data_std / total
         return self.center + c_skip * (z - self.center) + c_out * field
 
-    def posterior_x(self, z: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    def posterior_x(
+        self, z: Tensor, sigma: Tensor, labels: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Mean and variance of x given z_t: the two fields that everything else follows from."""
-        eps, v = self(z, sigma)
+        eps, v = self(z, sigma, labels)
         s = sigma[:, None, None, None] * self.noise_multipliers
         return predict_x_from_eps(z, s, eps), v
+
+    @torch.no_grad()
+    def reset_variance(self) -> None:
+        """Make v that of independent Gaussian pixels, whatever the image, as before training."""
+        rows = slice(3 * self.config.patch**2, None)  # the second field's
+        self.conv_out.weight[rows] = 0
+        self.conv_out.bias[rows] = 0

@@ -3,16 +3,19 @@
 What a step pushes follows from the model's predictions at the level it starts from, and what it
 pops from the lattice alone. So one pass over a grid of noise levels gives the bits of every step
 that a chain could take, and dynamic programming the smallest file for any T (Watson et al. 2021
-find timesteps for sampling so), among the chains that keep the stack above a reserve.
+find timesteps for sampling so), among the chains that keep the stack of the average crop above a
+reserve. Where the stack of a crop runs empty all the same, its file pays for seed bits, or for
+upper timesteps sent by relative entropy coding (:func:`diffcodec.descent.encode_below_preview`).
 
 All bits are per dimension (subpixel), as means over a crop.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import product
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.special import entr, ndtr
 from torch import Tensor
+from tqdm import tqdm
 
 from diffcodec.bound import (
     FIRST_SIGMA,
@@ -35,10 +39,13 @@ from diffcodec.bound import (
 )
 from diffcodec.chain import FORWARD_RADIUS, MIN_STD_BINS, make_levels
 from diffcodec.color import DOMAINS, from_domain
+from diffcodec.container import CHAIN_CODERS, LEAST_PREVIEW, Container, Tile, pack
+from diffcodec.data import CropSampler, domain_batch, find_images, split_held_out
 from diffcodec.diffusion import (
     LOG2_E,
     Gaussian,
     discretized_gaussian_bits,
+    gaussian_kl_bits,
     p_first,
     p_reverse,
     q_posterior,
@@ -46,12 +53,14 @@ from diffcodec.diffusion import (
     to_bits_per_dimension,
 )
 from diffcodec.errors import DiffcodecError
+from diffcodec.evaluate import mean_interval
 from diffcodec.fallback import encode_fallback
-from diffcodec.plan import Plan
+from diffcodec.models import FloatUNet, Model, serialise_float_model, serialise_model
+from diffcodec.plan import PLANS, Plan
 from diffcodec.schedule import explicit
 
 Array = NDArray[np.float64]
-Path = Sequence[tuple[int, int]]  # of z_2 .. z_T: the level's index, its lattice's
+GridPath = Sequence[tuple[int, int]]  # of z_2 .. z_T: the level's index, its lattice's
 
 GRID_RATIO = 1.1  # of neighbouring levels; its cube above FINE_UP_TO, where few bits are
 FINE_UP_TO = 30.0
@@ -60,13 +69,10 @@ COARSEST_LATTICE = 4.0  # delta / tau'
 LEAST_MASS = 2.0**-24  # what the entropy coder gives any symbol
 POSITIONS = 24  # of each crop at which the effect of lattices is measured
 BATCH = 8  # crops that go through the network together
-BUCKET_BPD, BUCKETS = 0.03, 80  # heights of the stack that the search tells apart
-LEAST_REMAINDER_BPD = 0.9  # without it a crop can't pay for the first pops, whatever the plan
-RESERVES_BPD = (0.1, 0.25, 0.4, 0.55, 0.7)
-MARGIN_BPD = 0.4  # by which images to come may fill the stack less than the crops
-GRAIN = 1.2  # std in grey levels
-SEED_BPD = 0.02  # allowed in the average file
-REACH = 15  # levels of the grid that a step may climb
+BUCKET_BPD, BUCKETS = 0.04, 60  # heights of the stack that the search tells apart
+RESERVES_BPD = (-0.2, 0.0, 0.2, 0.4, 0.6, 0.8)  # of the average crop's stack, to try
+PREVIEW_OVERHEAD = 0.1  # of relative entropy coding over the KL, with what its bias costs below
+REACH = 12  # levels of the grid that a step may climb
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,8 @@ class Costs:
         jumps: pushes of z_1 given z_2 at level j, [n, c].
         steps: pushes of z_s at level i on lattice k given z_t at level j, [j, i, k, c].
         priors: pushes of z_T, [n, k, c].
+        sent: KL of z_s at level i given z_t at level j, if it is sent from the top, [j, i, c].
+        sent_first: KL of z_T at level j, [n, c].
     """
 
     levels: Array
@@ -93,39 +101,69 @@ class Costs:
     jumps: Array
     steps: Array
     priors: Array
+    sent: Array
+    sent_first: Array
 
-    def heights(self, path: Path) -> Array:
-        """Of the stack after each coding step of the encoder, from 0: [2 T, c].
-
-        The order is that of :func:`diffcodec.chain.coding_steps`.
-        """
+    def course(self, path: GridPath) -> "Course":
+        """Of coding the crops by a chain."""
         changes = [self.remainder]
         for t, (j, k) in enumerate(path):
             i, below = path[t - 1] if t else (-1, 0)
             pushed = self.steps[j, i, below] if t else self.jumps[j]
             changes += [np.full_like(pushed, -self.pops[i + 1, j, k]), pushed]
-        return np.cumsum([*changes, self.priors[path[-1]]], 0)
+        nodes = [j for j, _ in path]
+        sent = [self.sent[t, s] for s, t in pairwise(nodes)]
+        return Course(
+            np.cumsum([*changes, self.priors[path[-1]]], 0),
+            np.array([*sent, self.sent_first[nodes[-1]]]),
+        )
 
-    def average(self, crops: Sequence[int] | slice = slice(None)) -> "Costs":
-        """The same for the average of some crops."""
-        names = ("remainder", "jumps", "steps", "priors")
-        of_crops = {n: getattr(self, n)[..., crops].mean(-1, keepdims=True) for n in names}
-        return replace(self, **of_crops)
+    def average(self) -> "Costs":
+        """The same for the average crop."""
+        names = ("remainder", "jumps", "steps", "priors", "sent", "sent_first")
+        return replace(self, **{n: getattr(self, n).mean(-1, keepdims=True) for n in names})
+
+
+@dataclass(frozen=True)
+class Course:
+    """Coding crops by a plan, step by step.
+
+    Attributes:
+        heights: of the stack after each coding step of the encoder, from 0, [2 T, c]. The order is
+            that of :func:`diffcodec.chain.coding_steps`.
+        sent: KL of z_2 .. z_T, each given the one above, if it is sent from the top, [T - 1, c].
+    """
+
+    heights: Array
+    sent: Array
+
+    @property
+    def payload(self) -> Array:
+        """What files hold, [c]: the stack, and the cheapest way out where it runs empty.
+
+        Either seed bits, or a preview of its own: then the upper timesteps take
+        ``PREVIEW_OVERHEAD`` more, and only what is below can run empty.
+        """
+        above = np.cumsum(self.sent[::-1], 0)[::-1]
+        ways_out = [np.maximum(0, -self.heights.min(0))]
+        for t in range(LEAST_PREVIEW, len(self.sent) + 2):
+            dip = np.maximum(0, -self.heights[: 2 * t - 3].min(0))
+            ways_out.append(PREVIEW_OVERHEAD * above[t - 2] + dip)
+        payload: Array = self.heights[-1] + np.min(ways_out, 0)
+        return payload
 
 
 @dataclass(frozen=True)
 class FoundPlan:
-    """A plan and what it should give, as means over crops.
+    """A plan, and the mean over the crops it was found on of what it should give.
 
     Attributes:
         plan: levels and lattices.
-        bpd: of the files' payloads, seed bits included.
-        seed_bpd: how much of it is seed bits: how far the stack dips below its start.
+        payload_bpd: of the files without their headers.
     """
 
     plan: Plan
-    bpd: float
-    seed_bpd: float
+    payload_bpd: float
 
 
 def grid_levels() -> list[float]:
@@ -227,6 +265,7 @@ def measure_costs(
     spacings: Array,
     generator: torch.Generator,
     reach: int | None = None,
+    progress: bool = False,
 ) -> Costs:
     """The table of a model, by one evaluation of it per level and crop.
 
@@ -236,6 +275,7 @@ def measure_costs(
         levels: to choose from, increasing, above sigma_1, [n].
         spacings: of lattices to choose from at each level, [n, k].
         reach: how many levels a step may climb; any number by default.
+        progress: whether to show a bar.
 
     Raises:
         DiffcodecError: if there are no levels or crops, or the levels do not increase.
@@ -262,6 +302,8 @@ def measure_costs(
         np.full((n, crops), np.inf),
         np.full((n, n, lattices, crops), np.inf),
         np.full((n, lattices, crops), np.inf),
+        np.full((n, n, crops), np.inf),
+        np.full((n, crops), np.inf),
     )
     pixels = torch.randperm(x[0, 0].numel(), generator=generator)[:POSITIONS]
 
@@ -275,7 +317,8 @@ def measure_costs(
     costs.remainder[:] = mean(
         remainder_bits(remainder, z_1, *batched(model, z_1, FIRST_SIGMA), dither)
     )
-    for j, level in enumerate(levels):
+    bar = tqdm(levels, "noise levels", disable=None if progress else True)
+    for j, level in enumerate(bar):
         sigma_t = level * multipliers
         deltas = [float(s) * multipliers for s in spacings[j]]
         z = q_sample(z_1, above(sigma_t, first), torch.randn(x.shape, generator=generator))
@@ -286,11 +329,13 @@ def measure_costs(
         prior = prior_distribution(domain, sigma_t)
         around = Gaussian(z_1, (sigma_t**2 - first**2).expand_as(x))
         costs.priors[j] = mean(density_bits(around, prior)) - lattice_bits(deltas)[:, None]
+        costs.sent_first[j] = mean(gaussian_kl_bits(around, prior))
         for i in range(0 if reach is None else max(0, j - reach), j):
             sigma_s = levels[i] * multipliers
             q = q_posterior(z_1, z, above(sigma_s, first), above(sigma_t, first))
             p = p_reverse(xhat, v, z, sigma_s, sigma_t)
             density = mean(density_bits(q, p))
+            costs.sent[j, i] = mean(gaussian_kl_bits(q, p))
             part_q, part_p = (Gaussian(some(g.mean), some(g.variance.expand_as(x))) for g in (q, p))
             variances = (sigma_s**2 - first**2, sigma_t**2 - sigma_s**2)
             for k in np.flatnonzero(np.isfinite(costs.pops[: i + 1, i].min(0))):
@@ -306,87 +351,74 @@ def lattice_bits(deltas: Sequence[Tensor]) -> Array:
 
 
 class StackSearch:
-    """Dynamic programming over the chains that keep the stack of some crops above a reserve.
+    """Dynamic programming over the chains that keep the stack of one crop above a reserve.
 
     A state is a level and lattice of z_t with the height of the stack after the push of z_{t-1}, in
-    buckets. Of the chains that reach a state the cheapest is kept, by the mean over all crops.
+    buckets. What is on the stack at the end is the file, so of the chains that reach a state the
+    one of the lowest height is kept, and a higher one in its own bucket, since it can pay for
+    larger pops.
     """
 
-    def __init__(self, costs: Costs, held: Costs, timesteps: int, reserve: float):
+    def __init__(self, costs: Costs, timesteps: int, reserve: float):
         """Find the best chains of up to so many timesteps.
 
         Args:
-            costs: of the average crop.
-            held: of the crop whose stack is held above the reserve.
+            costs: of one crop, or of the average of several.
+            reserve: below which no pop may leave the stack.
         """
-        self.costs, self.held, self.reserve = costs, held, reserve
+        self.costs, self.reserve = costs, reserve
         n, lattices = costs.spacings.shape
-        start = Layer.empty(n, lattices)
-        for j, k in np.argwhere(np.isfinite(costs.pops[0]) & np.isfinite(costs.jumps)):
-            low = held.remainder - costs.pops[0, j, k]
-            cost = costs.remainder - costs.pops[0, j, k] + costs.jumps[j]
-            start.add(j, k, cost[low >= reserve], (low + held.jumps[j])[low >= reserve], reserve)
-        self.layers = [start]  # of timesteps 2, 3, ...
+        self.lowest = np.isfinite(costs.steps).any((2, 3)).argmax(1)  # the lowest z_s of each z_t
+        start = np.full((n, lattices, BUCKETS), np.inf)
+        for j in range(n):
+            low = np.broadcast_to(costs.remainder - costs.pops[0, j], lattices)
+            self._keep(start[j], low, low + costs.jumps[j])
+        self.layers = [start]  # of timesteps 2, 3, ...: heights [level, lattice, bucket]
         for _ in range(timesteps - 2):
-            layer = Layer.empty(n, lattices)
-            for j, k in np.ndindex(n, lattices):
-                layer.add(j, k, *self._reached(j, k, self.layers[-1])[:2], reserve)
+            layer = np.full_like(start, np.inf)
+            for j in range(n):
+                self._keep(layer[j], *self._reached(j, self.layers[-1]))
             self.layers.append(layer)
 
-    def _reached(self, j: int, k: int, layer: "Layer") -> tuple[Array, Array, NDArray[np.int64]]:
-        """Costs and heights in z_t at (j, k) from the states of a layer, and those states."""
-        pops = self.costs.pops[1 : j + 1, j, k]
-        low = layer.heights[:j] - np.where(np.isfinite(pops), pops, 0)[:, None, None]
-        possible = np.isfinite(pops)[:, None, None] & np.isfinite(self.costs.steps[j, :j])
-        states = np.argwhere(np.isfinite(layer.costs[:j]) & possible & (low >= self.reserve))
-        i, below, bucket = states.T
-        cost = layer.costs[i, below, bucket] - pops[i] + self.costs.steps[j, i, below, 0]
-        return cost, low[i, below, bucket] + self.held.steps[j, i, below, 0], states
+    def _reached(self, j: int, layer: Array) -> tuple[Array, Array]:
+        """Heights after the pop of z_t at level j and after the push, from all states of a layer.
 
-    def path(self, timesteps: int) -> Path | None:
+        Both [lattice of z_t, level (from the lowest on), lattice and bucket of z_s].
+        """
+        i = slice(self.lowest[j], j)
+        pops = self.costs.pops[1:][i, j].T[:, :, None, None]
+        pushes = self.costs.steps[j, i, :, 0][:, :, None]
+        is_state = np.isfinite(layer[i]) & np.isfinite(pushes)
+        low = np.where(is_state, layer[i], -np.inf) - pops
+        return low, low + np.where(is_state, pushes, 0)
+
+    def _keep(self, kept: Array, low: Array, heights: Array) -> None:
+        """Keep the lowest of the possible heights in every bucket of each lattice."""
+        possible = (low >= self.reserve) & np.isfinite(heights)
+        lattice = np.nonzero(possible)[0]
+        found = heights[possible]
+        buckets = np.clip((found - self.reserve) / BUCKET_BPD, 0, BUCKETS - 1).astype(np.int64)
+        np.minimum.at(kept, (lattice, buckets), found)
+
+    def path(self, timesteps: int) -> GridPath | None:
         """The cheapest chain of so many timesteps, if there is one."""
         layer = self.layers[timesteps - 2]
-        total = layer.costs + self.costs.priors
+        total = layer + self.costs.priors
         j, k, b = (int(i) for i in np.unravel_index(total.argmin(), total.shape))
         if not math.isfinite(total[j, k, b]):
             return None
         path = [(j, k)]
         for before in reversed(self.layers[: timesteps - 2]):
-            costs, heights, states = self._reached(j, k, before)
-            same = (costs == layer.costs[j, k, b]) & (heights == layer.heights[j, k, b])
-            j, k, b = (int(i) for i in states[same.argmax()])
+            low, heights = (field[k] for field in self._reached(j, before))
+            is_origin = (heights == layer[j, k, b]) & (low >= self.reserve)
+            i, k, b = (int(a) for a in np.argwhere(is_origin)[0])
+            j = i + int(self.lowest[j])
             path.append((j, k))
             layer = before
         return path[::-1]
 
 
-class Layer(NamedTuple):
-    """The best chains of one length: cost and height by level, lattice and bucket of height."""
-
-    costs: Array
-    heights: Array
-
-    @classmethod
-    def empty(cls, levels: int, lattices: int) -> "Layer":
-        """No chain yet."""
-        shape = (levels, lattices, BUCKETS)
-        return cls(np.full(shape, np.inf), np.full(shape, np.inf))
-
-    def add(self, j: int, k: int, costs: Array, heights: Array, reserve: float) -> None:
-        """Keep the cheapest of these chains in every bucket."""
-        buckets = np.clip((heights - reserve) / BUCKET_BPD, 0, BUCKETS - 1).astype(np.int64)
-        np.minimum.at(self.costs[j, k], buckets, costs)
-        best = costs == self.costs[j, k, buckets]
-        self.heights[j, k, buckets[best]] = heights[best]
-
-
-def payload_bits(heights: Array) -> tuple[Array, Array]:
-    """What a file holds by the heights of its stack [steps, c], and the seed bits of it, [c]."""
-    seeds = np.maximum(0, -heights.min(0))
-    return heights[-1] + seeds, seeds
-
-
-def plan_of_path(costs: Costs, path: Path) -> Plan:
+def plan_of_path(costs: Costs, path: GridPath) -> Plan:
     """The plan of a path on the grid."""
     levels = (FIRST_SIGMA, *(float(costs.levels[j]) for j, _ in path))
     lattices = (
@@ -399,80 +431,60 @@ def plan_of_path(costs: Costs, path: Path) -> Plan:
 def find_plans(
     costs: Costs,
     timesteps: Sequence[int],
-    seed_bpd: float = SEED_BPD,
     others_bpd: Array | None = None,
-    margin: float = MARGIN_BPD,
     reserves: Sequence[float] = RESERVES_BPD,
 ) -> dict[int, FoundPlan]:
     """The plan of the smallest files for each number of timesteps.
 
-    The stack's dip differs from crop to crop. So chains are searched that hold the stack of the
-    smoothest quarter of the crops, or of the next, above this reserve and that. Of what is found
-    the best is taken by all crops' own files, each with its own dip, and a margin.
+    Chains are searched that hold the stack of the average crop above this reserve and that. Of what
+    is found the best is taken by the crops' own files, each with its own dip.
 
     Args:
         costs: of crops like the images to come.
         timesteps: the lengths of chains, which is the number of network evaluations.
-        seed_bpd: at most so many seed bits in the average file.
         others_bpd: of each crop by a fallback coder, which takes the crops where it is smaller.
-        margin: plans are compared as if every stack were so much lower, since images to come may
-            be smoother than the crops.
         reserves: to try.
 
     Returns:
-        By number of timesteps; predictions are means over the crops that the chain takes.
+        By number of timesteps.
 
     Raises:
         DiffcodecError: if there are fewer than 3 timesteps, more than the grid has, or no chain
-            stays within the seed bits.
+            stays above a reserve.
     """
     most = len(costs.levels) + 1
     if not timesteps or min(timesteps) < 3 or max(timesteps) > most:
         raise DiffcodecError(
             f"timesteps {list(timesteps)}: expected 3 to {most}, the levels of the grid and sigma_1"
         )
-    others = np.full_like(costs.remainder, np.inf) if others_bpd is None else others_bpd
-    average = costs.average()
-    path = StackSearch(average, average, max(timesteps), -math.inf).path(max(timesteps))
-    if path is None:
-        raise DiffcodecError(f"no chain of {max(timesteps)} timesteps on this grid")
-    free = costs.heights(path)[-1]  # the crops' files if seed bits cost nothing
-    worth = (free < others) & (costs.remainder >= LEAST_REMAINDER_BPD)
-    kept = np.flatnonzero(worth) if worth.any() else np.arange(len(free))
-    order = kept[np.argsort(free[kept])]
-    quarter = max(1, len(order) // 4)
-    windows = {tuple(order[a : a + quarter]) for a in (0, quarter)}
     found: dict[int, FoundPlan] = {}
-    lowest = dict.fromkeys(timesteps, math.inf)
-    for window, reserve in product(sorted(windows), reserves):
-        held = costs.average(window)
-        search = StackSearch(costs.average(kept.tolist()), held, max(timesteps), reserve)
+    for reserve in reserves:
+        search = StackSearch(costs.average(), max(timesteps), reserve)
         for count in timesteps:
             path = search.path(count)
             if path is None:
                 continue
-            heights = costs.heights(path)
-            bits, seeds = payload_bits(heights)
-            chosen = bits < others
-            files = float((heights[-1] + np.maximum(0, margin - heights.min(0)))[kept].mean())
-            if not chosen.any() or seeds[chosen].mean() > seed_bpd or files >= lowest[count]:
-                continue
-            lowest[count] = files
-            plan = plan_of_path(costs, path)
-            found[count] = FoundPlan(plan, float(bits[chosen].mean()), float(seeds[chosen].mean()))
+            bpd = float(with_fallback(costs.course(path).payload, others_bpd).mean())
+            if count not in found or bpd < found[count].payload_bpd:
+                found[count] = FoundPlan(plan_of_path(costs, path), bpd)
     missing = [count for count in timesteps if count not in found]
     if missing:
         raise DiffcodecError(
-            f"no chain of {missing} timesteps with at most {seed_bpd} seed bits per dimension on "
-            "these crops; allow more seed bits or give crops with more detail"
+            f"no chain of {missing} timesteps on these crops: their stack runs empty at once; give "
+            "crops with more detail"
         )
     return found
 
 
-def simulate_heights(
+def with_fallback(payload: Array, others_bpd: Array | None) -> Array:
+    """What is left of the payloads where another coder takes the crops that it codes better."""
+    return payload if others_bpd is None else np.minimum(payload, others_bpd)
+
+
+def simulate(
     model: PosteriorModel, x: Tensor, color: str, plan: Plan, generator: torch.Generator
-) -> Array:
-    """Of the stack after each coding step of the encoder, from 0, for any plan: [2 T, c].
+) -> Course:
+    """Coding crops by any plan.
 
     Like the encoder, but with random draws for pops, code lengths for pushes and a float network:
     for a model that has no tables for the plan's levels yet. Unlike a table of costs it sees where
@@ -485,8 +497,10 @@ def simulate_heights(
         for name in ("sigma", "spacing", "draw_std")
     )
     z, remainder = dithered_quantise(x, draw_dither(x.shape, domain, generator), delta[0])
+    z_1 = z
     xhat, v = batched(model, z, plan.levels[0])
     changes = [remainder_bits(remainder, z, xhat, v, delta[0])]
+    sent = []
     for t in range(1, len(plan.levels)):
         drawn = z + draw_std[t] * torch.randn(x.shape, generator=generator)
         z_t = delta[t] * torch.round(drawn / delta[t])
@@ -496,12 +510,50 @@ def simulate_heights(
         if t == 1:
             p = p_first(xhat, v, z_t, sigma[0], sigma[1], delta[0])
         else:
-            p = corrected(p_reverse(xhat, v, z_t, sigma[t - 1], sigma[t]), delta[t - 1])
+            step = p_reverse(xhat, v, z_t, sigma[t - 1], sigma[t])
+            noise = above(sigma[t - 1], sigma[0]), above(sigma[t], sigma[0])
+            sent.append(gaussian_kl_bits(q_posterior(z_1, z_t, *noise), step))
+            p = corrected(step, delta[t - 1])
         changes.append(coder_bits(z, p, delta[t - 1]))
         z = z_t
-    prior = corrected(prior_distribution(domain, sigma[-1]), delta[-1])
-    changes.append(coder_bits(z, prior, delta[-1]))
-    return np.cumsum([to_bits_per_dimension(bits).double().numpy() for bits in changes], 0)
+    prior = prior_distribution(domain, sigma[-1])
+    changes.append(coder_bits(z, corrected(prior, delta[-1]), delta[-1]))
+    around = Gaussian(z_1, (above(sigma[-1], sigma[0]) ** 2).expand_as(x))
+    sent.append(gaussian_kl_bits(around, prior))
+    heights, each = (
+        np.array([to_bits_per_dimension(bits).double().numpy() for bits in parts])
+        for parts in (changes, sent)
+    )
+    return Course(np.cumsum(heights, 0), each)
+
+
+def predict_files(model: PosteriorModel, x: Tensor, color: str, plan: Plan, seed: int = 0) -> Array:
+    """What whole files of crops should take by any plan, in bits per dimension, [crops].
+
+    Where a fallback coder is smaller it counts, as in the files. Integer arithmetic is not known
+    here; its files are a little larger (docs/plans.md).
+
+    Args:
+        model: gives xhat and v.
+        x: integers of the colour domain as floats, [crops, 3, height, width], no larger than a
+            tile.
+        color: of x.
+        plan: of the files.
+        seed: of the noise.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.inference_mode():
+        payload = simulate(model, x, color, plan, generator).payload
+    height, width = x.shape[2:]
+    bits = with_fallback(payload, fallback_bpd(x, color))
+    return bits + 8 * bytes_around(width, height) / x[0].numel()
+
+
+def bytes_around(width: int, height: int) -> int:
+    """What a file of one tile has beside its payload."""
+    tile = Tile(CHAIN_CODERS[0], bytes(width * height))
+    container = Container("RGB", width, height, b"some", 0, False, {}, (tile,))
+    return len(pack(container)) - len(tile.payload)
 
 
 def batched(model: PosteriorModel, z: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
@@ -521,18 +573,6 @@ def coder_bits(z: Tensor, p: Gaussian, delta: Tensor) -> Tensor:
     return discretized_gaussian_bits(z, *p, delta).clamp_max(-math.log2(LEAST_MASS))
 
 
-def with_grain(rgb: Tensor, std: float, generator: torch.Generator) -> Tensor:
-    """Crops with every second one under film grain or sensor noise; integers 0..255 as int16.
-
-    Images scaled down have lost theirs. But smooth surfaces with grain fill the stack least of all
-    that the chain codes better than other coders do, so plans must be made with some at hand.
-    """
-    noise = std * torch.randn(rgb[1::2].shape, generator=generator)
-    grainy = rgb.clone()
-    grainy[1::2] = (rgb[1::2] + noise).round().clamp(0, 255).to(rgb.dtype)
-    return grainy
-
-
 def fallback_bpd(x: Tensor, color: str) -> Array:
     """What the smallest other coder makes of each crop, in bits per dimension."""
     rgb = from_domain(x.to(torch.int32), color).clamp(0, 255).to(torch.uint8)
@@ -545,8 +585,8 @@ def search_plans(
     x: Tensor,
     color: str,
     timesteps: Sequence[int],
-    seed_bpd: float = SEED_BPD,
     seed: int = 0,
+    progress: bool = False,
 ) -> dict[int, FoundPlan]:
     """The best plans of a model on the usual grid; see :func:`find_plans`.
 
@@ -554,11 +594,126 @@ def search_plans(
         model: gives xhat and v.
         x: calibration crops, integers of the colour domain as floats, [crops, 3, height, width].
         timesteps: the lengths of chains to find.
-        seed_bpd: at most so many seed bits in the average file.
         seed: of the noise.
+        progress: whether to show a bar.
     """
     levels = grid_levels()
     generator = torch.Generator().manual_seed(seed)
     with torch.inference_mode():
-        costs = measure_costs(model, x, color, levels, grid_spacings(levels), generator, REACH)
-    return find_plans(costs, timesteps, seed_bpd, fallback_bpd(x, color))
+        costs = measure_costs(
+            model, x, color, levels, grid_spacings(levels), generator, REACH, progress
+        )
+    return find_plans(costs, timesteps, fallback_bpd(x, color))
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A plan for an effort beside the one that the model has.
+
+    Attributes:
+        plan: found.
+        files_bpd: whole files of held-out crops by it, predicted, [crops].
+        own: the model's, if it has one.
+        own_files_bpd: files by that one.
+    """
+
+    plan: Plan
+    files_bpd: Array
+    own: Plan | None = None
+    own_files_bpd: Array | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Of JSON's types."""
+        described = _describe(self.plan, self.files_bpd)
+        if self.own is None or self.own_files_bpd is None:
+            return described
+        return described | {"own": _describe(self.own, self.own_files_bpd)}
+
+
+def _describe(plan: Plan, files_bpd: Array) -> dict[str, Any]:
+    predicted = mean_interval([float(bpd) for bpd in files_bpd])
+    return {"timesteps": len(plan.levels), "predicted_bpd": predicted} | asdict(plan)
+
+
+def search_crops(data: str, side: int, count: int, color: str) -> tuple[Tensor, Tensor]:
+    """Crops to search on, and crops of held-out images to predict files for.
+
+    Raises:
+        DiffcodecError: if there are no images, or none that is large enough.
+    """
+    samplers = (
+        CropSampler(images, side, augment="none", memory_bytes=0)
+        for images in split_held_out(find_images(Path(data)))
+    )
+    searched, held_out = (domain_batch(s.batch(count, seed=0, step=0), color) for s in samplers)
+    return searched, held_out
+
+
+def propose_plans(
+    model: Model,
+    x: Tensor,
+    held_out: Tensor,
+    timesteps: Sequence[int] | None = None,
+    progress: bool = False,
+) -> dict[str, Proposal]:
+    """Plans for each effort of a model.
+
+    Args:
+        model: loaded as "float".
+        x: crops to search on, integers of its colour domain as floats, [crops, 3, height, width].
+        held_out: crops of other images, to predict files for.
+        timesteps: of each effort; as many as the model has if they are not given.
+        progress: whether to show a bar.
+
+    Raises:
+        DiffcodecError: see :func:`find_plans`.
+    """
+    assert isinstance(model.network, FloatUNet)
+    network, color = model.network.unet.posterior_x, model.color
+    if timesteps is None:
+        timesteps = [len(model.plans.get(e, PLANS[e]).levels) for e in CHAIN_CODERS]
+    found = search_plans(network, x, color, timesteps, progress=progress)
+    proposals = {}
+    for effort, count in zip(CHAIN_CODERS, timesteps, strict=True):
+        plan, own = found[count].plan, model.plans.get(effort)
+        proposals[effort] = Proposal(
+            plan,
+            predict_files(network, held_out, color, plan),
+            own,
+            None if own is None else predict_files(network, held_out, color, own),
+        )
+    return proposals
+
+
+def replace_plans(model: Model, plans: Mapping[str, Plan], calibration: Tensor) -> bytes:
+    """The file of a model with other plans: a float one as it is, an integer one quantised anew.
+
+    The weights of an integer model are on their grid already, so they stay as they are; the units
+    of its inputs, and the tables for the plans' noise levels, are new.
+
+    Args:
+        model: loaded as "float", whatever the arithmetic of its file.
+        plans: by effort.
+        calibration: see :func:`diffcodec.models.serialise_model`.
+
+    Raises:
+        ModelMismatchError: if its numbers leave no integer model.
+    """
+    assert isinstance(model.network, FloatUNet)
+    if model.info.arithmetic == "float":
+        return serialise_float_model(model.network.unet, plans, model.info.about)
+    return serialise_model(model.network.unet, calibration, plans, model.info.about)
+
+
+def format_proposals(proposals: dict[str, Proposal]) -> str:
+    """For people."""
+    names = ("timesteps", "predicted bpd", "model has", "predicted")
+    rows = ["effort   {:>9} {:>20} {:>9} {:>9}".format(*names)]
+    for effort, proposal in proposals.items():
+        mean, half = mean_interval([float(bpd) for bpd in proposal.files_bpd]).values()
+        text = f"{mean:.4f}" + ("" if half is None else f" +- {half:.4f}")
+        row = f"{effort:8} {len(proposal.plan.levels):9} {text:>20}"
+        if proposal.own is not None and proposal.own_files_bpd is not None:
+            row += f" {len(proposal.own.levels):9} {proposal.own_files_bpd.mean():9.4f}"
+        rows.append(row)
+    return "\n".join(rows)

@@ -1,12 +1,14 @@
 """From the trained float network to the integer one: post-training quantisation.
 
-Weights get a scale per output channel; the integer inputs of every convolution get as fine a unit
-as keeps its sums exact (see :mod:`diffcodec.integer`).
+Weights get a scale per output channel and are rounded one after another, each making up for the
+errors of those before (GPTQ, Frantar et al. 2022); the integer inputs of every convolution get as
+fine a unit as keeps its sums exact (see :mod:`diffcodec.integer`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffcodec.diffusion import q_sample
@@ -21,16 +23,21 @@ from diffcodec.integer import (
 from diffcodec.network import Conv, ResidualBlock, UNet
 
 HIDDEN_BITS = 8
+COVARIANCE_LEVELS, COVARIANCE_IMAGES = 8, 8  # of the calibration
+DAMPING = 0.01  # of the mean of the covariance's diagonal, added to it
 SILU_MINIMUM = 0.2785  # -silu is at most this
 LARGEST_INPUT = 4095  # the SiLU table is no finer
 HEADROOM = 1.25  # clipping point over the largest input seen: clipping costs more than rounding
 
 
-class InputRanges:
-    """The largest inputs of every convolution, seen while calibration images pass through."""
+class InputStatistics:
+    """What enters every convolution, seen while calibration images pass through."""
 
     def __init__(self, network: UNet):
-        self.top: dict[str, list[float]] = {}  # at each noise level
+        self.top: dict[str, list[float]] = {}  # the largest magnitude at each noise level
+        # X X^T of the patches that the weights multiply, at some levels, [in k^2, in k^2]
+        self.covariance: dict[str, Tensor] = {}
+        self.sees_patches = True
         self._hooks = [
             module.register_forward_pre_hook(self._observe(name))
             for name, module in network.named_modules()
@@ -38,8 +45,15 @@ class InputRanges:
         ]
 
     def _observe(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             self.top.setdefault(name, []).append(HEADROOM * inputs[0].abs().max().item())
+            if self.sees_patches and is_hidden(name):
+                assert isinstance(module, Conv)
+                kernel = module.shape[2]
+                images = inputs[0][:COVARIANCE_IMAGES]
+                x = F.unfold(images, kernel, padding=(kernel - 1) // 2, stride=module.stride)
+                x = x.transpose(0, 1).flatten(1)
+                self.covariance[name] = self.covariance.get(name, 0) + x @ x.T
 
         return hook
 
@@ -68,6 +82,30 @@ def quantize_weight(weight: Tensor, largest: int) -> tuple[Tensor, Tensor]:
     return integers.view(weight.shape), best_scale[:, 0]
 
 
+def round_weights(weight: Tensor, scale: Tensor, largest: int, covariance: Tensor) -> Tensor:
+    """Integers of magnitude up to ``largest`` that keep the convolution's output close.
+
+    Column by column; the error of each is spread over those that follow, in the way that leaves the
+    least squared error of the output for inputs of this covariance (GPTQ, algorithm 1).
+
+    Args:
+        weight: [out, in, k, k].
+        scale: what one is worth, [out].
+        largest: magnitude.
+        covariance: of the inputs, not normalised, [in k^2, in k^2].
+    """
+    rest = weight.flatten(1).double()
+    h = covariance.double()
+    h = h + DAMPING * h.diagonal().mean().clamp_min(1e-12) * torch.eye(len(h), dtype=h.dtype)
+    factor = torch.linalg.cholesky(torch.linalg.inv(h), upper=True)
+    integers = torch.empty_like(rest)
+    for j in range(len(h)):
+        integers[:, j] = (rest[:, j] / scale).round().clamp(-largest, largest)
+        error = (rest[:, j] - integers[:, j] * scale) / factor[j, j]
+        rest[:, j:] -= error[:, None] * factor[j, j:]
+    return integers.view(weight.shape)
+
+
 def widest_exact(weight: Tensor, high: float, low: float) -> Tensor:
     """Largest magnitude M so that integer weights scaled to M keep sums below the limit."""
     flat = weight.flatten(1) / weight.flatten(1).abs().amax(1, keepdim=True).clamp_min(1e-12)
@@ -85,14 +123,15 @@ def quantize(network: UNet, calibration: Tensor, levels: Sequence[float]) -> dic
         levels: every noise level at which the plans evaluate the network.
     """
     network = network.eval().float()
-    ranges = InputRanges(network)
+    seen = InputStatistics(network)
     generator = torch.Generator().manual_seed(0)
     with torch.inference_mode():
-        for sigma in levels:
+        for i, sigma in enumerate(levels):
+            seen.sees_patches = i % max(1, len(levels) // COVARIANCE_LEVELS) == 0
             noise = torch.randn(calibration.shape, generator=generator)
             z = q_sample(calibration, sigma * network.noise_multipliers, noise)
             network(z, torch.full((len(z),), sigma))
-        ranges.close()
+        seen.close()
         tensors = {"levels": torch.tensor(levels, dtype=torch.float64)}
         tensors |= {k: t.half() for k, t in network.state_dict().items() if is_embedding(k)}
         emb = network.embed(torch.tensor(levels, dtype=torch.float32))
@@ -102,7 +141,8 @@ def quantize(network: UNet, calibration: Tensor, levels: Sequence[float]) -> dic
             elif isinstance(module, Conv) and name == "conv_in":
                 tensors |= _quantize_input(module, network.config.patch, len(levels))
             elif isinstance(module, Conv):
-                tensors |= _quantize_conv(name, module, ranges.top[name])
+                covariance = seen.covariance.get(name)
+                tensors |= _quantize_conv(name, module, seen.top[name], covariance)
     return {name: t.clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
 
 
@@ -124,24 +164,32 @@ def float_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def _quantize_conv(name: str, conv: Conv, tops: Sequence[float]) -> dict[str, Tensor]:
+def is_hidden(name: str) -> bool:
+    """Whether the named convolution is neither the first nor the last."""
+    return not name.startswith("conv_")
+
+
+def _quantize_conv(
+    name: str, conv: Conv, tops: Sequence[float], covariance: Tensor | None
+) -> dict[str, Tensor]:
     weight = conv.weight.detach().view(conv.shape)
-    is_last = name == "conv_out"
     if is_behind_silu(name):
         tops = [min(max(top, SILU_MINIMUM), SILU_RANGE) for top in tops]
         below = [SILU_MINIMUM / top for top in tops]  # the lowest input as a share of the top
     else:
         below = [1.0] * len(tops)
-    if is_last:
+    if covariance is None:
         digits = max(OUTPUT_DIGIT, LARGEST_INPUT / OUTPUT_DIGIT)
         widest = widest_exact(weight, digits, digits * max(below)).item()
         integers, scale = quantize_weight(weight, int(min(2**15 - 1, widest)))
         limits = [LARGEST_INPUT] * len(tops)
     else:
-        integers, scale = quantize_weight(weight, 2 ** (HIDDEN_BITS - 1) - 1)
+        largest = 2 ** (HIDDEN_BITS - 1) - 1
+        _, scale = quantize_weight(weight, largest)
+        integers = round_weights(weight, scale, largest, covariance)
         limits = [largest_input(integers, share) for share in below]
     return {
-        f"{name}.weight": integers.to(torch.int16 if is_last else torch.int8),
+        f"{name}.weight": integers.to(torch.int16 if covariance is None else torch.int8),
         f"{name}.scale": scale.float(),
         f"{name}.bias": conv.bias.detach().float(),
         f"{name}.input": torch.tensor(

@@ -10,19 +10,35 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from diffcodec.chain import OutOfRangeError, Posterior, Request, TileChain, decode_tile
+from diffcodec.chain import (
+    Array,
+    EncodedTile,
+    OutOfRangeError,
+    Posterior,
+    Request,
+    TileChain,
+    decode_tile,
+    encode_tile,
+)
 from diffcodec.color import from_domain, to_domain
 from diffcodec.container import CHAIN_CODERS, Box, Container, Tile
-from diffcodec.descent import Descent
+from diffcodec.descent import Descent, encode_below_preview
 from diffcodec.errors import CorruptError, ModelMismatchError
 from diffcodec.images import pixel_crc
+from diffcodec.limits import Limits
 from diffcodec.model_file import ModelInfo, find_model_path, model_path, read_model_info
 from diffcodec.models import Model, is_posterior, load_model
 
 Result = TypeVar("Result")
 Job = Generator[Request, Posterior, Result]
 
+EMPTY_STACK_SHARE = 0.01  # of a tile's words: more that come from the seed are worth another try
 BATCH_PIXELS = 1 << 18  # of the tiles that go through the network together
+
+# What coding takes at most, measured (tests/test_limits.py): for a batch in the network, and bytes
+# per pixel of the image, more where all tiles go down together.
+BATCH_BYTES = 1 << 30
+PIXEL_BYTES, LAYERED_PIXEL_BYTES = 16, 64
 
 
 @dataclass(frozen=True)
@@ -46,8 +62,8 @@ def coded_channels(mode: str, color: str) -> int:
     return 1 if mode == "L" and color == "ycocg" else 0
 
 
-def make_chain(model: Model, mode: str, part: Part, preview: int = 0) -> TileChain:
-    """The chain of a tile; see :class:`TileChain` for the preview.
+def make_chain(model: Model, mode: str, part: Part) -> TileChain:
+    """The chain of a tile.
 
     Raises:
         CorruptError: if there is none of this plan for the mode.
@@ -56,7 +72,7 @@ def make_chain(model: Model, mode: str, part: Part, preview: int = 0) -> TileCha
     if part.plan not in model.plans or not coded:
         raise CorruptError(f"a tile of a {mode} image is coded by {part.plan!r}, which cannot be")
     shape = (part.box.height, part.box.width)
-    return TileChain(model.plans[part.plan], model.domain, part.index, coded, shape, preview)
+    return TileChain(model.plans[part.plan], model.domain, part.index, coded, shape)
 
 
 def crop(source: Image.Image, box: Box) -> Image.Image:
@@ -138,12 +154,28 @@ def chain_parts(container: Container) -> list[Part]:
     ]
 
 
+def check_memory(container: Container, limits: Limits) -> None:
+    """Hold what decoding a file is expected to take against the limit of memory.
+
+    Raises:
+        LimitError: if it is more.
+    """
+    uses_model, layered = container.uses_model, container.layers is not None
+    limits.check_memory(expected_bytes(container.width, container.height, uses_model, layered))
+
+
+def expected_bytes(width: int, height: int, uses_model: bool, layered: bool) -> int:
+    """Memory that coding an image of such sides takes at most, the program itself left out."""
+    per_pixel = LAYERED_PIXEL_BYTES if layered else PIXEL_BYTES
+    return per_pixel * width * height + (BATCH_BYTES if uses_model else 0)
+
+
 def find_model(container: Container, given: str | Model | None) -> Model:
     """The model that the file needs.
 
     Raises:
         ModelMismatchError: if it is not at hand.
-        CorruptError: if it lacks a plan of the file.
+        CorruptError: if it lacks a plan of the file, or timesteps.
     """
     arithmetic = "float" if container.float_arithmetic else "integer"
     if isinstance(given, Model):
@@ -162,6 +194,14 @@ def find_model(container: Container, given: str | Model | None) -> Model:
     for plan in plans | ({container.layers.plan} if container.layers else set()):
         if plan not in model.plans:
             raise CorruptError(f"a tile is coded by {plan!r}, which its model does not have")
+    for tile in container.tiles:
+        if tile.preview and tile.preview > len(model.plans[tile.coder].levels):
+            levels = len(model.plans[tile.coder].levels)
+            raise CorruptError(f"a preview at timestep {tile.preview}, of {levels}")
+    if container.layers:
+        stops, levels = container.layers.stops, len(model.plans[container.layers.plan].levels)
+        if max(stops) > levels:
+            raise CorruptError(f"layers that reach {stops}, of {levels} timesteps")
     return model
 
 
@@ -171,6 +211,29 @@ def _check_model(info: ModelInfo, container: Container) -> None:
             f"the file was made with model {container.model.hex()}, the one given is "
             f"{info.name} {info.id.hex()}; give the model that it was encoded with"
         )
+
+
+def encode_job(model: Model, chain: TileChain, x: Array) -> Job[EncodedTile | None]:
+    """The shortest code of a tile by a chain, or None where it has none.
+
+    Args:
+        model: of the chain.
+        chain: of the tile.
+        x: integers of the colour domain, [3, height, width].
+    """
+    try:
+        with encoding(model):
+            coded = yield from encode_tile(chain, x)
+    except OutOfRangeError:
+        return None
+    if chain.preview or coded.seed_words <= EMPTY_STACK_SHARE * len(coded.words):
+        return coded
+    try:
+        with encoding(model):
+            other = yield from encode_below_preview(chain, x, coded)
+    except OutOfRangeError:
+        return coded
+    return min(coded, other, key=lambda tile: tile.size)
 
 
 def decode_job(
@@ -184,6 +247,12 @@ def decode_job(
     """What a chain tile shows at a timestep, in the colour domain, [3, height, width]."""
     words = np.frombuffer(tile.payload, "<u4") if len(tile.payload) % 4 == 0 else np.zeros(0)
     with decoding(model, chain.tile):
+        if tile.preview:
+            descent = Descent(chain)
+            yield from descent.decode_layer(tile.preview_payload, tile.preview, timestep)
+            if timestep >= tile.preview:
+                return (yield from descent.continued(how, seed))
+            chain = descent.below()
         if words.size == 0 or words[0] == 0:
             raise ValueError("no stack of words")
         x = yield from decode_tile(chain, words.astype(np.uint32), tile.seed_words, timestep)

@@ -10,6 +10,7 @@ torch.set_num_threads(1)
 
 # No deadline: the first call into torch is slow. The same examples on every machine.
 settings.register_profile("diffcodec", deadline=None, max_examples=50, derandomize=True)
+settings.register_profile("fuzz", deadline=None, max_examples=5000)
 settings.load_profile("diffcodec")
 
 

@@ -1,11 +1,20 @@
-"""Golden files: what the encoder wrote once must be written and read the same for ever.
+"""Golden files: what was written once must be read the same for ever.
 
-python tests/golden.py    writes them anew (only with a new version of the format)
+Files of format version 1 in every mode, by every coder and of many sizes, with a small model.
+Decoding is frozen. What the encoder writes may change where it becomes better; then
+
+python tests/golden.py    writes all of them anew, or those that are named
+
+and the pixels stay what they are.
 """
 
 import hashlib
 import io
 import json
+import sys
+import zlib
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -14,7 +23,11 @@ from PIL import Image
 from tiny import tiny_model
 
 from diffcodec import decode, encode, load_model
+from diffcodec.chain import EncodedTile
+from diffcodec.container import Tile, pack, parse, tile_grid
 from diffcodec.doctor import sample_image
+from diffcodec.fallback import encode_fallback
+from diffcodec.tiles import crop
 
 FOLDER = Path(__file__).parent / "golden"
 MODEL = FOLDER / "model.safetensors"
@@ -23,6 +36,11 @@ EXPECTED = FOLDER / "expected.json"
 
 def photograph():
     return Image.fromarray(np.clip(sample_image(), 0, 255).astype(np.uint8).transpose(1, 2, 0))
+
+
+def sized(width, height, mode="RGB"):
+    image = photograph().resize((width, height), Image.Resampling.NEAREST)
+    return lambda: image.convert(mode)
 
 
 def with_metadata():
@@ -34,11 +52,19 @@ def with_metadata():
     return Image.open(io.BytesIO(buffer.getvalue()))
 
 
-def two_tiles():
-    return photograph().resize((520, 5), Image.Resampling.NEAREST)
+def with_transparency(value):
+    def make():
+        image = photograph().quantize(7) if isinstance(value, bytes) else photograph()
+        image.info["transparency"] = value
+        return image
+
+    return make
 
 
-# name: image, effort, options; coded by the chain, so that the bytes too are for ever
+two_tiles, grey_tiles = sized(520, 5), sized(5, 520, "L")
+MARKS, PREVIEW = "marks", "tile_preview"  # options of this file alone
+
+# name: image, effort, options; coded by the chain
 CHAIN = {
     "rgb-fast": (photograph, "fast", {}),
     "rgb-default": (photograph, "default", {}),
@@ -51,6 +77,18 @@ CHAIN = {
     "lossy-grey": (lambda: photograph().convert("L"), "fast", {"timestep": 1}),
     "progressive": (with_metadata, "best", {"progressive": True}),
     "progressive-tiles": (two_tiles, "fast", {"progressive": True, "previews": (4, 3)}),
+    "progressive-grey": (sized(17, 13, "L"), "default", {"progressive": True, "timestep": 5}),
+    "lossy-tiles": (grey_tiles, "fast", {"timestep": 2, "previews": (4, 3)}),
+    "grey-one-pixel": (sized(1, 1, "L"), "best", {}),
+    "grey-tiles": (grey_tiles, "default", {}),
+    "marks": (sized(19, 11), "default", {MARKS: True}),
+    "marks-tiles": (two_tiles, "fast", {MARKS: True}),
+    "tile-preview": (sized(24, 20), "default", {PREVIEW: 4}),
+    "tile-preview-marks": (sized(24, 20, "L"), "best", {PREVIEW: 2, MARKS: True}),
+    **{
+        f"size-{width}x{height}": (sized(width, height), "fast", {})
+        for width, height in ((1, 7), (7, 1), (13, 17), (31, 33), (32, 32), (33, 31), (2, 512))
+    },
 }
 # coded by a fallback, whose bytes may differ from one release of its library to the next
 FALLBACK = {
@@ -60,39 +98,117 @@ FALLBACK = {
     "grey-alpha": lambda: photograph().convert("LA"),
     "rgba": lambda: photograph().convert("RGBA"),
     "sixteen-bit": lambda: Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30) * 101),
+    "raw": lambda: Image.new("RGB", (1, 1), (1, 2, 3)),
+    "raw-bilevel": lambda: Image.fromarray(np.eye(9, dtype=bool)),
+    "png": lambda: Image.new("L", (1, 16400), 9),
+    "transparent-palette": with_transparency(bytes([0, 128])),
+    "transparent-colour": with_transparency((1, 2, 3)),
+    "fallback-metadata": lambda: with_metadata().convert("RGBA"),
 }
+
+
+def mixed_plans():
+    """Tiles by different plans."""
+    fast, best = (parse(coded(two_tiles(), effort)) for effort in ("fast", "best"))
+    return replace(fast, tiles=(best.tiles[0], fast.tiles[1]))
+
+
+def mixed_coders():
+    """One tile by the chain below a preview, the other raw."""
+    return one_raw(parse(coded(two_tiles(), "fast", progressive=True, timestep=3)))
+
+
+def marks_of_one():
+    """Marks where one tile has none."""
+    return one_raw(parse(coded(two_tiles(), "fast", **{MARKS: True})))
+
+
+def one_raw(container):
+    box = container.boxes()[1]
+    raw = Tile("raw", crop(two_tiles(), box).tobytes())
+    return replace(container, tiles=(container.tiles[0], raw))
+
+
+def fallback_tiles():
+    """Each tile by a fallback, in a mode that the chain does not have."""
+    image = sized(5, 520, "RGBA")()
+    tiles = tuple(Tile(*encode_fallback(crop(image, box))) for box in tile_grid(*image.size))
+    container, checksum = parse(encode(image)), zlib.crc32(image.tobytes())
+    return replace(container, whole=False, tiles=tiles, pixel_crc=checksum)
+
+
+def unknown_metadata():
+    """An entry that decoding ignores."""
+    container = parse(encode(FALLBACK["flat"]()))
+    return replace(container, metadata={"x-note": b"kept"})
+
+
+# name: a container
+BUILT = {
+    "mixed-plans": mixed_plans,
+    "mixed-coders": mixed_coders,
+    "marks-of-one": marks_of_one,
+    "fallback-tiles": fallback_tiles,
+    "unknown-metadata": unknown_metadata,
+}
+NAMES = (*CHAIN, *FALLBACK, *BUILT)
+
+
+def coded(image, effort, **options):
+    """A file whose tiles are all chains."""
+
+    def large(image):
+        return "raw", image.tobytes() * 9 + bytes(99)
+
+    marks, preview = options.pop(MARKS, False), options.pop(PREVIEW, 0)
+    with ExitStack() as patches:
+        for module in ("codec", "layered"):
+            patches.enter_context(mock.patch(f"diffcodec.{module}.encode_fallback", large))
+        if marks:
+            patches.enter_context(mock.patch("diffcodec.codec.MARKS_FROM_PIXELS", 1))
+        if preview:  # as if the stack ran empty down to there
+            below = mock.patch(
+                "diffcodec.descent._expected_below",
+                lambda alone, timestep, seed_words: (-(1 << 20) * (timestep == preview), 1),
+            )
+            size = mock.patch.object(EncodedTile, "size", property(lambda tile: -tile.preview))
+            patches.enter_context(mock.patch("diffcodec.tiles.EMPTY_STACK_SHARE", -1))
+            patches.enter_context(below)
+            patches.enter_context(size)
+        return encode(image, load_model(MODEL), effort, **options)
 
 
 def coded_by_chain(name):
     image, effort, options = CHAIN[name]
+    return coded(image(), effort, **options)
 
-    def large(image):
-        return "raw", image.tobytes() * 9
 
-    with (
-        mock.patch("diffcodec.codec.encode_fallback", large),
-        mock.patch("diffcodec.layered.encode_fallback", large),
-    ):
-        return encode(image(), load_model(MODEL), effort, **options)
+def written(name):
+    """The bytes of a golden file, as they come out now."""
+    if name in CHAIN:
+        return coded_by_chain(name)
+    if name in FALLBACK:
+        return encode(FALLBACK[name](), load_model(MODEL))
+    return pack(BUILT[name]())
 
 
 def describe(image):
     pixels = hashlib.sha256(image.tobytes()).hexdigest()
-    info = sorted(name for name in image.info if name in ("dpi", "exif", "icc_profile"))
+    names = ("dpi", "exif", "icc_profile", "transparency")
+    info = sorted(name for name in image.info if name in names)
     return {"mode": image.mode, "size": list(image.size), "pixels": pixels, "info": info}
 
 
-def main():
-    tiny_model(FOLDER, name=MODEL.stem)
-    expected = {}
-    for name in (*CHAIN, *FALLBACK):
-        data = (
-            coded_by_chain(name) if name in CHAIN else encode(FALLBACK[name](), load_model(MODEL))
-        )
+def main(names):
+    expected = json.loads(EXPECTED.read_text()) if names else {}
+    if not names:
+        tiny_model(FOLDER, name=MODEL.stem)
+    for name in names or NAMES:
+        data = written(name)
         (FOLDER / f"{name}.dfc").write_bytes(data)
         expected[name] = describe(decode(data, model=load_model(MODEL)))
     EXPECTED.write_text(json.dumps(expected, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -6,24 +6,30 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from ddpm import HALF_RANGE, cosine_schedule, linear_schedule
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
 
 from diffcodec.bound import (
     FIRST_SIGMA,
+    HYBRID_WEIGHT,
     MAX_SIGMA,
+    VARIANCES,
+    Share,
     chain_bound_bits,
     channels,
     code_length_loss,
     dithered_quantise,
     draw_dither,
+    gaussian_pixel_variance,
+    hybrid_loss,
     prior_distribution,
     remainder_bits,
     simple_loss,
 )
 from diffcodec.color import DOMAINS
-from diffcodec.diffusion import discretized_gaussian_bits, gaussian_kl_bits
+from diffcodec.diffusion import discretized_gaussian_bits, gaussian_kl_bits, p_reverse
 from diffcodec.plan import Plan
 from diffcodec.schedule import geometric
 
@@ -346,3 +352,93 @@ def test_prior_is_the_top_level_of_average_data(color):
     assert prior.variance.flatten().tolist() == pytest.approx(expected)
     # Coding z_T of the centre under it costs next to nothing.
     assert gaussian_kl_bits(prior._replace(variance=top**2), prior).max().item() < 1e-3
+
+
+# Shares, fixed variance, L_hybrid
+
+
+@every_domain
+@pytest.mark.parametrize("variance", VARIANCES)
+@pytest.mark.parametrize("loss_of", [code_length_loss, simple_loss, hybrid_loss])
+@pytest.mark.parametrize("count", [2, 8])
+def test_losses_of_shares_add_up(color, variance, loss_of, count):
+    x, model = gaussian_images(20.0, color, batch=16).float(), gaussian_model(35.0, color)
+    whole = loss_of(model, x, color, seeded(), variance=variance).item()
+    shares = (Share(i, count) for i in range(count))
+    parts = [loss_of(model, x[s.rows], color, seeded(), s, variance).item() for s in shares]
+    assert sum(parts) == pytest.approx(whole, rel=1e-5)
+    assert len(set(parts)) == count
+
+
+@pytest.mark.parametrize("ddpm", [linear_schedule(), cosine_schedule()])
+def test_fixed_variances_are_those_of_ddpm(ddpm):
+    """Improved DDPM, section 3.1: beta-tilde_t and beta_t, of the chain of x_t."""
+    for t in (2, 3, 100, 999):
+        s = t - 1
+        sigma_s, sigma_t = (
+            tensor(HALF_RANGE * np.sqrt((1 - ddpm.abar(k)) / ddpm.abar(k))) for k in (s, t)
+        )
+        large = gaussian_pixel_variance(sigma_t, tensor(HALF_RANGE))
+        _, beta_tilde = ddpm.q_posterior(0.0, 0.0, t)
+        scale = ddpm.abar(s) / HALF_RANGE**2  # of variances, from grey levels to x_s
+        for v, expected in ((tensor(0.0), beta_tilde), (large, ddpm.beta(t))):
+            found = p_reverse(tensor(0.0), v, tensor(0.0), sigma_s, sigma_t).variance
+            assert (scale * found).item() == pytest.approx(expected, rel=1e-6)
+
+
+def fixed_bound(variance, timesteps, s=64.0):
+    """Of an image of independent Gaussian pixels as wide as the domain's, by an exact mean."""
+    x, model = gaussian_images(s, "rgb", batch=16), gaussian_model(s, "rgb")
+    parts = chain_bound_bits(model, x, "rgb", plan(timesteps), seeded(), variance)
+    return parts.sum(1).mean().item()
+
+
+def test_large_fixed_variance_is_right_for_gaussian_pixels():
+    learned, large, small = (
+        fixed_bound(variance, 24) for variance in ("learned", *VARIANCES[:0:-1])
+    )
+    assert large == pytest.approx(learned, abs=0.01)
+    assert small > large + 0.5
+
+
+def test_small_fixed_variance_is_as_good_in_many_steps():
+    few, many = (fixed_bound("fixed-small", t) - fixed_bound("learned", t) for t in (24, 400))
+    assert many < 0.1 and few > 0.5
+
+
+def test_hybrid_loss_leaves_the_mean_to_l_simple():
+    x, fields = gaussian_images(20.0, "ycocg", batch=16).float(), {}
+
+    def model(z, sigma):
+        xhat, v = gaussian_model(35.0, "ycocg")(z, sigma)
+        fields["xhat"] = xhat.detach().requires_grad_()
+        fields["v"] = v.detach().clone().requires_grad_()
+        fields["sigma"] = sigma[:, None, None, None] * channels(
+            DOMAINS["ycocg"].noise_multipliers, z
+        )
+        return fields["xhat"], fields["v"]
+
+    code_length_loss(model, x, "ycocg", seeded()).backward()
+    of_vlb = fields["v"].grad
+    value = hybrid_loss(model, x, "ycocg", seeded())
+    value.backward()
+    torch.testing.assert_close(fields["v"].grad, HYBRID_WEIGHT * of_vlb)
+    # The gradient of the squared error is 2 (xhat - x) / sigma^2, by a weight for each image.
+    found = fields["xhat"].grad
+    plain = 2 * (fields["xhat"].detach() - x) / fields["sigma"] ** 2 / x.numel()
+    weight = found.abs().sum((1, 2, 3)) / plain.abs().sum((1, 2, 3))
+    torch.testing.assert_close(found, plain * weight[:, None, None, None], rtol=1e-4, atol=1e-9)
+    assert weight[:4].tolist() == pytest.approx([1.0] * 4, rel=1e-4)
+    assert (weight[4:].diff() > 0).all()  # drawn more often at low noise, so weighted less
+    assert weight.mean().item() == pytest.approx(1, abs=0.05)
+
+
+def test_bound_of_grey_images_counts_luma_alone():
+    x = gaussian_images(20.0, "ycocg", batch=4)
+    x[:, 1:] = 0
+    model = gaussian_model(20.0, "ycocg")
+    grey = chain_bound_bits(model, x, "ycocg", plan(8), seeded(), coded=1)
+    colour = chain_bound_bits(model, x, "ycocg", plan(8), seeded())
+    assert grey.shape == colour.shape
+    ideal = discretized_gaussian_bits(x[:, :1], tensor(127.5), tensor(400.0)).mean().item()
+    assert grey.sum(1).mean().item() == pytest.approx(ideal, abs=0.1)

@@ -5,9 +5,12 @@ import json
 import os
 import re
 import resource
+import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +23,7 @@ from torch import Tensor
 
 from diffcodec import codec
 from diffcodec.cli import cli
-from diffcodec.container import MAGIC, pack, parse
+from diffcodec.container import MAGIC, Container, Tile, pack, parse, tile_grid
 from diffcodec.models import FloatUNet, load_model
 from diffcodec.plan import geometric_plan
 
@@ -69,8 +72,8 @@ def files(tiny: Path, tiny_float: Path) -> dict[str, bytes]:
         "animated.gif": gif.getvalue(),
         "cut.dfc": dfc[:-1],
         "flipped.dfc": dfc[:-9] + bytes([dfc[-9] ^ 4]) + dfc[-8:],
-        "newer.dfc": dfc[:4] + b"\x01" + dfc[5:],
-        "huge.dfc": MAGIC + b"\x00\x05" + 2 * b"\xff\xff\xff\xff\x07" + bytes(50),
+        "newer.dfc": dfc[:4] + b"\x02" + dfc[5:],
+        "huge.dfc": MAGIC + b"\x01\x05" + 2 * b"\xff\xff\xff\xff\x07" + bytes(50),
         "tiny.safetensors": tiny.read_bytes(),
         "float.safetensors": tiny_float.read_bytes(),
     }
@@ -374,7 +377,7 @@ def test_wrong_usage(command: str) -> None:
         ("decode cut.dfc new.png", 3, "cut.dfc", "the file ends early.*; get the whole file again"),
         ("decode flipped.dfc", 3, "flipped.dfc", "damaged.*; get the file again"),
         ("decode newer.dfc", 3, "newer.dfc", "version 1.*newer diffcodec is needed"),
-        ("decode huge.dfc", 3, "huge.dfc", "pixels, the limit is"),
+        ("decode huge.dfc", 3, "huge.dfc", "pixels, the limit of a side is"),
         ("decode photo.dfc new.png --timestep 99", 1, "photo.dfc", "timesteps 0 .exact. to 6"),
         ("decode photo.dfc", 1, "photo.png", "exists already; .*--force"),
         ("decode photo.dfc new.jpg", 1, "new.jpg", "found suffix '.jpg'.*write .png"),
@@ -505,7 +508,7 @@ def test_progressive_files() -> None:
     ("options", "message"),
     [
         ("--bpp 1 --psnr 30", "exclude each other"),
-        ("--progressive --psnr 30", "exclude each other"),
+        ("--progressive --timestep 3 --psnr 30", "exclude each other"),
         ("--previews 3", "--previews needs"),
         ("--progressive --previews 3,x", "--previews"),
         ("--timestep 0", "--timestep"),
@@ -526,6 +529,86 @@ def test_goals_out_of_reach() -> None:
         assert message in result.stderr
 
 
+# --- damage and limits ----------------------------------------------------------------------------
+
+
+def test_verify_of_the_structure_alone(folder: Path, files: dict[str, bytes]) -> None:
+    """The model is not needed, nor are the pixels looked at."""
+    other = pack(replace(parse(files["photo.dfc"]), pixel_crc=0))
+    (folder / "other.dfc").write_bytes(other)
+    found = done("verify --structure photo.dfc other.dfc").stdout
+    assert found == "photo.dfc: OK\nother.dfc: OK\n"
+    fails_in_one_line(f"verify other.dfc {MODEL}", 3, "other.dfc", "do not match")
+    fails_in_one_line("verify --structure flipped.dfc", 3, "flipped.dfc", "damaged")
+    fails_in_one_line("verify --structure cut.dfc", 3, "cut.dfc", "ends early")
+    fails_in_one_line("verify --structure newer.dfc", 3, "newer.dfc", "newer diffcodec")
+
+
+def test_what_a_newer_writer_used(folder: Path, files: dict[str, bytes]) -> None:
+    """Is told after the checksums, and is the file's fault all the same."""
+    head, content = files["alpha.dfc"][:16], b"\x03"
+    crc = zlib.crc32(head + bytes(8) + content)
+    data = head + bytes([len(content)]) + content + struct.pack("<I", crc)
+    (folder / "other.dfc").write_bytes(data)
+    for command in ("decode", "decode --recover", "info", "verify", "verify --structure"):
+        fails_in_one_line(f"{command} other.dfc", 3, "other.dfc", "a newer diffcodec may know it")
+
+
+def test_recover(folder: Path) -> None:
+    """The image is written, and the failure says what of it is lost."""
+    image = Image.effect_noise((1100, 20), 9)
+    coded = pack(_raw_tiles(image))
+    damaged = coded[:9000] + bytes([coded[9000] ^ 1]) + coded[9001:]
+    (folder / "other.dfc").write_bytes(damaged)
+    fails_in_one_line("decode other.dfc new.png", 3, "other.dfc", "tile 2 of 3 or the header is")
+    assert not Path("new.png").exists()
+    result = run("decode --recover other.dfc new.png")
+    assert result.exit_code == 3
+    place = "tile 2 of 3 (368 x 20 pixels at 368, 0)"
+    start = f"diffcodec: other.dfc: damaged; written but for 1 tile. {place}: tile 2 of 3 or the"
+    assert result.stderr.startswith(start)
+    assert result.stderr.count("\n") == 1
+    with Image.open("new.png") as found:
+        for left, right in ((0, 368), (736, 1100)):
+            box = (left, 0, right, 20)
+            assert found.crop(box).tobytes() == image.crop(box).tobytes()
+        assert set(found.crop((368, 0, 736, 20)).tobytes()) == {85, 170}
+    (folder / "other.dfc").write_bytes(coded)
+    done("decode --recover --force other.dfc new.png")
+    with Image.open("new.png") as found:
+        assert found.tobytes() == image.tobytes()
+
+
+def _raw_tiles(image: Image.Image) -> Container:
+    crc, boxes = zlib.crc32(image.tobytes()), tile_grid(*image.size)
+    tiles = [
+        Tile("raw", image.crop((x, y, x + width, y + height)).tobytes())
+        for x, y, width, height in boxes
+    ]
+    return Container(image.mode, *image.size, bytes(4), crc, False, {}, tuple(tiles))
+
+
+@pytest.mark.usefixtures("folder")
+def test_recover_excludes_what_it_cannot_do() -> None:
+    for option in ("--timestep 1", "--allow-partial", "--reconstruct flow"):
+        result = run(f"decode --recover photo.dfc {option}")
+        assert result.exit_code == 2
+        assert "--recover" in result.stderr
+
+
+@pytest.mark.usefixtures("folder")
+def test_limits() -> None:
+    for command in ("decode -f", "verify", "verify --structure", "info"):
+        message = "12 x 9 pixels = 108, the limit is 107"
+        fails_in_one_line(f"{command} --max-pixels 107 photo.dfc", 3, "photo.dfc", message)
+    fails_in_one_line(f"encode {MODEL} --max-pixels 107 photo.png new", 1, "photo.png", "107")
+    message = "MiB of memory, the limit is 1 MiB"
+    for command in ("decode -f", "verify"):
+        fails_in_one_line(f"{command} --max-memory 1 photo.dfc", 3, "photo.dfc", message)
+    fails_in_one_line(f"encode {MODEL} --max-memory 1 photo.png new", 1, "photo.png", message)
+    done(f"verify {MODEL} --max-pixels 108 photo.dfc")
+
+
 # --- info, models ---------------------------------------------------------------------------------
 
 
@@ -533,12 +616,12 @@ def test_goals_out_of_reach() -> None:
 @pytest.mark.parametrize("name", ["photo.dfc", "marked.dfc"])
 def test_info_json(name: str, files: dict[str, bytes]) -> None:
     """With marks and, coded again, without."""
-    found = json.loads(done(f"info {name} --json {MODEL}").stdout)
+    found = json.loads(done(f"info {name} --measure --json {MODEL}").stdout)
     timesteps = found.pop("timesteps")
     size = len(files[name])
     assert found == {
         "input": name,
-        "version": 0,
+        "version": 1,
         "mode": "RGB",
         "width": 12,
         "height": 9,
@@ -562,6 +645,13 @@ def test_info_json(name: str, files: dict[str, bytes]) -> None:
 
 
 @pytest.mark.usefixtures("folder")
+def test_info_without_marks_decodes_nothing() -> None:
+    timesteps = json.loads(done(f"info photo.dfc --json {MODEL}").stdout)["timesteps"]
+    assert [row["timestep"] for row in timesteps] == [6, 5, 4, 3, 2, 1, 0]
+    assert [row["bits"] for row in timesteps] == [*[None] * 6, ANY_INT]
+
+
+@pytest.mark.usefixtures("folder")
 def test_info_text() -> None:
     lines = done(f"info marked.dfc photo.dfc {MODEL}").stdout.splitlines()
     assert [lines[0], lines[len(lines) // 2]] == ["marked.dfc", "photo.dfc"]
@@ -572,7 +662,7 @@ def test_info_text() -> None:
 
 @pytest.mark.usefixtures("folder")
 def test_info_of_float_arithmetic() -> None:
-    found = json.loads(done(f"info float.dfc --json {FLOAT}").stdout)
+    found = json.loads(done(f"info float.dfc --measure --json {FLOAT}").stdout)
     assert (found["model"], found["arithmetic"]) == ("float", "float")
     assert [row["bits"] for row in found["timesteps"]] == [ANY_INT] * 7  # coded again
     assert json.loads(done("info float.dfc --json").stdout)["arithmetic"] == "float"
@@ -875,18 +965,21 @@ def test_a_closed_pipe_is_silent(arguments: tuple[str, ...]) -> None:
 WITHOUT_TORCH = """
 import sys
 from diffcodec.cli import cli
-for command in ("--help", "encode --help", "models", "info marked.dfc alpha.dfc cut.dfc"):
+for command in (
+    *("--help", "encode --help", "models", "info marked.dfc photo.dfc alpha.dfc cut.dfc"),
+    *("info photo.dfc --model tiny.safetensors", "verify --structure photo.dfc alpha.dfc cut.dfc"),
+):
     try:
         cli(command.split(), standalone_mode=False)
     except SystemExit as e:
         assert e.code == 3, command
-heavy = {"torch", "scipy", "PIL", "constriction"} & set(sys.modules)
+heavy = {"torch", "numpy", "scipy", "PIL", "constriction"} & set(sys.modules)
 sys.exit(f"imported: {heavy}" if heavy else 0)
 """
 
 
 @pytest.mark.usefixtures("folder")
-def test_no_torch_where_none_is_needed() -> None:
+def test_no_numerics_where_none_are_needed() -> None:
     code = [sys.executable, "-c", WITHOUT_TORCH]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     result = subprocess.run(code, capture_output=True, text=True, env=environment, check=False)
@@ -894,7 +987,8 @@ def test_no_torch_where_none_is_needed() -> None:
 
 
 @pytest.mark.usefixtures("folder")
-def test_info_is_fast() -> None:
+@pytest.mark.parametrize("arguments", [("info",), ("verify", "--structure")])
+def test_info_is_fast(arguments: tuple[str, ...]) -> None:
     """By the processor's time: a busy machine does not count."""
 
     def seconds() -> float:
@@ -902,7 +996,7 @@ def test_info_is_fast() -> None:
         return usage.ru_utime + usage.ru_stime
 
     start = seconds()
-    assert process("info", "marked.dfc").returncode == 0
+    assert process(*arguments, "marked.dfc").returncode == 0
     assert seconds() - start < 0.5
 
 
@@ -915,8 +1009,8 @@ def test_version() -> None:
 
 def test_every_command_has_help() -> None:
     commands: dict[str, Callable[..., object]] = dict(cli.commands)
-    files = {"encode", "decode", "info", "verify"}
-    assert set(commands) == files | {"models", "doctor", "train", "quantize"}
+    files = {"encode", "decode", "info", "verify", "show"}
+    assert set(commands) == files | {"models", "doctor", "train", "evaluate", "quantize", "plan"}
     for name in commands:
         text = done(f"{name} --help").stdout
         assert text.startswith(f"Usage: diffcodec {name}")

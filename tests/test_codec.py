@@ -20,6 +20,7 @@ from tiny import TIMESTEPS, tiny_model
 
 from diffcodec import codec
 from diffcodec.chain import (
+    EncodedTile,
     OutOfRangeError,
     Posterior,
     TileChain,
@@ -38,6 +39,7 @@ from diffcodec.errors import (
     ModelMismatchError,
     TruncatedError,
     UnsupportedError,
+    UnsupportedFileError,
 )
 from diffcodec.model_file import ModelInfo, make_metadata, read_model_info
 from diffcodec.models import FloatUNet, Model, load_model
@@ -292,6 +294,71 @@ def test_marks_are_measured_as_they_are_written(
     assert_same(decode(marked, model=model), image)
 
 
+# --- tiles whose stack runs empty -------------------------------------------------------------
+
+
+@pytest.fixture(params=[2, 4, 6])
+def previewed(
+    chain_only: None, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Image.Image:
+    """An image, and all its tiles as if their stacks ran empty up to some timestep."""
+
+    def expected_below(alone: EncodedTile, preview: int, seed_words: int) -> tuple[int, int]:
+        return (-(1 << 20), 0) if preview == request.param else (0, 1)
+
+    monkeypatch.setattr("diffcodec.tiles.EMPTY_STACK_SHARE", -1)
+    monkeypatch.setattr("diffcodec.descent._expected_below", expected_below)
+    monkeypatch.setattr(EncodedTile, "size", property(lambda tile: -tile.preview))
+    return smooth((530, 20))
+
+
+def test_tiles_with_previews_of_their_own(model: Model, previewed: Image.Image) -> None:
+    data = encode(previewed, model)
+    assert len({tile.preview for tile in parse(data).tiles}) == 1
+    assert all(tile.preview and tile.preview_payload for tile in parse(data).tiles)
+    assert_same(decode(data, model=model), previewed)
+    assert encode_many([previewed, smooth((20, 20)), previewed], model)[2] == data
+
+
+def test_timesteps_of_a_tile_with_a_preview(
+    model: Model, previewed: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(codec, "MARKS_FROM_PIXELS", 1)
+    data = encode(previewed, model)
+    tile, top = parse(data).tiles[0], TIMESTEPS["default"]
+    assert len(tile.marks) == tile.preview - 1
+    assert measure_marks(data, model) == parse(data)
+    errors = [rms(decode(data, t, model), previewed) for t in range(top + 1)]
+    assert errors[0] == 0 < errors[1] < errors[top]
+    for timestep in {top, tile.preview}:
+        plain = decode(data, timestep, model)
+        for how in ("flow", "sample"):
+            shown = decode(data, timestep, model, reconstruct=how)
+            assert shown.tobytes() != plain.tobytes()
+
+
+def test_a_damaged_preview_is_found(model: Model, previewed: Image.Image) -> None:
+    container = parse(encode(previewed, model))
+    tile, other = container.tiles
+
+    def changed(**fields: Any) -> bytes:
+        return pack(replace(container, tiles=(replace(tile, **fields), other)))
+
+    payload = tile.preview_payload
+    flipped = bytes([payload[0] ^ 0x80]) + payload[1:]
+    for data in (
+        changed(preview_payload=flipped),
+        changed(preview_payload=payload[:-1]),
+        changed(preview_payload=payload + b"\0"),
+        changed(preview_payload=b""),
+        changed(preview=tile.preview + 1 if tile.preview < TIMESTEPS["default"] else 2),
+        changed(preview=TIMESTEPS["default"] + 1),
+        changed(preview=1000),
+    ):
+        with pytest.raises(CorruptError):
+            decode(data, model=model)
+
+
 # --- damage ---------------------------------------------------------------------------------------
 
 
@@ -414,7 +481,7 @@ def test_one_error_for_each_damage(model: Model, small: tuple[bytes, Image.Image
     data, _ = small
     png = io.BytesIO()
     Image.new("L", (2, 2)).save(png, "PNG")
-    huge = MAGIC + b"\x00\x05" + 2 * b"\xff\xff\xff\xff\x07" + bytes(50)
+    huge = MAGIC + b"\x01\x05" + 2 * b"\xff\xff\xff\xff\x07" + bytes(50)
     errors: dict[bytes, type[DiffcodecError]] = {
         b"": FormatError,
         b"some text\n": FormatError,
@@ -423,7 +490,8 @@ def test_one_error_for_each_damage(model: Model, small: tuple[bytes, Image.Image
         data[:-1]: TruncatedError,
         data + b"\x00": FormatError,
         data[:-1] + bytes([data[-1] ^ 1]): CorruptError,
-        MAGIC + b"\x01" + data[5:]: UnsupportedError,
+        MAGIC + b"\x00" + data[5:]: UnsupportedFileError,
+        MAGIC + b"\x02" + data[5:]: UnsupportedFileError,
         huge: LimitError,
     }
     for damaged, expected in errors.items():

@@ -5,6 +5,7 @@ import sys
 import time
 import tracemalloc
 import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
@@ -16,18 +17,21 @@ from hypothesis import strategies as st
 
 from diffcodec.container import (
     CHAIN_CODERS,
+    CHAIN_MODES,
     CODERS,
-    MAX_METADATA_BYTES,
     METADATA_NAMES,
     MODES,
     TILE_SIDE,
     Box,
     Container,
+    Damage,
     FileReader,
     Layers,
+    Salvage,
     Tile,
     pack,
     parse,
+    salvage,
     tile_grid,
 )
 from diffcodec.errors import (
@@ -36,16 +40,17 @@ from diffcodec.errors import (
     FormatError,
     LimitError,
     TruncatedError,
-    UnsupportedError,
+    UnsupportedFileError,
 )
+from diffcodec.limits import Limits
 
 ROOT = Path(__file__).parents[1]
 
 # The example of docs/format.md. The CRC is gzip's.
 GOLDEN_BYTES = bytes.fromhex(
-    "89444643 00 65 ac02 05 a1b2c3d4 78563412"  # RGB with metadata and marks, 300 x 5
+    "89444643 01 65 ac02 05 a1b2c3d4 78563412"  # RGB with metadata and marks, 300 x 5
     "01 03696363 020102"
-    "11 03 020101 08 0102030405060708 b4157b53"
+    "0d 11 03 020101 0102030405060708 ab651a54"
 )
 GOLDEN = Container(
     mode="RGB",
@@ -57,7 +62,7 @@ GOLDEN = Container(
     metadata={"icc": b"\x01\x02"},
     tiles=(Tile("default", bytes([1, 2, 3, 4, 5, 6, 7, 8]), seed_words=3, marks=(1, 2)),),
 )
-GOLDEN_TILE_START = 27  # where the header ends
+GOLDEN_HEADER_BYTES = 25
 
 # No metadata, no marks, two tiles of which one is no chain.
 PLAIN = Container(
@@ -74,8 +79,8 @@ PLAIN_HEADER_BYTES = 17
 
 # Two layers and an exact tile. The first CRC is gzip's.
 LAYERED_BYTES = bytes.fromhex(
-    "89444643 00 0d ac02 05 a1b2c3d4 78563412"  # RGB with layers, 300 x 5
-    "11 03 0c 08 00  02 aabb 4b765288  01 cc 4e99e611  11 03 04 01020304 a6e46563"
+    "89444643 01 0d ac02 05 a1b2c3d4 78563412"  # RGB with layers, 300 x 5
+    "11 03 0c 08 00  02 aabb ce794ccb  01 cc 03e20a91  06 11 03 01020304 d84e209a"
 )
 LAYERED = replace(
     GOLDEN,
@@ -83,7 +88,12 @@ LAYERED = replace(
     tiles=(Tile("default", bytes([1, 2, 3, 4]), seed_words=3),),
     layers=Layers("default", (12, 8, 0), ((b"\xaa\xbb",), (b"\xcc",))),
 )
-LOSSY = replace(
+PREVIEWED = replace(  # a tile with a preview of its own
+    GOLDEN,
+    metadata={},
+    tiles=(Tile("default", bytes([1, 2, 3, 4]), 3, (), 12, b"\xaa\xbb"),),
+)
+LOSSY = replace(  # two tiles, two layers
     PLAIN,
     tiles=(),
     layers=Layers("fast", (300, 4), ((b"", b"abc"), (b"\0" * 200, b""))),
@@ -91,31 +101,40 @@ LOSSY = replace(
 
 quick = settings(deadline=None, max_examples=100)
 by_value = pytest.mark.parametrize(
-    "container", [GOLDEN, PLAIN, LAYERED, LOSSY], ids=["golden", "plain", "layered", "lossy"]
+    "container",
+    [GOLDEN, PLAIN, LAYERED, LOSSY, PREVIEWED],
+    ids=["golden", "plain", "layered", "lossy", "previewed"],
 )
 
 
 @st.composite
-def tiles(draw: st.DrawFn, timesteps: int) -> Tile:
-    coder = draw(st.sampled_from(list(CODERS.values())))
+def tiles(draw: st.DrawFn, coders: Sequence[str], timesteps: int, may_have_preview: bool) -> Tile:
+    coder = draw(st.sampled_from(coders))
     if coder not in CHAIN_CODERS:
         return Tile(coder, draw(st.binary(max_size=200)))
     words = draw(st.integers(0, 40))
     payload = draw(st.binary(min_size=4 * words, max_size=4 * words))
     marks = draw(st.lists(st.integers(0, words), min_size=timesteps, max_size=timesteps))
-    return Tile(coder, payload, draw(st.integers(0, 2**35 - 1)), tuple(sorted(marks)))
+    tile = Tile(coder, payload, draw(st.integers(0, 2**35 - 1)), tuple(sorted(marks)))
+    if not may_have_preview or draw(st.booleans()):
+        return tile
+    preview, content = draw(st.integers(2, 2**10)), draw(st.binary(max_size=40))
+    return replace(tile, preview=preview, preview_payload=content)
 
 
 @st.composite
 def containers(draw: st.DrawFn) -> Container:
     width, height = draw(st.integers(1, 1100)), draw(st.integers(1, 1100))
-    whole = draw(st.booleans())
-    count = 1 if whole else len(tile_grid(width, height))
-    tile = tiles(timesteps=draw(st.integers(0, 4)))
-    drawn = tuple(draw(st.lists(tile, min_size=count, max_size=count)))
+    plain = tuple(name for name in CODERS.values() if name not in CHAIN_CODERS)
     layers = draw(
         st.none() | st.builds(Layers, st.sampled_from(CHAIN_CODERS), stops(), st.just(()))
     )
+    mode = draw(st.sampled_from(CHAIN_MODES if layers else list(MODES.values())))
+    whole = layers is None and draw(st.booleans())
+    count = 1 if whole else len(tile_grid(width, height))
+    chains = (layers.plan,) if layers else CHAIN_CODERS if mode in CHAIN_MODES else ()
+    tile = tiles((*plain, *chains), timesteps=draw(st.integers(0, 4)), may_have_preview=not layers)
+    drawn = tuple(draw(st.lists(tile, min_size=count, max_size=count)))
     if layers is not None:
         payload = st.tuples(*([st.binary(max_size=20)] * count))
         number = len(layers.timesteps)
@@ -123,14 +142,15 @@ def containers(draw: st.DrawFn) -> Container:
         layers = replace(layers, payloads=tuple(payloads))
         drawn = drawn if layers.is_exact else ()
     uses_model = layers is not None or any(tile.coder in CHAIN_CODERS for tile in drawn)
+    names = st.sampled_from(METADATA_NAMES) | st.from_regex(r"\A[a-z][A-Za-z0-9-]{0,9}\Z")
     return Container(
-        mode=draw(st.sampled_from(list(MODES.values()))),
+        mode=mode,
         width=width,
         height=height,
         model=draw(st.binary(min_size=4, max_size=4)) if uses_model else bytes(4),
         pixel_crc=draw(st.integers(0, 2**32 - 1)),
         whole=whole,
-        metadata=draw(st.dictionaries(st.sampled_from(METADATA_NAMES), st.binary(max_size=200))),
+        metadata=draw(st.dictionaries(names, st.binary(max_size=200))),
         tiles=drawn,
         float_arithmetic=uses_model and draw(st.booleans()),
         layers=layers,
@@ -138,22 +158,28 @@ def containers(draw: st.DrawFn) -> Container:
 
 
 def stops() -> st.SearchStrategy[tuple[int, ...]]:
-    """Falling timesteps, not 0 alone."""
+    """Falling timesteps; a last 0 is not alone and not behind 1."""
     numbers = st.sets(st.integers(0, 300), min_size=1, max_size=4)
-    return numbers.map(lambda s: tuple(sorted(s, reverse=True))).filter(lambda s: s[0] > 0)
+    falling = numbers.map(lambda s: tuple(sorted(s, reverse=True)))
+    return falling.filter(lambda s: s[0] > 0 and s[-2:] != (1, 0))
 
 
 def header(mode: int = 2, width: bytes = b"\5", height: bytes = b"\5", model: int = 0) -> bytes:
-    return b"\x89DFC\0" + bytes([mode]) + width + height + struct.pack("<II", model, 0)
+    return b"\x89DFC\1" + bytes([mode]) + width + height + struct.pack("<II", model, 0)
 
 
-def file(head: bytes, *records: bytes) -> bytes:
-    """A file with right CRCs, whatever its fields say."""
-    crcs = (
-        struct.pack("<I", zlib.crc32(head + struct.pack("<I", index) + record))
-        for index, record in enumerate(records)
-    )
-    return head + b"".join(record + crc for record, crc in zip(records, crcs, strict=True))
+def file(head: bytes, *contents: bytes) -> bytes:
+    """A file of one tile with right CRCs, whatever its fields say: a part of each section."""
+    parts = [head]
+    for section, content in enumerate(contents):
+        crc = zlib.crc32(head + struct.pack("<II", section, 0) + content)
+        parts += [varint(len(content)), content, struct.pack("<I", crc)]
+    return b"".join(parts)
+
+
+def varint(n: int) -> bytes:
+    low = bytes([n & 0x7F | (0x80 if n >> 7 else 0)])
+    return low + varint(n >> 7) if n >> 7 else low
 
 
 def check_refused_or_sound(data: bytes) -> None:
@@ -211,6 +237,17 @@ def test_layers_are_read_before_what_follows() -> None:
         reader.read_layer()
 
 
+def test_a_part_that_is_there_twice() -> None:
+    first, second = LAYERED_BYTES[22:29], LAYERED_BYTES[29:35]
+    for data in (
+        LAYERED_BYTES[:22] + first + first + second + LAYERED_BYTES[35:],
+        LAYERED_BYTES[:22] + first + second + second + LAYERED_BYTES[35:],
+        LAYERED_BYTES + LAYERED_BYTES[35:],
+    ):
+        with pytest.raises(FormatError):
+            parse(data)
+
+
 def test_layers_out_of_place() -> None:
     first, second = LAYERED_BYTES[22:29], LAYERED_BYTES[29:35]
     assert LAYERED_BYTES[:22] + first + second + LAYERED_BYTES[35:] == LAYERED_BYTES
@@ -247,7 +284,7 @@ def test_overhead_of_one_small_chain_tile(length: int, overhead: int) -> None:
 
 
 def test_header_file_helper_makes_valid_files() -> None:
-    assert parse(file(header(), b"\0\1x")).tiles == (Tile("raw", b"x"),)
+    assert parse(file(header(), b"\0x")).tiles == (Tile("raw", b"x"),)
 
 
 # The tile grid
@@ -317,7 +354,7 @@ def test_damaged_payload_names_its_tile() -> None:
     data[-5] ^= 1
     with pytest.raises(CorruptError, match="tile 2 of 2"):
         parse(bytes(data))
-    data[PLAIN_HEADER_BYTES + 2] ^= 1
+    data[PLAIN_HEADER_BYTES + 3] ^= 1
     with pytest.raises(CorruptError, match="tile 1 of 2"):
         parse(bytes(data))
 
@@ -326,7 +363,7 @@ def test_damage_to_a_tile_leaves_the_checksums_of_others() -> None:
     data = pack(PLAIN)
     other = pack(replace(PLAIN, tiles=(Tile("raw", b"xyz"), PLAIN.tiles[1])))
     assert data != other
-    assert data[-16:] == other[-16:]  # the second tile: 4 bytes, 8 of payload, CRC
+    assert data[-15:] == other[-15:]  # the second tile: 3 bytes, 8 of payload, CRC
 
 
 def test_tiles_of_another_header_do_not_fit() -> None:
@@ -352,7 +389,7 @@ def test_arbitrary_bytes_raise_only_our_errors(data: bytes) -> None:
 @given(st.integers(0, 255), st.binary(max_size=300), st.binary(max_size=100))
 def test_arbitrary_content_raises_only_our_errors(mode: int, rest: bytes, record: bytes) -> None:
     # Right magic, version and CRC, so that the checks behind them are reached.
-    for data in (b"\x89DFC\0" + bytes([mode]) + rest, file(header(mode), record)):
+    for data in (b"\x89DFC\1" + bytes([mode]) + rest, file(header(mode), record)):
         check_refused_or_sound(data)
 
 
@@ -366,8 +403,8 @@ def test_mutated_files_raise_only_our_errors(edits: list[tuple[int, int]]) -> No
         return
     with pytest.raises(DiffcodecError):
         parse(bytes(data))
-    head, record = bytes(data[:GOLDEN_TILE_START]), bytes(data[GOLDEN_TILE_START:-4])
-    check_refused_or_sound(file(head, record))  # CRC made right again
+    head, content = data[:GOLDEN_HEADER_BYTES], data[GOLDEN_HEADER_BYTES + 1 : -4]
+    check_refused_or_sound(file(bytes(head), bytes(content)))  # CRC made right again
 
 
 # Rules
@@ -378,38 +415,48 @@ def test_other_files_are_told_by_their_first_bytes() -> None:
         parse(b"\x89PNG\r\n\x1a\n")
 
 
-def test_newer_version() -> None:
-    with pytest.raises(UnsupportedError, match="version 1,"):
-        parse(GOLDEN_BYTES[:4] + b"\1" + GOLDEN_BYTES[5:])
+@pytest.mark.parametrize(
+    ("version", "message"), [(0, "draft that was never released"), (2, "newer diffcodec")]
+)
+def test_other_versions(version: int, message: str) -> None:
+    with pytest.raises(UnsupportedFileError, match=f"version {version}, .*{message}"):
+        parse(GOLDEN_BYTES[:4] + bytes([version]) + GOLDEN_BYTES[5:])
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (file(header(mode=0x82), b"\0\0"), "float arithmetic, but no tile is a chain"),
-        (file(header(mode=0), b"\0\0"), "unknown image mode: 0"),
-        (file(header(mode=8), b"\0\0"), "unknown image mode: 0"),
+        (file(header(mode=0x82), b"\0"), "float arithmetic, but no tile is a chain"),
+        (file(header(mode=0), b"\0"), "unknown image mode: 0"),
+        (file(header(mode=8), b"\0"), "unknown image mode: 0"),
         (file(header(width=b"\0")), "0 x 5 pixels"),
         (file(header(height=b"\0")), "5 x 0 pixels"),
-        (file(header(width=b"\x85\0"), b"\0\0"), "shortest form"),
-        (file(header(width=b"\x80\x80\x80\x80\x80\1"), b"\0\0"), "longer than 5 bytes"),
-        (file(header(model=1), b"\0\0"), "model that no tile uses"),
-        (file(header(), b"\3\0"), "unknown coder of tile 1 of 1: 3"),
-        (file(header(), b"\x10\0\3abc"), "expected a multiple of 4"),
-        (file(header(0x42), b"\x10\0\0\4abcd"), "expected at least one"),
-        (file(header(0x42), b"\x10\0\2\1\1\4abcd"), "not in order within its 1 words"),
+        (file(header(width=b"\x85\0"), b"\0"), "shortest form"),
+        (file(header(width=b"\x80\x80\x80\x80\x80\1"), b"\0"), "longer than 5 bytes"),
+        (file(header(model=1), b"\0"), "model that no tile uses"),
+        (file(header(), b""), "tile 1 of 1 has 0 bytes, too few"),
+        (file(header(), b"\x20"), "coder of tile 1 of 1 is 32, expected at most 31"),
+        (file(header(model=1), b"\x10"), "tile 1 of 1 has 1 bytes, too few"),
+        (file(header(model=1), b"\x10\0abc"), "expected a multiple of 4"),
+        (file(header(mode=3, model=1), b"\x10\0"), "of a LA image is a chain"),
+        (file(header(0x42, model=1), b"\x10\0\0abcd"), "expected at least one"),
+        (file(header(0x42, model=1), b"\x10\0\2\1\1abcd"), "not in order within its 1 words"),
         (file(header(0x0A, model=1) + b"\x10\0"), "has no layers"),
         (file(header(0x0A, model=1) + b"\x10\1\0"), "has no layers"),
-        (file(header(0x0A, model=1) + b"\3\1\2", b"\0"), "unknown plan of the layers: 3"),
-        (file(header(0x0A, model=1) + b"\0\1\2", b"\0"), "layers by 'raw'"),
-        (file(header(0x0A, model=1) + b"\x10\2\2\2", b"\0", b"\0"), "they must fall"),
-        (file(header(0x0A, model=1) + b"\x10\2\0\2", b"\0", b"\0"), "they must fall"),
-        (file(header(0x22) + b"\0", b"\0\0"), "claims 0 metadata entries"),
-        (file(header(0x22) + b"\6", b"\0\0"), "claims 6 metadata entries"),
-        (file(header(0x22) + b"\1\3abc\0", b"\0\0"), "unknown metadata 'abc'"),
-        (file(header(0x22) + b"\1\1\xff\0", b"\0\0"), "unknown metadata"),
-        (file(header(0x22) + b"\2\3icc\0\3icc\0", b"\0\0"), "out of order or there twice"),
-        (file(header(0x22) + b"\2\3icc\0\4exif\0", b"\0\0"), "out of order or there twice"),
+        (file(header(0x0A, model=1) + b"\0\1\2", b""), "layers by 'raw'"),
+        (file(header(0x0A, model=1) + b"\x10\2\2\2", b"", b""), "they must fall"),
+        (file(header(0x0A, model=1) + b"\x10\2\0\2", b"", b""), "they must fall"),
+        (file(header(0x0A, model=1) + b"\x10\2\1\0", b"", b"\0"), "tiles follow timestep 1"),
+        (file(header(0x0B, model=1) + b"\x10\1\2", b""), "layers of a LA image"),
+        (file(header(0x1A, model=1) + b"\x10\1\2", b""), "layers of a L image in one tile"),
+        (file(header(0x0A, model=1) + b"\x10\2\2\0", b"", b"\x11\0"), "'default' below prev"),
+        (file(header(0x22) + b"\0", b"\0"), "claims 0 metadata entries"),
+        (file(header(0x22) + b"\1\0\0", b"\0"), "metadata name '', expected a letter"),
+        (file(header(0x22) + b"\1\3a_c\0", b"\0"), "metadata name 'a_c', expected a letter"),
+        (file(header(0x22) + b"\1\3-bc\0", b"\0"), "metadata name '-bc', expected a letter"),
+        (file(header(0x22) + b"\1\1\xff\0", b"\0"), "metadata name"),
+        (file(header(0x22) + b"\2\3icc\0\3icc\0", b"\0"), "out of order or there twice"),
+        (file(header(0x22) + b"\2\3icc\0\4exif\0", b"\0"), "out of order or there twice"),
     ],
 )
 def test_broken_rules(data: bytes, message: str) -> None:
@@ -418,8 +465,35 @@ def test_broken_rules(data: bytes, message: str) -> None:
     assert caught.type is FormatError
 
 
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (file(header(), b"\3"), "unknown coder of tile 1 of 1: 3"),
+        (file(header(model=1), b"\x13\0"), "unknown coder of tile 1 of 1: 19"),
+        (file(header(0x0A, model=1) + b"\x13\1\2", b""), "unknown plan of the layers: 19"),
+        (file(header(0x22) + b"\1\3Abc\0", b"\0"), "needs 'Abc', which this"),
+    ],
+)
+def test_what_a_newer_writer_may_use_is_unsupported(data: bytes, message: str) -> None:
+    with pytest.raises(UnsupportedFileError, match=message):
+        parse(data)
+
+
+def test_damage_to_critical_metadata_is_damage() -> None:
+    data = bytearray(file(header(0x22) + b"\1\3Abc\0", b"\0"))
+    data[-1] ^= 1
+    with pytest.raises(CorruptError):
+        parse(bytes(data))
+
+
+def test_ancillary_metadata_is_kept() -> None:
+    data = file(header(0x22) + b"\2\3abc\1x\3icc\0", b"\0")
+    assert parse(data).metadata == {"abc": b"x", "icc": b""}
+    assert pack(parse(data)) == data
+
+
 def test_marks_flag_allows_tiles_that_are_no_chain() -> None:
-    assert parse(file(header(0x42), b"\0\1x")).tiles == (Tile("raw", b"x"),)
+    assert parse(file(header(0x42), b"\0x")).tiles == (Tile("raw", b"x"),)
 
 
 CHAIN = PLAIN.tiles[1]
@@ -434,7 +508,10 @@ CHAIN = PLAIN.tiles[1]
         ({"model": b"abc"}, "expected 4 bytes"),
         ({"pixel_crc": 2**32}, "expected 32 bits"),
         ({"pixel_crc": -1}, "expected 32 bits"),
-        ({"metadata": {"xmp": b""}}, "unknown metadata 'xmp'"),
+        ({"metadata": {"x_y": b""}}, "metadata name 'x_y'"),
+        ({"metadata": {256 * "x": b""}}, "metadata name 'xxx"),
+        ({"metadata": {f"x{i}": b"" for i in range(256)}}, "256 metadata entries"),
+        ({"mode": "RGBA"}, "tile 2 of 2 of a RGBA image is a chain"),
         ({"tiles": (CHAIN,)}, "1 tiles, expected 2"),
         ({"tiles": (Tile("raw", b""), Tile("png", b""))}, "model that no tile uses"),
         (
@@ -444,6 +521,9 @@ CHAIN = PLAIN.tiles[1]
         ({"tiles": (CHAIN, Tile("jpeg", b""))}, "'jpeg' is not one of"),
         ({"tiles": (CHAIN, Tile("raw", b"", seed_words=1))}, "only a chain"),
         ({"tiles": (Tile("raw", b"", marks=(1,)), CHAIN)}, "only a chain"),
+        ({"tiles": (Tile("raw", b"", preview=2), CHAIN)}, "only a chain"),
+        ({"tiles": (CHAIN, replace(CHAIN, preview=1))}, "is at 1, expected at least 2"),
+        ({"tiles": (CHAIN, replace(CHAIN, preview_payload=b"a"))}, "without a preview"),
         ({"tiles": (CHAIN, replace(CHAIN, marks=(1,)))}, "tile 1 of 2 has no step marks"),
         ({"tiles": (CHAIN, replace(CHAIN, payload=b"abc"))}, "multiple of 4"),
         ({"tiles": (CHAIN, replace(CHAIN, seed_words=-1))}, "does not fit"),
@@ -456,6 +536,7 @@ CHAIN = PLAIN.tiles[1]
         ({"layers": Layers("fast", (0, 3), ((b"", b""),))}, "must fall"),
         ({"layers": Layers("fast", (3, -1, 0), 2 * ((b"", b""),))}, "does not fit|must fall"),
         ({"layers": Layers("png", (3, 0), ((b"", b""),))}, "layers by 'png'"),
+        ({"layers": Layers("best", (3, 0), ((b"", b""),))}, "tile 2 of 2 is 'fast' below previews"),
     ],
 )
 def test_pack_refuses_what_parse_would(changes: dict[str, Any], message: str) -> None:
@@ -466,45 +547,75 @@ def test_pack_refuses_what_parse_would(changes: dict[str, Any], message: str) ->
 # Limits
 
 
-def test_huge_claims_are_refused_at_once() -> None:
-    def varint(n: int) -> bytes:
-        return bytes([n >> s & 0x7F | (0x80 if n >> s + 7 else 0) for s in range(0, 35, 7)])
-
-    claims = {
-        header(width=varint(2**31), height=varint(2**31)): LimitError,
-        header(width=b"\x80\x80\1", height=b"\x80\x80\1"): TruncatedError,  # 2^28, the limit
-        header(0x22) + b"\1\3icc" + varint(2**34): LimitError,
-        header(0x42, model=1) + b"\x10\0" + varint(2**34): TruncatedError,  # marks
-        header() + b"\0" + varint(2**34): TruncatedError,  # payload
-        header(0x0A) + b"\x10" + varint(2**34): TruncatedError,  # timesteps
-        header(0x0A) + b"\x10\1\1" + varint(2**34): TruncatedError,  # layer
-        header(0x0A, b"\x80\x80\1", b"\x80\x80\1") + b"\x10\1\1": TruncatedError,
-    }
-    for claim, error in claims.items():
-        tracemalloc.start()
-        start = time.perf_counter()
-        with pytest.raises(error) as caught:
-            parse(claim.ljust(64, b"\1"))
-        seconds = time.perf_counter() - start
-        peak_bytes = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert caught.type is error
-        assert seconds < 0.05
-        assert peak_bytes < 2**20
+def padded_varint(n: int) -> bytes:
+    """In five bytes, as no writer would."""
+    return bytes([n >> s & 0x7F | (0x80 if s < 28 else 0) for s in range(0, 35, 7)])
 
 
-def test_pixel_limit_can_be_raised() -> None:
+HUGE_CLAIMS = {
+    "pixels": (header(width=varint(2**31), height=varint(2**31)), LimitError),
+    "side": (header(width=varint(2**34)), LimitError),
+    "pixels at the limit": (header(width=b"\x80\x80\1", height=b"\x80\x80\1"), TruncatedError),
+    "metadata": (header(0x22) + b"\1\3icc" + varint(2**34), LimitError),
+    "metadata entries": (header(0x22) + b"\xff\1a\0", DiffcodecError),
+    "timesteps": (header(0x0A) + b"\x10" + varint(10**6), LimitError),
+    "a timestep": (header(0x0A) + b"\x10\1" + varint(10**6), LimitError),
+    "marks": (file(header(0x42, model=1), b"\x10\0" + varint(10**6)), LimitError),
+    "payload": (header() + varint(2**34), TruncatedError),
+    "layer": (header(0x0A) + b"\x10\1\1" + varint(2**34), TruncatedError),
+    "tiles": (header(0x0A, b"\x80\x80\1", b"\x80\x80\1") + b"\x10\1\1", TruncatedError),
+}
+
+
+@pytest.mark.parametrize("read", [parse, salvage])
+@pytest.mark.parametrize(("claim", "error"), HUGE_CLAIMS.values(), ids=HUGE_CLAIMS)
+def test_huge_claims_are_refused_at_once(
+    claim: bytes, error: type[DiffcodecError], read: Callable[[bytes], object]
+) -> None:
+    data = claim if claim[5] == 0x42 else claim.ljust(64, b"\1")
+    tracemalloc.start()
+    start = time.process_time()
+    with pytest.raises(error):
+        read(data)
+    seconds = time.process_time() - start
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert seconds < 0.05
+    assert peak_bytes < 2**20
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        (Limits(pixels=1499), "300 x 5 pixels = 1500, the limit is 1499; raise the limit pixels"),
+        (Limits(side=299), "limit of a side is 299; raise the limit side"),
+        (Limits(tiles=0), "1 tiles, the limit is 0; raise the limit tiles"),
+        (Limits(timesteps=1), "claims 2 timesteps, the limit is 1; raise the limit timesteps"),
+        (Limits(metadata_bytes=1), "2 bytes, the limit is 1; raise the limit metadata_bytes"),
+    ],
+)
+def test_limits(limits: Limits, message: str) -> None:
+    with pytest.raises(LimitError, match=message):
+        parse(GOLDEN_BYTES, limits)
+    exactly = Limits(pixels=1500, side=300, tiles=1, timesteps=2, metadata_bytes=2)
+    assert parse(GOLDEN_BYTES, exactly) == GOLDEN
+
+
+def test_limit_of_layers() -> None:
+    with pytest.raises(LimitError, match="claims 12 timesteps, the limit is 11"):
+        parse(LAYERED_BYTES, Limits(timesteps=11))
+    assert parse(LAYERED_BYTES, Limits(timesteps=12)) == LAYERED
+
+
+def test_limit_of_pixels_can_be_raised() -> None:
     data = pack(Container("L", 2**14, 2**14 + 1, bytes(4), 0, True, {}, (Tile("raw", b""),)))
-    with pytest.raises(LimitError, match="limit is 268435456: raise max_pixels"):
+    with pytest.raises(LimitError, match="limit is 268435456; raise the limit pixels"):
         parse(data)
-    assert parse(data, max_pixels=2**29).width == 2**14
-    assert parse(GOLDEN_BYTES, max_pixels=1500) == GOLDEN
-    with pytest.raises(LimitError):
-        parse(GOLDEN_BYTES, max_pixels=1499)
+    assert parse(data, Limits(pixels=2**29)).width == 2**14
 
 
 def test_metadata_limit_holds_for_the_sum() -> None:
-    half = bytes(MAX_METADATA_BYTES // 2)
+    half = bytes(2**25)
     with pytest.raises(LimitError, match="metadata"):
         pack(replace(PLAIN, metadata={"icc": half, "exif": half + b"\0"}))
     at_limit = replace(PLAIN, metadata={"icc": half, "exif": half})
@@ -526,10 +637,158 @@ def test_importing_the_container_loads_no_numerics() -> None:
 def test_swapped_tiles_are_found() -> None:
     tiles = (Tile("raw", bytes(300)), Tile("raw", bytes([1]) * 300))
     data = pack(replace(PLAIN, model=bytes(4), tiles=tiles))
-    start = len(data) - 2 * (
-        len(data) - len(pack(replace(PLAIN, model=bytes(4), tiles=tiles[:1], whole=True)))
+    size = 1 + 300 + 4  # coder, payload, CRC
+    start, first, second = data[: -2 * size], data[-2 * size : -size], data[-size:]
+    assert second[1:-4] == tiles[1].payload
+    with pytest.raises(CorruptError, match="tile 1 of 2"):
+        parse(start + second + first)
+
+
+# Damaged files
+
+LARGE = Container(  # six tiles in two rows, two layers
+    "RGB",
+    1100,
+    600,
+    b"\1\2\3\4",
+    7,
+    False,
+    {"icc": b"x"},
+    tuple(Tile("fast", 16 * bytes([i]), seed_words=i) for i in range(1, 7)),
+    layers=Layers("fast", (9, 5, 0), 2 * (tuple(bytes([i]) * (20 + i) for i in range(6)),)),
+)
+LARGE_TILES = replace(LARGE, layers=None)
+PART_BYTES = 2 + 16 + 4  # of a tile: coder, seed words; payload; CRC
+
+
+def lost_tiles(found: Salvage) -> list[int]:
+    return [i for i, tile in enumerate(found.tiles) if tile is None]
+
+
+@by_value
+def test_nothing_is_lost_of_a_whole_file(container: Container) -> None:
+    payloads = container.layers.payloads if container.layers else ()
+    layers = replace(container.layers, payloads=()) if container.layers else None
+    header = replace(container, tiles=(), layers=layers)
+    assert salvage(pack(container)) == Salvage(header, payloads, container.tiles, ())
+
+
+@pytest.mark.parametrize("container", [LARGE, LARGE_TILES], ids=["layers", "tiles"])
+@pytest.mark.parametrize("index", range(6))
+def test_damage_to_a_tile_costs_that_tile(container: Container, index: int) -> None:
+    data = bytearray(pack(container))
+    data[len(data) - PART_BYTES * (6 - index) + 5] ^= 4
+    found = salvage(bytes(data))
+    assert lost_tiles(found) == [index]
+    assert found.tiles[:index] + found.tiles[index + 1 :] == (
+        container.tiles[:index] + container.tiles[index + 1 :]
     )
-    first, second = data[start : (start + len(data)) // 2], data[(start + len(data)) // 2 :]
-    assert data == data[:start] + first + second
-    with pytest.raises(CorruptError):
-        parse(data[:start] + second + first)
+    (damage,) = found.damage
+    assert damage == Damage(
+        f"tile {index + 1} of 6", index, container.boxes()[index], damage.reason
+    )
+    assert "its checksum is" in damage.reason
+
+
+def test_every_damaged_byte_of_the_tiles_costs_at_most_one_tile() -> None:
+    """Of the lengths too: those behind a wrong one say where its successors begin."""
+    data = pack(LARGE_TILES)
+    start = len(data) - 6 * PART_BYTES - 6
+    for position in range(start, len(data)):
+        damaged = bytearray(data)
+        damaged[position] ^= 1
+        found = salvage(bytes(damaged))
+        assert len(found.damage) == 1
+        assert len(lost_tiles(found)) == 1
+
+
+@pytest.mark.parametrize("change", [b"", b"\0\0\0"], ids=["missing", "inserted"])
+def test_missing_and_inserted_bytes_cost_one_tile(change: bytes) -> None:
+    data = pack(LARGE_TILES)
+    for index in range(6):
+        position = len(data) - PART_BYTES * (6 - index) + 5
+        found = salvage(data[:position] + change + data[position + 1 :])
+        assert lost_tiles(found) == [index]
+        assert [damage.tile for damage in found.damage] == [index]
+
+
+def test_what_is_whole_of_a_cut_file() -> None:
+    data = pack(LARGE_TILES)
+    for size in range(1, len(data)):
+        whole = max(0, 6 - -(-(len(data) - size) // PART_BYTES))
+        if whole == 0:
+            with pytest.raises(TruncatedError):
+                salvage(data[:size])
+            continue
+        found = salvage(data[:size])
+        assert lost_tiles(found) == list(range(whole, 6))
+        assert all("ends early" in damage.reason for damage in found.damage)
+
+
+def test_damage_to_a_layer_costs_one_tile_of_it() -> None:
+    data = bytearray(pack(LARGE))
+    position = bytes(data).index(21 * b"\1")
+    data[position] ^= 1
+    found = salvage(bytes(data))
+    assert [damage.part for damage in found.damage] == ["layer 1 of 2, tile 2 of 6"]
+    assert found.payloads[0][1] is None
+    assert found.payloads[1] == LARGE.layers.payloads[1]
+    assert found.tiles == LARGE.tiles
+    assert found.container.layers.payloads == ()
+
+
+def test_damage_to_the_lengths_of_a_layer_costs_what_follows() -> None:
+    data = bytearray(pack(LARGE))
+    position = bytes(data).index(bytes(range(20, 26))) + 2
+    data[position] ^= 1
+    found = salvage(bytes(data))
+    assert found.payloads[0][:2] == LARGE.layers.payloads[0][:2]
+    assert set(found.payloads[0][2:] + found.payloads[1] + found.tiles) == {None}
+
+
+def test_bytes_behind_the_end_are_damage_of_no_tile() -> None:
+    found = salvage(pack(LARGE) + b"abc")
+    assert found.tiles == LARGE.tiles
+    (damage,) = found.damage
+    assert (damage.tile, damage.box) == (None, None)
+    assert damage.reason == "3 bytes follow the last part, expected none"
+
+
+@pytest.mark.parametrize("container", [LARGE, LARGE_TILES], ids=["layers", "tiles"])
+def test_a_damaged_header_leaves_nothing(container: Container) -> None:
+    data = pack(container)
+    for bit in range(8 * 25):  # as far as the header of both goes
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(DiffcodecError):
+            salvage(bytes(damaged))
+
+
+def test_a_whole_part_that_breaks_a_rule_is_refused() -> None:
+    with pytest.raises(FormatError, match="multiple of 4"):
+        salvage(file(header(model=1), b"\x10\0abc"))
+    with pytest.raises(FormatError, match="tiles follow timestep 1"):
+        salvage(file(header(0x0A, model=1) + b"\x10\2\1\0", b"", b"\0"))
+    with pytest.raises(UnsupportedFileError, match="coder"):
+        salvage(file(header(), b"\3"))
+
+
+@quick
+@given(
+    st.lists(st.tuples(st.integers(20, 300), st.integers(0, 255)), max_size=9), st.integers(0, 9)
+)
+def test_salvage_gives_nothing_that_was_not_there(
+    edits: list[tuple[int, int]], inserted: int
+) -> None:
+    data = bytearray(pack(LARGE))
+    for position, value in edits:
+        data[position] = value
+    position = edits[0][0] if edits else 0
+    try:
+        found = salvage(bytes(data[:position]) + bytes(inserted) + bytes(data[position:]))
+    except DiffcodecError:
+        return
+    for part, original in zip(
+        [*found.payloads, found.tiles], [*LARGE.layers.payloads, LARGE.tiles], strict=True
+    ):
+        assert all(a is None or a == b for a, b in zip(part, original, strict=True))

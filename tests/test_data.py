@@ -17,7 +17,14 @@ from PIL import Image
 
 from bench import cifar10
 from diffcodec import data as data_module
-from diffcodec.data import CropSampler, find_images, list_images, read_arrays, split_held_out
+from diffcodec.data import (
+    CropSampler,
+    find_images,
+    list_images,
+    read_arrays,
+    read_labels,
+    split_held_out,
+)
 from diffcodec.errors import DiffcodecError
 from diffcodec.network import NetworkConfig
 from diffcodec.train import TrainConfig, Trainer
@@ -197,7 +204,7 @@ def test_training_on_an_array(tmp_path):
     config = TrainConfig(str(tmp_path / "x.npy"), crop=16, batch=8, compile=False, network=network)
     trainer = Trainer(config, tmp_path)
     assert (len(trainer.train_data.paths), len(trainer.held_out.paths)) == (24, 1)
-    assert np.isfinite(trainer.train_step(trainer.model.posterior_x))
+    assert np.isfinite(trainer.train_step())
 
 
 # --- what is refused ------------------------------------------------------------------------------
@@ -353,8 +360,11 @@ def test_cifar10_from_its_package(package, tmp_path, packed):
     out = tmp_path / "made" / "out"
     result = prepare(source, out)
     assert result.exit_code == 0, result.output
-    assert sorted(p.name for p in out.iterdir()) == ["test.npy", "train.npy"]
+    arrays, texts = ["test.npy", "train.npy"], ["test.labels.txt", "train.labels.txt"]
+    assert sorted(p.name for p in out.iterdir()) == sorted(arrays + texts)
     for part, expected in images.items():
+        labels = json.loads((package[0] / cifar10.LABELS[part]).read_text())
+        assert read_labels(out / f"{part}.labels.txt").tolist() == labels
         assert np.array_equal(np.load(out / f"{part}.npy"), expected)
     assert len(images["train"]) == 15 and len(list_images(find_images(out))) == 18
 

@@ -4,13 +4,14 @@ import math
 
 import numpy as np
 import pytest
+import test_chain
 from hypothesis import given
 from hypothesis import strategies as st
 from test_chain import SPREAD, Toy, Watched, column, drive, every_domain, gaussian_image
 
 from diffcodec.chain import OutOfRangeError, TileChain, decode_tile, encode_tile
 from diffcodec.color import DOMAINS
-from diffcodec.descent import Descent
+from diffcodec.descent import Descent, encode_below_preview
 from diffcodec.plan import PLANS, Plan, geometric_plan
 
 PLAN = PLANS["fast"]  # 10 timesteps, 370 to 0.5
@@ -245,3 +246,23 @@ def test_another_preview_does_not_decode():
     other.z[6] = chain.z[6] + 3
     with pytest.raises((ValueError, OutOfRangeError)):
         drive(decode_tile(other, coded.words, coded.seed_words), toy.model)
+
+
+@every_domain
+@pytest.mark.parametrize("spread", [0.7, 1.0])
+def test_a_smooth_tile_needs_no_seed_below_a_preview(color, spread, monkeypatch):
+    monkeypatch.setattr(test_chain, "SPREAD", spread)
+    toy = Toy(color, PLANS["default"], (64, 64))
+    x = gaussian_image(color, toy.shape, spread)
+    alone = toy.encode(x)
+    assert 32 * alone.seed_words / x.size > 0.5
+    coded = drive(encode_below_preview(toy.chain(), x, alone), toy.model)
+    assert 32 * coded.seed_words / x.size < 0.1
+    entropy = 0.5 * math.log2(2 * math.pi * math.e * (spread**2 + 1 / 12))
+    assert entropy < 8 * coded.size / x.size < entropy + 0.25
+    assert coded.size < 0.85 * alone.size
+
+    descent = Descent(toy.chain())
+    drive(descent.decode_layer(coded.preview_payload, coded.preview), toy.model)
+    decoding = decode_tile(descent.below(), coded.words, coded.seed_words)
+    assert np.array_equal(drive(decoding, toy.model), x)

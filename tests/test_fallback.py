@@ -1,6 +1,7 @@
 """The plain coders give every image back exactly, and never take more than WebP or the samples."""
 
 import io
+import struct
 from contextlib import suppress
 
 import numpy as np
@@ -225,8 +226,35 @@ def test_animations_are_refused():
     for coder in ("webp", "png"):
         stream = io.BytesIO()
         frames[0].save(stream, coder, save_all=True, append_images=frames[1:], lossless=True)
-        with pytest.raises(CorruptError, match="expected one"):
+        with pytest.raises(CorruptError, match=r"expected one|damaged webp"):
             decode_fallback(coder, stream.getvalue(), "RGB", (3, 2))
+
+
+@pytest.mark.parametrize("coder", ["webp", "png"])
+def test_a_payload_that_claims_another_size_costs_nothing(coder, monkeypatch):
+    """Not even Pillow's look at it, which takes memory for the image that a WebP claims."""
+    stream = io.BytesIO()
+    Image.new("RGB", (3, 2)).save(stream, coder, lossless=True)
+    bomb = bytearray(stream.getvalue())
+    if coder == "webp":
+        bomb[21:25] = (2**28 - 1).to_bytes(4, "little")  # 16384 x 16384
+    else:
+        bomb[16:24] = struct.pack(">2I", 2**31 - 1, 2**31 - 1)
+    monkeypatch.setattr(Image, "open", None)
+    for data in (bytes(bomb), bytes(bomb[:25])):
+        with pytest.raises(
+            CorruptError, match=r"of size \(\d{5,}, \d{5,}\), expected one of \(3, 2"
+        ):
+            decode_fallback(coder, data, "RGB", (3, 2))
+    with pytest.raises(CorruptError, match="damaged"):
+        decode_fallback(coder, bytes(bomb[:23]), "RGB", (3, 2))
+
+
+def test_a_lossy_webp_is_refused():
+    stream = io.BytesIO()
+    Image.new("RGB", (3, 2)).save(stream, "WEBP", lossless=False)
+    with pytest.raises(CorruptError, match="damaged webp"):
+        decode_fallback("webp", stream.getvalue(), "RGB", (3, 2))
 
 
 def test_raw_must_have_the_length():

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from diffcodec.errors import DiffcodecError
-from diffcodec.files import check_output, read_file, write_file
+from diffcodec.files import check_output, leave_on_signals, read_file, write_file
 
 ROOT = Path(__file__).parents[1]
 OLD, NEW = b"the old file", b"the new file, longer"
@@ -124,6 +124,86 @@ def test_whichever_call_fails_the_old_file_stays(
     assert contents(tmp_path) == {"file": OLD}
 
 
+class Full(io.FileIO):
+    """A file on a disk that takes a few bytes with each write, until it is full."""
+
+    room: int
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        if self.room == 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self.room -= 1
+        return super().write(data[:4])
+
+
+@pytest.mark.parametrize("old", [None, OLD])
+@pytest.mark.parametrize("writes", range(-(-len(NEW) // 4) + 1))
+def test_a_disk_that_is_full_at_any_write(
+    tmp_path: Path, writes: int, old: bytes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    if old is not None:
+        path.write_bytes(old)
+    before = contents(tmp_path)
+
+    def full_open(self: Path, mode: str) -> io.BufferedWriter:
+        file = Full(self, mode.replace("b", ""))
+        file.room = writes
+        return io.BufferedWriter(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", full_open)
+        if 4 * writes >= len(NEW):
+            write_file(str(path), NEW, force=True)
+            before = {"file": NEW}
+        else:
+            with pytest.raises(OSError, match="No space left") as caught:
+                write_file(str(path), NEW, force=True)
+            assert caught.value.filename == str(path)
+    assert contents(tmp_path) == before
+
+
+ON_A_SMALL_DISK = """
+import sys
+from pathlib import Path
+from diffcodec.files import write_file
+
+folder = Path(sys.argv[1])
+path, old = folder / "file", bytes(20000)
+write_file(path, old, force=False)
+for size in range(0, 200000, 4000):
+    try:
+        write_file(path, bytes([1]) * size, force=True)
+        old = bytes([1]) * size
+    except OSError as e:
+        print(e.strerror)
+    assert [p.name for p in folder.iterdir()] == ["file"]
+    assert path.read_bytes() == old
+"""
+
+
+def test_a_real_disk_that_is_full(tmp_path: Path) -> None:
+    """A file system of 128 KiB of its own: old and new file do not always fit beside each other."""
+    mount = 'mount -t tmpfs -o size=128k none "$0" && exec "$@"'
+    inside = ["unshare", "--mount", "sh", "-c", mount, str(tmp_path)]
+    if shutil.which("unshare") is None or subprocess.call(
+        [*inside, "true"], stderr=subprocess.DEVNULL
+    ):
+        pytest.skip("file systems cannot be mounted here")
+    result = subprocess.run(
+        [*inside, sys.executable, "-c", ON_A_SMALL_DISK, str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert set(lines) == {"No space left on device"}
+    assert 10 < len(lines) < 50
+    assert not contents(tmp_path)
+
+
 @pytest.mark.parametrize("limit", range(0, len(NEW), 3))
 def test_a_disk_that_fills_up(tmp_path: Path, limit: int) -> None:
     path = tmp_path / "file"
@@ -157,7 +237,12 @@ cli.main()
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGINT, 1)]
+    ("number", "code"),
+    [
+        (signal.SIGTERM, 128 + signal.SIGTERM),
+        (signal.SIGHUP, 128 + signal.SIGHUP),
+        (signal.SIGINT, 1),
+    ],
 )
 def test_killed_while_writing(tmp_path: Path, number: int, code: int) -> None:
     path = tmp_path / "file"
@@ -174,16 +259,53 @@ def test_killed_while_writing(tmp_path: Path, number: int, code: int) -> None:
     assert contents(tmp_path) == {"file": OLD}
 
 
+def test_signals_while_it_clears_away_change_nothing(tmp_path: Path) -> None:
+    """As where a terminal closes and its session is ended too."""
+    code = SLOW_WRITE.replace(
+        "os.fsync = slow",
+        """os.fsync = slow
+from pathlib import Path
+unlink = Path.unlink
+def interrupted(self, missing_ok):
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        os.kill(os.getpid(), number)
+    unlink(self, missing_ok)
+Path.unlink = interrupted""",
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path / "file"], cwd=ROOT, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"writing\n"
+        process.send_signal(signal.SIGTERM)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert not contents(tmp_path)
+
+
+def test_nohup_is_heeded() -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM)}
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        leave_on_signals()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) not in (signal.SIG_IGN, signal.SIG_DFL)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def test_outputs_that_are_refused(tmp_path: Path) -> None:
-    source, other, link = tmp_path / "source", tmp_path / "other", tmp_path / "link"
+    source, other = tmp_path / "source", tmp_path / "other"
+    link, hard_link = tmp_path / "link", tmp_path / "hard link"
     source.write_bytes(OLD)
     other.write_bytes(OLD)
     link.symlink_to(source)
+    hard_link.hardlink_to(source)
     check_output(str(tmp_path / "new"), str(source), force=False)
     check_output(str(other), str(source), force=True)
     check_output("/dev/null", str(source), force=False)
     for force in (False, True):
-        for path in (source, link):
+        for path in (source, link, hard_link, tmp_path / "." / "source"):
             with pytest.raises(DiffcodecError, match="input itself"):
                 check_output(str(path), str(source), force)
         with pytest.raises(IsADirectoryError):

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from itertools import pairwise, product
 from pathlib import Path
@@ -5,29 +6,48 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+from safetensors.torch import load
+from tiny import TIMESTEPS
 
-from diffcodec import planning
+from diffcodec import cli, codec, decode, encode, encode_many, planning
 from diffcodec.chain import TileChain, coding_steps, encode_tile, most_seed_words
-from diffcodec.container import Box
+from diffcodec.color import from_domain
+from diffcodec.container import CHAIN_CODERS, Box, parse
+from diffcodec.descent import Descent
 from diffcodec.errors import DiffcodecError
-from diffcodec.models import load_model, load_weights, serialise_model
+from diffcodec.models import (
+    load_model,
+    load_weights,
+    quantize_model,
+    serialise_float_model,
+    serialise_model,
+)
 from diffcodec.network import NetworkConfig, UNet
-from diffcodec.plan import Plan
+from diffcodec.plan import Plan, geometric_plan
 from diffcodec.planning import (
+    PREVIEW_OVERHEAD,
     Costs,
+    Course,
     StackSearch,
+    bytes_around,
     draw_lattice,
     find_plans,
     grid_levels,
     grid_spacings,
     measure_costs,
-    payload_bits,
     plan_of_path,
     pop_bits,
-    simulate_heights,
+    predict_files,
+    simulate,
     tabulate_pops,
 )
-from diffcodec.tiles import Part, progress_bar, run
+from diffcodec.tiles import Job, Part, encode_job, progress_bar, run
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
 
 
 def some_costs(seed: int = 0, crops: int = 3, remainder: float = 1.2) -> Costs:
@@ -48,6 +68,8 @@ def some_costs(seed: int = 0, crops: int = 3, remainder: float = 1.2) -> Costs:
         jumps,
         steps,
         rng.uniform(1, 4, (n, k, crops)),
+        rng.uniform(0.1, 0.5, (n, n, crops)),
+        rng.uniform(0.1, 0.5, (n, crops)),
     )
 
 
@@ -58,30 +80,26 @@ def all_paths(costs: Costs, timesteps: int) -> list[list[tuple[int, int]]]:
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("reserve", [-np.inf, -0.5, 0.0])
+@pytest.mark.parametrize("reserve", [-2.0, -0.5, 0.0])
 def test_the_search_finds_what_trying_all_chains_finds(
     seed: int, reserve: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(planning, "BUCKET_BPD", 1e-3)  # so that no two heights share a bucket
     monkeypatch.setattr(planning, "BUCKETS", 8000)
-    costs = some_costs(seed)
-    mean, held = costs.average(), costs.average([1])
-    search = StackSearch(mean, held, 5, reserve)
+    mean = some_costs(seed).average()
+    search = StackSearch(mean, 5, reserve)
     for timesteps in (3, 4, 5):
         with np.errstate(invalid="ignore"):
-            possible = [
-                (float(mean.heights(path)[-1, 0]), path)
-                for path in all_paths(costs, timesteps)
-                if np.nanmin(held.heights(path)) >= reserve
-                and np.isfinite(mean.heights(path)).all()
-            ]
+            heights = [mean.course(path).heights for path in all_paths(mean, timesteps)]
+        possible = [h[-1, 0] for h in heights if np.isfinite(h).all() and h.min() >= reserve]
         path = search.path(timesteps)
         if not possible:
             assert path is None
             continue
         assert path is not None
-        assert mean.heights(path)[-1, 0] == pytest.approx(min(possible)[0])
-        assert held.heights(path).min() >= reserve - 1e-9
+        found = mean.course(path).heights
+        assert found[-1, 0] == pytest.approx(min(possible))
+        assert found.min() >= reserve - 1e-9
 
 
 def test_a_pop_takes_the_entropy_of_the_draw() -> None:
@@ -100,13 +118,21 @@ def test_a_lattice_is_part_of_the_noise() -> None:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model as it is before training: no step is free, none impossible."""
-    torch.manual_seed(0)
-    network = UNet(NetworkConfig(channels=(8, 8), blocks=(1, 1), embedding=16))
+    """A model as it is before training: no step is free, none impossible.
+
+    Of its plans, "best" has lattices so fine that the stack runs empty.
+    """
     path = tmp_path_factory.mktemp("planning") / "tiny.safetensors"
-    plans = {"default": Plan((0.5, 1.3, 2.4, 4, 7, 40), (2.5, 2.3, 2, 1.8, 1.5))}
-    path.write_bytes(serialise_model(network, crops(2, 16), plans, {}))
+    levels = (0.5, 1.3, 2.4, 4, 7, 40)
+    plans = {"default": Plan(levels, (2.5, 2.3, 2, 1.8, 1.5)), "best": Plan(levels, (0.8,) * 5)}
+    path.write_bytes(serialise_model(untrained(), crops(2, 16), plans, {}))
     return path
+
+
+def untrained() -> UNet:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return UNet(NetworkConfig(channels=(8, 8), blocks=(1, 1), embedding=16))
 
 
 def float_network(path: Path) -> UNet:
@@ -130,9 +156,8 @@ def crops(count: int, side: int) -> torch.Tensor:
 def test_predicted_heights_are_the_encoders(tiny: Path) -> None:
     model, network, x = load_model(tiny), float_network(tiny), crops(6, 48)
     plan = model.plans["default"]
-    predicted = simulate_heights(
-        network.posterior_x, x, model.color, plan, torch.Generator().manual_seed(0)
-    )
+    course = simulate(network.posterior_x, x, model.color, plan, seeded())
+    predicted = course.heights
     chains = [TileChain(plan, model.domain, i, 3, (48, 48)) for i in range(6)]
     jobs = [encode_tile(c, x[i].double().numpy()) for i, c in enumerate(chains)]
     parts = [Part("default", i, Box(0, 0, 48, 48)) for i in range(6)]
@@ -143,47 +168,97 @@ def test_predicted_heights_are_the_encoders(tiny: Path) -> None:
     changes = np.diff(predicted - real, axis=0, prepend=0).mean(1)
     assert np.abs(changes).max() < 0.04, changes
     files = [32 * len(tile.words) / x[0].numel() for tile in tiles]
-    assert payload_bits(predicted)[0].mean() == pytest.approx(np.mean(files), rel=0.01)
+    assert course.payload.mean() == pytest.approx(np.mean(files), rel=0.01)
+
+
+@torch.inference_mode()
+def test_predicted_bits_of_previews_are_those_sent(tiny: Path) -> None:
+    model, network, x = load_model(tiny), float_network(tiny), crops(2, 32)
+    plan = model.plans["default"]
+    sent = simulate(network.posterior_x, x, model.color, plan, seeded()).sent
+    assert sent.shape == (len(plan.levels) - 1, len(x))
+
+    def job(index: int) -> Job[list[int]]:
+        descent = Descent(TileChain(plan, model.domain, index, 3, (32, 32)))
+        bits = []
+        while descent.timestep > 2:
+            bits.append(len((yield from descent.encode_step(x[index].double().numpy()))))
+        return bits[::-1]
+
+    parts = [Part("default", i, Box(0, 0, 32, 32)) for i in range(len(x))]
+    real = list(run(map(job, range(len(x))), parts, model, progress_bar(0, progress=False)))
+    ratio = np.array(real).mean(0) / (x[0].numel() * sent.mean(1))
+    assert ratio == pytest.approx(1.04, abs=0.1)
+
+
+@torch.inference_mode()
+def test_files_are_predicted_where_the_stack_runs_empty(tiny: Path) -> None:
+    model, network, x = load_model(tiny), float_network(tiny), crops(2, 32)
+    plan = model.plans["best"]
+    course = simulate(network.posterior_x, x, model.color, plan, seeded())
+    chains = [TileChain(plan, model.domain, i, 3, (32, 32)) for i in range(len(x))]
+    jobs = [encode_job(model, c, x[i].double().numpy()) for i, c in enumerate(chains)]
+    parts = [Part("best", i, Box(0, 0, 32, 32)) for i in range(len(x))]
+    tiles = list(run(jobs, parts, model, progress_bar(0, progress=False)))
+    assert all(tile is not None and tile.preview for tile in tiles)
+    sizes = [8 * tile.size / x[0].numel() for tile in tiles if tile is not None]
+    assert course.payload.mean() == pytest.approx(np.mean(sizes), rel=0.02)
+    dips = -course.heights.min(0)
+    assert (dips > 0.5).all() and (course.payload < course.heights[-1] + dips - 0.5).all()
+
+
+def test_the_cheapest_way_out_of_an_empty_stack() -> None:
+    sent = np.array([[1.0], [0.5], [0.1]])  # of z_2, z_3, z_4
+    heights = np.array([0.5, 0.2, 1.0, 0.4, 1.5, 0.9, 1.6, 2.0])[:, None]
+    assert Course(heights, sent).payload == pytest.approx([2.0])
+
+    def dipping(step: int, depth: float) -> float:
+        low = heights.copy()
+        low[step] = -depth
+        return float(Course(low, sent).payload[0] - 2.0)
+
+    assert dipping(5, 0.001) == pytest.approx(0.001)  # seed bits
+    assert dipping(5, 1) == pytest.approx(0.1 * PREVIEW_OVERHEAD)  # z_4 is sent, not popped
+    assert dipping(3, 1) == pytest.approx(0.6 * PREVIEW_OVERHEAD)
+    assert dipping(1, 1) == pytest.approx(1.6 * PREVIEW_OVERHEAD)
 
 
 @torch.inference_mode()
 def test_tabulated_heights_are_those_of_the_chain(tiny: Path) -> None:
     network, x = float_network(tiny), crops(4, 48)
     levels = grid_levels()[::4]
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded()
     spacings = grid_spacings(levels)[:, ::3]
     costs = measure_costs(network.posterior_x, x, "ycocg", levels, spacings, generator)
-    average = costs.average()
-    path = StackSearch(average, average, 6, 0.3).path(6)
+    path = StackSearch(costs.average(), 6, 0.3).path(6)
     assert path is not None
     plan = plan_of_path(costs, path)
-    simulated = simulate_heights(network.posterior_x, x, "ycocg", plan, generator)
-    changes = np.diff(costs.heights(path) - simulated, axis=0, prepend=0).mean(1)
+    tabulated = costs.course(path)
+    simulated = simulate(network.posterior_x, x, "ycocg", plan, generator)
+    changes = np.diff(tabulated.heights - simulated.heights, axis=0, prepend=0).mean(1)
     assert np.abs(changes).max() < 0.05, changes
-    assert costs.heights(path)[-1] == pytest.approx(simulated[-1], rel=0.01)
+    assert tabulated.heights[-1] == pytest.approx(simulated.heights[-1], rel=0.01)
+    assert np.abs((tabulated.sent - simulated.sent).mean(1)).max() < 0.03
 
 
-def test_the_budget_of_seed_bits_is_kept() -> None:
-    costs = some_costs(2, crops=8, remainder=1.3)
-    free = find_plans(costs, [4], seed_bpd=9, margin=0, reserves=(-2.0, -1.0, 0.0))[4]
-    held = find_plans(costs, [4], seed_bpd=0.0, margin=0, reserves=(-2.0, 0.0, 0.1, 0.2))[4]
-    assert held.seed_bpd == 0
-    assert free.bpd <= held.bpd
-    flat = replace(costs, remainder=np.zeros(8))
-    with pytest.raises(DiffcodecError, match="allow more seed bits"):
-        find_plans(flat, [4], seed_bpd=0.0)
+def test_plans_are_judged_by_each_crops_file() -> None:
+    costs = some_costs(2, crops=8)
+    found = find_plans(costs, [3, 4], reserves=(-1.0, 0.0, 0.2))
+    for timesteps, plan in found.items():
+        assert len(plan.plan.levels) == timesteps
+        for reserve in (-1.0, 0.0, 0.2):
+            path = StackSearch(costs.average(), 4, reserve).path(timesteps)
+            if path is not None:
+                assert plan.payload_bpd <= costs.course(path).payload.mean() + 1e-12
+    with pytest.raises(DiffcodecError, match="crops with more detail"):
+        find_plans(replace(costs, remainder=np.zeros(8)), [4], reserves=(0.0,))
 
 
-def test_crops_that_another_coder_takes_do_not_count() -> None:
+def test_a_crop_costs_no_more_than_by_another_coder() -> None:
     costs = some_costs(1, crops=4)
-    alone = find_plans(replace_crops(costs, [0, 1]), [4], seed_bpd=9)[4]
-    others = np.array([99.0, 99.0, -9.0, -9.0])  # two are never worth the chain
-    assert find_plans(costs, [4], 9, others)[4] == alone
-
-
-def replace_crops(costs: Costs, kept: list[int]) -> Costs:
-    names = ("remainder", "jumps", "steps", "priors")
-    return replace(costs, **{n: getattr(costs, n)[..., kept] for n in names})
+    (alone,) = find_plans(costs, [4]).values()
+    (beside,) = find_plans(costs, [4], np.array([99.0, 99.0, 0.25, 0.25])).values()
+    assert beside.payload_bpd == pytest.approx(0.125 + 0.5 * alone.payload_bpd, rel=0.1)
 
 
 @pytest.mark.parametrize("timesteps", [[], [2], [8]])
@@ -203,3 +278,129 @@ def test_grids_that_cannot_be_measured(levels: list[float], count: int, message:
     x = torch.zeros(count, 3, 8, 8)
     with pytest.raises(DiffcodecError, match=message):
         measure_costs(model, x, "ycocg", levels, np.ones((len(levels), 1)), torch.Generator())
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def coarse_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "GRID_RATIO", 1.5)
+    monkeypatch.setattr(planning, "SPACINGS", (2.3, 0.9, 4))
+
+
+@pytest.fixture
+def chains_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """WebP is better than a model without training."""
+    for module in (planning, codec):
+        monkeypatch.setattr(module, "encode_fallback", lambda image: ("raw", image.tobytes()))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, coarse_grid: None, chains_only: None) -> Path:
+    """Two models, and pictures."""
+    network, about = untrained(), {"data": "none"}
+    plans = {effort: geometric_plan(count) for effort, count in TIMESTEPS.items()}
+    (tmp_path / "float.safetensors").write_bytes(serialise_float_model(network, plans, about))
+    written = serialise_model(network, crops(2, 16), plans, about)
+    (tmp_path / "integer.safetensors").write_bytes(written)
+    (tmp_path / "pictures").mkdir()
+    for i in range(4):
+        rgb = np.random.default_rng(i).normal(100 + 20 * i, 8, (40, 48, 3)).clip(0, 255)
+        Image.fromarray(rgb.astype(np.uint8)).save(tmp_path / "pictures" / f"{i}.png")
+    return tmp_path
+
+
+def plan_command(folder: Path, *more: str) -> Result:
+    arguments = ["plan", "--data", str(folder / "pictures"), "--crops", "6", *more]
+    return CliRunner().invoke(cli.cli, arguments)
+
+
+def test_the_command_prints_plans_with_predicted_sizes(folder: Path) -> None:
+    model = folder / "float.safetensors"
+    result = plan_command(folder, "--model", str(model), "--crop", "32", "--json")
+    assert result.exit_code == 0, result.stderr
+    printed = json.loads(result.stdout)
+    assert (printed["model"], printed["crops"], printed["crop"]) == (str(model), 6, 32)
+    assert list(printed["plans"]) == list(CHAIN_CODERS)
+    for effort, described in printed["plans"].items():
+        timesteps = TIMESTEPS[effort]
+        assert described["timesteps"] == len(described["levels"]) == timesteps
+        plan = Plan(tuple(described["levels"]), tuple(described["lattices"]))
+        own = described["own"]
+        assert own["levels"] == list(geometric_plan(timesteps).levels)
+        assert described["predicted_bpd"]["mean"] < own["predicted_bpd"]["mean"] + 0.02
+        network = float_network(model)
+        _, held_out = planning.search_crops(str(folder / "pictures"), 32, 6, "ycocg")
+        again = predict_files(network.posterior_x, held_out, "ycocg", plan)
+        assert described["predicted_bpd"]["mean"] == pytest.approx(again.mean())
+
+
+@pytest.mark.parametrize("arithmetic", ["float", "integer"])
+def test_the_command_writes_the_model_with_the_plans_found(folder: Path, arithmetic: str) -> None:
+    out = folder / "new.safetensors"
+    options = ("--crop", "32", "--timesteps", "3,4,5", "--out", str(out))
+    result = plan_command(folder, "--model", str(folder / f"{arithmetic}.safetensors"), *options)
+    assert result.exit_code == 0, result.stderr
+    assert "fast" in result.stdout and f"-> {out}: {out.stat().st_size} bytes" in result.stderr
+    model, old = (
+        load_model(out, arithmetic),
+        load_model(folder / f"{arithmetic}.safetensors", arithmetic),
+    )
+    assert [len(model.plans[effort].levels) for effort in CHAIN_CODERS] == [3, 4, 5]
+    assert model.info.arithmetic == arithmetic
+    assert model.info.about == old.info.about
+    image = Image.open(folder / "pictures" / "0.png")
+    for effort in CHAIN_CODERS:
+        assert decode(encode(image, model, effort), model=model).tobytes() == image.tobytes()
+    refused = plan_command(folder, "--model", str(folder / "float.safetensors"), *options)
+    assert refused.exit_code == 1 and "exists" in refused.stderr
+
+
+def test_quantising_an_integer_model_again_keeps_its_weights(folder: Path) -> None:
+    path = folder / "integer.safetensors"
+    before = load(path.read_bytes())
+    model = load_model(path, "float")
+    after = load(quantize_model(model, crops(2, 16)))
+    for name, weight in before.items():
+        if weight.dtype == torch.int8:
+            assert torch.equal(weight, after[name]), name
+        elif name.endswith((".scale", ".table")):
+            assert torch.allclose(weight, after[name], rtol=2e-3, atol=2e-3), name
+
+
+def test_predicted_files_are_those_of_the_codec(folder: Path) -> None:
+    model = load_model(folder / "integer.safetensors")
+    network = float_network(folder / "integer.safetensors")
+    x, _ = planning.search_crops(str(folder / "pictures"), 40, 6, "ycocg")
+    rgb = from_domain(x.to(torch.int32), "ycocg").clamp(0, 255).to(torch.uint8)
+    images = [Image.fromarray(crop.permute(1, 2, 0).contiguous().numpy()) for crop in rgb]
+    sizes = [8 * len(data) / x[0].numel() for data in encode_many(images, model, "default")]
+    predicted = predict_files(network.posterior_x, x, "ycocg", model.plans["default"])
+    assert predicted == pytest.approx(sizes, rel=0.02)
+    assert predicted.mean() == pytest.approx(np.mean(sizes), rel=0.01)
+    flat = Image.new("RGB", (40, 30), (1, 2, 3))
+    (tile,) = parse(data := encode_many([flat], model)[0]).tiles
+    assert bytes_around(40, 30) == pytest.approx(len(data) - len(tile.payload), abs=2)
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "message"),
+    [
+        (("--timesteps", "10,12"), 2, "takes 3 numbers"),
+        (("--timesteps", "2,10,12"), 2, "from 3 to"),
+        (("--timesteps", "a,b,c"), 2, "--timesteps"),
+        (("--crop", "33"), 2, "give --crop, a multiple of"),
+        ((), 2, "give --crop"),
+        (("--crop", "64"), 1, "no image is at least 64 pixels"),
+        (("--crop", "32", "--data", "nowhere"), 1, "no such folder"),
+        (("--crop", "32", "--model", "nothing"), 4, "no model 'nothing'"),
+        (("--crop", "32", "--out", "-", "--json"), 2, "--json needs standard output"),
+    ],
+)
+def test_wrong_use_of_the_command(
+    folder: Path, more: tuple[str, ...], code: int, message: str
+) -> None:
+    result = plan_command(folder, "--model", str(folder / "float.safetensors"), *more)
+    assert result.exit_code == code, result.output
+    assert message in result.stderr

@@ -3,6 +3,8 @@
 import io
 import json
 import math
+import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,17 +12,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load, load_file
 
 from diffcodec import codec, train
+from diffcodec.bound import VARIANCES, Share
+from diffcodec.cli import cli
 from diffcodec.container import CHAIN_CODERS, parse
 from diffcodec.data import CropSampler, domain_batch, find_images, split_held_out
 from diffcodec.errors import DiffcodecError, ModelMismatchError
 from diffcodec.models import load_model, load_weights, quantize_model, serialise_float_model
-from diffcodec.network import NetworkConfig
+from diffcodec.network import PRESETS, NetworkConfig, UNet
 from diffcodec.plan import geometric_plan
 from diffcodec.train import (
     CHECKPOINT,
@@ -29,6 +34,7 @@ from diffcodec.train import (
     FLOAT_MODEL,
     LOG,
     MODEL,
+    SPLIT,
     TrainConfig,
     Trainer,
     calibration_images,
@@ -78,7 +84,7 @@ def config(data):
 
 
 def losses(trainer, count):
-    return [trainer.train_step(trainer.model.posterior_x) for _ in range(count)]
+    return [trainer.train_step() for _ in range(count)]
 
 
 def state(trainer):
@@ -108,11 +114,12 @@ def test_the_loss_falls(config, tmp_path, optimizer):
     assert len(trainer.optimizers) == (2 if optimizer == "muon" else 1)
 
 
-@pytest.mark.parametrize("change", [{"loss": "simple"}, {"precision": "bfloat16"}])
+@pytest.mark.parametrize(
+    "change", [{"loss": "simple"}, {"loss": "hybrid"}, {"precision": "bfloat16"}]
+)
 def test_other_losses_and_precisions_run(config, tmp_path, change):
     trainer = Trainer(replace(config, **change), tmp_path)
-    with train.autocast(trainer.config.precision):
-        found = losses(trainer, 5)
+    found = losses(trainer, 5)
     assert np.isfinite(found).all() and len(set(found)) == 5
     assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
 
@@ -126,7 +133,7 @@ def test_the_seed_decides_everything(config, tmp_path):
 def test_every_step_of_every_seed_has_crops_and_noise_of_its_own(config, tmp_path, monkeypatch):
     seen = []
 
-    def record(model, x, color, generator):
+    def record(model, x, color, generator, share, variance):
         seen.append((x.numpy().tobytes(), generator.initial_seed()))
         return model(x, torch.ones(len(x)))[0].mean()
 
@@ -181,7 +188,7 @@ def test_gradients_are_clipped(config, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("field", ["value", "gradient"])
 def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path, monkeypatch, field):
-    def wrong(model, x, color, generator):
+    def wrong(model, x, color, generator, share, variance):
         mean, _ = model(x, torch.ones(len(x)))
         zero = (mean * 0).sum()
         return zero + torch.nan if field == "value" else zero.abs().sqrt()
@@ -202,6 +209,201 @@ def test_a_learning_rate_that_is_far_too_high_stops_the_run(config, tmp_path):
         trainer.run()
 
 
+# --- a batch in shares ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", train.LOSSES)
+def test_a_batch_in_several_passes_gives_the_same_gradients(config, tmp_path, loss, monkeypatch):
+    gradients = []
+
+    def record(parameters, clip):
+        gradients.append([p.grad.clone() for p in parameters])
+        return torch.tensor(1.0)
+
+    monkeypatch.setattr(train.nn.utils, "clip_grad_norm_", record)
+    config = replace(config, loss=loss, batch=16)
+    whole, parts = (Trainer(replace(config, accumulate=n), tmp_path) for n in (1, 4))
+    assert losses(parts, 3) == pytest.approx(losses(whole, 3), rel=1e-4)
+    for part, expected in zip(gradients[0], gradients[3], strict=True):
+        torch.testing.assert_close(part, expected, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(("batch", "accumulate"), [(9, 2), (8, 16)])
+def test_a_batch_that_cannot_be_divided(config, tmp_path, batch, accumulate):
+    with pytest.raises(
+        DiffcodecError, match=f"batch of {batch} cannot be divided into {accumulate}"
+    ):
+        Trainer(replace(config, batch=batch, accumulate=accumulate), tmp_path)
+
+
+def test_two_processes_of_torchrun_train_the_model_of_one(data, tmp_path):
+    """Through the command line, each process with two passes of its half of the batch."""
+    command = (
+        f"train --data {data} --steps 3 --batch 8 --crop {CROP} --channels 8,8 --blocks 1,1 "
+        "--precision float32 --no-compile --device cpu"
+    ).split()
+    script = str(Path(__file__).with_name("torchrun_train.py"))
+    alone, two = tmp_path / "alone", tmp_path / "two"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for arguments in (
+        [sys.executable, script, tmp_path, *command, "--out", alone],
+        [*launch, script, tmp_path, *command, "--out", two, "--accumulate", "2"],
+    ):
+        done = subprocess.run(
+            arguments, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+
+    expected, *ranks = (torch.load(tmp_path / f"{name}.pt") for name in ("alone", "0", "1"))
+    for rank in ranks:
+        assert_same_weights(rank["model"], expected["model"])
+        assert_same_weights(rank["ema"], expected["ema"])
+    assert_same_weights(ranks[0]["model"], ranks[1]["model"], exact=True)
+    for step in range(3):
+        rows = [rows for rank in ranks for s, rows in rank["passes"] if s == step]
+        assert [len(r) for r in rows] == [2] * 4
+        assert sorted(row for part in rows for row in part) == list(range(8))
+    assert {p.name for p in two.iterdir()} == {p.name for p in alone.iterdir()}
+    [record], [of_two] = lines(alone), lines(two)  # written once, by the first process
+    for key in ("train_bpd", "held_out_bpd", "step_bpd"):
+        assert of_two[key] == pytest.approx(record[key], rel=1e-5)
+
+
+def test_a_gpu_that_is_not_there(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert Trainer(config, tmp_path).device == torch.device("cpu")
+    with pytest.raises(DiffcodecError, match=r"no GPU that this .*; give --device cpu"):
+        Trainer(replace(config, device="cuda"), tmp_path)
+
+
+# --- variance, labels, time -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", ["vlb", "simple", "hybrid"])
+def test_a_fixed_variance_stays_that_of_gaussian_pixels(config, tmp_path, loss):
+    learned = Trainer(config, tmp_path)
+    losses(learned, 5)
+    weights = learned.averaged_network().state_dict()
+    trainer = Trainer(replace(config, loss=loss, variance="fixed-large"), tmp_path, weights)
+    losses(trainer, 5)
+    z, sigma = torch.randn(2, 3, 16, 16) * 40 + 100, torch.tensor([1.0, 30.0])
+    network = trainer.averaged_network()
+    _, v = network.posterior_x(z, sigma)
+    noise = (sigma[:, None, None, None] * network.noise_multipliers) ** 2
+    expected = noise * network.data_std**2 / (noise + network.data_std**2)
+    torch.testing.assert_close(v, expected.expand_as(v))
+    _, v = learned.averaged_network().posterior_x(z, sigma)
+    assert not torch.allclose(v, expected.expand_as(v))
+
+
+def test_validation_takes_the_variance_of_the_run(config, tmp_path):
+    found = {
+        variance: Trainer(replace(config, variance=variance), tmp_path).validate()
+        for variance in VARIANCES
+    }
+    # A new network predicts that of Gaussian pixels; the ends of the chain have it in any case.
+    learned, small, large = (found[variance] for variance in VARIANCES)
+    assert large["step_bpd"] == pytest.approx(learned["step_bpd"], rel=1e-5)
+    assert large["held_out_bpd"] == pytest.approx(learned["held_out_bpd"], rel=1e-5)
+    for key in ("remainder_bpd", "first_jump_bpd", "prior_bpd"):
+        assert small[key] == large[key]
+    assert all(s > t for s, t in zip(small["step_bpd"], large["step_bpd"], strict=True))
+
+
+@pytest.fixture
+def labels(data, tmp_path):
+    """Of each picture its number, by three."""
+    path = tmp_path / "labels.txt"
+    path.write_text("\n".join(str(int(p.stem) // 3) for p in find_images(data)))
+    return path
+
+
+@pytest.fixture
+def labelled(config, labels):
+    classes = replace(NETWORK, classes=1 + (COUNT - 1) // 3)
+    return replace(config, labels=str(labels), network=classes)
+
+
+def test_labels_follow_the_images(labelled, tmp_path):
+    trainer = Trainer(labelled, tmp_path)
+    for crops in (trainer.train_data, trainer.held_out):
+        red = crops.batch(40, 5, 6)[:, 0, 0, 0]
+        assert torch.equal(trainer.labels_of(crops, 40, 5, 6), (red // 10 // 3).long())
+    c = trainer.config = replace(labelled, batch=400)
+    whole = trainer.train_labels(Share())
+    known = trainer.labels_of(trainer.train_data, c.batch, c.seed, 0)
+    dropped = whole == -1
+    assert torch.equal(whole[~dropped], known[~dropped]) and 20 < dropped.sum() < 60
+    parts = [trainer.train_labels(Share(i, 2)) for i in (0, 1)]
+    assert torch.equal(torch.stack(parts, 1).flatten(), whole)
+
+
+def test_labels_change_what_a_network_says_and_files_do_without(labelled, tmp_path):
+    trainer = Trainer(labelled, tmp_path)
+    losses(trainer, 10)
+    z, sigma = torch.randn(2, 3, 16, 16) * 40 + 100, torch.tensor([1.0, 30.0])
+    network = trainer.averaged_network()
+    none = torch.tensor([-1, -1])
+    assert torch.equal(network.posterior_x(z, sigma)[0], network.posterior_x(z, sigma, none)[0])
+    first, second = (network.posterior_x(z, sigma, torch.tensor([i, i]))[0] for i in (0, 1))
+    assert not torch.allclose(first, second)
+    assert network.embed_label.weight[0].eq(0).all()  # of no label
+
+    trainer.write_model({"held_out_bpd": 5.0})
+    image = picture(7, (37, 21))
+    for name, arithmetic in ((MODEL, "integer"), (FLOAT_MODEL, "float")):
+        model = load_model(tmp_path / name, arithmetic)
+        assert codec.decode(codec.encode(image, model), model=model).tobytes() == image.tobytes()
+    network, weights = load_weights(tmp_path / MODEL)
+    assert network == labelled.network and weights.keys() == trainer.ema.keys()
+
+
+def test_labels_for_a_model_that_had_none(labelled, config, tmp_path):
+    before = Trainer(config, tmp_path)
+    losses(before, 2)
+    after = Trainer(labelled, tmp_path, before.averaged_network().state_dict())
+    assert after.validate() == before.validate()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0\n1\n", "2 labels for 25 images; give one for each"),
+        ("9\n" * COUNT, "label 9 for a network of 9 classes; give labels from 0 to 8"),
+        ("-1\n" * COUNT, "labels are integers from 0"),
+        ("dog\n" * COUNT, "not readable as labels, one integer a line"),
+        ("", "labels are integers from 0"),
+    ],
+)
+def test_labels_that_do_not_fit(labelled, labels, tmp_path, text, message):
+    labels.write_text(text)
+    with pytest.raises(DiffcodecError, match=message):
+        Trainer(labelled, tmp_path)
+
+
+def test_labels_of_no_file(config, tmp_path):
+    with pytest.raises(DiffcodecError, match="missing: not readable as labels"):
+        Trainer(replace(config, labels=str(tmp_path / "missing")), tmp_path)
+
+
+def test_a_time_budget_becomes_a_number_of_steps(config, tmp_path, monkeypatch):
+    clock = iter(np.arange(1000.0) / 4)  # a quarter of a second for each step
+    trainer = Trainer(config, tmp_path)
+    losses(trainer, 2)
+    before = {k: v.clone() for k, v in state(trainer).items()}
+    with monkeypatch.context() as context:
+        context.setattr(train.time, "monotonic", lambda: next(clock))
+        trainer.plan_steps(minutes=2)
+    assert trainer.config == replace(config, steps=480)
+    assert trainer.step == 2
+    assert_same_weights(state(trainer), before, exact=True)
+    again = Trainer(config, tmp_path)
+    losses(again, 2)
+    again.config = trainer.config
+    assert losses(trainer, 3) == losses(again, 3)  # optimisers too are as they were
+
+
 # --- runs -----------------------------------------------------------------------------------------
 
 
@@ -215,10 +417,10 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_was_not(config, tmp_path, monke
     first = Trainer(config, stopped)
     batch = first.train_data.batch
 
-    def interrupt(size, seed, step):
+    def interrupt(size, seed, step, rows):
         if step == 55:
             raise KeyboardInterrupt
-        return batch(size, seed, step)
+        return batch(size, seed, step, rows)
 
     monkeypatch.setattr(first.train_data, "batch", interrupt)
     with pytest.raises(KeyboardInterrupt):
@@ -239,7 +441,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_was_not(config, tmp_path, monke
 STEP_KEYS = {"step", "seconds", "train_bpd", "crops_per_second", "learning_rate"}
 VALIDATION_KEYS = {
     *("held_out_bpd", "held_out_bpd_half_width"),
-    *("remainder_bpd", "first_jump_bpd", "prior_bpd"),
+    *("remainder_bpd", "first_jump_bpd", "step_bpd", "prior_bpd"),
 }
 
 
@@ -247,7 +449,7 @@ def test_files_of_a_run(config, tmp_path, capsys):
     config = replace(config, steps=110)
     trainer = Trainer(config, tmp_path)
     trainer.run(validate_every=100)
-    written = {p.name for p in tmp_path.iterdir()} - {CURVE}
+    written = {p.name for p in tmp_path.iterdir()} - {CURVE, SPLIT}
     assert written == {CHECKPOINT, CONFIG, LOG, MODEL, FLOAT_MODEL}
 
     saved = json.loads((tmp_path / CONFIG).read_text())
@@ -350,7 +552,28 @@ def test_picture_of_the_log(config, tmp_path):
 def test_no_picture_without_matplotlib(config, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     Trainer(replace(config, steps=1), tmp_path).run()
-    assert not (tmp_path / CURVE).exists() and (tmp_path / MODEL).exists()
+    assert {p.name for p in tmp_path.iterdir()} == {CHECKPOINT, CONFIG, LOG, MODEL, FLOAT_MODEL}
+
+
+def test_tensorboard_gets_the_log(config, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    Trainer(replace(config, steps=60, tensorboard=True), tmp_path).run(validate_every=50)
+    events = EventAccumulator(str(tmp_path / train.BOARD)).Reload()
+    for name in (STEP_KEYS | VALIDATION_KEYS) - {"step", "step_bpd"}:
+        written = [(e.step, e.value) for e in events.Scalars(name)]
+        expected = [(r["step"], r[name]) for r in lines(tmp_path)]
+        assert written == [(step, pytest.approx(value, rel=1e-6)) for step, value in expected]
+    [first, _] = lines(tmp_path)
+    found = [events.Scalars(f"step_bpd/{t}")[0].value for t in (3, 4)]
+    assert found == pytest.approx(first["step_bpd"])
+
+
+def test_no_tensorboard(config, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(DiffcodecError, match=r"pip install 'diffcodec\[tensorboard\]'"):
+        Trainer(replace(config, tensorboard=True), tmp_path).run()
 
 
 def test_validation_is_repeatable_and_moves_nothing(config, tmp_path):
@@ -392,10 +615,11 @@ def test_training_on_from_a_model(config, tmp_path):
     for name, original in first.ema.items():
         error = (weights[name] - original).abs()
         if original.ndim == 2 and "affine" not in name and "embed" not in name:  # 8 bits
-            bound = original.abs().amax(1, keepdim=True) / 127
+            step = original.abs().amax(1, keepdim=True) / 127
+            # more than half a step where a weight makes up for the rounding of others
+            assert (error <= 8 * step).all() and error.mean() < step.mean(), name
         else:
-            bound = original.abs() / 1024 + 1e-6
-        assert (error <= bound).all(), name
+            assert (error <= original.abs() / 1024 + 1e-6).all(), name
     second = Trainer(config, tmp_path, weights)
     z, sigma = torch.randn(2, 3, 16, 16) * 40 + 100, torch.tensor([1.0, 30.0])
     with torch.inference_mode():
@@ -458,7 +682,7 @@ def test_crops_are_parts_of_images(tmp_path):
     for i, size in enumerate([(9, 7), (7, 24), (30, 3)]):  # the last is too small
         picture(i + 1, size).save(tmp_path / f"{i}.png")
     paths = find_images(tmp_path)
-    sampler = CropSampler(paths, 6, "none")
+    sampler = CropSampler(paths, 6, "all")
     possible = [all_crops(path, 6) for path in paths[:2]]
     counts, changed = [0, 0], 0
     for step in range(40):
@@ -469,7 +693,7 @@ def test_crops_are_parts_of_images(tmp_path):
     # In proportion to the area; three in four are flipped, transposed or both.
     assert counts[0] / 320 == pytest.approx(63 / (63 + 168), abs=0.05)
     assert changed / 320 == pytest.approx(3 / 4, abs=0.05)
-    for crop in sampler.batch(50, 0, 0).numpy().astype("u1"):
+    for crop in CropSampler(paths, 6, "none").batch(50, 0, 0).numpy().astype("u1"):
         assert crop.tobytes() in possible[0][0] | possible[1][0]
 
 
@@ -526,3 +750,92 @@ def test_an_unreadable_image_is_named(config, tmp_path, kind):
     (tmp_path / "b.png").write_bytes(damaged(kind))
     with pytest.raises(DiffcodecError, match=r"b\.png: not readable as an image"):
         Trainer(replace(config, data=str(tmp_path)), tmp_path)
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def command(*arguments):
+    return CliRunner().invoke(cli, ["train", *map(str, arguments)])
+
+
+@pytest.fixture
+def arguments(data, tmp_path):
+    common = f"--batch 8 --crop {CROP} --no-compile --precision float32 --device cpu"
+    return ["--data", data, "--out", tmp_path / "run", *common.split()]
+
+
+def saved_config(tmp_path):
+    return json.loads((tmp_path / "run" / CONFIG).read_text())
+
+
+NEW = ("labels", "accumulate", "variance", "device", "tensorboard")
+
+
+def test_a_run_of_before_these_options_goes_on(arguments, tmp_path):
+    started = command(*arguments, "--channels", "8,8", "--blocks", "1,1", "--steps", 1)
+    assert started.exit_code == 0, started.output
+    expected = saved_config(tmp_path)
+    config = {k: v for k, v in saved_config(tmp_path).items() if k not in NEW}
+    del config["network"]["classes"]
+    (tmp_path / "run" / CONFIG).write_text(json.dumps(config))
+    resumed = command("--data", arguments[1], "--out", tmp_path / "run", "--resume", "--steps", 2)
+    assert resumed.exit_code == 0, resumed.output
+    assert saved_config(tmp_path) == expected | {"steps": 2, "device": "auto"}
+
+
+@pytest.mark.parametrize("given", [(), ("--learning-rate", "1e-3")])
+def test_fine_tuning_starts_gently(arguments, tmp_path, tiny, given):
+    result = command(*arguments, "--init", tiny, "--steps", 1, *given)
+    assert result.exit_code == 0, result.output
+    config = saved_config(tmp_path)
+    assert config["learning_rate"] == (1e-3 if given else train.FINE_TUNING["learning_rate"])
+    assert config["warmup"] == train.FINE_TUNING["warmup"]
+    assert train.FINE_TUNING["learning_rate"] < TrainConfig.learning_rate
+
+
+def test_minutes_set_the_number_of_steps(arguments, tmp_path, tiny):
+    result = command(*arguments, "--init", tiny, "--minutes", "0.001")
+    assert result.exit_code == 0, result.output
+    steps = saved_config(tmp_path)["steps"]
+    assert 0 < steps < TrainConfig.steps and lines(tmp_path / "run")[-1]["step"] == steps
+
+
+def test_presets_are_shapes(arguments, tmp_path, monkeypatch):
+    assert PRESETS["default"] == NetworkConfig()
+    sizes = [sum(p.numel() for p in UNet(config).parameters()) for config in PRESETS.values()]
+    assert sizes[1] > 5 * sizes[0]
+    monkeypatch.setitem(PRESETS, "large", NETWORK)
+    result = command(*arguments, "--preset", "large", "--blocks", "2,1", "--steps", 1)
+    assert result.exit_code == 0, result.output
+    network = NetworkConfig.from_dict(saved_config(tmp_path)["network"])
+    assert network == replace(NETWORK, blocks=(2, 1))
+
+
+def test_labels_make_classes(arguments, tmp_path, labels, tiny):
+    result = command(*arguments, "--init", tiny, "--labels", labels, "--steps", 1)
+    assert result.exit_code == 0, result.output
+    assert saved_config(tmp_path)["network"]["classes"] == 9
+    assert load_model(tmp_path / "run" / MODEL).network.config.classes == 9
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "message"),
+    [
+        (("--minutes", "1", "--steps", "5"), 2, "--minutes sets the number of steps"),
+        (("--minutes", "0"), 2, "--minutes"),
+        (("--accumulate", "3"), 1, "batch of 8 cannot be divided into 3 passes of 1 processes"),
+        (("--labels", "missing"), 1, "missing: not readable as labels"),
+        (("--variance", "none"), 2, "--variance"),
+    ],
+)
+def test_options_that_do_not_fit(arguments, more, code, message):
+    result = command(*arguments, *more)
+    assert result.exit_code == code
+    assert message in " ".join(result.stderr.split())
+
+
+def test_a_model_has_its_own_shape(arguments, tiny):
+    result = command(*arguments, "--init", tiny, "--channels", "8,8")
+    assert result.exit_code == 2
+    assert "--init has a shape; leave out --preset, --channels" in " ".join(result.stderr.split())

@@ -1,0 +1,55 @@
+"""python -m bench COMMAND: every benchmark; each is a module with a command of its own."""
+
+from importlib import import_module
+
+import click
+
+COMMANDS = {  # name: module and what it does; modules are loaded when they are used
+    "all": ("everything", "Every benchmark, then one page of all results; --quick for a subset."),
+    "lossless": ("lossless", "Lossless sizes and times beside other codecs, and the bound."),
+    "rd": ("rd", "Rate against PSNR and MS-SSIM of lossy files, beside other codecs."),
+    "speed": ("speed", "Times as ratios; growth with pixels, steps, parameters; memory."),
+    "overhead": ("overhead", "What relative entropy coding costs beyond the KL."),
+    "anatomy": ("anatomy", "Where the bits of a file go."),
+    "report": ("report", "One page of all results; fills the tables of docs."),
+    "gate": ("gate", "Sizes of a few small files against the committed ones."),
+    "demo": ("demo", "One photograph, coded, decoded, previewed."),
+    "large": ("large", "Time and memory of a large image."),
+    "progressive": ("progressive", "What previews cost and show."),
+    "plans": ("plans", "Plans that are found beside geometric levels."),
+    "ablation": ("ablation", "Choices in the network and the recipe, at equal time."),
+    "finetune": ("finetune", "What fine-tuning gains on a domain of alike images."),
+    "ddpm": ("ddpm", "DDPM's own table of timesteps, rates and distortions."),
+    "arithmetic": ("arithmetic", "Integer arithmetic beside float."),
+    "determinism": ("determinism", "Whether the same bytes come out in every setting."),
+    "cifar10": ("cifar10", "CIFAR-10 as arrays, checked."),
+}
+
+
+class Lazy(click.Group):
+    """Loads a command's module when the command is run."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order above."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The ``main`` of its module."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f"bench.{COMMANDS[cmd_name][0]}").main
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Without loading any."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, about) for name, (_, about) in COMMANDS.items()])
+
+
+@click.command(cls=Lazy)
+def main() -> None:
+    """Benchmarks of diffcodec. Results go to results/bench."""
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m bench")

@@ -1,0 +1,439 @@
+"""Where the bits of a file go: by timestep and channel, and against the bound or the expected cost.
+
+python -m bench anatomy FILE [--model NAME]
+
+**The chain of a tile** is coded again, and each step's bits are read off the stack. The encoder
+pops z_t before it pushes z_{t-1}, so the bits of one step of the bound are
+
+    bits_s = push(z_s | z_t) - pop(z_t | z_s) + h_t - h_s,    h_t = -log2 q(z_t | z_1) delta_t
+
+for s from 2 up and t = s + 1: the popped chain q(z_2..z_T | z_1) in the order in which the bound
+takes it, q(z_T | z_1) q(z_{T-1} | z_T, z_1) ... The steps add up to what the stack holds. Below a
+preview of the tile's own all this is given the preview too, whose bits are shared out to its
+timesteps by their expected cost.
+
+**A file with previews** has the bits of each layer in it. Beside them stands what both sides expect
+of its steps, 0.5 log2(1 + W / Q) per sample, which an exact sample would cost on average.
+"""
+
+import copy
+import math
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.special import log_ndtr
+
+from bench.lossless import bound_by_step
+from bench.report import OUT, Section, Table
+from bench.store import Row, write_json
+from diffcodec import decode
+from diffcodec.chain import (
+    EncodedTile,
+    Posterior,
+    Step,
+    TileChain,
+    encode_tile,
+    most_seed_words,
+    seed,
+)
+from diffcodec.container import CHAIN_CODERS, Container, parse
+from diffcodec.descent import Descent
+from diffcodec.diffusion import LOG2_E
+from diffcodec.entropy import Stack, truncated_gaussian
+from diffcodec.info import dimensions
+from diffcodec.models import Model
+from diffcodec.plan import Plan
+from diffcodec.tiles import (
+    Job,
+    Part,
+    chain_parts,
+    coded_channels,
+    crop,
+    find_model,
+    integers,
+    progress_bar,
+    run,
+)
+
+Array = NDArray[np.float64]
+
+CHANNELS = {"ycocg": ("Y", "Co", "Cg"), "rgb": ("R", "G", "B")}
+LEAST_PROBABILITY = 2.0**-24  # that the coder gives a symbol
+
+
+class MeasuredChain(TileChain):
+    """A chain that notes the code length of each step by channel; popped bits count as negative."""
+
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        self.bits: dict[tuple[str, int], Array] = {}  # by kind and timestep, [channels]
+        self.kept = Keeping()
+
+    def code(self, stack: Stack, step: Step, push: bool, mean: Array, std: Array) -> None:
+        """See :meth:`TileChain.code`."""
+        super().code(stack, step, push, mean, std)
+        sign = 1 if push else -1
+        self.bits[step.kind, step.timestep] = sign * self._code_length(step, mean, std)
+
+    def _code_length(self, step: Step, mean: Array, std: Array) -> Array:
+        t, channels = step.timestep, range(self.coded)
+        if step.kind == "remainder":
+            lowest = self.z[1] - (self.levels[0].spacing - 1) / 2
+            bits = []
+            for c in channels:
+                table = truncated_gaussian(
+                    (mean[c] - lowest[c]).ravel(), std[c].ravel(), self.domain.dither[c]
+                )
+                symbols = (self.z[0][c] - lowest[c]).ravel().astype(int)
+                bits.append(-np.log2(table[np.arange(len(symbols)), symbols]).sum())
+            return np.array(bits)
+        spacing = self.levels[t - 1].spacing[: self.coded]
+        mass = log_bin((self.z[t][: self.coded] - mean) / std, spacing / std)
+        nats: Array = np.maximum(mass, math.log(LEAST_PROBABILITY)).sum((1, 2))
+        return -LOG2_E * nats
+
+    def marginal_bits(self) -> dict[int, Array]:
+        """-log2 q(z_t | z_1) delta_t of the popped z_t, given the preview too, [channels].
+
+        Of z_2 it is its pop. All of them are linear in z_1, the preview and Gaussian noise.
+        """
+        c = slice(0, self.coded)
+        first, top = np.ones((3, 1, 1)), np.zeros((3, 1, 1))  # coefficients of z_1 and the preview
+        variance = np.zeros((3, 1, 1))
+        preview = self.kept[self.preview] if self.preview else np.zeros(1)
+        found = {}
+        for t in range(2, self.top + 1):
+            level = self.levels[t - 1]
+            first, top = (1 - level.pull) * first, (1 - level.pull) * top + level.pull
+            noise = level.draw_std**2 + level.spacing**2 / 12
+            variance = (1 - level.pull) ** 2 * variance + noise
+            error = (self.kept[t] - first * self.kept[1] - top * preview) ** 2 / variance
+            bits = 0.5 * LOG2_E * error + 0.5 * np.log2(2 * math.pi * variance / level.spacing**2)
+            found[t] = bits[c].sum((1, 2))
+        if 2 in found:
+            found[2] = -self.bits["forward", 2]
+        return found
+
+    @property
+    def top(self) -> int:
+        """The last timestep on the stack."""
+        return self.preview - 1 if self.preview else len(self.levels)
+
+    def set_image(self, x: Array) -> None:
+        """See :meth:`TileChain.set_image`."""
+        self.z = self.kept
+        super().set_image(x)
+
+
+class Keeping(dict[int, Array]):
+    """Forgets nothing."""
+
+    def __delitem__(self, key: int) -> None:
+        pass
+
+
+def log_bin(centre: Array, width: Array) -> Array:
+    """Log of a standard normal's mass of bins, without cancellation in the tails."""
+    far, near = np.abs(centre) + width / 2, np.abs(centre) - width / 2
+    upper, lower = log_ndtr(-near), log_ndtr(-far)
+    result: Array = upper + np.log1p(-np.exp(lower - upper))
+    return result
+
+
+def expected_bits(model: Model, plan: Plan, timestep: int, v: Array) -> Array:
+    """0.5 log2(1 + (1 - r)^2 v / Q) summed over pixels: of z_s given the v of z_t, t = s + 1.
+
+    Args:
+        timestep: t, at least 2.
+        v: variance of x given z_t, [..., 3, height, width].
+
+    Returns:
+        [3]
+    """
+    below, sigma = plan.levels[timestep - 2], plan.levels[timestep - 1]
+    r = (below / sigma) ** 2
+    q = (below * np.array(model.domain.noise_multipliers)[:, None, None]) ** 2 * (1 - r)
+    bits: Array = 0.5 * np.log2(1 + (1 - r) ** 2 * v / q)
+    axes = tuple(axis for axis in range(v.ndim) if axis != v.ndim - 3)
+    summed: Array = bits.sum(axes)
+    return summed
+
+
+def expected_prior_bits(model: Model, plan: Plan, pixels: int) -> Array:
+    """The same of z_T given the prior, [3]."""
+    sigma = plan.levels[-1] * np.array(model.domain.noise_multipliers)
+    bits: Array = pixels * 0.5 * np.log2(1 + (np.array(model.domain.data_std) / sigma) ** 2)
+    return bits
+
+
+class Watching:
+    """A model that notes the expected bits of the steps it is asked for, by timestep of z_s."""
+
+    def __init__(self, model: Model, plan: Plan):
+        self.model, self.plan = copy.copy(model), plan
+        self.bits: dict[int, Array] = defaultdict(lambda: np.zeros(3))
+        self._ask = model.posterior_x
+        self.model.posterior_x = self._posterior  # type: ignore[method-assign]
+
+    def _posterior(self, z: Array, sigma: float) -> tuple[Array, Array]:
+        mean, v = self._ask(z, sigma)
+        t = self.plan.levels.index(sigma) + 1
+        if t > 1:
+            self.bits[t - 1] += expected_bits(self.model, self.plan, t, v)
+        return mean, v
+
+
+def step_name(timestep: int, last: int) -> str:
+    """What the bits at a timestep buy."""
+    if timestep == 0:
+        return "remainder"
+    return "prior" if timestep == last else f"z_{timestep}"
+
+
+def dissect_chain(container: Container, model: Model, image: Image.Image) -> tuple[Row, list[Row]]:
+    """Bits of the chain tiles of a file without previews: what is no step's, and by timestep."""
+    parts = chain_parts(container)
+    effort = parts[0].plan
+    coded = coded_channels(container.mode, model.color)
+    last = len(model.plans[effort].levels)
+    rows: list[Row] = [
+        {
+            "timestep": t,
+            "name": step_name(t, last),
+            "bits": 0.0,
+            "pushed_bits": 0.0,
+            "popped_bits": 0.0,
+            "by_channel": dict.fromkeys(CHANNELS[model.color][:coded], 0.0),
+        }
+        for t in range(last + 1)
+    ]
+
+    def job(part: Part) -> Job[EncodedTile]:
+        size = (part.box.height, part.box.width)
+        fields = (model.plans[effort], model.domain, part.index, coded, size)
+        tile = container.tiles[part.index]
+        chain = MeasuredChain(*fields, tile.preview)
+        if tile.preview:
+            descent = Descent(TileChain(*fields))
+            layer = descent.decode_layer(tile.preview_payload, tile.preview)
+            expected = yield from expected_of_preview(layer, model, fields[0], size)
+            add_preview(rows, expected, 8 * len(tile.preview_payload))
+            chain.kept[tile.preview] = descent.z
+        again = yield from encode_tile(chain, integers(image, part.box, model.color).astype("f8"))
+        if again.words.astype("<u4").tobytes() != tile.payload:
+            raise click.ClickException(f"tile {part.index} came out otherwise when coded again")
+        add_tile(rows, chain, again)
+        return again
+
+    tiles = list(run(map(job, parts), parts, model, progress_bar(0, False)))
+    if container.mode == "RGB":
+        bound = sum(bound_by_step(model, effort, crop(image, part.box)) for part in parts)
+        for row, bits in zip(rows, np.asarray(bound), strict=True):
+            row["bound_bits"] = float(bits)
+    previews = sum(8 * len(container.tiles[part.index].preview_payload) for part in parts)
+    payload = previews + 32 * sum(len(tile.words) for tile in tiles)
+    seed_bits = 32 * sum(tile.seed_words for tile in tiles)
+    rest = payload - seed_bits - sum(row["bits"] for row in rows)
+    return {"seed dip": seed_bits, "last words": rest}, rows
+
+
+def expected_of_preview(
+    layer: Job[None], model: Model, plan: Plan, size: tuple[int, int]
+) -> Job[dict[int, Array]]:
+    """Decode a tile's preview; the expected bits of its steps by timestep, [3] each."""
+    found = {len(plan.levels): expected_prior_bits(model, plan, size[0] * size[1])}
+    answer: Posterior | None = None
+    while True:
+        try:
+            request = next(layer) if answer is None else layer.send(answer)
+        except StopIteration:
+            return found
+        answer = yield request
+        t = request.timestep
+        found[t - 1] = expected_bits(model, plan, t, answer.variance)
+
+
+def add_preview(rows: list[Row], expected: dict[int, Array], bits: int) -> None:
+    """The bits of a tile's preview to the rows of its timesteps, by expected cost."""
+    total = sum(cost.sum() for cost in expected.values())
+    for t, cost in expected.items():
+        row, share = rows[t], cost / total * bits
+        row["bits"] += float(share.sum())
+        for name, value in zip(row["by_channel"], share, strict=False):
+            row["by_channel"][name] += float(value)
+
+
+def add_tile(rows: list[Row], chain: MeasuredChain, tile: EncodedTile) -> None:
+    """Bits of one tile to the rows of their timesteps, real ones by the words on the stack."""
+    start = Stack(seed(chain.tile, most_seed_words(chain))).height
+    changes = np.diff([start, *tile.heights]) * 32.0
+    names = [(step.kind, step.timestep) for step in chain.steps()]
+    real = dict(zip(names, changes, strict=True))
+    marginal = chain.marginal_bits()
+    for row in rows[: chain.top + 1]:
+        t = row["timestep"]
+        kind = "remainder" if t == 0 else "prior" if t == len(chain.levels) else "reverse"
+        bits, channels = real[kind, t], chain.bits[kind, t]
+        row["pushed_bits"] += float(bits)
+        if t >= 2:
+            row["popped_bits"] -= float(real["forward", t])
+            bits, channels = bits - marginal[t].sum(), channels - marginal[t]
+        if 2 <= t < chain.top:
+            bits += real["forward", t + 1] + marginal[t + 1].sum()
+            channels = channels + chain.bits["forward", t + 1] + marginal[t + 1]
+        row["bits"] += float(bits)
+        for name, value in zip(row["by_channel"], channels, strict=True):
+            row["by_channel"][name] += float(value)
+
+
+def dissect_layers(data: bytes, container: Container, model: Model) -> list[Row]:
+    """Bits of each layer, and what both sides expect of its steps, by channel."""
+    layers = container.layers
+    assert layers is not None
+    plan = model.plans[layers.plan]
+    watching = Watching(model, plan)
+    decode(data, layers.timesteps[-1], watching.model)
+    coded = coded_channels(container.mode, model.color)
+    channels = CHANNELS[model.color][:coded]
+    top = len(plan.levels)
+    watching.bits[top] = expected_prior_bits(model, plan, container.width * container.height)
+    rows: list[Row] = []
+    for t, payloads in zip(layers.timesteps, layers.payloads, strict=True):
+        expected = sum(watching.bits[s] for s in range(t, top + 1))
+        by_channel = {n: float(v) for n, v in zip(channels, np.asarray(expected), strict=False)}
+        name = f"z_{t}" if t == top else f"z_{top} to z_{t}"
+        rows.append(
+            {
+                "timestep": t,
+                "name": name,
+                "bits": 8.0 * sum(map(len, payloads)),
+                "expected_bits": sum(by_channel.values()),
+                "by_channel": by_channel,
+            }
+        )
+        top = t - 1
+    return rows[::-1]
+
+
+def dissect(data: bytes, given: str | Model | None = None) -> Row:
+    """Where the bits of a file go; ``given`` is its model, if it is not a shipped one.
+
+    Returns:
+        ``bytes``, ``dimensions``; ``blocks``, bits of what is no step: container, fallback tiles,
+        seed dip, last words; ``steps``, by timestep from 0 up, with ``bits``, their share by
+        channel, and ``bound_bits`` or, of layers, ``expected_bits``. Blocks and steps add up to the
+        file.
+    """
+    container = parse(data)
+    payloads = [part for tile in container.tiles for part in (tile.payload, tile.preview_payload)]
+    if container.layers:
+        payloads += [part for layer in container.layers.payloads for part in layer]
+    blocks: Row = {"container": 8.0 * (len(data) - sum(map(len, payloads)))}
+    for tile in container.tiles:
+        if tile.coder not in CHAIN_CODERS or container.layers:
+            label = "exact rest, by the chain" if tile.coder in CHAIN_CODERS else tile.coder
+            blocks[label] = blocks.get(label, 0.0) + 8 * (
+                len(tile.payload) + len(tile.preview_payload)
+            )
+    steps: list[Row] = []
+    if container.uses_model:
+        model = find_model(container, given)
+        if container.layers:
+            steps = dissect_layers(data, container, model)
+        else:
+            found, steps = dissect_chain(container, model, decode(data, model=model))
+            blocks |= found
+    return {
+        "bytes": len(data),
+        "dimensions": dimensions(container),
+        "blocks": blocks,
+        "steps": steps,
+    }
+
+
+def step_table(found: Row) -> Table:
+    """Bits per dimension of steps and blocks."""
+    n = found["dimensions"]
+    steps = found["steps"]
+    against = next((k for k in ("bound_bits", "expected_bits") if steps and k in steps[0]), None)
+    channels = list(steps[0]["by_channel"]) if steps else []
+    columns = ["part", "bits per dimension"]
+    columns += [against.removesuffix("_bits"), "difference"] if against else []
+    columns += [f"of it {channel}" for channel in channels]
+    lines = []
+    for step in reversed(steps):
+        cells = [step["name"], f"{step['bits'] / n:.4f}"]
+        if against:
+            cells += [f"{step[against] / n:.4f}", f"{(step['bits'] - step[against]) / n:+.4f}"]
+        lines.append([*cells, *(f"{bits / n:.4f}" for bits in step["by_channel"].values())])
+    for name, bits in found["blocks"].items():
+        lines.append([name, f"{bits / n:.4f}", *[""] * (len(columns) - 2)])
+    total = [f"{8 * found['bytes'] / n:.4f}"]
+    if against == "bound_bits":
+        bound = sum(step[against] for step in steps) / n
+        total += [f"{bound:.4f}", f"{8 * found['bytes'] / n - bound:+.4f}"]
+    lines.append(["the file", *total, *[""] * (len(columns) - 1 - len(total))])
+    return Table("steps", "Where the bits go", columns, lines)
+
+
+def draw(found: Row, title: str, folder: Path) -> str:
+    """Bars by step, stacked by channel, with the bound; then the other blocks."""
+    from bench import pictures
+
+    n, steps = found["dimensions"], found["steps"][::-1]
+    blocks = {name: bits / n for name, bits in found["blocks"].items()}
+    names = [step["name"] for step in steps] + list(blocks)
+    drawn, axes = pictures.figure(max(6.0, 0.5 * len(names) + 2), 4.6)
+    places = np.arange(len(steps))
+    floor = np.zeros(len(steps))
+    shades = ("#4d4d4d", "#e08214", "#5aae61")
+    channels = list(steps[0]["by_channel"]) if steps else []
+    for channel, shade in zip(channels, shades, strict=False):
+        # The channels' shares by code length, scaled to the real bits of the step.
+        shares = np.array([s["by_channel"][channel] / sum(s["by_channel"].values()) for s in steps])
+        heights = shares * [step["bits"] / n for step in steps]
+        axes.bar(places, heights, bottom=floor, color=shade, label=f"{channel}, real bits")
+        floor += heights
+    for key, label in (("bound_bits", "bound of the step"), ("expected_bits", "expected")):
+        if steps and key in steps[0]:
+            values = [step[key] / n for step in steps]
+            axes.plot(places, values, "_", color="black", ms=16, mew=1.8, label=label)
+    axes.bar(len(steps) + np.arange(len(blocks)), blocks.values(), color=pictures.OURS)
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set(ylabel="bits per dimension")
+    axes.set_title(f"{title}: {found['bytes']} bytes, {8 * found['bytes'] / n:.3f} bpd", loc="left")
+    axes.grid(axis="x", visible=False)
+    if steps:
+        axes.legend(frameon=False)
+    return pictures.save(drawn, folder, "anatomy")
+
+
+def run_anatomy(file: Path, model: str | Model | None, out: Path) -> None:
+    """Dissect a file and write the results."""
+    found = dissect(file.read_bytes(), model)
+    folder = out / "anatomy" / file.stem
+    write_json(folder / "anatomy.json", found)
+    picture = draw(found, file.name, folder)
+    text = f"{file.name}, {found['bytes']} bytes: every bit of the file by what it is spent on."
+    command = f"python -m bench anatomy {file.name}"
+    section = Section(f"Anatomy: {file.name}", command, [text], [step_table(found)], [picture])
+    section.write(folder)
+    section.show(folder)
+
+
+@click.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--model", help="Name or path, if it is not a shipped one.")
+@click.option("--out", default=OUT, type=click.Path(path_type=Path), help="Folder of results.")
+def main(file: Path, model: str | None, out: Path) -> None:
+    """Where the bits of a FILE go: steps, channels, container, against the bound."""
+    run_anatomy(file, model, out)
+
+
+if __name__ == "__main__":
+    main()

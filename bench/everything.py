@@ -1,0 +1,96 @@
+"""Every benchmark one after another, then one page of all results.
+
+python -m bench all --quick                           what the repository alone allows
+python -m bench all --kodak DIR --cifar test.npy      in full
+
+A run that was stopped goes on where it was. With --quick it takes well under 40 minutes on two
+cores: the example photographs, crops and synthetic pictures, and four images of Kodak and twenty of
+CIFAR-10 where they are given. In full it takes a day.
+"""
+
+from pathlib import Path
+
+import click
+
+from bench import anatomy, lossless, overhead, rd, report, speed
+from bench.inputs import EXAMPLES, dataset, synthetic
+from bench.report import OUT
+from diffcodec import encode, load_model
+from diffcodec.images import read_image
+from diffcodec.model_file import DEFAULT_MODEL, shipped_models
+from diffcodec.models import Model
+from diffcodec.relative_entropy import RATE, STATE_BITS
+
+EFFORTS = ("fast", "best", "default")  # the last is the one that others are compared with
+CIFAR_MODEL = "cifar10"
+
+
+def run_examples(model: Model, quick: bool, out: Path) -> None:
+    """What needs no data but the repository's."""
+    lossless.run(synthetic(), model, ("default",), False, False, out)
+    lossless.run(dataset(EXAMPLES), model, ("default",), False, True, out)
+    lossless.run(dataset(EXAMPLES, crop=32), model, EFFORTS, False, True, out)
+    rd.run(dataset(EXAMPLES, crop=32), model, ("default",), out)
+    rd.run(dataset(EXAMPLES, crop=256 if quick else None), model, ("default",), out)
+
+
+def run_anatomy(model: Model, out: Path) -> None:
+    """Of a file without loss and one with previews, of the same square."""
+    photo = read_image(EXAMPLES / "kodim15.png").convert("RGB").crop((300, 150, 428, 278))
+    folder = out / "files"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, progressive in (("lossless", False), ("progressive", True)):
+        path = folder / f"{name}.dfc"
+        path.write_bytes(encode(photo, model, progressive=progressive))
+        anatomy.run_anatomy(path, model, out)
+
+
+def run_kodak(kodak: Path, model: Model, quick: bool, out: Path) -> None:
+    """Whole images, and crops where the container and the seed weigh."""
+    limit = 4 if quick else None
+    lossless.run(dataset(kodak, limit), model, ("default",), False, True, out)
+    for crop in (128, 32):
+        lossless.run(dataset(kodak, limit, crop), model, EFFORTS, True, True, out)
+    rd.run(dataset(kodak, limit, 128 if quick else None), model, ("default",), out)
+
+
+def run_cifar(cifar: Path, model: Model, quick: bool, out: Path) -> None:
+    """The first test images, one by one."""
+    lossless.run(dataset(cifar, 20 if quick else 1000), model, EFFORTS, False, True, out)
+    rd.run(dataset(cifar, 20 if quick else 200), model, ("default",), out)
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="A subset that takes well under 40 minutes.")
+@click.option("--kodak", type=click.Path(exists=True, path_type=Path), help="Folder of Kodak.")
+@click.option("--cifar", type=click.Path(exists=True, path_type=Path), help="CIFAR-10's test.npy.")
+@click.option("--model", default=DEFAULT_MODEL, show_default=True, help="For photographs.")
+@click.option("--cifar-model", help=f"For CIFAR-10; {CIFAR_MODEL} if it is shipped.")
+@click.option("--out", default=OUT, type=click.Path(path_type=Path), help="Folder of results.")
+def main(
+    quick: bool,
+    kodak: Path | None,
+    cifar: Path | None,
+    model: str,
+    cifar_model: str | None,
+    out: Path,
+) -> None:
+    """Everything, and one page of all results."""
+    used = load_model(model)
+    run_examples(used, quick, out)
+    run_anatomy(used, out)
+    overhead.run_toy(quick, out)
+    overhead.run_photo(model, 64, 1 if quick else 4, STATE_BITS, RATE, out)
+    photo = read_image(EXAMPLES / "kodim23.png").convert("RGB")
+    speed.run(photo, model, 128 if quick else 256, quick, out)
+    if kodak:
+        run_kodak(kodak, used, quick, out)
+    if cifar:
+        shipped = CIFAR_MODEL in {path.stem for path in shipped_models()}
+        name = cifar_model or (CIFAR_MODEL if shipped else model)
+        run_cifar(cifar, load_model(name), quick, out)
+    report.write_page(out)
+
+
+if __name__ == "__main__":
+    main()

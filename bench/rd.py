@@ -1,0 +1,448 @@
+"""Rate against distortion of lossy files: real bytes beside JPEG, WebP, AVIF, JPEG XL, JPEG 2000.
+
+python -m bench rd --data DIR [--crop 128] [--limit 200] [--effort default]
+
+diffcodec has a point at each timestep. Of an image of 16384 pixels or more one file gives them all:
+its beginning up to each layer's end. Smaller images get a file for each timestep, since the ends of
+layers would weigh there. Curves are means over images at each setting, as in the literature.
+"""
+
+import io
+import math
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from bench.codecs import Codec, lossy_codecs, missing_programs, one_pixel
+from bench.inputs import Dataset, dataset
+from bench.lossless import effort_options, is_small, our_label, our_name
+from bench.metrics import Interval, bd_rate, interval, qualities, quality_at, rate_at
+from bench.published import published
+from bench.report import OUT, Section, Table
+from bench.store import Row, Store, cpu, pixels_digest, source_digest, write_json
+from diffcodec import decode, encode, iter_decode, load_model
+from diffcodec.model_file import DEFAULT_MODEL
+from diffcodec.models import Model
+
+OWN_FILES_BELOW = 128 * 128  # pixels
+LOWEST_RATE = 0.02  # bits per pixel, of pictures
+RATIOS_SHOWN = (0.4, 6.0)
+RATES = (0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)  # bits per pixel, of the table
+
+
+def measure_codec(codec: Codec, image: Image.Image) -> Row:
+    """Points of an image by a codec: bytes, qualities and times at each setting."""
+    original = np.asarray(image)
+    points = []
+    for setting in codec.settings:
+        begin = time.perf_counter()
+        data = codec.encode(image, setting)
+        encoded = time.perf_counter()
+        shown = codec.decode(data)
+        end = time.perf_counter()
+        points.append(
+            {
+                "setting": setting,
+                "bytes": len(data),
+                "container_bytes": codec.container_bytes(setting),
+                **qualities(shown, original),
+                "encoding_time": encoded - begin,
+                "decoding_time": end - encoded,
+            }
+        )
+    return {"points": points}
+
+
+def measure(model: Model, effort: str, image: Image.Image) -> Row:
+    """The same of diffcodec, from the coarsest timestep on."""
+    levels = len(model.plans[effort].levels)
+    if image.width * image.height < OWN_FILES_BELOW:
+        points = [own_file(model, effort, image, t) for t in range(levels, 0, -1)]
+    else:
+        points = prefixes(model, effort, image, levels)
+    return {"points": points}
+
+
+def own_file(model: Model, effort: str, image: Image.Image, timestep: int) -> Row:
+    """The point of a file that ends at a timestep."""
+
+    def file(of: Image.Image) -> bytes:
+        return encode(of, model, effort, timestep=timestep, previews=[timestep])
+
+    begin = time.perf_counter()
+    data = file(image)
+    encoded = time.perf_counter()
+    shown = decode(data, model=model)
+    end = time.perf_counter()
+    return {
+        "setting": timestep,
+        "bytes": len(data),
+        "container_bytes": len(file(one_pixel())),
+        **qualities(np.asarray(shown), np.asarray(image)),
+        "encoding_time": encoded - begin,
+        "decoding_time": end - encoded,
+    }
+
+
+def prefixes(model: Model, effort: str, image: Image.Image, levels: int) -> list[Row]:
+    """The points of all timesteps from one file.
+
+    Encoding time is that of the whole file, decoding time that of everything up to the point.
+    """
+
+    def file(of: Image.Image) -> bytes:
+        return encode(of, model, effort, timestep=1, previews=range(1, levels + 1))
+
+    begin = time.perf_counter()
+    data = file(image)
+    encoding = time.perf_counter() - begin
+    empty = io.BytesIO(file(one_pixel()))
+    containers = [empty.tell() for _ in iter_decode(empty, model)]
+    points: list[Row] = []
+    stream, decoding = io.BytesIO(data), 0.0
+    previews = iter_decode(stream, model)
+    for container_bytes in containers:
+        begin = time.perf_counter()
+        timestep, shown = next(previews)
+        decoding += time.perf_counter() - begin
+        points.append(
+            {
+                "setting": timestep,
+                "bytes": stream.tell(),
+                "container_bytes": container_bytes,
+                **qualities(np.asarray(shown), np.asarray(image)),
+                "encoding_time": encoding,
+                "decoding_time": decoding,
+            }
+        )
+    return points
+
+
+def measure_all(
+    data: Dataset, model: Model, efforts: Sequence[str], out: Path
+) -> tuple[list[Row], dict[str, list[list[Row]]]]:
+    """Images, and by codec's name and image the points."""
+    store = Store(out / "rows.jsonl")
+    images: list[Row] = []
+    points: dict[str, list[list[Row]]] = {}
+    codecs = lossy_codecs()
+    for name, image in tqdm(data.images(), data.name, len(data), disable=None):
+        digest = pixels_digest(image)
+        images.append(
+            {"name": name, "width": image.width, "height": image.height, "digest": digest}
+        )
+        common: Row = {"what": "rd", "image": digest, "cpu": cpu()}
+        for codec in codecs:
+            key = common | {"codec": codec.name, "settings": codec.settings, "by": codec.about}
+            row = store.get(key, partial(measure_codec, codec, image))
+            points.setdefault(codec.name, []).append(row["points"])
+        for effort in efforts:
+            key = common | {"codec": "diffcodec", "effort": effort, "model": model.info.id.hex()}
+            key["source"] = source_digest()
+            row = store.get(key, partial(measure, model, effort, image))
+            points.setdefault(our_name(effort), []).append(row["points"])
+    return images, points
+
+
+class Curves:
+    """Of one codec: bits per pixel and qualities, [images][points]."""
+
+    def __init__(self, images: list[Row], points: list[list[Row]]):
+        self.points = points
+        self.pixels = [i["width"] * i["height"] for i in images]
+        self.settings = [p["setting"] for p in points[0]]
+
+    def of_images(self, name: str) -> list[list[float]]:
+        """A field of the points; ``bpp`` counts files, ``payload-bpp`` leaves containers out."""
+        if name not in ("bpp", "payload-bpp"):
+            return [[p[name] for p in image] for image in self.points]
+        less = "container_bytes" if name == "payload-bpp" else None
+        return [
+            [8 * max(0, p["bytes"] - (p[less] if less else 0)) / n for p in image]
+            for n, image in zip(self.pixels, self.points, strict=True)
+        ]
+
+    def mean(self, name: str) -> list[float]:
+        """Over images, by setting."""
+        return [float(value) for value in np.mean(self.of_images(name), 0)]
+
+
+def decibels(similarity: Sequence[float]) -> list[float]:
+    """-10 log10(1 - s): how SSIM and MS-SSIM are drawn and compared."""
+    return [-10 * math.log10(1 - s) if s < 1 else math.inf for s in similarity]
+
+
+def compressai_result(name: str, about: str, curves: Curves, similarity: str) -> Row:
+    """CompressAI's schema: means over images by setting; and fields of our own."""
+    fields = ("psnr-rgb", similarity, "encoding_time", "decoding_time", "bytes", "container_bytes")
+    results = {"bpp": curves.mean("bpp")} | {field: curves.mean(field) for field in fields}
+    results["bpd"] = [value / 3 for value in results["bpp"]]
+    results["settings"] = curves.settings
+    return {"name": name, "description": about, "results": results, "images": curves.points}
+
+
+def bd_table(
+    curves: Mapping[str, Curves], labels: Mapping[str, str], ours: str, rate: str, similarity: str
+) -> Table:
+    """Bjontegaard delta rates of diffcodec over each codec."""
+    named = "payload" if rate == "payload-bpp" else "file"
+    measures = {"PSNR": "psnr-rgb", similarity.removesuffix("-rgb").upper(): similarity}
+    columns = ["diffcodec over"]
+    for label in measures:
+        columns += [f"{label}, curves of means", f"{label}, mean of images", "95 % interval"]
+    lines = []
+    for name, label in labels.items():
+        if name == ours:
+            continue
+        cells = [label]
+        for field in measures.values():
+            whole = bd_rate(*(_curve(curves[n], rate, field) for n in (name, ours)))
+            pairs = (
+                zip(
+                    curves[n].of_images(rate),
+                    _scaled(curves[n].of_images(field), field),
+                    strict=True,
+                )
+                for n in (name, ours)
+            )
+            each = [bd_rate(*pair) for pair in zip(*pairs, strict=True)]
+            each = [value for value in each if math.isfinite(value)]
+            found = interval(each) if each else Interval(math.nan, math.nan, math.nan)
+            cells += [f"{whole:+.1f} %", f"{found.mean:+.1f} %", found.text(1, " %")]
+        lines.append(cells)
+    caption = (
+        f"Bjontegaard delta rate, {named} against {named}: percent of bits that diffcodec takes "
+        "more (+) or less (-) at equal quality"
+    )
+    return Table(f"bd-{named}", caption, columns, lines)
+
+
+def _scaled(values: list[list[float]], field: str) -> list[list[float]]:
+    return values if field == "psnr-rgb" else [decibels(image) for image in values]
+
+
+def _curve(curves: Curves, rate: str, field: str) -> tuple[list[float], list[float]]:
+    quality = curves.mean(field)
+    return curves.mean(rate), quality if field == "psnr-rgb" else decibels(quality)
+
+
+def equal_quality_table(
+    curves: Mapping[str, Curves], labels: Mapping[str, str], ours: str, rate: str
+) -> Table:
+    """What the others take at the PSNR that diffcodec has at a rate, over diffcodec's bits."""
+    named = "payload" if rate == "payload-bpp" else "file"
+    others = [name for name in labels if name != ours]
+    quality = quality_at(*_curve(curves[ours], rate, "psnr-rgb"))
+    at = {name: rate_at(*_curve(curves[name], rate, "psnr-rgb")) for name in others}
+    lines = []
+    for wanted in RATES:
+        decibel = quality(wanted)
+        if math.isnan(decibel):
+            continue
+        ratios = (at[name](decibel) / wanted for name in others)
+        cells = ["" if math.isnan(r) else f"{r:.2f}" for r in ratios]
+        lines.append([f"{wanted:g}", f"{decibel:.2f}", *cells])
+    columns = [f"diffcodec, bpp ({named})", "PSNR, dB", *(labels[name] for name in others)]
+    caption = f"Bits of the others over diffcodec's at equal PSNR, {named} against {named}"
+    return Table(f"equal-{named}", caption, columns, lines)
+
+
+def points_table(curves: Curves, similarity: str, label: str) -> Table:
+    """diffcodec's own points."""
+    fields = ("bpp", "payload-bpp", "psnr-rgb", similarity, "encoding_time", "decoding_time")
+    columns = ["timestep", "bpp", "without container", "PSNR, dB", similarity.removesuffix("-rgb")]
+    columns = [*columns, "encoding, s", "decoding, s"]
+    digits = (3, 3, 2, 4, 2, 2)
+    values = zip(*(curves.mean(name) for name in fields), strict=True)
+    lines = [
+        [str(setting), *(f"{v:.{d}f}" for v, d in zip(row, digits, strict=True))]
+        for setting, row in zip(curves.settings, values, strict=True)
+    ]
+    return Table(f"points-{label}", f"Points of {label}", columns, lines)
+
+
+def draw_curves(
+    curves: Mapping[str, Curves],
+    labels: Mapping[str, str],
+    rates: Sequence[str],
+    similarity: str,
+    references: list[Row],
+    folder: Path,
+) -> str:
+    """PSNR, and similarity, against the rate."""
+    from bench import pictures
+
+    panels = [(rate, "psnr-rgb") for rate in rates] + [("bpp", similarity)]
+    drawn, all_axes = pictures.figure(5.6 * len(panels), 5, len(panels))
+    for axes, (rate, field) in zip(all_axes, panels, strict=True):
+        texts = []
+        ours = [_curve(curves[n], rate, field) for n in labels if n.startswith("diffcodec")]
+        left = 0.7 * min(min(r for r in rate if r > LOWEST_RATE) for rate, _ in ours)
+        right = 1.15 * max(max(rate) for rate, _ in ours)
+        lowest = min(
+            q for rate, quality in ours for r, q in zip(rate, quality, strict=True) if r > left
+        )
+        highest = max(q for _, quality in ours for q in quality if math.isfinite(q))
+        for name, label in labels.items():
+            rate_values, quality = _curve(curves[name], rate, field)
+            shade = pictures.colour(name)
+            ours_style = name.startswith("diffcodec")
+            width = 2.2 if ours_style else 1.2
+            axes.plot(
+                rate_values, quality, "o-", ms=3.5 if ours_style else 2, lw=width, color=shade
+            )
+            texts.append((*_last_seen(rate_values, quality, left, right, highest), label, shade))
+        lines = zip(references, pictures.PUBLISHED_LINES, strict=False)
+        for reference, line in lines if rate == "bpp" else ():
+            rate_values = reference["bpp"]
+            quality = reference[field] if field == "psnr-rgb" else decibels(reference[field])
+            axes.plot(rate_values, quality, ls=line, lw=1, color="#444444")
+            text = f"{reference['name']} {pictures.PUBLISHED}"
+            end = _last_seen(rate_values, quality, left, right, highest)
+            texts.append((*end, text, "#444444"))
+        counted = "without container" if rate == "payload-bpp" else "whole files"
+        axes.set(xscale="log", xlim=(left, right), xlabel=f"bits per pixel, {counted}")
+        axes.set_ylim(lowest - 1, highest + 1)
+        axes.set_ylabel("PSNR, dB" if field == "psnr-rgb" else _similarity_label(field))
+        pictures.plain_ticks(axes.xaxis)
+        pictures.label_curves(axes, texts)
+    return pictures.save(drawn, folder, "rd")
+
+
+def _similarity_label(field: str) -> str:
+    name = field.removesuffix("-rgb").upper()
+    return f"{name} in dB, -10 log10(1 - {name})"
+
+
+def _last_seen(
+    rate: Sequence[float], quality: Sequence[float], left: float, right: float, highest: float
+) -> tuple[float, float]:
+    """Where a curve leaves the picture."""
+    inside = [
+        (r, q)
+        for r, q in zip(rate, quality, strict=True)
+        if left <= r <= right and q <= highest + 1
+    ]
+    return inside[-1] if inside else (right, highest)
+
+
+def draw_ratios(
+    curves: Mapping[str, Curves],
+    labels: Mapping[str, str],
+    ours: str,
+    rates: Sequence[str],
+    references: list[Row],
+    folder: Path,
+) -> str:
+    """Bits of the others over diffcodec's at equal PSNR, along the whole of diffcodec's curve."""
+    from bench import pictures
+
+    drawn, all_axes = pictures.figure(6.5 * len(rates), 4.6, len(rates), squeeze=False)
+    for axes, rate in zip(all_axes[0], rates, strict=True):
+        texts = []
+        own_rate, own_quality = _curve(curves[ours], rate, "psnr-rgb")
+        quality = quality_at(own_rate, own_quality)
+        positive = [r for r in own_rate if r > LOWEST_RATE]
+        grid = np.geomspace(min(positive) * 1.0001, max(positive) * 0.9999, 200)
+        wanted = [quality(r) for r in grid]
+        others: dict[str, tuple[Sequence[float], Sequence[float], str, Any]] = {
+            labels[n]: (*_curve(curves[n], rate, "psnr-rgb"), pictures.colour(n), "-")
+            for n in labels
+            if n != ours
+        }
+        lines = zip(references, pictures.PUBLISHED_LINES, strict=False)
+        for reference, dashes in lines if rate == "bpp" else ():
+            name = f"{reference['name']} {pictures.PUBLISHED}"
+            others[name] = (reference["bpp"], reference["psnr-rgb"], "#444444", dashes)
+        for label, (their_rate, their_quality, shade, line) in others.items():
+            at = rate_at(their_rate, their_quality)
+            ratio = [at(q) / r for q, r in zip(wanted, grid, strict=True)]
+            axes.plot(grid, ratio, ls=line, color=shade, lw=1.5)
+            shown = zip(grid, ratio, strict=True)
+            seen = [(r, v) for r, v in shown if RATIOS_SHOWN[0] < v < RATIOS_SHOWN[1]]
+            if seen:
+                texts.append((*seen[-1], label, shade))
+        axes.axhline(1, color=pictures.OURS, lw=2)
+        axes.set_title(
+            "above 1 the others take more bits than diffcodec, below 1 fewer", loc="left"
+        )
+        counted = "without container" if rate == "payload-bpp" else "whole files"
+        axes.set(xscale="log", xlabel=f"bits per pixel of diffcodec, {counted}")
+        axes.set_ylabel("bits over diffcodec's at equal PSNR")
+        axes.set(yscale="log", ylim=RATIOS_SHOWN)
+        pictures.plain_ticks(axes.xaxis)
+        pictures.plain_ticks(axes.yaxis, (1, 1.5, 2, 3, 4, 5, 7))
+        pictures.label_curves(axes, texts)
+    return pictures.save(drawn, folder, "ratio")
+
+
+def run(data: Dataset, model: Model, efforts: Sequence[str], out: Path) -> None:
+    """Measure, and write all results of a data set."""
+    images, points = measure_all(data, model, efforts, out)
+    folder = out / "rd" / data.name
+    codecs = lossy_codecs()
+    labels = {codec.name: codec.label for codec in codecs}
+    labels |= {our_name(effort): our_label(effort) for effort in efforts}
+    about = {codec.name: codec.about for codec in codecs}
+    similarity = next(name for name in points[our_name(efforts[0])][0][0] if "ssim" in name)
+    curves = {name: Curves(images, found) for name, found in points.items()}
+    for name, found in curves.items():
+        described = about.get(name, f"model {model.info.name} {model.info.id.hex()}")
+        result = compressai_result(labels[name], described, found, similarity)
+        write_json(folder / f"{name}.json", result)
+    ours = our_name(efforts[-1])
+    rates = ["bpp", "payload-bpp"] if is_small(images) else ["bpp"]
+    source, references = published("rd", data.name)
+    tables = []
+    for rate in rates:
+        tables.append(bd_table(curves, labels, ours, rate, similarity))
+        tables.append(equal_quality_table(curves, labels, ours, rate))
+    tables += [points_table(curves[our_name(e)], similarity, our_name(e)) for e in efforts]
+    pictures = [
+        draw_curves(curves, labels, rates, similarity, references, folder),
+        draw_ratios(curves, labels, ours, rates, references, folder),
+    ]
+    paragraphs = [
+        f"{len(images)} images of {data.name}, real bytes of files that were decoded. Model "
+        f"{model.info.name} {model.info.id.hex()}. Curves are means over images at each setting.",
+        *([f"Dashed curves are published, not measured here: {source}."] if references else []),
+        *missing_programs(),
+    ]
+    command = f"python -m bench rd {data.options}{effort_options(efforts)}"
+    section = Section(f"Rate and distortion: {data.name}", command, paragraphs, tables, pictures)
+    section.write(folder)
+    section.show(folder)
+
+
+@click.command()
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder or .npy.")
+@click.option("--model", default=DEFAULT_MODEL, help="Name or path.")
+@click.option(
+    "--effort", "efforts", multiple=True, default=("default",), help="More than one: repeat it."
+)
+@click.option("--crop", type=int, help="Take the central square of so many pixels of each image.")
+@click.option("--limit", type=int, help="Only the first so many images.")
+@click.option("--name", help="Of the results, instead of the data's.")
+@click.option("--out", default=OUT, type=click.Path(path_type=Path), help="Folder of results.")
+def main(
+    data: Path,
+    model: str,
+    efforts: tuple[str, ...],
+    crop: int | None,
+    limit: int | None,
+    name: str | None,
+    out: Path,
+) -> None:
+    """Rate against PSNR and MS-SSIM of lossy files, beside other codecs."""
+    run(dataset(data, limit, crop, name), load_model(model), efforts, out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,748 @@
+"""A second decoder, written from docs/format.md and docs/decoding.md alone.
+
+Plain Python and NumPy; slow. It shares no code with the package, so that what both make of a file
+is what the pages say.
+"""
+
+import bisect
+import hashlib
+import io
+import json
+import math
+import struct
+import zlib
+from itertools import pairwise
+
+import numpy as np
+from PIL import Image
+
+MODES = {1: "1", 2: "L", 3: "LA", 4: "P", 5: "RGB", 6: "RGBA", 7: "I;16"}
+PLANS = {0: "fast", 1: "default", 2: "best"}
+F32 = np.float32
+
+
+# --- docs/format.md -------------------------------------------------------------------------------
+
+
+class Bytes:
+    def __init__(self, data):
+        self.data, self.at = data, 0
+
+    def take(self, count):
+        assert self.at + count <= len(self.data)
+        self.at += count
+        return self.data[self.at - count : self.at]
+
+    def u8(self):
+        return self.take(1)[0]
+
+    def u32(self):
+        return int.from_bytes(self.take(4), "little")
+
+    def varint(self):
+        value = shift = 0
+        while True:
+            byte = self.u8()
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+
+    def rest(self):
+        return self.take(len(self.data) - self.at)
+
+
+def edges(n):
+    k = -(-n // 512)
+    return [0, *(8 * -(-i * n // (8 * k)) for i in range(1, k)), n]
+
+
+def decode(data, model):
+    """The mode, size and samples of a file, the last as bytes."""
+    file = Bytes(data)
+    assert file.take(4) == b"\x89DFC"
+    assert file.u8() == 1
+    flags = file.u8()
+    mode = MODES[flags & 7]
+    width, height = file.varint(), file.varint()
+    identity, checksum = file.take(4), file.u32()
+    for _ in range(file.u8() if flags & 32 else 0):
+        name = file.take(file.u8())
+        assert name in (b"dpi", b"exif", b"icc", b"palette", b"transparency") or name.islower()
+        file.take(file.varint())
+    plan, stops = None, []
+    if flags & 8:
+        plan = PLANS[file.u8() - 16]
+        stops = [file.varint() for _ in range(file.varint())]
+    header = data[: file.at]
+    xs, ys = ([0, width], [0, height]) if flags & 16 else (edges(width), edges(height))
+    boxes = [(x, y, r, b) for y, b in pairwise(ys) for x, r in pairwise(xs)]
+    sections = []
+    for section in range(max(1, len(stops))):
+        lengths = [file.varint() for _ in boxes]
+        contents = []
+        for tile, length in enumerate(lengths):
+            content = file.take(length)
+            assert file.u32() == zlib.crc32(header + struct.pack("<2I", section, tile) + content)
+            contents.append(content)
+        sections.append(contents)
+    assert file.at == len(data)
+
+    out = Image.new(mode, (width, height))
+    for tile, (left, top, right, bottom) in enumerate(boxes):
+        size = (right - left, bottom - top)
+        above = None
+        if stops:
+            assert identity == model.identity
+            ends = [stop for stop in stops if stop]
+            chain = Chain(model, plan, mode, tile, size)
+            layers = [contents[tile] for contents in sections[: len(ends)]]
+            above = chain.descend(layers, ends)
+            if stops[-1]:
+                paste(out, mode, chain.to_samples(chain.network(above, ends[-1])[0]), left, top)
+                continue
+        content = Bytes(sections[-1][tile])
+        coder = content.u8()
+        if coder < 16:
+            part = fallback(coder, content.rest(), mode, size)
+            if len(boxes) == 1:
+                out = part
+            else:
+                out.paste(part, (left, top))
+            continue
+        assert identity == model.identity
+        seed_words = content.varint()
+        if flags & 64:
+            [content.varint() for _ in range(content.varint())]
+        chain = Chain(model, PLANS[coder & 7], mode, tile, size)
+        preview = ends[-1] if stops else 0
+        if coder & 8:
+            preview = content.varint()
+            above = chain.descend([content.take(content.varint())], [preview])
+        payload = content.rest()
+        words = list(struct.unpack(f"<{len(payload) // 4}I", payload))
+        x = chain.ascend(words, seed_words, preview, above)
+        paste(out, mode, chain.to_samples(x), left, top)
+    samples = out.tobytes()
+    assert zlib.crc32(samples) == checksum
+    return mode, (width, height), samples
+
+
+def paste(out, mode, rgb, left, top):
+    pixels = rgb.transpose(1, 2, 0).astype(np.uint8)
+    out.paste(Image.fromarray(pixels if mode == "RGB" else pixels[:, :, 0]), (left, top))
+
+
+def fallback(coder, payload, mode, size):
+    """WebP and PNG by Pillow: what they mean is not this format's to say."""
+    samples = "L" if mode == "P" else mode
+    if coder == 0:
+        return Image.frombytes(mode, size, payload)
+    image = Image.open(io.BytesIO(payload))
+    assert image.size == size
+    if coder == 1:
+        rgba = np.asarray(image.convert("RGBA"))
+        grey = rgba[:, :, 0]
+        if mode == "LA":
+            image = Image.fromarray(rgba[:, :, [0, 3]])
+        elif mode in ("L", "P"):
+            image = Image.fromarray(grey)
+        elif mode == "1":
+            image = Image.fromarray(grey > 0)
+        elif mode == "I;16":
+            image = Image.fromarray(rgba[:, :, 0].astype(np.uint16) * 256 + rgba[:, :, 1])
+        else:
+            image = image.convert(mode)
+    return Image.frombytes(mode, size, image.convert(samples).tobytes())
+
+
+# --- shared randomness ----------------------------------------------------------------------------
+
+MASK = (1 << 64) - 1
+
+
+def philox(key0, key1, count):
+    """32-bit words."""
+    words, counter = [], 0
+    while len(words) < count:
+        counter += 1
+        c, k0, k1 = [counter, 0, 0, 0], key0, key1
+        for _ in range(10):
+            a, b = c[0] * 0xD2E7470EE14C6C93, c[2] * 0xCA5A826395121157
+            c = [b >> 64 ^ c[1] ^ k0, b & MASK, a >> 64 ^ c[3] ^ k1, a & MASK]
+            k0, k1 = k0 + 0x9E3779B97F4A7C15 & MASK, k1 + 0xBB67AE8584CAA73B & MASK
+        for word in c:
+            words += [word & 0xFFFFFFFF, word >> 32]
+    return np.array(words[:count], np.int64)
+
+
+def stream(purpose, tile, count, level=0):
+    return philox(purpose + (level << 32), tile, count)
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def significant(value, bits):
+    mantissa, exponent = math.frexp(value)
+    return math.ldexp(round(mantissa * 2**bits), exponent - bits)
+
+
+TAIL = [significant(math.erfc(k / 256 / math.sqrt(2)) / 2, 30) for k in range(2305)]
+
+
+def lower_tail(u):
+    position = min(u, 9 - 2.0**-20) * 256
+    k = int(position)
+    return TAIL[k] + (position - k) * (TAIL[k + 1] - TAIL[k])
+
+
+# --- the stack ------------------------------------------------------------------------------------
+
+
+class Stack:
+    def __init__(self, words):
+        self.words, self.state = list(words), 0
+        while self.words and self.state < 1 << 32:
+            self.state = self.state << 32 | self.words.pop()
+
+    def pop(self, start):
+        """The symbol of a model, start(n) its lower end and of the next its upper."""
+        q = self.state & 0xFFFFFF
+        n = start.find(q)
+        low, high = start(n), start(n + 1)
+        self.state = (self.state >> 24) * (high - low) + q - low
+        if self.state < 1 << 32 and self.words:
+            self.state = self.state << 32 | self.words.pop()
+        return n
+
+    def push(self, start, n):
+        low, high = start(n), start(n + 1)
+        if self.state >> 40 >= high - low:
+            self.words.append(self.state & 0xFFFFFFFF)
+            self.state >>= 32
+        self.state = (self.state // (high - low) << 24) + low + self.state % (high - low)
+
+    def all(self):
+        words, state = list(self.words), self.state
+        while state:
+            words.append(state & 0xFFFFFFFF)
+            state >>= 32
+        return words
+
+
+class Gaussian:
+    def __init__(self, mean, std, radius):
+        self.mean, self.std, self.radius = mean, std, radius
+
+    def __call__(self, n):
+        if n <= -self.radius:
+            return 0
+        if n > self.radius:
+            return 1 << 24
+        cdf = (1.0 + math.erf((n - 0.5 - self.mean) / (self.std * math.sqrt(2)))) / 2.0
+        return int((2**24 - 1 - 2 * self.radius) * cdf) + n + self.radius
+
+    def find(self, q):
+        low, high = -self.radius, self.radius + 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self(middle) <= q else (low, middle)
+        return low
+
+
+class Table:
+    def __init__(self, probabilities):
+        scale, total = (2**24 - len(probabilities)) / sum(probabilities, 0.0), 0.0
+        self.starts = []
+        for n, p in enumerate(probabilities):
+            self.starts.append(int(total * scale) + n)
+            total += p
+        self.starts.append(1 << 24)
+
+    def __call__(self, n):
+        return self.starts[n]
+
+    def find(self, q):
+        return max(n for n, start in enumerate(self.starts[:-1]) if start <= q)
+
+
+# --- the chain ------------------------------------------------------------------------------------
+
+DOMAINS = {
+    "ycocg": ((2, 4, 3), (127.5, 0.0, 0.0), (64.0, 32.0, 24.0)),
+    "rgb": ((2, 2, 2), (127.5, 127.5, 127.5), (64.0, 64.0, 64.0)),
+}
+
+
+def column(values):
+    return np.array(values, np.float64)[:, None, None]
+
+
+class Chain:
+    """One tile."""
+
+    def __init__(self, model, plan, mode, tile, size):
+        self.model, self.tile = model, tile
+        self.shape = (3, size[1], size[0])
+        self.coded = 3 if mode == "RGB" else 1
+        levels, self.lattices = model.plans[plan]
+        dither, center, std = DOMAINS[model.color]
+        self.m, self.center, self.std = column(dither), column(center), column(std)
+        first = np.sqrt((self.m * self.m - 1) / 12)
+        self.sigma = [None, *(level * (first / first[0]) for level in levels)]
+        self.top = len(levels)
+        self.levels = [None, *levels]
+        words = stream(2, tile, math.prod(self.shape)).reshape(self.shape)
+        self.dither = (words * self.m.astype(np.int64) >> 32).astype(np.float64)
+
+    def network(self, z, t):
+        return self.model.posterior(z, self.levels[t])
+
+    def to_samples(self, x):
+        x = np.rint(x).astype(np.int64)
+        if self.coded == 1:
+            x[1:] = 0
+        if self.model.color == "ycocg":
+            y, co, cg = x
+            t = y - (cg >> 1)
+            g = cg + t
+            b = t - (co >> 1)
+            x = np.stack([b + co, g, b])
+        return np.clip(x, 0, 255)
+
+    def known(self, t):
+        """z_t of the chroma of a grey image."""
+        c = slice(self.coded, 3)
+        shape = (3 - self.coded, *self.shape[1:])
+        if t == 0:
+            return np.zeros(shape)
+        if t == 1:
+            return (self.m * np.floor(self.dither / self.m) + (self.m - 1) / 2 - self.dither)[c]
+        n = math.prod(shape)
+        words = stream(3, self.tile, 6 * n, t).reshape(6, n)
+        total = ((words & 0xFFFF) + (words >> 16)).sum(0).reshape(shape)
+        noise = (total - 6 * 65535) / 65536
+        high, low = self.sigma[t][c], self.sigma[t - 1][c]
+        return self.known(t - 1) + np.sqrt(high * high - low * low) * noise
+
+    def with_known(self, coded, t):
+        return np.concatenate([coded.reshape(self.coded, *self.shape[1:]), self.known(t)])
+
+    # by relative entropy coding
+
+    def descend(self, layers, ends):
+        """z of the last end."""
+        c, z, t, stretch = slice(0, self.coded), np.zeros(self.shape), self.top + 1, 0
+        for layer, end in zip(layers, ends, strict=True):
+            bits = Bits(layer)
+            while t > end:
+                s2 = self.sigma[t - 1][c] * self.sigma[t - 1][c]
+                if t > self.top:
+                    r, mean, v = 0 * s2, self.center[c], self.std[c] * self.std[c]
+                else:
+                    r = s2 / (self.sigma[t][c] * self.sigma[t][c])
+                    mean, v = (field[c] for field in self.network(z, t))
+                rest = 1 - r
+                q = np.broadcast_to(s2 * rest, z[c].shape)
+                w = np.broadcast_to(rest * rest * v, z[c].shape)
+                p = r * z[c] + rest * mean
+                t -= 1
+                step = Step(self.tile, t, q.ravel(), w.ravel())
+                sample, stretch = step.read(bits, stretch)
+                z = self.with_known(p.ravel() + sample, t)
+            assert len(bits.bits) - bits.at < 8 and not any(bits.bits[bits.at :])
+        return z
+
+    # by the stack
+
+    def ascend(self, words, seed_words, preview, above):
+        """x."""
+        self.prepare(preview)
+        count = seed_words + 8
+        seed = stream(1, self.tile, count)
+        seed[0] |= 1
+        seed = [int(word) for word in seed[::-1]]
+        self.stack = Stack(seed[:8] + words[::-1])
+        z = {preview: above}
+        t = preview
+        if not preview:
+            t = self.top
+            variance = self.sigma[t] * self.sigma[t] + self.std * self.std
+            z[t] = self.pop(t, np.broadcast_to(self.center, self.shape), variance)
+        while t > 1:
+            z[t - 1] = self.pop(t - 1, *self.reverse(z[t], t - 1))
+            if t != preview:
+                self.push(t, z[t - 1], z[t], above)
+            t -= 1
+        x = self.remainder(z[1])
+        assert self.stack.all() == seed
+        return x
+
+    def prepare(self, preview):
+        self.spacing, self.draw, self.pull = [None, self.m], [None, None], [None, None]
+        for t in range(2, self.top + 1):
+            s, low = self.sigma[t], self.sigma[t - 1]
+            variance, b = s * s - low * low, 0 * s
+            if t < preview:
+                c = low * low if t > 2 else 0 * low
+                high = self.sigma[preview]
+                b = (s * s - c) / (high * high - c)
+                a = 1 - b
+                variance = s * s - (a * a * (low * low) + b * b * (high * high) + 2 * a * b * c)
+            lattice = self.lattices[t - 2]
+            draw = np.sqrt(variance / (1 + lattice * lattice / 12))
+            self.draw.append(draw)
+            self.spacing.append(lattice * draw)
+            self.pull.append(b)
+        self.preview = preview
+
+    def reverse(self, z, s):
+        """Mean and variance of z_s given z_{s+1}."""
+        xhat, v = self.network(z, s + 1)
+        low, high = self.sigma[s] * self.sigma[s], self.sigma[s + 1] * self.sigma[s + 1]
+        if s > 1:
+            r = low / high
+            return r * z + (1 - r) * xhat, low * (1 - r) + (1 - r) * (1 - r) * v
+        m2 = self.m * self.m
+        precision = np.maximum(1 / v - 1 / high, 1e-6)
+        centre = (xhat / v - z / high) / precision
+        wide = 1 / (1 / precision + m2 / 12)
+        noise = 1 / (high - low)
+        mean = z + (centre - z) * (wide / (wide + noise))
+        return mean, np.maximum(1 / (wide + noise) - m2 / 12, m2 / 64)
+
+    def offset(self, t):
+        return (self.m - 1) / 2 - self.dither if t == 1 else np.zeros(self.shape)
+
+    def bins(self, t, mean, std):
+        spacing = np.broadcast_to(self.spacing[t], self.shape)
+        bin_mean = (mean - self.offset(t)) / spacing
+        return bin_mean, np.broadcast_to(std, self.shape) / spacing
+
+    def pop(self, t, mean, variance):
+        if t > 1:
+            spacing = self.spacing[t]
+            lowest = (0.25 * spacing) * (0.25 * spacing)
+            variance = np.maximum(variance - spacing * spacing / 12, lowest)
+        bin_mean, bin_std = self.bins(t, mean, np.sqrt(variance))
+        n = np.zeros(self.shape)
+        for i in np.ndindex(self.coded, *self.shape[1:]):
+            centre = np.rint(bin_mean[i])
+            n[i] = centre + self.stack.pop(Gaussian(bin_mean[i] - centre, bin_std[i], 2000))
+        z = self.spacing[t] * n + self.offset(t)
+        return self.with_known(z[: self.coded], t)
+
+    def push(self, t, below, z, above):
+        mean = below
+        if self.preview:
+            mean = (1 - self.pull[t]) * below + self.pull[t] * above
+        bin_mean, bin_std = self.bins(t, mean, self.draw[t])
+        n = np.rint((z - self.offset(t)) / self.spacing[t])
+        for i in reversed(list(np.ndindex(self.coded, *self.shape[1:]))):
+            centre = np.rint(bin_mean[i])
+            self.stack.push(Gaussian(bin_mean[i] - centre, bin_std[i], 16), int(n[i] - centre))
+
+    def remainder(self, z):
+        xhat, v = self.network(z, 1)
+        lowest = z - (self.m - 1) / 2
+        x = np.zeros(self.shape)
+        for c in reversed(range(self.coded)):
+            for place in np.ndindex(self.shape[1:]):
+                i = (c, *place)
+                mean, std = xhat[i] - lowest[i], math.sqrt(v[i])
+                x[i] = lowest[i] + self.stack.pop(Table(truncated(mean, std, int(self.m[c, 0, 0]))))
+        return x
+
+
+def truncated(mean, std, m):
+    edges = [(k - 0.5 - mean) / std for k in range(m + 1)]
+    tails = [lower_tail(abs(edge)) for edge in edges]
+    below = [tail if edge < 0 else 1 - tail for edge, tail in zip(edges, tails, strict=True)]
+    above = [1 - tail if edge < 0 else tail for edge, tail in zip(edges, tails, strict=True)]
+    nearest = min(max(float(np.rint(mean)), 0), m - 1)
+    mass = []
+    for k in range(m):
+        difference = above[k] - above[k + 1] if edges[k] > 0 else below[k + 1] - below[k]
+        mass.append(max(difference, 1e-12 if k == nearest else 1e-18))
+    total = mass[0]
+    for value in mass[1:]:
+        total = total + value
+    return [value / total for value in mass]
+
+
+# --- relative entropy coding ----------------------------------------------------------------------
+
+
+class Bits:
+    def __init__(self, data):
+        self.bits = [byte >> k & 1 for byte in data for k in range(7, -1, -1)]
+        self.at = 0
+
+    def take(self, count):
+        assert self.at + count <= len(self.bits)
+        self.at += count
+        return self.bits[self.at - count : self.at]
+
+
+def inverse_normal(p):
+    """Of the standard normal's distribution function, by bisection; p < 1/2."""
+    low, high = -40.0, 0.0
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if math.erfc(-middle / math.sqrt(2)) / 2 < p else (low, middle)
+    return high
+
+
+def noise_table():
+    half = [max(-127, round(32 * inverse_normal((i + 0.5) / 65536))) for i in range(32768)]
+    return np.array(half + [-n for n in reversed(half)], np.int64)
+
+
+LOG2 = [round(math.log2(1 + k / 4096) * 2**30) / 2**30 for k in range(4097)]
+NOISE = noise_table()
+
+
+def half_log2(ratio):
+    """In units of 2^-24."""
+    out = np.empty(len(ratio), np.int64)
+    for i, value in enumerate(ratio):
+        mantissa, exponent = math.frexp(value)
+        position = (2 * mantissa - 1) * 4096
+        k = min(int(position), 4095)
+        log = LOG2[k] + (position - k) * (LOG2[k + 1] - LOG2[k])
+        out[i] = int(np.rint((exponent - 1 + log) * 2**23))
+    return out
+
+
+class Step:
+    def __init__(self, tile, timestep, q, w):
+        self.random = lambda kind, count: stream(4, tile, count, timestep << 2 | kind)
+        self.total = q + w
+        gain = self.total / q
+        g = gain.copy()
+        while (large := half_log2(g) > 3 << 24).any():
+            g[large] = np.sqrt(g[large])
+        bits = half_log2(g)
+        self.bits = bits + bits * bits // (32 << 24)
+        self.far = np.flatnonzero(g != gain)
+        g, coarse = g[self.far], gain[self.far] / g[self.far]
+        w = w[self.far]
+        self.left = w / coarse
+        self.spread = self.left * g / (g - 1)
+        error = w / (coarse - 1)
+        self.width, self.weight = np.sqrt(12 * error), (coarse - 1) / coarse
+        self.parameter = (half_log2(np.maximum(w / (12 * error), 1)) >> 24) + 1
+        self.excess = w
+
+    def read(self, bits, stretch):
+        """The sample less the mean of p, and the stretch."""
+        far = self.far
+        dither = self.random(3, len(far)) / 2.0**32
+        folded = np.zeros(len(far), np.int64)
+        for bit in range(max(self.parameter, default=0)):
+            for i in np.flatnonzero(self.parameter > bit):
+                folded[i] |= bits.take(1)[0] << bit
+        left = list(range(len(far)))
+        for _ in range(32):
+            left = [i for i, bit in zip(left, bits.take(len(left)), strict=True) if bit]
+            for i in left:
+                folded[i] += 1 << self.parameter[i]
+        steps = np.where(folded & 1, -(folded + 1) // 2, folded // 2)
+        estimate = self.weight * (self.width * (steps + 0.5 - dither))
+        if bits.take(1)[0]:
+            sign, change = bits.take(1)[0], 1
+            while bits.take(1)[0]:
+                change += 1
+            stretch += -change if sign else change
+        assert abs(stretch) <= 48
+        u = self.trellis(bits, stretch)
+        sample = np.sqrt(self.total) * u
+        estimate = estimate + self.left / np.sqrt(self.spread) * u[far]
+        sample[far] = estimate * (self.total[far] / self.excess)
+        return sample, stretch
+
+    def trellis(self, bits, stretch):
+        n, total = len(self.bits), int(self.bits.sum())
+        worth = total / 2**24 * (round(2 ** (stretch / 8) * 2**30) / 2**30)
+        stages = round(worth * 1.03 + min(worth, 3))
+        words = self.random(0, n)
+        order = sorted(range(n), key=lambda i: (words[i], i))
+        ends = [j * (total // stages) + j * (total % stages) // stages for j in range(1, stages)]
+        signs = 1 - 2 * (self.random(1, n) & 1)
+        stage, row, first, reached = [], [], {}, 0
+        for place, i in enumerate(order):
+            reached += int(self.bits[i])
+            stage.append(bisect.bisect_right(ends, reached - 1) if stages else 0)
+            first.setdefault(stage[-1], place)
+            row.append(place - first[stage[-1]] + stage[-1] % 16)
+        sequences = min(max(row) + 1, 64)
+        halves = self.random(2, sequences * 4096)
+        halves = np.stack([halves & 0xFFFF, halves >> 16], -1).ravel()
+        path = bits.take(stages)
+        u = np.empty(n)
+        for place, i in enumerate(order):
+            j = stage[place]
+            branch = 0
+            for age in range(13):
+                if stages and j % 4096 >= age:
+                    branch |= path[j - age] << (12 if age == 12 else 11 - age)
+            at = (branch + row[place] // 64) % 8192
+            u[i] = signs[place] * NOISE[halves[row[place] % 64 * 8192 + at]] / 32
+        return u
+
+
+# --- the network ----------------------------------------------------------------------------------
+
+
+class Model:
+    """A model file of integer arithmetic."""
+
+    def __init__(self, data):
+        self.identity = hashlib.sha256(data).digest()[:4]
+        size = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + size])
+        about = header.pop("__metadata__")
+        types = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I16": "<i2", "I8": "i1"}
+        self.tensors = {}
+        for name, entry in header.items():
+            start, stop = (8 + size + offset for offset in entry["data_offsets"])
+            flat = np.frombuffer(data[start:stop], types[entry["dtype"]])
+            self.tensors[name] = flat.reshape(entry["shape"])
+        self.shape = json.loads(about["network"])
+        self.color = self.shape["color"]
+        plans = json.loads(about["plans"])
+        self.plans = {name: (plan["levels"], plan["lattices"]) for name, plan in plans.items()}
+        self.silu = [
+            significant(u / (1 + math.exp(-u)), 24) for u in np.arange(-65536, 65537) / 1024
+        ]
+        self.variances = np.array(
+            [significant(math.exp(8 * math.tanh(g / 16 / 8)), 24) for g in range(-256, 257)]
+        )
+
+    def posterior(self, z, sigma):
+        """Mean and variance of x given z_t, [3, height, width]."""
+        height, width = z.shape[1:]
+        channels, blocks, patch = (self.shape[k] for k in ("channels", "blocks", "patch"))
+        multiple = patch << len(channels) - 1
+        z = np.pad(z, ((0, 0), (0, -height % multiple), (0, -width % multiple)), "edge")
+        self.level = self.tensors["levels"].tolist().index(sigma)
+        dither, center, std = (column(values) for values in DOMAINS[self.color])
+        first = np.sqrt((dither * dither - 1) / 12)
+        s = sigma * (first / first[0])
+        total = np.sqrt(s * s + std * std)
+        centered = z - center
+
+        value = np.clip(np.rint(centered / total * 4096), -65280, 65280)
+        high = np.floor(value / 256)
+        low = value - high * 256
+        turn = np.rint(z * 32).astype(np.int64) % 512
+        angle = 2 * math.pi * np.arange(512) / 512
+        tables = [np.rint(127 * np.sin(angle)), np.rint(127 * np.cos(angle))]
+        phases = np.concatenate([table[turn] for table in tables])
+        sums = self.sums("conv_in.z", apart(high, patch)) * F32(256)
+        sums = sums + self.sums("conv_in.z", apart(low, patch))
+        h = sums * self.factor("conv_in.z", 1 / 4096) + self.bias("conv_in.z")
+        sums = self.sums("conv_in.phase", apart(phases, patch))
+        h = h + sums * self.factor("conv_in.phase", 1 / 127, True)
+
+        skips, last = [], len(channels) - 1
+        for i, count in enumerate(blocks):
+            for k in range(count):
+                h = self.block(f"down.{i}.{k}", h)
+            if i < last:
+                skips.append(h)
+                h = self.plain(f"shrink.{i}", h, 2)
+        for i in range(last, -1, -1):
+            if i < last:
+                h = together(self.plain(f"grow.{i}", h), 2) + skips[i]
+            for k in range(blocks[i]):
+                h = self.block(f"up.{i}.{k}", h)
+
+        x = self.activated("conv_out", h * F32(self.steps("conv_out")))
+        high = np.floor(x / 128)
+        sums = self.sums("conv_out", high) * F32(128) + self.sums("conv_out", x - high * 128)
+        out = together(self.scaled("conv_out", sums), patch)
+        c_skip, c_out = std * std / (total * total), s * std / total
+        mean = c_skip * centered + c_out * out[:3].astype(np.float64) + center
+        index = np.rint(np.clip(out[3:] * F32(16), -256, 256)).astype(np.int64) + 256
+        variance = c_out * c_out * self.variances[index]
+        return mean[:, :height, :width], variance[:, :height, :width]
+
+    def sums(self, name, x, stride=1):
+        """A convolution of integers, exact; padded by zeros so that the size stays (stride 1)."""
+        weight = self.tensors[f"{name}.weight"].astype(np.int64)
+        size = weight.shape[2]
+        pad = (size - 1) // 2
+        x = np.pad(x.astype(np.int64), ((0, 0), (pad, pad), (pad, pad)))
+        rows = (x.shape[1] - size) // stride + 1
+        columns = (x.shape[2] - size) // stride + 1
+        out = np.zeros((len(weight), rows, columns), np.int64)
+        for i in range(size):
+            for j in range(size):
+                part = x[:, i : i + stride * rows : stride, j : j + stride * columns : stride]
+                out += np.tensordot(weight[:, :, i, j], part, 1)
+        assert np.abs(out).max() < 1 << 24
+        return out.astype(F32)
+
+    def unit(self, name):
+        return float(self.tensors[f"{name}.input"][self.level, 0])
+
+    def limit(self, name):
+        return int(self.tensors[f"{name}.input"][self.level, 1])
+
+    def scale(self, name):
+        return self.tensors[f"{name}.scale"].astype(np.float64)
+
+    def factor(self, name, unit, divides=False):
+        scale = self.scale(name)
+        return column(scale / round(1 / unit) if divides else scale * unit).astype(F32)
+
+    def bias(self, name):
+        return column(self.tensors[f"{name}.bias"]).astype(F32)
+
+    def scaled(self, name, sums):
+        return sums * self.factor(name, self.unit(name)) + self.bias(name)
+
+    def steps(self, name):
+        top, steps = self.unit(name) * self.limit(name), 1024
+        while steps > 64 and steps * top > 4096:
+            steps //= 2
+        return steps
+
+    def activated(self, name, u):
+        index = np.rint(np.clip(u, -4096, 4096)).astype(np.int64)
+        stride = 1024 // self.steps(name)
+        silu = np.array(self.silu)[65536 + stride * index]
+        return np.minimum(np.rint(silu / self.unit(name)), self.limit(name))
+
+    def block(self, name, h):
+        affine = self.tensors[f"{name}.affine.table"][self.level].astype(np.float64)
+        scale1, shift1, scale2, shift2 = np.split(affine, 4)
+        one, two = f"{name}.conv1", f"{name}.conv2"
+        steps1, steps2 = self.steps(one), self.steps(two)
+        u = h * column((1 + scale1) * steps1).astype(F32) + column(shift1 * steps1).astype(F32)
+        sums = self.sums(one, self.activated(one, u))
+        factor = (1 + scale2) * steps2
+        u = sums * column(factor * (self.scale(one) * self.unit(one))).astype(F32)
+        bias = self.tensors[f"{one}.bias"].astype(np.float64)
+        u = u + column(factor * bias + shift2 * steps2).astype(F32)
+        return self.scaled(two, self.sums(two, self.activated(two, u))) + h
+
+    def plain(self, name, h, stride=1):
+        limit = self.limit(name)
+        x = np.clip(np.rint(h * F32(1 / self.unit(name))), -limit, limit)
+        return self.scaled(name, self.sums(name, x, stride))
+
+
+def apart(x, p):
+    """[c, h, w] -> [c p p, h / p, w / p]."""
+    c, h, w = x.shape
+    return x.reshape(c, h // p, p, w // p, p).transpose(0, 2, 4, 1, 3).reshape(-1, h // p, w // p)
+
+
+def together(x, p):
+    """Inverse of :func:`apart`."""
+    c, h, w = x.shape
+    x = x.reshape(c // (p * p), p, p, h, w).transpose(0, 3, 1, 4, 2)
+    return x.reshape(c // (p * p), h * p, w * p)

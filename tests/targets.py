@@ -1,0 +1,176 @@
+"""What the fuzzers run: nothing but a ``DiffcodecError`` may come of any bytes."""
+
+import io
+import json
+import math
+import os
+import random
+import struct
+import tempfile
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from damage import GOLDEN, LIMITS, MODEL, Mutate, edited, mutated, other_number
+from PIL import Image
+
+from diffcodec import codec, container, models, recovery
+from diffcodec.errors import DiffcodecError
+from diffcodec.info import describe
+
+PICTURE = Image.fromarray(np.arange(90, dtype=np.uint8).reshape(5, 6, 3))
+RECONSTRUCTIONS = ("mean", "flow", "sample")
+# As float32: 0, the least, NaN, infinity, another NaN, the largest, -0, 2^24.
+WORDS = (0, 1, 0xFFFFFFFF, 0x7F800000, 0x7FC00000, 0x7F7FFFFF, 0x80000000, 0x4B800000)
+# In JSON.
+VALUES = (
+    *(None, True, False, 0, -1, 2**31, 2**63, 10**30, math.nan, math.inf, -0.5),
+    *("", "x", "I8", "F64", [], {}, [[]], [0], {"a": 0}),
+)
+FOLDER = Path("/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir())
+
+
+def parse(data: bytes) -> None:
+    """The container alone: what is read is written and read as the same."""
+    with suppress(DiffcodecError):
+        container.salvage(data)
+    try:
+        parts = container.parse(data)
+    except DiffcodecError:
+        return
+    assert container.parse(container.pack(parts)) == parts
+    describe(data, parts, None)
+
+
+def decode(data: bytes) -> None:
+    """Every way to decode: they agree, of a damaged file in that it is one."""
+    choice = zlib.crc32(data)
+    timestep = (None, None, 0, 1, 3)[choice % 5]
+    how = RECONSTRUCTIONS[choice // 5 % 3]
+    partial = choice // 15 % 2 == 1
+    model = models.load_model(MODEL)
+    recovered = images = None
+    with suppress(DiffcodecError):
+        recovered = recovery.recover(data, model, limits=LIMITS)
+    with suppress(DiffcodecError):
+        stream = io.BytesIO(data)
+        images = dict(codec.iter_decode(stream, model, reconstruct=how, limits=LIMITS))
+    try:
+        found, image = codec.decode_finest(
+            *(data, timestep, model),
+            allow_partial=partial,
+            reconstruct=how,
+            limits=LIMITS,
+        )
+    except DiffcodecError:
+        assert images is None or timestep is not None
+        return
+    if images is None:
+        assert partial or timestep
+    elif found in images:
+        assert images[found].tobytes() == image.tobytes()
+    if recovered and not recovered.damage and found == 0:
+        assert recovered.image.tobytes() == image.tobytes()
+
+
+def load(data: bytes) -> None:
+    """A model file; of what loads, that its files decode."""
+    arithmetic = ("integer", "integer", "float")[zlib.crc32(data) % 3]
+    with tempfile.NamedTemporaryFile(dir=FOLDER, suffix=".safetensors") as file:
+        file.write(data)
+        file.flush()
+        try:
+            model = models._load.__wrapped__(Path(file.name), arithmetic)
+            coded = codec.encode(PICTURE, model, next(iter(model.plans), "default"))
+        except DiffcodecError:
+            return
+    assert codec.decode(coded, model=model).tobytes() == PICTURE.tobytes()
+
+
+# --- what they begin with, and how that is changed ------------------------------------------------
+
+
+def file_seeds() -> list[bytes]:
+    """Small files of every kind."""
+    return [path.read_bytes() for path in sorted(GOLDEN.glob("*.dfc"))]
+
+
+def model_seeds() -> list[bytes]:
+    """The model of the golden files."""
+    return [MODEL.read_bytes()]
+
+
+def mutated_model(data: bytes, rng: random.Random, mutate: Mutate | None = None) -> bytes:
+    """A mutation of a model file: of its bytes, its description, a tensor's or their place."""
+    mutate = mutate or (lambda part: edited(part, rng))
+    size = int.from_bytes(data[:8], "little")
+    kind = rng.randrange(8)
+    try:
+        header = json.loads(data[8 : 8 + size]) if size < len(data) else None
+    except (ValueError, RecursionError):
+        header = None
+    if kind == 0 or not isinstance(header, dict):
+        return mutate(data)
+    tensors = data[8 + size :]
+    if kind == 1:
+        described = mutate(data[8 : 8 + size])
+    elif kind < 4:
+        described = data[8 : 8 + size]
+        place = rng.randrange(len(tensors) + 1) // 4 * 4
+        chosen = tensors[place : place + rng.choice((4, 64))]
+        new = struct.pack("<I", rng.choice(WORDS)) if rng.randrange(2) else mutate(chosen)
+        new = new[: len(chosen)].ljust(len(chosen), b"\0")
+        tensors = tensors[:place] + new + tensors[place + len(chosen) :]
+    else:
+        described = json.dumps(other_json(header, rng, mutate)).encode()
+    return len(described).to_bytes(8, "little") + described + tensors
+
+
+def other_json(value: object, rng: random.Random, mutate: Mutate) -> object:
+    """With one value replaced, also within strings that hold JSON themselves."""
+    if rng.randrange(16) == 0:
+        return rng.choice(VALUES)
+    if isinstance(value, dict) and value:
+        return other_entries(value, rng, mutate)
+    if isinstance(value, list) and value:
+        index = rng.randrange(len(value))
+        other = other_json(value[index], rng, mutate)
+        new = rng.choice(([], [value[index]] * 2, [other], [other], [other]))
+        return [*value[:index], *new, *value[index + 1 :]]
+    return other_scalar(value, rng, mutate)
+
+
+def other_entries(value: dict[str, object], rng: random.Random, mutate: Mutate) -> object:
+    key = rng.choice(list(value))
+    kind = rng.randrange(12)
+    if kind == 0:
+        return {name: v for name, v in value.items() if name != key}
+    if kind == 1:
+        return value | {text(mutate(key.encode())): value[key]}
+    return value | {key: other_json(value[key], rng, mutate)}
+
+
+def other_scalar(value: object, rng: random.Random, mutate: Mutate) -> object:
+    if isinstance(value, str):
+        with suppress(ValueError, RecursionError):
+            if value[:1] in ("{", "["):
+                return json.dumps(other_json(json.loads(value), rng, mutate))
+        return text(mutate(value.encode(errors="replace")))
+    if isinstance(value, float):
+        return value * rng.choice((0.0, 0.5, 2.0, -1.0, 1e300, 1e-300))
+    return other_number(value, rng) if isinstance(value, int) else rng.choice(VALUES)
+
+
+def text(data: bytes) -> str:
+    return data.decode("latin1")
+
+
+# name: the target, its seeds, its mutations
+TARGETS: dict[str, tuple[Callable[[bytes], None], Callable[[], list[bytes]], Callable[..., bytes]]]
+TARGETS = {
+    "parse": (parse, file_seeds, mutated),
+    "decode": (decode, file_seeds, mutated),
+    "model": (load, model_seeds, mutated_model),
+}

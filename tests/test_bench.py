@@ -1,0 +1,353 @@
+"""The benchmark suite: measures against known answers, commands on a few small images."""
+
+import json
+import math
+from dataclasses import replace
+
+import click
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from bench import anatomy, codecs, gate, lossless, metrics, pictures, rd, report, speed, store
+from bench.__main__ import COMMANDS, main
+from bench.inputs import dataset, synthetic
+from bench.published import published, published_table
+from bench.store import Store, pixels_digest
+from diffcodec import decode, encode, load_model
+from diffcodec.container import parse
+from diffcodec.network import Conv, NetworkConfig, UNet
+
+
+@pytest.fixture(scope="module")
+def photo():
+    y, x = np.mgrid[:24, :20]
+    rng = np.random.default_rng(0)
+    waves = 120 + 60 * np.sin(x / 5)[..., None] + 40 * np.cos(y / 7)[..., None]
+    return Image.fromarray((waves + rng.normal(0, 4, (24, 20, 3))).clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def folder(photo, tmp_path_factory):
+    path = tmp_path_factory.mktemp("data")
+    photo.save(path / "a.png")
+    photo.transpose(Image.Transpose.ROTATE_180).save(path / "b.png")
+    return path
+
+
+# --- measures -------------------------------------------------------------------------------------
+
+
+def test_qualities_of_equal_images_are_infinite_and_one(photo):
+    pixels = np.asarray(photo)
+    assert metrics.qualities(pixels, pixels) == {"psnr-rgb": math.inf, "ssim-rgb": 1.0}
+
+
+def test_qualities_by_the_size_of_the_image():
+    rng = np.random.default_rng(0)
+    for side, name in ((175, "ssim-rgb"), (176, "ms-ssim-rgb")):
+        pixels = rng.integers(10, 245, (side, side, 3), np.uint8)
+        found = metrics.qualities(pixels + np.uint8(1), pixels)
+        assert found["psnr-rgb"] == pytest.approx(20 * math.log10(255))
+        assert 0.999 < found[name] < 1
+
+
+def test_bd_rate_of_curves_that_differ_by_a_factor():
+    rate, quality = [0.25, 0.5, 1, 2, 4], [28.0, 31, 34, 37, 40]
+    cheaper = [0.8 * r for r in rate]
+    assert metrics.bd_rate((rate, quality), (cheaper, quality)) == pytest.approx(-20)
+    assert metrics.bd_rate((rate, quality), (rate[1:4], quality[1:4])) == pytest.approx(0, abs=1e-9)
+    assert math.isnan(metrics.bd_rate((rate, quality), (rate, [q + 50 for q in quality])))
+
+
+def test_rates_and_qualities_between_points_and_beyond():
+    rate, quality = [0.5, 2.0, 3.0], [30.0, 34.0, math.inf]
+    assert metrics.rate_at(rate, quality)(32) == pytest.approx(1.0)
+    assert metrics.quality_at(rate, quality)(1) == pytest.approx(32)
+    assert math.isnan(metrics.rate_at(rate, quality)(35))
+
+
+def test_points_that_more_bits_make_worse_are_dropped():
+    rate, quality = metrics.rising([1, 2, 3, 4], [30, 29, 31, math.inf])
+    assert rate.tolist() == [1, 3]
+    assert quality.tolist() == [30, 31]
+
+
+def test_intervals_hold_the_mean_and_need_images():
+    values = np.random.default_rng(0).normal(3, 0.2, 40)
+    found = metrics.interval(values)
+    assert found.low < values.mean() < found.high
+    assert found.high - found.low == pytest.approx(4 * 0.2 / 40**0.5, rel=0.3)
+    ratio = metrics.ratio_interval(values, 2 * values + 0.01)
+    assert ratio.low <= ratio.mean <= ratio.high < 0.5
+    assert metrics.interval(values[:4]).text(2) == ""
+
+
+# --- codecs ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codec", codecs.lossless_codecs(), ids=lambda codec: codec.name)
+def test_lossless_codecs_give_the_image_back(codec, photo):
+    data = codec.encode(photo, codec.settings[0])
+    assert np.array_equal(codec.decode(data), np.asarray(photo))
+    assert 0 < codec.container_bytes(codec.settings[0]) < len(data)
+
+
+@pytest.mark.parametrize("codec", codecs.lossy_codecs(), ids=lambda codec: codec.name)
+def test_lossy_codecs_get_better_with_the_setting(codec, photo):
+    coarse, fine = (codec.settings[i] for i in (1, -2))
+    small, large = (codec.encode(photo, setting) for setting in (coarse, fine))
+    worse, better = (
+        metrics.qualities(codec.decode(data), np.asarray(photo)) for data in (small, large)
+    )
+    assert len(small) < len(large)
+    assert worse["psnr-rgb"] < better["psnr-rgb"] < math.inf
+
+
+def test_programs_that_are_missing_are_named(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert [line.split()[0] for line in codecs.missing_programs()] == ["FLIF", "BPG"]
+    assert "flif" not in {codec.name for codec in codecs.lossless_codecs()}
+
+
+def test_labels_keep_their_distance_and_their_order():
+    placed = pictures.spread([0.1, 0.5, 0.51, 0.52, 0.9])
+    assert placed[0] == 0.1
+    assert placed[-1] == 0.9
+    assert np.diff(placed).min() == pytest.approx(pictures.LABEL_GAP)
+    assert np.mean(placed) == pytest.approx(np.mean([0.1, 0.5, 0.51, 0.52, 0.9]))
+
+
+# --- results --------------------------------------------------------------------------------------
+
+
+def test_what_was_measured_is_not_measured_again(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    assert Store(path).get({"a": 1}, lambda: {"x": 5}) == {"x": 5}
+    with path.open("a") as f:
+        f.write('{"key": {"a": 2}, "ro')  # a run that was stopped
+    store = Store(path)
+    assert store.get({"a": 1}, pytest.fail) == {"x": 5}
+    assert store.get({"a": 2}, lambda: {"x": 7}) == {"x": 7}
+
+
+def test_digests_tell_images_apart(photo):
+    assert pixels_digest(photo) == pixels_digest(photo.copy())
+    assert pixels_digest(photo) != pixels_digest(photo.rotate(180))
+    assert pixels_digest(photo) != pixels_digest(Image.frombytes("RGB", (24, 20), photo.tobytes()))
+
+
+def test_datasets_of_folders_and_arrays(folder, photo, tmp_path):
+    assert [name for name, _ in dataset(folder).images()] == ["a.png", "b.png"]
+    np.save(tmp_path / "test.npy", np.stack([np.asarray(photo)] * 3))
+    found = dataset(tmp_path / "test.npy", 2, 16)
+    assert found.name == f"{tmp_path.name}-test-crop16-first2"
+    assert [(name, image.size) for name, image in found.images()] == [
+        ("00000", (16, 16)),
+        ("00001", (16, 16)),
+    ]
+    assert len({pixels_digest(image) for _, image in synthetic().images()}) == len(synthetic())
+
+
+def test_published_figures_have_their_source():
+    source, curves = published("rd", "kodak")
+    assert "CompressAI" in source
+    assert all(len(c["bpp"]) == len(c["psnr-rgb"]) == len(c["ms-ssim-rgb"]) for c in curves)
+    assert all(np.all(np.diff(c[k]) > 0) for c in curves for k in ("bpp", "psnr-rgb"))
+    assert published("rd", "kodak-crop128") == ("", [])
+    assert "published" in published_table("cifar10-test").columns[0]
+    assert published_table("examples") is None
+
+
+def test_lossless_run(folder, tiny, tmp_path):
+    model = load_model(tiny)
+    for _ in range(2):  # the second from the file of rows
+        lossless.run(dataset(folder), model, ("fast", "default"), False, True, tmp_path)
+    out = tmp_path / "lossless" / folder.name
+    webp = json.loads((out / "webp.json").read_text())
+    assert webp["results"]["psnr-rgb"] == [math.inf]
+    sizes = [row["bytes"] for row in webp["images"]]
+    assert webp["results"]["bpp"] == [pytest.approx(np.mean(sizes) * 8 / 480)]
+    ours = json.loads((out / "diffcodec-default.json").read_text())
+    assert ours["images"][0]["bytes"] == len(encode(Image.open(folder / "a.png"), model))
+    assert ours["images"][0]["bound_bits"] > 0
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 2 * (
+        len(codecs.lossless_codecs()) + 2
+    )
+    assert (out / "lossless.png").exists()
+    tables = {t.name: t for t in report.read_section(out / "section.json").tables}
+    assert len(tables["images"].rows) == 3
+    assert "bpd without container" in tables["summary"].columns
+
+
+def test_chain_only_is_over_with_its_run(folder, tiny, tmp_path):
+    lossless.run(dataset(folder, 1), load_model(tiny), ("fast",), True, False, tmp_path)
+    found = json.loads(next(tmp_path.rglob("diffcodec-fast.json")).read_text())
+    assert set(found["images"][0]["tiles"]) <= {"fast", "raw"}
+    flat = Image.new("RGB", (32, 32), (7, 7, 7))
+    assert parse(encode(flat, load_model(tiny))).tiles[0].coder == "webp"
+
+
+def test_rd_run(folder, tiny, tmp_path, monkeypatch):
+    few = [replace(codec, settings=codec.settings[::5]) for codec in codecs.lossy_codecs()[3:5]]
+    monkeypatch.setattr(rd, "lossy_codecs", lambda: few)
+    model = load_model(tiny)
+    rd.run(dataset(folder), model, ["fast"], tmp_path)
+    out = tmp_path / "rd" / folder.name
+    ours = json.loads((out / "diffcodec-fast.json").read_text())
+    assert set(ours) >= {"name", "description", "results"}
+    results = ours["results"]
+    assert results["settings"] == [4, 3, 2, 1]
+    assert all(len(values) == 4 for values in results.values())
+    photo = Image.open(folder / "a.png")
+    data = encode(photo, model, "fast", timestep=2, previews=[2])
+    point = ours["images"][0][2]
+    assert point["bytes"] == len(data)
+    shown = np.asarray(decode(data, model=model))
+    assert point["psnr-rgb"] == metrics.qualities(shown, np.asarray(photo))["psnr-rgb"]
+    assert (out / "rd.svg").exists()
+    assert (out / "ratio.svg").exists()
+
+
+def test_prefixes_are_what_files_of_their_own_would_show(photo, tiny):
+    model = load_model(tiny)
+    points = rd.prefixes(model, "fast", photo, 4)
+    assert [p["setting"] for p in points] == [4, 3, 2, 1]
+    for point in points:
+        own = rd.own_file(model, "fast", photo, point["setting"])
+        assert own["psnr-rgb"] == point["psnr-rgb"]
+        assert own["bytes"] <= point["bytes"] <= own["bytes"] + 8 * 4
+
+
+def test_the_page_and_the_tables_of_documents(tmp_path):
+    table = report.Table("t", "A <caption>", ["a", "b"], [["x", "1"]])
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "p.svg").write_text('<?xml?><svg><g id="q"/><use href="#q"/></svg>')
+    report.Section("One", "command", ["text"], [table], ["p"]).write(tmp_path / "one")
+    found = report.write_page(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "A &lt;caption&gt;" in page
+    assert page.count("<svg>") == 1
+    assert 'id="q"' not in page
+    text = "a\n<!-- results: one/t -->\nold\n<!-- end -->\nb"
+    filled = report.fill(text, found)
+    assert filled == f"a\n<!-- results: one/t -->\n{table.markdown()}\n<!-- end -->\nb"
+    with pytest.raises(click.ClickException, match="no table 'u' in the results of one: found t"):
+        report.fill(text.replace("one/t", "one/u"), found)
+    with pytest.raises(click.ClickException, match="no results"):
+        report.write_page(tmp_path / "nothing")
+
+
+SMOOTH = "kodim15.png 120,40 32"
+
+
+# --- anatomy --------------------------------------------------------------------------------------
+
+
+def total_bits(found):
+    return sum(found["blocks"].values()) + sum(step["bits"] for step in found["steps"])
+
+
+@pytest.fixture
+def no_webp(monkeypatch):
+    for module in ("codec", "layered"):
+        monkeypatch.setattr(
+            f"diffcodec.{module}.encode_fallback", lambda image: ("raw", bytes(1 << 16))
+        )
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_anatomy_of_a_lossless_file_adds_up(photo, tiny, no_webp, mode):
+    data = encode(photo.convert(mode), load_model(tiny))
+    found = anatomy.dissect(data, load_model(tiny))
+    assert total_bits(found) == pytest.approx(8 * len(data))
+    assert 8 * 20 < found["blocks"]["container"] < 8 * 32
+    assert [step["name"] for step in found["steps"]][-1] == "prior"
+    # Word by word and by the probabilities it is the same, but for the words' own 32 bits.
+    for step in found["steps"]:
+        assert step["bits"] == pytest.approx(sum(step["by_channel"].values()), abs=100)
+    assert abs(found["blocks"]["last words"]) < 100
+
+
+@pytest.mark.parametrize("previews", [True, False])
+def test_bits_of_steps_are_near_their_bound(no_webp, monkeypatch, previews):
+    if not previews:
+        monkeypatch.setattr("diffcodec.tiles.EMPTY_STACK_SHARE", math.inf)
+    model = load_model()
+    data = encode(gate.crops()[SMOOTH], model, "fast")
+    assert bool(parse(data).tiles[0].preview) == previews
+    found = anatomy.dissect(data, model)
+    assert total_bits(found) == pytest.approx(8 * len(data))
+    tolerance = (0.1 if previews else 0.06) * found["dimensions"]
+    for step in found["steps"]:
+        assert step["bits"] == pytest.approx(step["bound_bits"], abs=tolerance)
+        assert step["bits"] == pytest.approx(sum(step["by_channel"].values()), abs=100)
+    bits, bound = (sum(step[name] for step in found["steps"]) for name in ("bits", "bound_bits"))
+    assert bits == pytest.approx(bound, rel=0.08 if previews else 0.04)
+
+
+def test_anatomy_of_files_with_previews(photo, tiny, no_webp):
+    model = load_model(tiny)
+    for options in ({"timestep": 2, "previews": [4, 2]}, {"progressive": True, "previews": [4, 3]}):
+        data = encode(photo, model, **options)
+        found = anatomy.dissect(data, model)
+        assert total_bits(found) == pytest.approx(8 * len(data))
+        assert [step["timestep"] for step in found["steps"]] == sorted(options["previews"])
+        for step in found["steps"]:
+            assert step["bits"] == pytest.approx(step["expected_bits"], rel=0.5, abs=250)
+        assert ("exact rest, by the chain" in found["blocks"]) == ("progressive" in options)
+
+
+def test_anatomy_of_a_file_without_a_chain(tmp_path):
+    flat = Image.new("RGB", (8, 8), (1, 2, 3))
+    found = anatomy.dissect(encode(flat))
+    assert found["steps"] == []
+    assert total_bits(found) == 8 * found["bytes"]
+    path = tmp_path / "flat.dfc"
+    path.write_bytes(encode(flat))
+    anatomy.run_anatomy(path, None, tmp_path)
+    assert (tmp_path / "anatomy" / "flat" / "anatomy.svg").exists()
+
+
+# --- commands -------------------------------------------------------------------------------------
+
+
+def test_the_list_of_commands_loads_none_of_them():
+    listed = CliRunner().invoke(main, ["--help"]).output
+    assert all(name in listed for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_there(name):
+    assert CliRunner().invoke(main, [name, "--help"]).exit_code == 0
+
+
+def test_a_missing_folder_is_an_error():
+    result = CliRunner().invoke(main, ["lossless", "--data", "nowhere"])
+    assert result.exit_code == 1
+
+
+# --- speed ----------------------------------------------------------------------------------------
+
+
+def test_the_fit_is_exact_on_a_line_and_never_negative():
+    assert speed.linear_fit([1, 2, 5], [3, 5, 11]) == pytest.approx((1, 2))
+    intercept, slope = speed.linear_fit([1, 2, 3], [1, 2.5, 4])
+    assert intercept == 0
+    assert slope > 0
+
+
+def test_multiplications_of_a_network_are_counted():
+    network = UNet(NetworkConfig(channels=(8,), blocks=(1,), patch=2, embedding=16))
+    convolutions = [m for m in network.modules() if isinstance(m, Conv)]
+    counted = speed.multiplications(network, 16)
+    at_half = sum(m.shape[0] * m.shape[1] * m.shape[2] ** 2 for m in convolutions) / 4
+    assert counted == pytest.approx(at_half, rel=0.2)
+
+
+def test_memory_of_another_process():
+    small, large = (store.child_peak_mb("-c", f"x = bytes(1) * {n << 20}") for n in (1, 200))
+    assert 190 < large - small < 210
+    with pytest.raises(click.ClickException, match="failed: no"):
+        store.child_peak_mb("-c", "raise SystemExit('no')")
