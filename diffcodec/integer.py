@@ -110,8 +110,9 @@ def check_exact(name: str, weight: Tensor, ranges: Iterable[tuple[int, int]]) ->
 
 
 def per_channel(values: NDArray[np.float64]) -> Tensor:
-    """[c] -> float32 [1, c, 1, 1]."""
-    return torch.from_numpy(values.astype(np.float32))[None, :, None, None]
+    """[c] -> float32 [1, c, 1, 1]; infinite what a hostile model has beyond that."""
+    with np.errstate(over="ignore"):
+        return torch.from_numpy(values.astype(np.float32))[None, :, None, None]
 
 
 class IntegerConv(NamedTuple):

@@ -26,7 +26,7 @@ from diffcodec.model_file import (
     model_path,
     read_model_info,
 )
-from diffcodec.network import NetworkConfig, UNet
+from diffcodec.network import Conv, NetworkConfig, UNet
 from diffcodec.plan import Plan
 from diffcodec.quantize import float_weights, quantize
 
@@ -54,11 +54,7 @@ class FloatUNet:
         Raises:
             ValueError: if these are not the network's weights in float32, all of them finite.
         """
-        # A shape may claim any size: neither time nor memory for it before it is checked.
-        if sum(map(abs, config.blocks)) > len(weights):
-            raise ValueError(f"{config.blocks} blocks, but only {len(weights)} tensors")
-        with torch.device("meta"):
-            expected = UNet(config).state_dict()
+        expected = _outline(config, len(weights)).state_dict()
         if weights.keys() != expected.keys():
             raise ValueError("its tensors are not those of its network")
         for name, weight in weights.items():
@@ -112,10 +108,46 @@ class Model:
         """
         height, width = z.shape[2:]
         m = self.network.config.multiple
-        padded = F.pad(torch.from_numpy(z), (0, -width % m, 0, -height % m), mode="replicate")
+        padded = torch.from_numpy(z)
+        if width % m or height % m:
+            padded = F.pad(padded, (0, -width % m, 0, -height % m), mode="replicate")
         with torch.inference_mode():
             mean, v = self.network.posterior_x(padded, sigma)
         return mean[:, :, :height, :width].numpy(), v[:, :, :height, :width].numpy()
+
+
+def _outline(config: NetworkConfig, tensors: int) -> UNet:
+    """The network without its numbers.
+
+    A description may claim any size: neither time nor memory for it before it is checked.
+
+    Raises:
+        ValueError: if it has more blocks than there are tensors, or no such network can be.
+    """
+    if sum(map(abs, config.blocks)) > tensors:
+        raise ValueError(f"{config.blocks} blocks, but only {tensors} tensors")
+    with torch.device("meta"):
+        return UNet(config)
+
+
+def _check_shapes(config: NetworkConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse an integer network whose convolutions are not those that its description claims.
+
+    Raises:
+        ValueError: so.
+        KeyError: if one is missing.
+    """
+    for name, module in _outline(config, len(tensors)).named_modules():
+        if not isinstance(module, Conv):
+            continue
+        out, inputs, *kernel = module.shape
+        parts = {name: inputs}
+        if name == "conv_in":
+            parts = {"conv_in.z": inputs // 3, "conv_in.phase": inputs - inputs // 3}
+        for part, n_in in parts.items():
+            found, expected = list(tensors[f"{part}.weight"].shape), [out, n_in, *kernel]
+            if found != expected:
+                raise ValueError(f"{part}.weight is {found}, expected {expected}")
 
 
 def is_posterior(mean: NDArray[np.float64], variance: NDArray[np.float64]) -> bool:
@@ -152,6 +184,7 @@ def _build(info: ModelInfo, tensors: dict[str, Tensor], arithmetic: str = "integ
     if arithmetic == "float":
         network = FloatUNet(config, tensors)
     else:
+        _check_shapes(config, tensors)
         with np.errstate(all="raise"):
             network = IntegerUNet(config, tensors)
         missing = set(levels) - set(network.levels)

@@ -324,7 +324,7 @@ def _scores(
     weights = np.zeros((shifts, 2, len(stages), sequences), dtype=np.float32)
     weights[row // SEQUENCES, 0, stage, row % SEQUENCES] = linear[begin:end]
     weights[row // SEQUENCES, 1, stage, row % SEQUENCES] = -square[begin:end]
-    total = torch.zeros(len(stages), branches)
+    total = torch.zeros(len(stages), branches, dtype=torch.float32)
     for shift, pair in enumerate(torch.from_numpy(weights)):
         for weight, letter in zip(pair, letters, strict=True):
             total.addmm_(weight, letter[:, shift : shift + branches])

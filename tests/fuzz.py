@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 import traceback
+import warnings
 from pathlib import Path
 
 SHARES = {"parse": 1, "decode": 4, "model": 2}  # of the time
@@ -41,6 +42,7 @@ def fuzz(name: str, seconds: int, out: Path) -> None:
         from diffcodec.errors import DiffcodecError
 
     torch.set_num_threads(1)
+    warnings.simplefilter("error")
     target, seeds, mutated = TARGETS[name]
     corpus, findings = out / name, out / "findings"
     for folder in (corpus, findings):

@@ -473,6 +473,26 @@ def test_tampered_tensors_are_refused(rewritten, change):
         load_model(rewritten(change))
 
 
+@pytest.mark.parametrize(
+    ("claim", "message"),
+    [
+        ({"patch": 2048}, r"conv_in.z.weight is \[8, 12, 3, 3\], expected"),
+        ({"patch": 0}, "expected"),
+        ({"channels": [8, 10**9]}, "expected|overflow"),
+        ({"channels": [8] * 12}, "shorter"),
+        ({"blocks": [10**9, 1]}, "blocks, but only"),
+    ],
+)
+def test_what_a_description_claims_is_not_made_before_it_is_checked(tiny, tmp_path, claim, message):
+    info, data = read_model_info(tiny)
+    network = dict(info.network) | claim
+    described = make_metadata(network, info.plans, info.about, info.arithmetic, info.answers)
+    path = tmp_path / "claims.safetensors"
+    path.write_bytes(save(load(data), described))
+    with pytest.raises(ModelMismatchError, match=message):
+        load_model(path)
+
+
 def test_the_file_of_a_model_that_is_whole_is_taken(rewritten, tiny):
     model = load_model(rewritten(lambda tensors: None))
     assert model.info.plans == load_model(tiny).plans

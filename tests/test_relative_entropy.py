@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kstest
@@ -307,3 +308,20 @@ def test_variances_out_of_range(variance, excess):
     means = np.zeros(1)
     with pytest.raises(ValueError, match=r"variance|wider"):
         Decoder(b"\0" * 9, 0).decode_step(0, means, np.array([variance]), np.array([excess]))
+
+
+def test_the_caller_s_settings_of_torch_do_not_matter():
+    rng = np.random.default_rng(4)
+    fields = [rng.normal(0, 3, 500), np.zeros(500), np.full(500, 4.0), np.full(500, 5.0)]
+
+    def sent():
+        encoder = Encoder(0)
+        sample = encoder.encode_step(3, *fields)
+        return sample.tobytes(), encoder.writer.bits().tobytes()
+
+    expected = sent()
+    try:
+        torch.set_default_dtype(torch.float64)
+        assert sent() == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
