@@ -70,7 +70,8 @@ LEAST_MASS = 2.0**-24  # what the entropy coder gives any symbol
 POSITIONS = 24  # of each crop at which the effect of lattices is measured
 BATCH = 8  # crops that go through the network together
 BUCKET_BPD, BUCKETS = 0.04, 60  # heights of the stack that the search tells apart
-RESERVES_BPD = (-0.4, -0.2, 0.0, 0.2)  # of the average crop's stack, to try
+# of the average crop's stack, to try
+RESERVES_BPD = (-1.0, -0.5, -0.2, 0.0, 0.1, 0.2, 0.3, 0.45, 0.6)
 PREVIEW_OVERHEAD = 0.3  # of relative entropy coding over the KL, with what its bias costs below
 REACH = 12  # levels of the grid that a step may climb
 

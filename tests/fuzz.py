@@ -94,7 +94,7 @@ def fuzz(name: str, seconds: int, out: Path) -> None:
 def place(error: BaseException) -> str:
     """The innermost line of ours, as part of a file name."""
     frames = traceback.extract_tb(error.__traceback__)
-    ours = [f for f in frames if "diffcodec" in f.filename or "targets" in f.filename]
+    ours = [f for f in frames if "diffcodec" in f.filename or "tests" in f.filename]
     return f"{Path(ours[-1].filename).stem}-{ours[-1].name}-{ours[-1].lineno}"
 
 

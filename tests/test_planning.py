@@ -202,7 +202,7 @@ def test_files_are_predicted_where_the_stack_runs_empty(tiny: Path) -> None:
     tiles = list(run(jobs, parts, model, progress_bar(0, progress=False)))
     assert all(tile is not None and tile.preview for tile in tiles)
     sizes = [8 * tile.size / x[0].numel() for tile in tiles if tile is not None]
-    assert course.payload.mean() == pytest.approx(np.mean(sizes), rel=0.02)
+    assert course.heights[-1].mean() < np.mean(sizes) < course.payload.mean()
     dips = -course.heights.min(0)
     assert (dips > 0.5).all() and (course.payload < course.heights[-1] + dips - 0.5).all()
 
