@@ -1,6 +1,6 @@
 """What each choice in the network and the recipe is worth at equal time on this machine.
 
-python -m bench.ablation --data DIR --minutes 10 [--only NAME] [--out results/ablation]
+python -m bench.ablation --data DIR --minutes 10 [--only NAME] [--crop 64] [--batch 16]
 
 Every variant trains for the same time (compiling not counted), its learning rate decaying to the
 end; what counts is the bound on held-out crops, of the default plan. The bound of a chain of many
@@ -146,10 +146,11 @@ class MeasuredTrainer(Trainer):
         return parts.sum(1).mean().item()
 
 
-def run_variant(variant: Variant, data: Path, out: Path, minutes: float) -> dict[str, Any]:
+def run_variant(
+    variant: Variant, data: Path, out: Path, minutes: float, recipe: dict[str, Any]
+) -> dict[str, Any]:
     """Train one variant for so many minutes and measure it."""
-    shape = NetworkConfig(**variant.network)
-    recipe: dict[str, Any] = {"batch": 16, "network": shape} | variant.recipe
+    recipe = recipe | {"network": NetworkConfig(**variant.network)} | variant.recipe
     with (
         mock.patch.object(train, "UNet", variant.unet),
         mock.patch.object(network, "ResidualBlock", variant.block),
@@ -174,16 +175,22 @@ def run_variant(variant: Variant, data: Path, out: Path, minutes: float) -> dict
 @click.command()
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="Training images.")
 @click.option("--minutes", default=10.0, show_default=True, help="Of training, for each variant.")
+@click.option("--crop", default=64, show_default=True, help="Sides of the crops, in pixels.")
+@click.option("--batch", default=16, show_default=True, help="Crops of a step.")
 @click.option("--only", multiple=True, type=click.Choice(list(VARIANTS)), help="Variants to run.")
 @click.option("--out", default=Path("results/ablation"), type=click.Path(path_type=Path))
-def main(data: Path, minutes: float, only: tuple[str, ...], out: Path) -> None:
+def main(
+    data: Path, minutes: float, crop: int, batch: int, only: tuple[str, ...], out: Path
+) -> None:
     """Train what is missing, and print the table of what is there."""
     done = {}
     for name in only or VARIANTS:
         folder = out / name.replace(" ", "-").replace(",", "")
         result = folder / "result.json"
         if not result.exists():
-            outcome = run_variant(VARIANTS[name], data, folder, minutes)
+            outcome = run_variant(
+                VARIANTS[name], data, folder, minutes, {"crop": crop, "batch": batch}
+            )
             result.write_text(json.dumps(outcome, indent=2))
         done[name] = json.loads(result.read_text())
     columns = ("variant", "parameters", "crops seen", "held-out bound, bpd", f"{MANY_STEPS} steps")

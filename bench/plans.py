@@ -80,11 +80,13 @@ def judge(
 def table(results: list[dict[str, Any]]) -> str:
     """The results as Markdown."""
     names = ("bound_bpd", "predicted_bpd", "files_bpd", "seed_bpd")
-    columns = "plan | T | bound | predicted | files | seed bits | files - bound | with previews"
-    lines = [f"| {columns} |", "|---" * 8 + "|"]
+    columns = (
+        "plan | at most | T | bound | predicted | files | seed bits | files - bound | with previews"
+    )
+    lines = [f"| {columns} |", "|---" * 9 + "|"]
     for r in results:
         figures = [*(r[name] for name in names), r["files_bpd"] - r["bound_bpd"]]
-        cells = [r["plan"], str(len(r["levels"])), *(f"{v:.3f}" for v in figures)]
+        cells = [r["plan"], str(r["budget"]), str(len(r["levels"])), *(f"{v:.3f}" for v in figures)]
         cells.append(str(r["with_previews"]))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -99,11 +101,11 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(6, 4))
     for plan, colour in (("found", "C0"), ("geometric", "C1")):
-        rows = sorted((r for r in results if r["plan"] == plan), key=lambda r: len(r["levels"]))
-        steps = [len(r["levels"]) for r in rows]
+        rows = sorted((r for r in results if r["plan"] == plan), key=lambda r: r["budget"])
+        steps = [r["budget"] for r in rows]
         axes.plot(steps, [r["files_bpd"] for r in rows], f"{colour}o-", label=f"{plan}, files")
         axes.plot(steps, [r["bound_bpd"] for r in rows], f"{colour}--", label=f"{plan}, bound")
-    axes.set(xlabel="network evaluations", ylabel="bits per dimension")
+    axes.set(xlabel="network evaluations, at most", ylabel="bits per dimension")
     axes.legend()
     figure.savefig(path, dpi=120, bbox_inches="tight")
 
@@ -148,21 +150,22 @@ def main(
     network.load_state_dict(weights)
     sampler = CropSampler(find_images(calibration), calibration_crop, memory_bytes=0)
     x = domain_batch(sampler.batch(crops, 0, 0), config.color)
-    plans: list[tuple[str, Plan]] = []
+    plans: list[tuple[str, int, Plan]] = []
     if numbers(timesteps):
         found = search_plans(
             network.posterior_x, x, config.color, numbers(timesteps), progress=True
         )
-        plans += [("found", f.plan) for f in found.values()]
-    plans += [("geometric", geometric_plan(count)) for count in numbers(geometric)]
+        plans += [("found", count, f.plan) for count, f in found.items()]
+    plans += [("geometric", count, geometric_plan(count)) for count in numbers(geometric)]
     if own:
         info, _ = read_model_info(model_path(model))
-        plans += [(name, plan) for name, plan in info.plans.items()]
+        plans += [(name, len(plan.levels), plan) for name, plan in info.plans.items()]
     images = [middle(read_image(path), crop) for path in find_images(data)[:limit]]
     without_webp()
     results: list[dict[str, Any]] = []
-    for name, plan in tqdm(plans, "plans", disable=None):
-        results.append({"plan": name} | judge(network, plan, x[:8], images, check))
+    for name, budget, plan in tqdm(plans, "plans", disable=None):
+        row = judge(network, plan, x[:8], images, check)
+        results.append({"plan": name, "budget": budget} | row)
         if out:
             out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text(json.dumps({"images": len(images), "results": results}, indent=1))

@@ -1072,7 +1072,7 @@ def _evaluation_images(
     "--timesteps",
     type=_numbers,
     metavar="N,N,N",
-    help="Network evaluations of fast, default and best.  [default: as the model has]",
+    help="Network evaluations of fast, default and best, at most.  [default: as the model has]",
 )
 @click.option(
     "--crops",

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from diffcodec.color import DOMAINS
 from diffcodec.errors import ModelMismatchError
+from diffcodec.int8 import DIGIT, LOW_ZERO, ByteConv, digits, kernels_work
 from diffcodec.network import FOURIER_PERIOD, LOG_VARIANCE_RANGE, NetworkConfig
 
 EXACT_LIMIT = 2**24  # float32 holds every integer up to here
@@ -76,6 +77,13 @@ def is_behind_silu(name: str) -> bool:
     return name.startswith(("down", "up", "conv_out"))
 
 
+def takes_bytes(name: str, weight: Tensor) -> bool:
+    """Whether the named convolution's inputs may go through it as two digits, each exactly."""
+    if weight.dtype != torch.int8 or not is_behind_silu(name):
+        return False
+    return largest_sum(weight, [(-LOW_ZERO, DIGIT - 1 - LOW_ZERO)]) < EXACT_LIMIT
+
+
 def largest_sum(weight: Tensor, ranges: Iterable[tuple[int, int]]) -> int:
     """Largest magnitude of any partial sum of a convolution, its inputs in one of the ranges."""
     w = weight.flatten(1).to(torch.int64)
@@ -123,6 +131,7 @@ class IntegerConv(NamedTuple):
     bias: NDArray[np.float64]  # [out]
     units: list[float]  # what one unit of its inputs is worth, at each noise level
     limits: list[int]  # the largest magnitude of its inputs, at each noise level
+    in_bytes: ByteConv | None = None  # the same with inputs in two digits, where that is faster
 
     def sums(self, x: Tensor, stride: int = 1) -> Tensor:
         """The exact integer sums."""
@@ -162,7 +171,7 @@ class IntegerUNet:
             if name.endswith(".affine.table")
         }
         self._convs: dict[str, IntegerConv] = {}
-        self._tables: dict[tuple[str, int], Tensor] = {}
+        self._tables: dict[tuple[str, int], tuple[Tensor, ...]] = {}
         for name in (n.removesuffix(".input") for n in tensors if n.endswith(".input")):
             inputs = tensors[f"{name}.input"].double()
             if inputs.shape != (len(self.levels), 2) or not (inputs[:, 0] > 0).all():
@@ -188,6 +197,8 @@ class IntegerUNet:
                     for low, high in ranges
                 ]
             check_exact(name, tensors[f"{name}.weight"], ranges)
+            if takes_bytes(name, tensors[f"{name}.weight"]) and kernels_work():
+                conv = conv._replace(in_bytes=ByteConv(conv.weight))
             self._convs[name] = conv
 
     def posterior_x(self, z: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
@@ -253,11 +264,20 @@ class IntegerUNet:
         conv1, conv2 = self._convs[name1], self._convs[name2]
         steps1, steps2 = self._steps(name1, level), self._steps(name2, level)
         u = (h * per_channel((1 + scale1) * steps1)).add_(per_channel(shift1 * steps1))
-        sums = conv1.sums(self._activate(name1, level, u))
+        sums = self._sums_of_silu(name1, level, u)
         factor = (1 + scale2) * steps2
         u = sums.mul_(per_channel(factor * (conv1.scale * conv1.units[level])))
         u = u.add_(per_channel(factor * conv1.bias + shift2 * steps2))
-        return self._scaled(conv2, level, conv2.sums(self._activate(name2, level, u))).add_(h)
+        return self._scaled(conv2, level, self._sums_of_silu(name2, level, u)).add_(h)
+
+    def _sums_of_silu(self, name: str, level: int, u: Tensor) -> Tensor:
+        """The named convolution's sums for u in table steps; overwrites u."""
+        conv = self._convs[name]
+        if conv.in_bytes is None:
+            (x,) = self._activate(name, level, u)
+            return conv.sums(x)
+        high, low = self._activate(name, level, u)
+        return conv.in_bytes.sums_of_digits(high, low)
 
     def _scaled(self, conv: IntegerConv, level: int, sums: Tensor) -> Tensor:
         """What the sums stand for; overwrites them."""
@@ -269,24 +289,28 @@ class IntegerUNet:
         conv = self._convs[name]
         return silu_steps(conv.units[level] * conv.limits[level])
 
-    def _silu_integers(self, name: str, level: int) -> Tensor:
-        """SiLU from table steps to the integers that the named convolution takes, [8193]."""
+    def _silu_tables(self, name: str, level: int) -> tuple[Tensor, ...]:
+        """SiLU from table steps to what the named convolution takes, [8193].
+
+        That is integers, or their two digits.
+        """
         if (name, level) not in self._tables:
             conv = self._convs[name]
             stride = SILU_STEPS // self._steps(name, level)
             middle, reach = len(self._silu) // 2, SILU_HALF * stride
             silu = self._silu[middle - reach : middle + reach + 1 : stride]
             table = np.minimum(np.rint(silu / conv.units[level]), conv.limits[level])
-            self._tables[name, level] = torch.from_numpy(table).float()
+            integers = torch.from_numpy(table).float()
+            self._tables[name, level] = (integers,) if conv.in_bytes is None else digits(integers)
         return self._tables[name, level]
 
-    def _activate(self, name: str, level: int, u: Tensor) -> Tensor:
-        """SiLU by table to the integers that the named convolution takes; overwrites u."""
+    def _activate(self, name: str, level: int, u: Tensor) -> list[Tensor]:
+        """SiLU by table to what the named convolution takes; overwrites u."""
         index = u.clamp_(-SILU_HALF, SILU_HALF).round_().add_(SILU_HALF).to(torch.int32)
         n, c, height, width = u.shape
         flat = index.permute(0, 2, 3, 1).reshape(-1)  # memory order
-        looked_up = self._silu_integers(name, level).index_select(0, flat)
-        return looked_up.view(n, height, width, c).permute(0, 3, 1, 2)
+        found = (table.index_select(0, flat) for table in self._silu_tables(name, level))
+        return [x.view(n, height, width, c).permute(0, 3, 1, 2) for x in found]
 
     def _resample(self, name: str, level: int, h: Tensor, stride: int) -> Tensor:
         """A convolution of the rounded stream itself."""
@@ -298,7 +322,7 @@ class IntegerUNet:
     def _output(self, level: int, h: Tensor) -> Tensor:
         """Last convolution, its input in two digits."""
         conv = self._convs["conv_out"]
-        x = self._activate("conv_out", level, h * self._steps("conv_out", level))
+        (x,) = self._activate("conv_out", level, h * self._steps("conv_out", level))
         high = (x * (1 / OUTPUT_DIGIT)).floor_()
         low = x.sub_(high * OUTPUT_DIGIT)
         sums = conv.sums(high).mul_(OUTPUT_DIGIT).add_(conv.sums(low))

@@ -70,8 +70,7 @@ LEAST_MASS = 2.0**-24  # what the entropy coder gives any symbol
 POSITIONS = 24  # of each crop at which the effect of lattices is measured
 BATCH = 8  # crops that go through the network together
 BUCKET_BPD, BUCKETS = 0.04, 60  # heights of the stack that the search tells apart
-# of the average crop's stack, to try
-RESERVES_BPD = (-1.0, -0.5, -0.2, 0.0, 0.1, 0.2, 0.3, 0.45, 0.6)
+RESERVES_BPD = (-1.0, -0.5, -0.2, 0.0, 0.1, 0.2, 0.3, 0.45, 0.6)  # of the average crop, to try
 PREVIEW_OVERHEAD = 0.3  # of relative entropy coding over the KL, with what its bias costs below
 REACH = 12  # levels of the grid that a step may climb
 
@@ -435,22 +434,23 @@ def find_plans(
     others_bpd: Array | None = None,
     reserves: Sequence[float] = RESERVES_BPD,
 ) -> dict[int, FoundPlan]:
-    """The plan of the smallest files for each number of timesteps.
+    """The plan of the smallest files for each budget of timesteps.
 
     Chains are searched that hold the stack of the average crop above this reserve and that. Of what
-    is found the best is taken by the crops' own files, each with its own dip.
+    is found the best is taken by the crops' own files, each with its own dip. It may have fewer
+    timesteps than it could: beyond some 16 each costs more on the stack than it gains.
 
     Args:
         costs: of crops like the images to come.
-        timesteps: the lengths of chains, which is the number of network evaluations.
+        timesteps: budgets: at most so many network evaluations.
         others_bpd: of each crop by a fallback coder, which takes the crops where it is smaller.
         reserves: to try.
 
     Returns:
-        By number of timesteps.
+        By budget.
 
     Raises:
-        DiffcodecError: if there are fewer than 3 timesteps, more than the grid has, or no chain
+        DiffcodecError: if a budget is below 3 timesteps, or above what the grid has, or no chain
             stays above a reserve.
     """
     most = len(costs.levels) + 1
@@ -458,23 +458,23 @@ def find_plans(
         raise DiffcodecError(
             f"timesteps {list(timesteps)}: expected 3 to {most}, the levels of the grid and sigma_1"
         )
-    found: dict[int, FoundPlan] = {}
+    found: list[FoundPlan] = []
     for reserve in reserves:
         search = StackSearch(costs.average(), max(timesteps), reserve)
-        for count in timesteps:
-            path = search.path(count)
-            if path is None:
-                continue
-            bpd = float(with_fallback(costs.course(path).payload, others_bpd).mean())
-            if count not in found or bpd < found[count].payload_bpd:
-                found[count] = FoundPlan(plan_of_path(costs, path), bpd)
-    missing = [count for count in timesteps if count not in found]
-    if missing:
+        for length in range(3, max(timesteps) + 1):
+            path = search.path(length)
+            if path is not None:
+                bpd = float(with_fallback(costs.course(path).payload, others_bpd).mean())
+                found.append(FoundPlan(plan_of_path(costs, path), bpd))
+    if not any(len(f.plan.levels) <= min(timesteps) for f in found):
         raise DiffcodecError(
-            f"no chain of {missing} timesteps on these crops: their stack runs empty at once; give "
-            "crops with more detail"
+            f"no chain of {min(timesteps)} timesteps on these crops: their stack runs empty at "
+            "once; give crops with more detail"
         )
-    return found
+    return {
+        count: min((f for f in found if len(f.plan.levels) <= count), key=lambda f: f.payload_bpd)
+        for count in timesteps
+    }
 
 
 def with_fallback(payload: Array, others_bpd: Array | None) -> Array:
@@ -594,7 +594,7 @@ def search_plans(
     Args:
         model: gives xhat and v.
         x: calibration crops, integers of the colour domain as floats, [crops, 3, height, width].
-        timesteps: the lengths of chains to find.
+        timesteps: budgets of the chains to find.
         seed: of the noise.
         progress: whether to show a bar.
     """
@@ -663,7 +663,7 @@ def propose_plans(
         model: loaded as "float".
         x: crops to search on, integers of its colour domain as floats, [crops, 3, height, width].
         held_out: crops of other images, to predict files for.
-        timesteps: of each effort; as many as the model has if they are not given.
+        timesteps: at most, of each effort; as many as the model has if they are not given.
         progress: whether to show a bar.
 
     Raises:

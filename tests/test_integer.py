@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from diffcodec.diffusion import q_sample
 from diffcodec.errors import ModelMismatchError
+from diffcodec.int8 import digits, kernels_work
 from diffcodec.integer import (
     EXACT_LIMIT,
     INPUT_RANGES,
@@ -36,6 +38,7 @@ from diffcodec.integer import (
     round_bits,
     silu_steps,
     silu_table,
+    takes_bytes,
     variance_table,
 )
 from diffcodec.model_file import make_metadata, read_model_info
@@ -97,6 +100,13 @@ def integer(tensors: dict[str, Tensor]) -> IntegerUNet:
     return IntegerUNet(CONFIG, tensors)
 
 
+@pytest.fixture(scope="module")
+def in_float32(tensors: dict[str, Tensor]) -> IntegerUNet:
+    """Without 8-bit kernels, as on machines that have none."""
+    with mock.patch("diffcodec.integer.kernels_work", lambda: False):
+        return IntegerUNet(CONFIG, tensors)
+
+
 def noisy(sigma: float, network: UNet, batch: int = 4, side: int = 32) -> Tensor:
     x = images(batch, side)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(int(sigma)))
@@ -147,21 +157,23 @@ def exact_sums(weight: Tensor, x: Tensor, stride: int) -> Tensor:
     return sums.view(x.shape[0], weight.shape[0], height, -1)
 
 
-def input_range(integer: IntegerUNet, name: str, level: int) -> tuple[int, int]:
+def input_range(in_float32: IntegerUNet, name: str, level: int) -> tuple[int, int]:
     """What can enter the named convolution at a noise level."""
     if is_behind_silu(name):
-        table = integer._silu_integers(name, level)
+        (table,) = in_float32._silu_tables(name, level)
         low, high = (int(f(table)) for f in (torch.min, torch.max))
         return (low // OUTPUT_DIGIT, OUTPUT_DIGIT - 1) if name == "conv_out" else (low, high)
-    limit = integer._convs[name].limits[level]
+    limit = in_float32._convs[name].limits[level]
     return INPUT_RANGES.get(name, (-limit, limit))
 
 
 @pytest.mark.parametrize("level", range(len(LEVELS)))
-def test_every_convolution_is_exact_for_extreme_inputs(integer: IntegerUNet, level: int) -> None:
+def test_every_convolution_is_exact_for_extreme_inputs(
+    integer: IntegerUNet, in_float32: IntegerUNet, level: int
+) -> None:
     generator = torch.Generator().manual_seed(0)
     for name, conv in integer._convs.items():
-        low, high = input_range(integer, name, level)
+        low, high = input_range(in_float32, name, level)
         n_in, kernel = conv.weight.shape[1:3]
         # For every output channel the patch that makes its largest and its smallest sum ...
         largest = torch.where(conv.weight > 0, high, low)
@@ -176,14 +188,17 @@ def test_every_convolution_is_exact_for_extreme_inputs(integer: IntegerUNet, lev
         found = conv.sums(x, stride)
         expected = exact_sums(conv.weight, x, stride)
         assert torch.equal(found.double(), expected.double()), name
+        if conv.in_bytes is not None:
+            pair = (d.contiguous(memory_format=torch.channels_last) for d in digits(x))
+            assert torch.equal(conv.in_bytes.sums_of_digits(*pair), found), name
         assert expected.abs().max() <= largest_sum(conv.weight, [(low, high)]) < EXACT_LIMIT
     assert len(integer._convs) == 3 + 2 * 2 * sum(CONFIG.blocks) + 2
 
 
-def test_hidden_units_use_the_room_that_exactness_leaves(integer: IntegerUNet) -> None:
-    for name, conv in integer._convs.items():
+def test_hidden_units_use_the_room_that_exactness_leaves(in_float32: IntegerUNet) -> None:
+    for name, conv in in_float32._convs.items():
         for level, limit in enumerate(conv.limits):
-            room = EXACT_LIMIT / largest_sum(conv.weight, [input_range(integer, name, level)])
+            room = EXACT_LIMIT / largest_sum(conv.weight, [input_range(in_float32, name, level)])
             assert room < 1.25 or limit == LARGEST_INPUT, name
 
 
@@ -200,33 +215,33 @@ def test_units_follow_the_range_of_each_level(tensors, network):
 @pytest.mark.parametrize(
     ("top", "steps"), [(0.1, 1024), (4, 1024), (4.001, 512), (16, 256), (63, 64), (64, 64)]
 )
-def test_a_silu_table_is_as_fine_as_its_reach_allows(integer, top, steps):
+def test_a_silu_table_is_as_fine_as_its_reach_allows(in_float32, top, steps):
     assert silu_steps(top) == steps
     conv = "up.0.0.conv2"
-    limit = integer._convs[conv].limits[0]
-    one = integer._convs[conv]._replace(units=[top / limit] * 4)
-    fake = copy.copy(integer)
+    limit = in_float32._convs[conv].limits[0]
+    one = in_float32._convs[conv]._replace(units=[top / limit] * 4)
+    fake = copy.copy(in_float32)
     fake._convs, fake._tables = {conv: one}, {}
-    table = fake._silu_integers(conv, 0)
+    (table,) = fake._silu_tables(conv, 0)
     u = (torch.arange(2 * SILU_HALF + 1) - SILU_HALF).double() / steps
     expected = (F.silu(u) * (limit / top)).clamp_max(limit)
     assert (table - expected).abs().max() < 0.5 + 1e-3
 
 
 @pytest.mark.parametrize("kind", ["photo", "noise", "far", "flat"])
-def test_whatever_enters_stays_within_what_was_proven(integer, network, monkeypatch, kind):
+def test_whatever_enters_stays_within_what_was_proven(in_float32, network, monkeypatch, kind):
     z = {
         "photo": lambda: noisy(2.0, network),
         "noise": lambda: noisy(400.0, network),
         "far": lambda: torch.sign(noisy(400.0, network)) * 1e6,
         "flat": lambda: torch.full((1, 3, 8, 8), 1e4, dtype=torch.float64),
     }[kind]()
-    plain, names = IntegerConv.sums, {id(c.weight): n for n, c in integer._convs.items()}
+    plain, names = IntegerConv.sums, {id(c.weight): n for n, c in in_float32._convs.items()}
     seen, current = set(), [0]
 
     def checked(conv, x, stride=1):
         name = names[id(conv.weight)]
-        low, high = input_range(integer, name, current[0])
+        low, high = input_range(in_float32, name, current[0])
         assert torch.equal(x, x.round()) and low <= x.min() and x.max() <= high, name
         found = plain(conv, x, stride)
         assert torch.equal(found.double(), exact_sums(conv.weight, x, stride).double()), name
@@ -235,7 +250,7 @@ def test_whatever_enters_stays_within_what_was_proven(integer, network, monkeypa
 
     monkeypatch.setattr(IntegerConv, "sums", checked)
     for current[0], sigma in enumerate(LEVELS):
-        mean, v = integer.posterior_x(z, sigma)
+        mean, v = in_float32.posterior_x(z, sigma)
         assert torch.isfinite(mean).all() and torch.isfinite(v).all() and (v > 0).all()
     assert seen == set(names.values())
 
@@ -360,6 +375,25 @@ def numbers(seed: int, like: Tensor, largest: int) -> Tensor:
     """Integers -largest..largest that are the same everywhere."""
     words = random_words(9, seed, like.numel()).astype(np.int64) % (2 * largest + 1) - largest
     return torch.from_numpy(words).view(like.shape)
+
+
+@pytest.mark.skipif(not kernels_work(), reason="no 8-bit kernels on this machine")
+@pytest.mark.parametrize("sigma", LEVELS)
+def test_kernels_of_8_bits_give_the_same_result(integer, in_float32, network, sigma):
+    in_bytes = {name for name, conv in integer._convs.items() if conv.in_bytes is not None}
+    assert in_bytes == {n for n in integer._convs if is_behind_silu(n) and n != "conv_out"}
+    assert all(conv.in_bytes is None for conv in in_float32._convs.values())
+    for z in (noisy(sigma, network, batch=3), torch.sign(noisy(sigma, network)) * 1e6):
+        pairs = zip(integer.posterior_x(z, sigma), in_float32.posterior_x(z, sigma), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_a_sum_of_lower_digits_that_may_be_inexact_takes_no_bytes():
+    weight = torch.full((1, 2**18 // 127, 1, 1), 127, dtype=torch.int8)
+    assert takes_bytes("up.0.0.conv1", weight)
+    assert not takes_bytes("up.0.0.conv1", weight.repeat(1, 2, 1, 1))
+    assert not takes_bytes("grow.0", weight)  # its inputs have more than 12 bits
+    assert not takes_bytes("conv_out", weight.short())
 
 
 def test_exact_result(tensors):

@@ -1,0 +1,79 @@
+"""Convolutions of 8-bit integers by oneDNN's kernels, where the processor multiplies them at once.
+
+They give the same exact sums as float32 convolutions, for inputs of a byte in about a quarter of
+the time (with AVX-512 VNNI). Inputs of up to 12 bits are cut into two digits of 7 bits: kernels for
+processors without VNNI add pairs of products in 16 bits, which 127 * 127 * 2 still fits.
+"""
+
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+DIGIT = 128  # base of the two digits
+HIGH_ZERO, LOW_ZERO = 32, 64  # what stands for zero: both digits have a sign
+
+
+class ByteConv:
+    """A convolution of stride 1 by a weight of bytes; sums come as float32."""
+
+    def __init__(self, weight: Tensor):
+        """Pack the weight [out, in, k, k] of integers -127..127."""
+        count = len(weight)
+        self._padding = [(weight.shape[2] - 1) // 2] * 2
+        self._scales, self._zeros = torch.ones(count), torch.zeros(count, dtype=torch.int32)
+        self._packed = torch.ops.onednn.qconv_prepack(
+            weight.to(torch.int8).contiguous(),
+            *(self._scales, 1.0, 0),
+            *([1, 1], self._padding, [1, 1], 1),
+        )
+
+    def sums(self, x: Tensor, zero: int) -> Tensor:
+        """Of inputs ``x - zero``, x uint8 [batch, in, height, width] in channels-last order."""
+        out: Tensor = torch.ops.onednn.qconv_pointwise(
+            *(x, 1.0, zero, self._packed, self._scales, self._zeros, None),
+            *([1, 1], self._padding, [1, 1], 1),
+            *(1.0, 0, torch.float32, "none", [], ""),  # nothing fused
+        )
+        return out
+
+    def sums_of_digits(self, high: Tensor, low: Tensor) -> Tensor:
+        """Of the integers that the digits stand for; below 2^24, so exact."""
+        return self.sums(high, HIGH_ZERO).mul_(DIGIT).add_(self.sums(low, LOW_ZERO))
+
+
+def digits(integers: Tensor) -> tuple[Tensor, Tensor]:
+    """``high, low`` of ``DIGIT * (high - HIGH_ZERO) + low - LOW_ZERO``, -4096..4095; uint8."""
+    shifted = integers + LOW_ZERO
+    high = torch.div(shifted, DIGIT, rounding_mode="floor")
+    return (high + HIGH_ZERO).to(torch.uint8), (shifted - DIGIT * high).to(torch.uint8)
+
+
+@cache
+def kernels_work() -> bool:
+    """Whether this torch has the kernels, they pay on this processor, and they are exact here.
+
+    They are tried on the largest products there are and on random ones, at the kernel sizes in use.
+    """
+    try:
+        return bool(torch.cpu._is_vnni_supported()) and all(_is_exact(k) for k in (1, 3))
+    except (AttributeError, RuntimeError, TypeError):  # no such operator, or another one
+        return False
+
+
+def _is_exact(kernel: int) -> bool:
+    generator = torch.Generator().manual_seed(kernel)
+    shape, image = (32, 24, kernel, kernel), (2, 24, 9, 7)
+    random = torch.randint(-127, 128, shape, generator=generator)
+    for weight in (random, torch.full(shape, 127), torch.full(shape, -127)):
+        conv = ByteConv(weight)
+        inputs = torch.randint(-4096, 4096, image, generator=generator)
+        for x in (inputs, torch.full(image, 4095), torch.full(image, -4096)):
+            high, low = (d.contiguous(memory_format=torch.channels_last) for d in digits(x))
+            for digit, zero in ((high, HIGH_ZERO), (low, LOW_ZERO)):
+                found = conv.sums(digit, zero)
+                expected = F.conv2d(digit.double() - zero, weight.double(), padding=kernel // 2)
+                if found.dtype != torch.float32 or not torch.equal(found.double(), expected):
+                    return False
+    return True
