@@ -100,6 +100,14 @@ VARIANTS = {
     "two resolutions": Variant({"channels": (64, 128), "blocks": (2, 3)}),
     "four resolutions": Variant({"channels": (64, 96, 128, 160), "blocks": (2, 2, 2, 2)}),
     "patch 1": Variant({"channels": (32, 64, 96, 128), "blocks": (1, 2, 2, 2), "patch": 1}),
+    "patch 1, wider, shallower": Variant(
+        {"channels": (48, 64, 96, 128), "blocks": (1, 1, 2, 2), "patch": 1}
+    ),
+    "patch 1, deeper": Variant({"channels": (32, 48, 96, 128), "blocks": (2, 2, 2, 2), "patch": 1}),
+    "patch 1, three resolutions": Variant(
+        {"channels": (32, 64, 128), "blocks": (2, 2, 2), "patch": 1}
+    ),
+    "patch 1, two resolutions": Variant({"channels": (32, 64), "blocks": (3, 2), "patch": 1}),
     "patch 4": Variant({"channels": (128, 192), "blocks": (3, 3), "patch": 4}),
     "depthwise 7x7": Variant(block=DepthwiseBlock),
     "embedding 64": Variant({"embedding": 64}),

@@ -29,10 +29,13 @@ class ByteConv:
             *([1, 1], self._padding, [1, 1], 1),
         )
 
-    def sums(self, x: Tensor, zero: int) -> Tensor:
-        """Of inputs ``x - zero``, x uint8 [batch, in, height, width] in channels-last order."""
+    def sums(self, x: Tensor, zero: int, unit: int = 1) -> Tensor:
+        """Of inputs ``unit (x - zero)``, x uint8 [batch, in, height, width], channels last.
+
+        The unit is a power of two, which changes no digit of a float.
+        """
         out: Tensor = torch.ops.onednn.qconv_pointwise(
-            *(x, 1.0, zero, self._packed, self._scales, self._zeros, None),
+            *(x, float(unit), zero, self._packed, self._scales, self._zeros, None),
             *([1, 1], self._padding, [1, 1], 1),
             *(1.0, 0, torch.float32, "none", [], ""),  # nothing fused
         )
@@ -40,7 +43,7 @@ class ByteConv:
 
     def sums_of_digits(self, high: Tensor, low: Tensor) -> Tensor:
         """Of the integers that the digits stand for; below 2^24, so exact."""
-        return self.sums(high, HIGH_ZERO).mul_(DIGIT).add_(self.sums(low, LOW_ZERO))
+        return self.sums(high, HIGH_ZERO, DIGIT).add_(self.sums(low, LOW_ZERO))
 
 
 def digits(integers: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,9 +74,10 @@ def _is_exact(kernel: int) -> bool:
         inputs = torch.randint(-4096, 4096, image, generator=generator)
         for x in (inputs, torch.full(image, 4095), torch.full(image, -4096)):
             high, low = (d.contiguous(memory_format=torch.channels_last) for d in digits(x))
-            for digit, zero in ((high, HIGH_ZERO), (low, LOW_ZERO)):
-                found = conv.sums(digit, zero)
-                expected = F.conv2d(digit.double() - zero, weight.double(), padding=kernel // 2)
+            for digit, zero, unit in ((high, HIGH_ZERO, DIGIT), (low, LOW_ZERO, 1)):
+                found = conv.sums(digit, zero, unit)
+                value = unit * (digit.double() - zero)
+                expected = F.conv2d(value, weight.double(), padding=kernel // 2)
                 if found.dtype != torch.float32 or not torch.equal(found.double(), expected):
                     return False
     return True
