@@ -7,7 +7,7 @@ end; what counts is the bound on held-out crops, of the default plan. The bound 
 steps stands beside it: with a fixed variance it takes them. Runs that are there already are not
 repeated. Two variants at once, each kept to its own core, do not disturb each other:
 
-taskset -c 0 python -m bench.ablation --data DIR --only baseline --only patch4 & ...
+taskset -c 0 python -m bench.ablation --data DIR --only baseline --only "patch 4" & ...
 """
 
 import json
@@ -27,7 +27,13 @@ from diffcodec.network import Conv, NetworkConfig, ResidualBlock, UNet
 from diffcodec.plan import geometric_plan
 from diffcodec.train import TrainConfig, Trainer
 
+RESULT = "result.json"
 MANY_STEPS, MANY_STEPS_CROPS = 250, 16
+
+
+def folder_name(variant: str) -> str:
+    """Of a variant's results."""
+    return variant.replace(" ", "-").replace(",", "")
 
 
 class DepthwiseBlock(ResidualBlock):
@@ -90,25 +96,25 @@ class Variant:
     sampling_power: float = bound.SAMPLING_POWER
 
 
+def shape(channels: tuple[int, ...], blocks: tuple[int, ...], patch: int = 1) -> Variant:
+    """Another network."""
+    return Variant({"channels": channels, "blocks": blocks, "patch": patch})
+
+
 VARIANTS = {
     "baseline": Variant(),
-    # the network's shape
-    "wider": Variant({"channels": (96, 128, 160), "blocks": (1, 2, 2)}),
-    "narrower, deeper": Variant({"channels": (48, 80, 128), "blocks": (3, 4, 4)}),
-    "more at half resolution": Variant({"channels": (80, 96, 128), "blocks": (3, 1, 1)}),
-    "more at low resolution": Variant({"channels": (48, 128, 256), "blocks": (2, 2, 2)}),
-    "two resolutions": Variant({"channels": (64, 128), "blocks": (2, 3)}),
-    "four resolutions": Variant({"channels": (64, 96, 128, 160), "blocks": (2, 2, 2, 2)}),
-    "patch 1": Variant({"channels": (32, 64, 96, 128), "blocks": (1, 2, 2, 2), "patch": 1}),
-    "patch 1, wider, shallower": Variant(
-        {"channels": (48, 64, 96, 128), "blocks": (1, 1, 2, 2), "patch": 1}
-    ),
-    "patch 1, deeper": Variant({"channels": (32, 48, 96, 128), "blocks": (2, 2, 2, 2), "patch": 1}),
-    "patch 1, three resolutions": Variant(
-        {"channels": (32, 64, 128), "blocks": (2, 2, 2), "patch": 1}
-    ),
-    "patch 1, two resolutions": Variant({"channels": (32, 64), "blocks": (3, 2), "patch": 1}),
-    "patch 4": Variant({"channels": (128, 192), "blocks": (3, 3), "patch": 4}),
+    # the network's shape: channels and blocks from the finest resolution down
+    "wider at full resolution": shape((64, 64, 96, 128), (1, 1, 1, 2)),
+    "narrower at full resolution": shape((32, 64, 96, 128), (1, 2, 2, 2)),
+    "one block at full resolution": shape((48, 64, 96, 128), (1, 2, 2, 2)),
+    "three blocks at full resolution": shape((48, 64, 96, 128), (3, 1, 1, 1)),
+    "half the width": shape((24, 32, 48, 64), (2, 1, 1, 1)),
+    "twice the width": shape((96, 128, 192, 256), (2, 1, 1, 1)),
+    "three resolutions": shape((48, 64, 96), (2, 1, 1)),
+    "two resolutions": shape((48, 64), (2, 2)),
+    "patch 2": shape((64, 96, 128), (2, 2, 3), patch=2),
+    "patch 2, wider": shape((96, 128, 160), (1, 2, 2), patch=2),
+    "patch 4": shape((128, 192), (3, 3), patch=4),
     "depthwise 7x7": Variant(block=DepthwiseBlock),
     "embedding 64": Variant({"embedding": 64}),
     "group normalisation": Variant(block=NormalisedBlock),
@@ -193,13 +199,13 @@ def main(
     """Train what is missing, and print the table of what is there."""
     done = {}
     for name in only or VARIANTS:
-        folder = out / name.replace(" ", "-").replace(",", "")
-        result = folder / "result.json"
+        folder = out / folder_name(name)
+        result = folder / RESULT
         if not result.exists():
             outcome = run_variant(
                 VARIANTS[name], data, folder, minutes, {"crop": crop, "batch": batch}
             )
-            result.write_text(json.dumps(outcome, indent=2))
+            result.write_text(json.dumps({"variant": name} | outcome, indent=2))
         done[name] = json.loads(result.read_text())
     columns = ("variant", "parameters", "crops seen", "held-out bound, bpd", f"{MANY_STEPS} steps")
     click.echo("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")

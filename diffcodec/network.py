@@ -26,9 +26,9 @@ class NetworkConfig:
     """Shape of the network; saved with its weights."""
 
     color: str = "ycocg"
-    channels: tuple[int, ...] = (64, 96, 128)  # one entry per resolution, from 1/patch down
-    blocks: tuple[int, ...] = (2, 2, 3)  # residual blocks per resolution, on the way down and up
-    patch: int = 2
+    channels: tuple[int, ...] = (48, 64, 96, 128)  # one entry per resolution, from 1/patch down
+    blocks: tuple[int, ...] = (2, 1, 1, 1)  # residual blocks per resolution, on the way down and up
+    patch: int = 1  # side of the squares of pixels that the first convolution sees as channels
     embedding: int = 256
     classes: int = 0  # of images that may have a label
 
@@ -52,7 +52,7 @@ class NetworkConfig:
 
 PRESETS = {  # deep rather than wide: the wider a layer, the coarser its integer form
     "default": NetworkConfig(),
-    "large": NetworkConfig(channels=(128, 160, 192), blocks=(6, 8, 10)),
+    "large": NetworkConfig(channels=(96, 128, 160, 192), blocks=(6, 4, 4, 4)),
 }
 
 

@@ -329,7 +329,7 @@ def test_verify_several(paths: str, code: int) -> None:
         "train --data folder --out run --channels 8,,8",
         "train --data folder --out run --channels 8,0",
         "train --data folder --out run --channels 8,8 --blocks 1",
-        "train --data folder --out run --channels 8,8 --blocks 1,1 --crop 18",
+        "train --data folder --out run --channels 8,8 --blocks 1,1 --crop 17",
         "train --data folder --out run --loss l3",
         "train --data folder --out run --batch 7",
         "train --data folder --out run --resume --init tiny.safetensors",

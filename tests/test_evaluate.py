@@ -96,6 +96,24 @@ def test_bound_of_tiles_adds_up(model, monkeypatch):
     assert whole == pytest.approx(2 * half, rel=0.1)
 
 
+def test_tiles_go_through_the_network_by_as_many_as_memory_allows(model, monkeypatch):
+    sizes = []
+
+    def counted(posterior, x, *rest):
+        sizes.append(len(x))
+        return chain_bound_bits(posterior, x, *rest)
+
+    monkeypatch.setattr("diffcodec.evaluate.chain_bound_bits", counted)
+    monkeypatch.setattr("diffcodec.container.TILE_SIDE", 8)
+    images, plan = [picture(0, (24, 8)), picture(1, (16, 8))], model.plans["fast"]
+    together = bound_bits(model, images, plan, seeded())
+    monkeypatch.setattr("diffcodec.evaluate.BATCH_PIXELS", 2 * 8 * 8)
+    apart = bound_bits(model, images, plan, seeded())
+    assert sizes == [5, 2, 2, 1]
+    for bits, others in zip(apart, together, strict=True):
+        assert bits.sum() == pytest.approx(others.sum(), rel=0.1)  # with other noise
+
+
 @pytest.mark.parametrize("name", ["tiny", "tiny_float"])
 def test_evaluation_of_images_of_several_sizes(name, folder, request):
     path = request.getfixturevalue(name)
@@ -139,7 +157,7 @@ def test_variance_of_the_bound(model, variance):
 @pytest.fixture
 def labelled(tmp_path):
     """A float model that says something else of each of two classes."""
-    config = NetworkConfig(channels=(8, 8), blocks=(1, 1), embedding=16, classes=2)
+    config = NetworkConfig(channels=(8, 8), blocks=(1, 1), patch=2, embedding=16, classes=2)
     torch.manual_seed(0)
     network = UNet(config)
     for parameter in network.parameters():

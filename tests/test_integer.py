@@ -5,6 +5,7 @@ import itertools
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -55,7 +56,7 @@ from diffcodec.quantize import (
 from diffcodec.randomness import random_words
 
 LEVELS = (0.5, 2.0, 20.0, 400.0)
-CONFIG = NetworkConfig(channels=(16, 24), blocks=(1, 2), embedding=32)
+CONFIG = NetworkConfig(channels=(16, 24), blocks=(1, 2), patch=2, embedding=32)
 
 
 def images(batch: int = 4, side: int = 32) -> Tensor:
@@ -260,6 +261,16 @@ def test_whatever_enters_stays_within_what_was_proven(in_float32, network, monke
 
 @pytest.mark.parametrize("sigma", LEVELS)
 def test_posterior_is_close_to_that_of_the_float_network(integer, network, sigma):
+    check_close(integer, network, sigma)
+
+
+def test_a_network_at_full_resolution():
+    network = living_network(replace(CONFIG, patch=1))
+    tensors = quantize(network, images(), LEVELS)
+    check_close(IntegerUNet(network.config, tensors), network, LEVELS[1])
+
+
+def check_close(integer: IntegerUNet, network: UNet, sigma: float) -> None:
     z = noisy(sigma, network)
     with torch.inference_mode():
         mean, v = network.posterior_x(z.float(), torch.full((len(z),), sigma))

@@ -132,7 +132,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def untrained() -> UNet:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return UNet(NetworkConfig(channels=(8, 8), blocks=(1, 1), embedding=16))
+        return UNet(NetworkConfig(channels=(8, 8), blocks=(1, 1), patch=2, embedding=16))
 
 
 def float_network(path: Path) -> UNet:

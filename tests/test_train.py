@@ -40,7 +40,7 @@ from diffcodec.train import (
     calibration_images,
 )
 
-NETWORK = NetworkConfig(channels=(8, 8), blocks=(1, 1), embedding=16)
+NETWORK = NetworkConfig(channels=(8, 8), blocks=(1, 1), patch=2, embedding=16)
 COUNT, SIDE, CROP = 25, 24, 16
 
 

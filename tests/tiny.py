@@ -20,7 +20,7 @@ def tiny_model(
     arithmetic: str = "integer",
 ) -> Path:
     """A model file of two resolutions and 8 channels, with plans of ``TIMESTEPS``."""
-    config = NetworkConfig(channels=(8, 8), blocks=(1, 1), embedding=16)
+    config = NetworkConfig(channels=(8, 8), blocks=(1, 1), patch=2, embedding=16)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = UNet(config)
