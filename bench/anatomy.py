@@ -405,7 +405,7 @@ def draw(found: Row, title: str, folder: Path) -> str:
             axes.plot(places, values, "_", color="black", ms=16, mew=1.8, label=label)
     axes.bar(len(steps) + np.arange(len(blocks)), blocks.values(), color=pictures.OURS)
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set(ylabel="bits per dimension")
+    axes.set(xlabel="steps of the chain, then the rest of the file", ylabel="bits per dimension")
     axes.set_title(f"{title}: {found['bytes']} bytes, {8 * found['bytes'] / n:.3f} bpd", loc="left")
     axes.grid(axis="x", visible=False)
     if steps:

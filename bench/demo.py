@@ -3,54 +3,28 @@
 python -m bench demo examples/kodim23.png
 """
 
-import io
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
-import imagecodecs
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
+from bench.codecs import lossless_codecs
 from diffcodec import decode, encode, load_model
-from diffcodec.codec import measure_marks
-from diffcodec.images import psnr
-from diffcodec.info import describe, dimensions
+from diffcodec.info import CHANNELS
 from diffcodec.model_file import DEFAULT_MODEL
+from diffcodec.show import Preview, contact_sheet, previews
 
+OTHERS = ("png", "webp", "jpegxl7")
 PREVIEW_SHARES = (0.75, 0.6, 0.45, 0.25)  # of the chain still to go
-PANEL_WIDTH, CAPTION_HEIGHT, MARGIN = 384, 28, 8
 
 
 def other_codecs(image: Image.Image) -> dict[str, int]:
     """Bytes that other lossless coders take, at their high settings."""
-    png, webp = io.BytesIO(), io.BytesIO()
-    image.save(png, "PNG", optimize=True)
-    image.save(webp, "WEBP", lossless=True, quality=100, method=6)
-    jpeg_xl = imagecodecs.jpegxl_encode(np.asarray(image), lossless=True, effort=7)
-    return {
-        "PNG, optimised": len(png.getvalue()),
-        "WebP, lossless": len(webp.getvalue()),
-        "JPEG XL, effort 7": len(jpeg_xl),
-    }
-
-
-def contact_sheet(panels: list[tuple[str, Image.Image]]) -> Image.Image:
-    """The images side by side, two in a row, each above its caption."""
-    width = PANEL_WIDTH
-    height = max(width * image.height // image.width for _, image in panels)
-    rows = -(-len(panels) // 2)
-    size = (2 * width + 3 * MARGIN, rows * (height + CAPTION_HEIGHT) + 2 * MARGIN)
-    sheet = Image.new("RGB", size, "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
-    for i, (caption, image) in enumerate(panels):
-        left = MARGIN + i % 2 * (width + MARGIN)
-        top = MARGIN + i // 2 * (height + CAPTION_HEIGHT)
-        scaled = (width, width * image.height // image.width)
-        sheet.paste(image.convert("RGB").resize(scaled, Image.Resampling.LANCZOS), (left, top))
-        draw.text((left, top + height + 4), caption, "black", font)
-    return sheet
+    codecs = [codec for codec in lossless_codecs() if codec.name in OTHERS]
+    return {codec.label: len(codec.encode(image, codec.settings[0])) for codec in codecs}
 
 
 def print_sizes(sizes: dict[str, int], samples: int) -> None:
@@ -60,11 +34,18 @@ def print_sizes(sizes: dict[str, int], samples: int) -> None:
         print(f"{name:20} {size:9}  {8 * size / samples:17.3f}  {samples / size:6.2f}")
 
 
-def choose_previews(timesteps: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def choose_previews(shown: Sequence[Preview]) -> list[Preview]:
     """A handful of timesteps spread over the chain, coarsest first."""
-    last = max((row["timestep"] for row in timesteps), default=0)
+    last = shown[0].timestep
     wanted = {round(last * share) for share in PREVIEW_SHARES} - {0}
-    return [row for row in timesteps if row["timestep"] in wanted]
+    return [preview for preview in shown if preview.timestep in wanted]
+
+
+def print_previews(shown: Sequence[Preview], levels: Sequence[float]) -> None:
+    """A table of previews; ``levels`` are the noise levels of the chain."""
+    print(f"\n{'timestep':>8}  {'noise (grey levels)':>19}  {'PSNR (dB)':>9}  {'bytes read':>10}")
+    for timestep, _, size, psnr in shown:
+        print(f"{timestep:8}  {levels[timestep - 1]:19.1f}  {psnr:9.1f}  {size:10}")
 
 
 @click.command()
@@ -86,35 +67,23 @@ def main(photo: Path, effort: str, model_name: str, out: Path) -> None:
     done = time.perf_counter()
     exact = decoded.mode == image.mode and np.array_equal(np.asarray(decoded), np.asarray(image))
     (out / f"{photo.stem}.dfc").write_bytes(data)
-    container = measure_marks(data, model)
-    samples = dimensions(container)
 
     print(f"{photo}: {image.width} x {image.height} {image.mode}")
     print(f"encoded in {encoded - start:.1f} s, decoded in {done - encoded:.1f} s")
     if not exact:
         raise SystemExit("the decoded image differs from the original")
     print("decoded: mode and every sample equal the original")
+    samples = image.width * image.height * CHANNELS[image.mode]
     print_sizes(other_codecs(image) | {"diffcodec": len(data)}, samples)
 
-    previews = choose_previews(describe(data, container, model.info)["timesteps"])
-    if not previews:
+    chosen = choose_previews(previews(data, model, progress=True))
+    if not chosen:
         print("\nno part of the image took the chain, so there are no previews")
         return
-    print(f"\n{'timestep':>8}  {'noise (grey levels)':>19}  {'PSNR (dB)':>9}", end="")
-    print(f"  {'bytes read':>10}  {'seconds':>7}")
-    panels = []
-    for row in previews:
-        timestep, noise = row["timestep"], row["noise_grey_levels"]
-        start = time.perf_counter()
-        preview = decode(data, timestep, model, progress=True)
-        seconds = time.perf_counter() - start
-        preview.save(out / f"{photo.stem}-timestep-{timestep:02}.png")
-        quality = psnr(preview, image)
-        print(f"{timestep:8}  {noise:19.1f}  {quality:9.1f}", end="")
-        print(f"  {row['bits'] // 8:10}  {seconds:7.1f}")
-        caption = f"timestep {timestep}: noise {noise:.1f}, PSNR {quality:.1f} dB"
-        panels.append((caption, preview))
-    contact_sheet(panels).save(out / "previews.png")
+    print_previews(chosen, model.plans[effort].levels)
+    for preview in chosen:
+        preview.image.save(out / f"{photo.stem}-timestep-{preview.timestep:02}.png")
+    contact_sheet(chosen).save(out / "previews.png")
     print(f"\nwrote {out}/: {photo.stem}.dfc, the previews and previews.png")
 
 

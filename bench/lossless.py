@@ -13,13 +13,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 from tqdm import tqdm
 
 import bench
@@ -29,10 +28,8 @@ from bench.metrics import Interval, interval, ratio_interval
 from bench.published import published_table
 from bench.report import OUT, Section, Table
 from bench.store import Row, Store, cpu, pixels_digest, source_digest, write_json
-from diffcodec import decode, encode, load_model
-from diffcodec.bound import chain_bound_bits
-from diffcodec.color import to_domain
-from diffcodec.container import CHAIN_CODERS, parse, tile_grid
+from diffcodec import decode, encode, evaluate, load_model
+from diffcodec.container import CHAIN_CODERS, parse
 from diffcodec.info import tiles_by_coder
 from diffcodec.model_file import DEFAULT_MODEL
 from diffcodec.models import Model
@@ -42,27 +39,14 @@ LARGEST_TABLE = 30  # images that get a row each
 
 
 def bound_bits(model: Model, effort: str, image: Image.Image) -> float:
-    """The chain's bound on an RGB image, in bits, tile by tile as it is coded."""
+    """The chain's bound on an RGB image, in bits, by one sample of the chain."""
     return float(bound_by_step(model, effort, image).sum())
 
 
-def bound_by_step(model: Model, effort: str, image: Image.Image) -> np.ndarray[Any, Any]:
-    """The same in its parts: remainder, z_1, the steps upward, the prior. Bits, [T + 1]."""
-    array = np.asarray(image).transpose(2, 0, 1).astype(np.int16)
+def bound_by_step(model: Model, effort: str, image: Image.Image) -> NDArray[np.float64]:
+    """The same in its parts, [T + 1]: see :func:`diffcodec.evaluate.bound_bits`."""
     generator = torch.Generator().manual_seed(0)
-
-    def posterior(z: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        mean, v = model.posterior_x(z.numpy(), sigma[0].item())
-        return torch.from_numpy(mean), torch.from_numpy(v)
-
-    plan = model.plans[effort]
-    total = np.zeros(len(plan.levels) + 1)
-    for box in tile_grid(image.width, image.height):
-        part = array[:, box.top : box.top + box.height, box.left : box.left + box.width]
-        x = torch.from_numpy(to_domain(part, model.color).astype(np.float64))[None]
-        parts = chain_bound_bits(posterior, x, model.color, plan, generator)
-        total += parts[0].numpy() * x.numel()
-    return total
+    return evaluate.bound_bits(model, [image], model.plans[effort], generator)[0]
 
 
 def measure_codec(codec: Codec, image: Image.Image) -> Row:
@@ -143,9 +127,12 @@ def our_label(effort: str) -> str:
     return f"diffcodec, {effort}"
 
 
-def effort_options(efforts: Sequence[str]) -> str:
-    """As on the command line; nothing for the default."""
-    return "" if tuple(efforts) == ("default",) else "".join(f" --effort {e}" for e in efforts)
+def run_options(model: Model, efforts: Sequence[str]) -> str:
+    """Model and efforts as on the command line; nothing for the defaults."""
+    options = [] if model.info.name == DEFAULT_MODEL else [f" --model {model.info.name}"]
+    if tuple(efforts) != ("default",):
+        options += [f" --effort {effort}" for effort in efforts]
+    return "".join(options)
 
 
 def compressai_result(name: str, about: str, rows: list[Row], images: list[Row]) -> Row:
@@ -171,6 +158,13 @@ def bits_per_dimension(rows: list[Row], images: list[Row], less: str | None = No
     return [
         8 * (r["bytes"] - (r[less] if less else 0)) / (3 * i["width"] * i["height"])
         for r, i in zip(rows, images, strict=True)
+    ]
+
+
+def bounds_per_dimension(rows: list[Row], images: list[Row]) -> list[float]:
+    """The bound of each image."""
+    return [
+        r["bound_bits"] / (3 * i["width"] * i["height"]) for r, i in zip(rows, images, strict=True)
     ]
 
 
@@ -213,10 +207,8 @@ def image_table(images: list[Row], rows: dict[str, list[Row]], labels: Mapping[s
     for name, label in labels.items():
         columns[label] = bits_per_dimension(rows[name], images)
         if name.startswith("diffcodec") and rows[name][0]["bound_bits"] is not None:
-            columns[f"bound, {name.removeprefix('diffcodec-')}"] = [
-                r["bound_bits"] / (3 * i["width"] * i["height"])
-                for r, i in zip(rows[name], images, strict=True)
-            ]
+            effort = name.removeprefix("diffcodec-")
+            columns[f"bound, {effort}"] = bounds_per_dimension(rows[name], images)
     lines = [
         [image["name"], *(f"{values[k]:.3f}" for values in columns.values())]
         for k, image in enumerate(images)
@@ -226,6 +218,23 @@ def image_table(images: list[Row], rows: dict[str, list[Row]], labels: Mapping[s
         lines = []
     lines.append([f"mean of {len(images)}", *means])
     return Table("images", "Bits per dimension", ["image", *columns], lines)
+
+
+def our_figures(
+    images: list[Row], rows: dict[str, list[Row]], model: Model, efforts: Sequence[str]
+) -> list[Row]:
+    """Files, and the bound if it was measured, to stand above published figures."""
+    figures: list[Row] = []
+    for effort in efforts:
+        label, found = our_label(effort), rows[our_name(effort)]
+        counted = f"{len(images)} images, whole files, per image"
+        common = {"evaluations": len(model.plans[effort].levels)}
+        bpd = float(np.mean(bits_per_dimension(found, images)))
+        figures.append(common | {"name": label, "bpd": bpd, "what": counted})
+        if found[0]["bound_bits"] is not None:
+            bpd = float(np.mean(bounds_per_dimension(found, images)))
+            figures.append(common | {"name": label, "bpd": bpd, "what": "its bound"})
+    return figures
 
 
 def overhead_table(images: list[Row], ours: dict[str, list[Row]]) -> Table:
@@ -294,13 +303,18 @@ def draw(
     return pictures.save(drawn, folder, "lossless")
 
 
+def section_name(data: Dataset, chain_only: bool) -> str:
+    """Of the folder of results."""
+    return f"lossless/{data.name}-chain" if chain_only else f"lossless/{data.name}"
+
+
 def run(
     data: Dataset, model: Model, efforts: tuple[str, ...], chain_only: bool, bound: bool, out: Path
 ) -> None:
     """Measure, and write all results of a data set."""
     with bench.chain_only() if chain_only else nullcontext():
         images, rows = measure_all(data, model, efforts, chain_only, bound, out)
-    folder = out / "lossless" / (f"{data.name}-chain" if chain_only else data.name)
+    folder = out / section_name(data, chain_only)
     labels = {codec.name: codec.label for codec in lossless_codecs()}
     labels |= {our_name(effort): our_label(effort) for effort in efforts}
     about = {codec.name: codec.about for codec in lossless_codecs()}
@@ -314,8 +328,8 @@ def run(
     if bound:
         tables.append(overhead_table(images, {e: rows[our_name(e)] for e in efforts}))
     tables.append(image_table(images, rows, labels))
-    reference = published_table(data.name)
-    tables += [reference] if reference else []
+    beside = published_table(data.name, our_figures(images, rows, model, efforts))
+    tables += [beside] if beside else []
     counts: dict[str, int] = {}
     for row in rows[ours]:
         for coder, count in row["tiles"].items():
@@ -326,7 +340,7 @@ def run(
         f"{model.info.name} {model.info.id.hex()}. Tiles of {our_label(efforts[-1])}: {shares}.",
         *missing_programs(),
     ]
-    command = f"python -m bench lossless {data.options}{effort_options(efforts)}"
+    command = f"python -m bench lossless {data.options}{run_options(model, efforts)}"
     command += " --chain-only" if chain_only else ""
     picture = draw(images, rows, labels, ours, folder)
     section = Section(f"Lossless: {folder.name}", command, paragraphs, tables, [picture])

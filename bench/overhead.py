@@ -1,5 +1,6 @@
 """What relative entropy coding costs beyond the KL, and how far its samples are from q.
 
+python -m bench overhead          the first two of these:
 python -m bench overhead toy      Gaussians of known KL: the trellis beside chosen candidates (PFR)
 python -m bench overhead photo    the reverse chain of a model on crops of the example photographs
 python -m bench overhead speed    a 768 x 512 image down to 0.5 bits per pixel, without a network
@@ -90,9 +91,13 @@ def chosen_candidates(
     return index * chunks, found
 
 
-@click.group()
-def main() -> None:
-    """Choose one."""
+@click.group(invoke_without_command=True)
+@click.pass_context
+def main(ctx: click.Context) -> None:
+    """Choose one; without a choice toy and photo."""
+    if ctx.invoked_subcommand is None:
+        ctx.invoke(toy)
+        ctx.invoke(photo)
 
 
 def toy_table(quick: bool) -> Table:

@@ -1,6 +1,7 @@
 """Figures of papers and of other people's runs, to stand beside ours, each with its source."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from bench.report import Table
@@ -15,12 +16,21 @@ def published(what: str, data: str) -> tuple[str, list[Row]]:
     return (found["source"], found["curves"]) if found else ("", [])
 
 
-def published_table(data: str) -> Table | None:
-    """Published lossless figures for the data set that a name begins with."""
+def published_table(data: str, measured: Sequence[Row]) -> Table | None:
+    """Published lossless figures for the data set that a name begins with, below our own.
+
+    Args:
+        data: the name of the results.
+        measured: ``name``, ``bpd``, ``what`` and ``evaluations`` of each figure of this run.
+    """
     figures = json.loads(PUBLISHED.read_text())["lossless"]
     rows = next((rows for name, rows in figures.items() if data.startswith(name)), None)
     if rows is None:
         return None
-    columns = ["published, not measured here", "bpd", "what", "source"]
-    lines = [[r["name"], f"{r['bpd']:.2f}", r["what"], r["source"]] for r in rows]
-    return Table("published", "Published figures", columns, lines)
+    ours = [row | {"source": "measured here"} for row in measured]
+    lines = [
+        [r["name"], f"{r['bpd']:.2f}", r["what"], str(r["evaluations"] or ""), r["source"]]
+        for r in [*ours, *rows]
+    ]
+    columns = ["", "bpd", "what", "network evaluations", "source"]
+    return Table("published", "Beside published figures, not measured here", columns, lines)

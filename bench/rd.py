@@ -10,7 +10,7 @@ layers would weigh there. Curves are means over images at each setting, as in th
 import io
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from bench.codecs import Codec, lossy_codecs, missing_programs, one_pixel
 from bench.inputs import Dataset, dataset
-from bench.lossless import effort_options, is_small, our_label, our_name
-from bench.metrics import Interval, bd_rate, interval, qualities, quality_at, rate_at
+from bench.lossless import is_small, our_label, our_name, run_options
+from bench.metrics import Array, Interval, bd_rate, interval, qualities, quality_at, rate_at
 from bench.published import published
 from bench.report import OUT, Section, Table
 from bench.store import Row, Store, cpu, pixels_digest, source_digest, write_json
@@ -33,7 +33,7 @@ from diffcodec.models import Model
 
 OWN_FILES_BELOW = 128 * 128  # pixels
 LOWEST_RATE = 0.02  # bits per pixel, of pictures
-RATIOS_SHOWN = (0.4, 6.0)
+RATIOS_SHOWN = (0.4, 6.0)  # the lower end goes as far down as any codec does
 RATES = (0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)  # bits per pixel, of the table
 
 
@@ -333,6 +333,12 @@ def _last_seen(
     return inside[-1] if inside else (right, highest)
 
 
+def lowest_ratio(ratios: Iterable[Array]) -> float:
+    """The lower end of the picture: below every curve, so that none leaves it where we lose."""
+    values = np.concatenate([[RATIOS_SHOWN[0]], *(0.9 * ratio for ratio in ratios)])
+    return float(np.nanmin(values))
+
+
 def draw_ratios(
     curves: Mapping[str, Curves],
     labels: Mapping[str, str],
@@ -361,12 +367,15 @@ def draw_ratios(
         for reference, dashes in lines if rate == "bpp" else ():
             name = f"{reference['name']} {pictures.PUBLISHED}"
             others[name] = (reference["bpp"], reference["psnr-rgb"], "#444444", dashes)
-        for label, (their_rate, their_quality, shade, line) in others.items():
+        ratios = {}
+        for label, (their_rate, their_quality, _, _) in others.items():
             at = rate_at(their_rate, their_quality)
-            ratio = [at(q) / r for q, r in zip(wanted, grid, strict=True)]
-            axes.plot(grid, ratio, ls=line, color=shade, lw=1.5)
-            shown = zip(grid, ratio, strict=True)
-            seen = [(r, v) for r, v in shown if RATIOS_SHOWN[0] < v < RATIOS_SHOWN[1]]
+            ratios[label] = np.array([at(q) / r for q, r in zip(wanted, grid, strict=True)])
+        lowest, highest = lowest_ratio(ratios.values()), RATIOS_SHOWN[1]
+        for label, (_, _, shade, line) in others.items():
+            axes.plot(grid, ratios[label], ls=line, color=shade, lw=1.5)
+            shown = zip(grid, ratios[label], strict=True)
+            seen = [(r, v) for r, v in shown if lowest < v < highest]
             if seen:
                 texts.append((*seen[-1], label, shade))
         axes.axhline(1, color=pictures.OURS, lw=2)
@@ -376,7 +385,7 @@ def draw_ratios(
         counted = "without container" if rate == "payload-bpp" else "whole files"
         axes.set(xscale="log", xlabel=f"bits per pixel of diffcodec, {counted}")
         axes.set_ylabel("bits over diffcodec's at equal PSNR")
-        axes.set(yscale="log", ylim=RATIOS_SHOWN)
+        axes.set(yscale="log", ylim=(lowest, highest))
         pictures.plain_ticks(axes.xaxis)
         pictures.plain_ticks(axes.yaxis, (1, 1.5, 2, 3, 4, 5, 7))
         pictures.label_curves(axes, texts)
@@ -415,7 +424,7 @@ def run(data: Dataset, model: Model, efforts: Sequence[str], out: Path) -> None:
         *([f"Dashed curves are published, not measured here: {source}."] if references else []),
         *missing_programs(),
     ]
-    command = f"python -m bench rd {data.options}{effort_options(efforts)}"
+    command = f"python -m bench rd {data.options}{run_options(model, efforts)}"
     section = Section(f"Rate and distortion: {data.name}", command, paragraphs, tables, pictures)
     section.write(folder)
     section.show(folder)

@@ -3,13 +3,16 @@
 python -m bench report [--out results/bench] [--docs docs/benchmarks.md]
 
 Every command leaves a section in its folder: ``section.json``, ``tables.md`` and pictures. The page
-is self-contained. With --docs the tables between ``<!-- results: FOLDER/TABLE -->`` and
-``<!-- end -->`` in a Markdown file are replaced by those of this run.
+is self-contained. With --docs what is between ``<!-- results: FOLDER/NAME -->`` and
+``<!-- end -->`` in a Markdown file is replaced by the table or picture of that name, or by
+what was run (``run``) or with what (``environment``); pictures are copied to the folder
+``pictures`` beside the file.
 """
 
 import html
 import json
 import re
+import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,8 @@ import click
 from bench.store import environment, write_json
 
 OUT = Path("results/bench")
-BLOCK = re.compile(r"(<!-- results: (\S+)/(\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+MARK = "<!-- results: "
+BLOCK = re.compile(rf"({MARK}(\S+)/(\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 64rem; margin: 2rem auto;
   padding: 0 1rem }
@@ -49,6 +53,10 @@ class Table:
         lines = [self.columns, ["---"] * len(self.columns), *self.rows]
         return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
+    def captioned(self) -> str:
+        """In Markdown, under its caption."""
+        return f"**{self.caption}**\n\n{self.markdown()}"
+
     def html(self) -> str:
         """With its caption."""
 
@@ -75,8 +83,7 @@ class Section:
         """Into the folder of the run."""
         write_json(folder / "section.json", asdict(self))
         parts = [f"# {self.title}", f"    {self.command}", *self.paragraphs]
-        for table in self.tables:
-            parts += [f"**{table.caption}**", table.markdown()]
+        parts += [table.captioned() for table in self.tables]
         parts += [f"![{picture}]({picture}.svg)" for picture in self.pictures]
         (folder / "tables.md").write_text("\n\n".join([*parts, describe(self.environment)]) + "\n")
 
@@ -134,24 +141,46 @@ def _inline_svg(path: Path) -> str:
     return re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}", svg)
 
 
-def fill(text: str, found: dict[str, Section]) -> str:
-    """A Markdown text with its marked tables replaced.
+def fill(document: Path, out: Path, found: dict[str, Section]) -> None:
+    """Replace what is marked in a Markdown file; nothing is written on an error.
 
     Raises:
-        click.ClickException: if a marked table is not among the results.
+        click.ClickException: if a mark is not closed, or names no result.
     """
+    text = document.read_text()
+    if len(BLOCK.findall(text)) != text.count(MARK):
+        raise click.ClickException(
+            f"{document}: expected {MARK}FOLDER/NAME --> on a line of its own, and <!-- end --> "
+            "before the next mark"
+        )
+    copies: dict[Path, Path] = {}
 
-    def table(match: re.Match[str]) -> str:
+    def block(match: re.Match[str]) -> str:
         folder, name = match[2], match[3]
-        tables = {t.name: t for t in found[folder].tables} if folder in found else {}
-        if name not in tables:
+        texts: dict[str, str] = {}
+        if section := found.get(folder):
+            texts = {table.name: table.captioned() for table in section.tables}
+            machine = section.environment
+            memory = f"peak memory of the process {machine['peak_memory_mb']} MB."
+            texts["run"] = f"{section.paragraphs[0]} {machine['cpu']}, {memory}"
+            texts["environment"] = describe(machine)
+            for picture in section.pictures:
+                copy = Path("pictures") / f"{folder.replace('/', '-')}-{picture}.svg"
+                texts[picture] = f"![{section.title}]({copy.as_posix()})"
+                if picture == name:
+                    copies[out / folder / f"{picture}.svg"] = document.parent / copy
+        if name not in texts:
             raise click.ClickException(
-                f"no table {name!r} in the results of {folder}: found "
-                f"{', '.join(tables) or 'none'}; run the command that makes it first"
+                f"{document}: no {name!r} in the results of {folder}: found "
+                f"{', '.join(texts) or 'none'}; run the command that makes it first"
             )
-        return f"{match[1]}{tables[name].markdown()}\n{match[4]}"
+        return f"{match[1]}{texts[name]}\n{match[4]}"
 
-    return BLOCK.sub(table, text)
+    filled = BLOCK.sub(block, text)
+    for source, copy in copies.items():
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(source, copy)
+    document.write_text(filled)
 
 
 def write_page(out: Path) -> dict[str, Section]:
@@ -172,10 +201,10 @@ def write_page(out: Path) -> dict[str, Section]:
 @click.option("--out", default=OUT, type=click.Path(path_type=Path), help="Folder of results.")
 @click.option("--docs", type=click.Path(exists=True, path_type=Path), help="Markdown to fill.")
 def main(out: Path, docs: Path | None) -> None:
-    """Make one page of all results, and fill marked tables of a document."""
+    """Make one page of all results, and fill marked tables and pictures of a document."""
     found = write_page(out)
     if docs:
-        docs.write_text(fill(docs.read_text(), found))
+        fill(docs, out, found)
         click.echo(f"filled {docs}")
 
 

@@ -37,7 +37,10 @@ from diffcodec.plan import geometric_plan
 Array = NDArray[np.float64]
 
 SIDES = (32, 64, 128, 256, 512)
-CHANNELS = ((16, 24, 32), (32, 48, 64), (48, 72, 96), (64, 96, 128), (96, 144, 192))
+CHANNELS = tuple(  # the default network, narrower and wider
+    tuple(quarters * width // 4 for width in NetworkConfig().channels)
+    for quarters in (1, 2, 3, 4, 6)
+)
 STEPS = (4, 8, 16, 32)
 NETWORK_SIDE = 128  # of the tile on which networks are compared
 CALIBRATION_SIDE = 64

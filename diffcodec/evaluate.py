@@ -127,17 +127,19 @@ def bound_bits(
         for box in tile_grid(image.width, image.height):
             tile = rgb[:, box.top : box.top + box.height, box.left : box.left + box.width]
             alike.setdefault((coded, *tile.shape), []).append((i, to_domain(tile, model.color)))
-    for (coded, *_), tiles in alike.items():
-        numbers, arrays = zip(*tiles, strict=True)
-        network = model.network
-        if labels is not None:
-            assert isinstance(network, FloatUNet)
-            network = LabelledUNet(network, [labels[i] for i in numbers])
-        x = torch.from_numpy(np.stack(arrays).astype(np.float64))
-        posterior = torch_posterior(Model(model.info, network))
-        parts = chain_bound_bits(posterior, x, model.color, plan, generator, variance, coded)
-        for i, bpd in zip(numbers, parts.numpy(), strict=True):
-            totals[i] += bpd * (x[0, 0].numel() * coded)
+    for (coded, _, height, width), tiles in alike.items():
+        count = max(1, BATCH_PIXELS // (height * width))
+        for batch in (tiles[i : i + count] for i in range(0, len(tiles), count)):
+            numbers, arrays = zip(*batch, strict=True)
+            network = model.network
+            if labels is not None:
+                assert isinstance(network, FloatUNet)
+                network = LabelledUNet(network, [labels[i] for i in numbers])
+            x = torch.from_numpy(np.stack(arrays).astype(np.float64))
+            posterior = torch_posterior(Model(model.info, network))
+            parts = chain_bound_bits(posterior, x, model.color, plan, generator, variance, coded)
+            for i, bpd in zip(numbers, parts.numpy(), strict=True):
+                totals[i] += bpd * (x[0, 0].numel() * coded)
     return totals
 
 

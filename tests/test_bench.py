@@ -7,17 +7,33 @@ from dataclasses import replace
 import click
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from bench import anatomy, codecs, gate, lossless, metrics, pictures, rd, report, speed, store
+from bench import (
+    anatomy,
+    codecs,
+    demo,
+    everything,
+    gate,
+    lossless,
+    metrics,
+    overhead,
+    pictures,
+    rd,
+    report,
+    speed,
+    store,
+)
 from bench.__main__ import COMMANDS, main
-from bench.inputs import dataset, synthetic
+from bench.inputs import FOLDER, dataset, synthetic
 from bench.published import published, published_table
 from bench.store import Store, pixels_digest
 from diffcodec import decode, encode, load_model
 from diffcodec.container import parse
 from diffcodec.network import Conv, NetworkConfig, UNet
+from diffcodec.show import Preview
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +50,22 @@ def folder(photo, tmp_path_factory):
     photo.save(path / "a.png")
     photo.transpose(Image.Transpose.ROTATE_180).save(path / "b.png")
     return path
+
+
+@pytest.fixture(autouse=True)
+def labelled(monkeypatch):
+    """Every picture that a test draws has a label at every axis, or names at its bars."""
+    save = pictures.save
+
+    def check(drawn, folder, name):
+        for axes in drawn.axes:
+            bars = [tick.get_text() for tick in axes.get_yticklabels()]
+            named = any(text and not text[0].isdecimal() for text in bars)
+            assert axes.get_xlabel()
+            assert axes.get_ylabel() or named
+        return save(drawn, folder, name)
+
+    monkeypatch.setattr(pictures, "save", check)
 
 
 # --- measures -------------------------------------------------------------------------------------
@@ -156,8 +188,18 @@ def test_published_figures_have_their_source():
     assert all(len(c["bpp"]) == len(c["psnr-rgb"]) == len(c["ms-ssim-rgb"]) for c in curves)
     assert all(np.all(np.diff(c[k]) > 0) for c in curves for k in ("bpp", "psnr-rgb"))
     assert published("rd", "kodak-crop128") == ("", [])
-    assert "published" in published_table("cifar10-test").columns[0]
-    assert published_table("examples") is None
+    assert all(curve["file"].endswith(".json") for curve in curves)
+    ours = {"name": "diffcodec", "bpd": 3.5, "what": "files", "evaluations": 20}
+    table = published_table("cifar10-test-first200-chain", [ours])
+    assert table.rows[0] == ["diffcodec", "3.50", "files", "20", "measured here"]
+    assert all(all(row[:3]) and row[4] for row in table.rows)
+    figures = {(name, bpd, steps) for name, bpd, _, steps, _ in table.rows}
+    assert figures >= {
+        ("DDPM", "3.75", "1000"),
+        ("Improved DDPM, bits-back", "3.08", "100"),
+        ("ARDM-Upscale 4", "2.71", "500"),
+    }
+    assert published_table("examples", [ours]) is None
 
 
 def test_lossless_run(folder, tiny, tmp_path):
@@ -179,6 +221,26 @@ def test_lossless_run(folder, tiny, tmp_path):
     tables = {t.name: t for t in report.read_section(out / "section.json").tables}
     assert len(tables["images"].rows) == 3
     assert "bpd without container" in tables["summary"].columns
+
+
+def test_bound_of_an_image_has_every_part(photo, tiny):
+    model = load_model(tiny)
+    parts = lossless.bound_by_step(model, "fast", photo)
+    assert parts.shape == (len(model.plans["fast"].levels) + 1,)
+    assert lossless.bound_bits(model, "fast", photo) == parts.sum()
+    bare = lossless.bound_bits(model, "fast", photo.crop((0, 0, 10, 24)))
+    assert 0.4 * parts.sum() < bare < 0.6 * parts.sum()  # the other half costs about as much
+
+
+def test_small_images_stand_beside_published_figures(folder, tiny, tmp_path):
+    data = dataset(folder, 1, name="cifar10")
+    lossless.run(data, load_model(tiny), ("fast",), True, True, tmp_path)
+    section = report.read_section(tmp_path / "lossless" / "cifar10-chain" / "section.json")
+    assert section.command.endswith(" --model tiny --effort fast --chain-only")
+    table = next(table for table in section.tables if table.name == "published")
+    assert [row[3:] for row in table.rows[:2]] == [["4", "measured here"]] * 2
+    assert table.rows[1][2] == "its bound"
+    assert any("ARDM" in row[0] for row in table.rows)
 
 
 def test_chain_only_is_over_with_its_run(folder, tiny, tmp_path):
@@ -210,6 +272,12 @@ def test_rd_run(folder, tiny, tmp_path, monkeypatch):
     assert (out / "ratio.svg").exists()
 
 
+def test_the_picture_of_ratios_goes_down_to_the_worst():
+    ratios = [np.array([np.nan, 2.0]), np.array([0.1, np.nan])]
+    assert rd.lowest_ratio(ratios) == pytest.approx(0.09)
+    assert rd.lowest_ratio(ratios[:1]) == rd.RATIOS_SHOWN[0]
+
+
 def test_prefixes_are_what_files_of_their_own_would_show(photo, tiny):
     model = load_model(tiny)
     points = rd.prefixes(model, "fast", photo, 4)
@@ -230,13 +298,71 @@ def test_the_page_and_the_tables_of_documents(tmp_path):
     assert "A &lt;caption&gt;" in page
     assert page.count("<svg>") == 1
     assert 'id="q"' not in page
-    text = "a\n<!-- results: one/t -->\nold\n<!-- end -->\nb"
-    filled = report.fill(text, found)
-    assert filled == f"a\n<!-- results: one/t -->\n{table.markdown()}\n<!-- end -->\nb"
-    with pytest.raises(click.ClickException, match="no table 'u' in the results of one: found t"):
-        report.fill(text.replace("one/t", "one/u"), found)
+    document = tmp_path / "docs" / "a.md"
+    document.parent.mkdir()
+    marks = ("<!-- results: one/t -->\n", "<!-- results: one/p -->\n")
+    text = f"a\n{marks[0]}old\n<!-- end -->\nb\n{marks[1]}<!-- end -->\n"
+    document.write_text(text)
+    for _ in range(2):
+        report.fill(document, tmp_path, found)
+    assert document.read_text() == (
+        f"a\n{marks[0]}**A <caption>**\n\n{table.markdown()}\n<!-- end -->\nb\n"
+        f"{marks[1]}![One](pictures/one-p.svg)\n<!-- end -->\n"
+    )
+    assert (tmp_path / "docs" / "pictures" / "one-p.svg").read_text().startswith("<?xml")
+    document.write_text(text.replace("one/t", "one/run").replace("one/p", "one/environment"))
+    report.fill(document, tmp_path, found)
+    assert f"text {store.cpu()}, peak memory" in document.read_text()
+    assert f"{report.describe(found['one'].environment)}\n" in document.read_text()
+    for wrong, message in (
+        (text.replace("one/t", "one/u"), "no 'u' in the results of one: found t, run, .* p; run"),
+        (text.replace("one/p", "two/p"), "no 'p' in the results of two: found none"),
+        (text.replace("<!-- end -->\nb", "b"), "and <!-- end --> before the next mark"),
+        (text.replace("one/t", "t"), "expected <!-- results: FOLDER/NAME -->"),
+    ):
+        document.write_text(wrong)
+        with pytest.raises(click.ClickException, match=message):
+            report.fill(document, tmp_path, found)
+        assert document.read_text() == wrong
     with pytest.raises(click.ClickException, match="no results"):
         report.write_page(tmp_path / "nothing")
+
+
+def test_a_full_run_makes_all_that_the_documents_mark(photo, tmp_path, monkeypatch):
+    made = {"speed"}
+    monkeypatch.setattr(
+        lossless, "run", lambda data, *rest: made.add(lossless.section_name(data, rest[2]))
+    )
+    monkeypatch.setattr(rd, "run", lambda data, *rest: made.add(f"rd/{data.name}"))
+    for name in ("kodak", "cifar10"):
+        (tmp_path / name).mkdir()
+    photo.save(tmp_path / "kodak" / "01.png")
+    np.save(tmp_path / "cifar10" / "test.npy", np.zeros((2, 32, 32, 3), np.uint8))
+    everything.run_kodak(tmp_path / "kodak", None, False, tmp_path)
+    everything.run_cifar(tmp_path / "cifar10" / "test.npy", None, False, tmp_path)
+    text = (FOLDER / "docs" / "benchmarks.md").read_text()
+    marks = report.BLOCK.findall(text)
+    assert len(marks) == text.count(report.MARK) > 0
+    assert {mark[1] for mark in marks} <= made
+
+
+# --- the demonstration ----------------------------------------------------------------------------
+
+
+def test_the_demonstration_chooses_some_timesteps():
+    pixel = Image.new("RGB", (1, 1))
+    chain = [Preview(t, pixel, 9, None) for t in range(16, -1, -1)]
+    assert [preview.timestep for preview in demo.choose_previews(chain)] == [12, 10, 7, 4]
+    assert demo.choose_previews(chain[-1:]) == []
+
+
+def test_the_demonstration(folder, tiny, tmp_path, no_webp, capsys):
+    options = [str(folder / "a.png"), "--model", str(tiny), "--out", str(tmp_path)]
+    demo.main(options, standalone_mode=False)
+    printed = capsys.readouterr().out
+    assert "every sample equal the original" in printed
+    assert all(name in printed for name in ("PNG", "WebP", "JPEG XL", "diffcodec", "timestep"))
+    assert {"a.dfc", "previews.png", "a-timestep-04.png"} <= {p.name for p in tmp_path.iterdir()}
 
 
 SMOOTH = "kodim15.png 120,40 32"
@@ -323,6 +449,15 @@ def test_every_command_is_there(name):
     assert CliRunner().invoke(main, [name, "--help"]).exit_code == 0
 
 
+def test_overhead_alone_is_of_gaussians_and_photographs(monkeypatch):
+    ran = []
+    for name in ("run_toy", "run_photo"):
+        monkeypatch.setattr(overhead, name, lambda *options, name=name: ran.append(name))
+    assert CliRunner().invoke(main, ["overhead"]).exit_code == 0
+    assert CliRunner().invoke(main, ["overhead", "toy"]).exit_code == 0
+    assert ran == ["run_toy", "run_photo", "run_toy"]
+
+
 def test_a_missing_folder_is_an_error():
     result = CliRunner().invoke(main, ["lossless", "--data", "nowhere"])
     assert result.exit_code == 1
@@ -336,6 +471,14 @@ def test_the_fit_is_exact_on_a_line_and_never_negative():
     intercept, slope = speed.linear_fit([1, 2, 3], [1, 2.5, 4])
     assert intercept == 0
     assert slope > 0
+
+
+@pytest.mark.parametrize("channels", speed.CHANNELS)
+def test_networks_of_every_width_work(channels):
+    with torch.device("meta"):
+        network = UNet(NetworkConfig(channels=channels))
+        mean, _ = network.posterior_x(torch.zeros(1, 3, 16, 16), torch.ones(1))
+    assert mean.shape == (1, 3, 16, 16)
 
 
 def test_multiplications_of_a_network_are_counted():
