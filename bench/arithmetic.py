@@ -28,7 +28,7 @@ from diffcodec import decode, load_model
 from diffcodec.codec import encode_many
 from diffcodec.data import find_images
 from diffcodec.images import read_image
-from diffcodec.int8 import ByteConv, digits, kernels_work
+from diffcodec.int8 import ByteConv, kernels_work, shifted
 from diffcodec.models import Model
 
 TILE, REPEATS = 256, 5
@@ -114,9 +114,9 @@ def compare_kernels(channels: Sequence[int], patch: int) -> None:
         x = torch.randint(0, 1000, (1, c, side, side), generator=generator).float()
         w = torch.randint(-127, 128, (c, c, 3, 3), generator=generator).float()
         x, w = (t.contiguous(memory_format=torch.channels_last) for t in (x, w))
-        pair, conv = digits(x), ByteConv(w)
+        bits, conv = shifted(x), ByteConv(w)
         floating = median_seconds(lambda x=x, w=w: F.conv2d(x, w, padding=1))  # type: ignore[misc]
-        in_bytes = median_seconds(lambda p=pair, c=conv: c.sums_of_digits(*p))  # type: ignore[misc]
+        in_bytes = median_seconds(lambda b=bits, c=conv: c.sums(b))  # type: ignore[misc]
         times = f"{1000 * floating:.2f} | {1000 * in_bytes:.2f} | {floating / in_bytes:.1f}"
         click.echo(f"| {c} | {side} x {side} | {times} |")
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 DIGIT = 128  # base of the two digits
 HIGH_ZERO, LOW_ZERO = 32, 64  # what stands for zero: both digits have a sign
+LOWER_DIGITS = (-LOW_ZERO, DIGIT - 1 - LOW_ZERO)
 
 
 class ByteConv:
@@ -29,11 +30,17 @@ class ByteConv:
             *([1, 1], self._padding, [1, 1], 1),
         )
 
-    def sums(self, x: Tensor, zero: int, unit: int = 1) -> Tensor:
-        """Of inputs ``unit (x - zero)``, x uint8 [batch, in, height, width], channels last.
+    def sums(self, x: Tensor) -> Tensor:
+        """Of integers that were :func:`shifted`, [batch, in, height, width], channels last.
 
-        The unit is a power of two, which changes no digit of a float.
+        Exact where the sums of the integers and those of their lower digits are below 2^24.
         """
+        high, low = (x >> 7).to(torch.uint8), (x & (DIGIT - 1)).to(torch.uint8)
+        # A power of two as the unit changes no digit of a float.
+        return self.digit_sums(high, HIGH_ZERO, DIGIT).add_(self.digit_sums(low, LOW_ZERO, 1))
+
+    def digit_sums(self, x: Tensor, zero: int, unit: int) -> Tensor:
+        """Of ``unit (x - zero)``, x uint8."""
         out: Tensor = torch.ops.onednn.qconv_pointwise(
             *(x, float(unit), zero, self._packed, self._scales, self._zeros, None),
             *([1, 1], self._padding, [1, 1], 1),
@@ -41,16 +48,10 @@ class ByteConv:
         )
         return out
 
-    def sums_of_digits(self, high: Tensor, low: Tensor) -> Tensor:
-        """Of the integers that the digits stand for; below 2^24, so exact."""
-        return self.sums(high, HIGH_ZERO, DIGIT).add_(self.sums(low, LOW_ZERO))
 
-
-def digits(integers: Tensor) -> tuple[Tensor, Tensor]:
-    """``high, low`` of ``DIGIT * (high - HIGH_ZERO) + low - LOW_ZERO``, -4096..4095; uint8."""
-    shifted = integers + LOW_ZERO
-    high = torch.div(shifted, DIGIT, rounding_mode="floor")
-    return (high + HIGH_ZERO).to(torch.uint8), (shifted - DIGIT * high).to(torch.uint8)
+def shifted(integers: Tensor) -> Tensor:
+    """Integers -4096..4095 as int16 whose bits are the two digits, each with its zero."""
+    return (integers + (DIGIT * HIGH_ZERO + LOW_ZERO)).to(torch.int16)
 
 
 @cache
@@ -73,9 +74,10 @@ def _is_exact(kernel: int) -> bool:
         conv = ByteConv(weight)
         inputs = torch.randint(-4096, 4096, image, generator=generator)
         for x in (inputs, torch.full(image, 4095), torch.full(image, -4096)):
-            high, low = (d.contiguous(memory_format=torch.channels_last) for d in digits(x))
-            for digit, zero, unit in ((high, HIGH_ZERO, DIGIT), (low, LOW_ZERO, 1)):
-                found = conv.sums(digit, zero, unit)
+            bits = shifted(x)
+            for digit, zero, unit in ((bits >> 7, HIGH_ZERO, DIGIT), (bits & 127, LOW_ZERO, 1)):
+                sent = digit.to(torch.uint8).contiguous(memory_format=torch.channels_last)
+                found = conv.digit_sums(sent, zero, unit)
                 value = unit * (digit.double() - zero)
                 expected = F.conv2d(value, weight.double(), padding=kernel // 2)
                 if found.dtype != torch.float32 or not torch.equal(found.double(), expected):

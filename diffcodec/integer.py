@@ -17,7 +17,7 @@ from torch import Tensor
 
 from diffcodec.color import DOMAINS
 from diffcodec.errors import ModelMismatchError
-from diffcodec.int8 import DIGIT, LOW_ZERO, ByteConv, digits, kernels_work
+from diffcodec.int8 import LOWER_DIGITS, ByteConv, kernels_work, shifted
 from diffcodec.network import FOURIER_PERIOD, LOG_VARIANCE_RANGE, NetworkConfig
 
 EXACT_LIMIT = 2**24  # float32 holds every integer up to here
@@ -78,10 +78,10 @@ def is_behind_silu(name: str) -> bool:
 
 
 def takes_bytes(name: str, weight: Tensor) -> bool:
-    """Whether the named convolution's inputs may go through it as two digits, each exactly."""
+    """Whether 8-bit kernels may do the named convolution: the sums of either digit are exact."""
     if weight.dtype != torch.int8 or not is_behind_silu(name):
         return False
-    return largest_sum(weight, [(-LOW_ZERO, DIGIT - 1 - LOW_ZERO)]) < EXACT_LIMIT
+    return largest_sum(weight, [LOWER_DIGITS]) < EXACT_LIMIT
 
 
 def largest_sum(weight: Tensor, ranges: Iterable[tuple[int, int]]) -> int:
@@ -131,7 +131,7 @@ class IntegerConv(NamedTuple):
     bias: NDArray[np.float64]  # [out]
     units: list[float]  # what one unit of its inputs is worth, at each noise level
     limits: list[int]  # the largest magnitude of its inputs, at each noise level
-    in_bytes: ByteConv | None = None  # the same with inputs in two digits, where that is faster
+    in_bytes: ByteConv | None = None  # the same by 8-bit kernels, where there are any
 
     def sums(self, x: Tensor, stride: int = 1) -> Tensor:
         """The exact integer sums."""
@@ -171,7 +171,7 @@ class IntegerUNet:
             if name.endswith(".affine.table")
         }
         self._convs: dict[str, IntegerConv] = {}
-        self._tables: dict[tuple[str, int], tuple[Tensor, ...]] = {}
+        self._tables: dict[tuple[str, int], Tensor] = {}
         for name in (n.removesuffix(".input") for n in tensors if n.endswith(".input")):
             inputs = tensors[f"{name}.input"].double()
             if inputs.shape != (len(self.levels), 2) or not (inputs[:, 0] > 0).all():
@@ -272,12 +272,8 @@ class IntegerUNet:
 
     def _sums_of_silu(self, name: str, level: int, u: Tensor) -> Tensor:
         """The named convolution's sums for u in table steps; overwrites u."""
-        conv = self._convs[name]
-        if conv.in_bytes is None:
-            (x,) = self._activate(name, level, u)
-            return conv.sums(x)
-        high, low = self._activate(name, level, u)
-        return conv.in_bytes.sums_of_digits(high, low)
+        conv, x = self._convs[name], self._activate(name, level, u)
+        return conv.sums(x) if conv.in_bytes is None else conv.in_bytes.sums(x)
 
     def _scaled(self, conv: IntegerConv, level: int, sums: Tensor) -> Tensor:
         """What the sums stand for; overwrites them."""
@@ -289,11 +285,8 @@ class IntegerUNet:
         conv = self._convs[name]
         return silu_steps(conv.units[level] * conv.limits[level])
 
-    def _silu_tables(self, name: str, level: int) -> tuple[Tensor, ...]:
-        """SiLU from table steps to what the named convolution takes, [8193].
-
-        That is integers, or their two digits.
-        """
+    def _silu_integers(self, name: str, level: int) -> Tensor:
+        """SiLU from table steps to the integers that the named convolution takes, [8193]."""
         if (name, level) not in self._tables:
             conv = self._convs[name]
             stride = SILU_STEPS // self._steps(name, level)
@@ -301,16 +294,17 @@ class IntegerUNet:
             silu = self._silu[middle - reach : middle + reach + 1 : stride]
             table = np.minimum(np.rint(silu / conv.units[level]), conv.limits[level])
             integers = torch.from_numpy(table).float()
-            self._tables[name, level] = (integers,) if conv.in_bytes is None else digits(integers)
+            self._tables[name, level] = integers if conv.in_bytes is None else shifted(integers)
         return self._tables[name, level]
 
-    def _activate(self, name: str, level: int, u: Tensor) -> list[Tensor]:
-        """SiLU by table to what the named convolution takes; overwrites u."""
-        index = u.clamp_(-SILU_HALF, SILU_HALF).round_().add_(SILU_HALF).to(torch.int32)
+    def _activate(self, name: str, level: int, u: Tensor) -> Tensor:
+        """SiLU by table to the integers that the named convolution takes; overwrites u."""
+        index = u.clamp_(-SILU_HALF, SILU_HALF).round_().add_(SILU_HALF).long()
         n, c, height, width = u.shape
         flat = index.permute(0, 2, 3, 1).reshape(-1)  # memory order
-        found = (table.index_select(0, flat) for table in self._silu_tables(name, level))
-        return [x.view(n, height, width, c).permute(0, 3, 1, 2) for x in found]
+        # gather takes all threads, which index_select does not
+        looked_up = self._silu_integers(name, level).gather(0, flat)
+        return looked_up.view(n, height, width, c).permute(0, 3, 1, 2)
 
     def _resample(self, name: str, level: int, h: Tensor, stride: int) -> Tensor:
         """A convolution of the rounded stream itself."""
@@ -322,7 +316,7 @@ class IntegerUNet:
     def _output(self, level: int, h: Tensor) -> Tensor:
         """Last convolution, its input in two digits."""
         conv = self._convs["conv_out"]
-        (x,) = self._activate("conv_out", level, h * self._steps("conv_out", level))
+        x = self._activate("conv_out", level, h * self._steps("conv_out", level))
         high = (x * (1 / OUTPUT_DIGIT)).floor_()
         low = x.sub_(high * OUTPUT_DIGIT)
         sums = conv.sums(high).mul_(OUTPUT_DIGIT).add_(conv.sums(low))

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from diffcodec import int8
-from diffcodec.int8 import DIGIT, HIGH_ZERO, LOW_ZERO, ByteConv, digits, kernels_work
+from diffcodec.int8 import DIGIT, HIGH_ZERO, LOW_ZERO, ByteConv, kernels_work, shifted
 
 with_kernels = pytest.mark.skipif(not kernels_work(), reason="no 8-bit kernels on this machine")
 
@@ -20,11 +20,11 @@ def afresh():
 
 def test_digits_stand_for_their_integer():
     integers = torch.arange(-4096, 4096)
-    high, low = digits(integers)
-    assert high.dtype == low.dtype == torch.uint8
-    assert max(high.max(), low.max()) < DIGIT  # 7 bits, so that no kernel saturates
-    values = DIGIT * (high.int() - HIGH_ZERO) + low.int() - LOW_ZERO
-    assert torch.equal(values, integers.int())
+    bits = shifted(integers)
+    high, low = bits >> 7, bits & 127
+    assert bits.dtype == torch.int16
+    assert high.min() >= 0 and high.max() < DIGIT  # 7 bits, so that no kernel saturates
+    assert torch.equal(DIGIT * (high - HIGH_ZERO) + low - LOW_ZERO, integers)
 
 
 @pytest.mark.skipif(
@@ -44,14 +44,14 @@ def test_sums_are_those_of_integers(kernel, shape):
     weight = torch.randint(-20, 21, (56, shape[1], kernel, kernel), generator=generator)
     expected = F.conv2d(x.double(), weight.double(), padding=kernel // 2)
     assert expected.abs().max() < 2**24
-    high, low = (d.contiguous(memory_format=torch.channels_last) for d in digits(x))
-    assert torch.equal(ByteConv(weight).sums_of_digits(high, low).double(), expected)
+    bits = shifted(x).contiguous(memory_format=torch.channels_last)
+    assert torch.equal(ByteConv(weight).sums(bits).double(), expected)
 
 
 @with_kernels
 def test_kernels_that_saturate_are_not_used(monkeypatch):
-    plain = ByteConv.sums
-    monkeypatch.setattr(ByteConv, "sums", lambda *a: plain(*a).clamp_max(2**15))
+    plain = ByteConv.digit_sums
+    monkeypatch.setattr(ByteConv, "digit_sums", lambda *a: plain(*a).clamp_max(2**15))
     kernels_work.cache_clear()
     assert not kernels_work()
 

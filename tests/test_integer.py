@@ -20,7 +20,7 @@ from torch import Tensor
 
 from diffcodec.diffusion import q_sample
 from diffcodec.errors import ModelMismatchError
-from diffcodec.int8 import digits, kernels_work
+from diffcodec.int8 import kernels_work, shifted
 from diffcodec.integer import (
     EXACT_LIMIT,
     INPUT_RANGES,
@@ -161,7 +161,7 @@ def exact_sums(weight: Tensor, x: Tensor, stride: int) -> Tensor:
 def input_range(in_float32: IntegerUNet, name: str, level: int) -> tuple[int, int]:
     """What can enter the named convolution at a noise level."""
     if is_behind_silu(name):
-        (table,) = in_float32._silu_tables(name, level)
+        table = in_float32._silu_integers(name, level)
         low, high = (int(f(table)) for f in (torch.min, torch.max))
         return (low // OUTPUT_DIGIT, OUTPUT_DIGIT - 1) if name == "conv_out" else (low, high)
     limit = in_float32._convs[name].limits[level]
@@ -190,8 +190,8 @@ def test_every_convolution_is_exact_for_extreme_inputs(
         expected = exact_sums(conv.weight, x, stride)
         assert torch.equal(found.double(), expected.double()), name
         if conv.in_bytes is not None:
-            pair = (d.contiguous(memory_format=torch.channels_last) for d in digits(x))
-            assert torch.equal(conv.in_bytes.sums_of_digits(*pair), found), name
+            bits = shifted(x).contiguous(memory_format=torch.channels_last)
+            assert torch.equal(conv.in_bytes.sums(bits), found), name
         assert expected.abs().max() <= largest_sum(conv.weight, [(low, high)]) < EXACT_LIMIT
     assert len(integer._convs) == 3 + 2 * 2 * sum(CONFIG.blocks) + 2
 
@@ -223,7 +223,7 @@ def test_a_silu_table_is_as_fine_as_its_reach_allows(in_float32, top, steps):
     one = in_float32._convs[conv]._replace(units=[top / limit] * 4)
     fake = copy.copy(in_float32)
     fake._convs, fake._tables = {conv: one}, {}
-    (table,) = fake._silu_tables(conv, 0)
+    table = fake._silu_integers(conv, 0)
     u = (torch.arange(2 * SILU_HALF + 1) - SILU_HALF).double() / steps
     expected = (F.silu(u) * (limit / top)).clamp_max(limit)
     assert (table - expected).abs().max() < 0.5 + 1e-3
