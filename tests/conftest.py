@@ -1,9 +1,13 @@
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
 from tiny import tiny_model
+
+# Under nohup hangups are ignored, and what a test starts would inherit that.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # The tensors are small: threads cost more than they give, above all on a busy machine.
 torch.set_num_threads(1)
