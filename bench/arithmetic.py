@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 
 import click
 import numpy as np
@@ -31,10 +32,11 @@ from diffcodec.images import read_image
 from diffcodec.int8 import ByteConv, kernels_work, shifted
 from diffcodec.models import Model
 
-TILE, REPEATS = 256, 5
+TILE, REPEATS, TURNS = 256, 5, 21
 DECODE = """
 import json, sys
 from pathlib import Path
+from statistics import median
 from diffcodec import decode, load_model
 from diffcodec.errors import DiffcodecError
 
@@ -65,7 +67,7 @@ def median_seconds(work: Callable[[], object]) -> float:
         start = time.perf_counter()
         work()
         times.append(time.perf_counter() - start)
-    return sorted(times)[REPEATS // 2]
+    return median(times)
 
 
 def compare_sizes(models: dict[str, Model], crops: list[Image.Image]) -> None:
@@ -88,14 +90,18 @@ def compare_times(models: dict[str, Model]) -> None:
     """Print the time of one evaluation on one tile."""
     z = np.random.default_rng(0).normal(100, 50, (1, 3, TILE, TILE))
     sigma = models["integer"].plans["default"].levels[5]
-    seconds = {
-        name: median_seconds(lambda model=model: model.posterior_x(z, sigma))  # type: ignore[misc]
-        for name, model in models.items()
-    }
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(1 + TURNS):
+        for name, model in models.items():
+            start = time.perf_counter()
+            model.posterior_x(z, sigma)
+            times[name].append(time.perf_counter() - start)
+    seconds = {name: median(found[1:]) for name, found in times.items()}  # the first warms up
     ratio = seconds["float"] / seconds["integer"]
     click.echo(
-        f"\none evaluation on {TILE} x {TILE} pixels: integer {seconds['integer']:.3f} s, float "
-        f"{seconds['float']:.3f} s: integer is {ratio:.2f} times as fast"
+        f"\none evaluation on {TILE} x {TILE} pixels, {torch.get_num_threads()} threads: integer "
+        f"{seconds['integer']:.3f} s, float {seconds['float']:.3f} s, medians of {TURNS} in turn: "
+        f"integer is {ratio:.2f} times as fast"
     )
 
 

@@ -9,7 +9,7 @@ for the same image and plan, estimated by one sample of the chain.
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -99,22 +99,59 @@ def measure_all(
     images: list[Row] = []
     rows: dict[str, list[Row]] = {}
     codecs = lossless_codecs()
-    for name, image in tqdm(data.images(), data.name, len(data), disable=None):
-        digest = pixels_digest(image)
-        images.append(
-            {"name": name, "width": image.width, "height": image.height, "digest": digest}
-        )
-        common: Row = {"what": "lossless", "image": digest, "cpu": cpu()}
+    for described, image in described_images(data):
+        images.append(described)
+        common: Row = {"what": "lossless", "image": described["digest"], "cpu": cpu()}
         for codec in codecs:
             key = common | {"codec": codec.name, "setting": codec.settings[0], "by": codec.about}
             row = store.get(key, partial(measure_codec, codec, image))
             rows.setdefault(codec.name, []).append(row)
         for effort in efforts:
-            key = common | {"codec": "diffcodec", "effort": effort, "model": model.info.id.hex()}
-            key |= {"source": source_digest(), "chain_only": chain_only, "bound": bound}
+            key = common | our_key(model, effort) | {"chain_only": chain_only, "bound": bound}
             row = store.get(key, partial(measure, model, effort, image, bound))
             rows.setdefault(our_name(effort), []).append(row)
     return images, rows
+
+
+def described_images(data: Dataset) -> Iterator[tuple[Row, Image.Image]]:
+    """Each with its name, size and digest; shows progress."""
+    for name, image in tqdm(data.images(), data.name, len(data), disable=None):
+        size = {"width": image.width, "height": image.height}
+        yield {"name": name} | size | {"digest": pixels_digest(image)}, image
+
+
+def our_key(model: Model, effort: str) -> Row:
+    """What a stored row of ours depends on, beside the image."""
+    by = {"model": model.info.id.hex(), "source": source_digest()}
+    return {"codec": "diffcodec", "effort": effort} | by
+
+
+def measuring_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Which images, models and efforts, and where results go."""
+    options = (
+        click.option(
+            "--data", required=True, type=click.Path(path_type=Path), help="Folder or .npy."
+        ),
+        click.option("--model", default=DEFAULT_MODEL, help="Name or path."),
+        click.option(
+            "--effort",
+            "efforts",
+            multiple=True,
+            default=("default",),
+            help="More than one: repeat it.",
+        ),
+        click.option(
+            "--crop", type=int, help="Take the central square of so many pixels of each image."
+        ),
+        click.option("--limit", type=int, help="Only the first so many images."),
+        click.option("--name", help="Of the results, instead of the data's."),
+        click.option(
+            "--out", default=OUT, type=click.Path(path_type=Path), help="Folder of results."
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def our_name(effort: str) -> str:
@@ -349,17 +386,9 @@ def run(
 
 
 @click.command()
-@click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder or .npy.")
-@click.option("--model", default=DEFAULT_MODEL, help="Name or path.")
-@click.option(
-    "--effort", "efforts", multiple=True, default=("default",), help="More than one: repeat it."
-)
-@click.option("--crop", type=int, help="Take the central square of so many pixels of each image.")
-@click.option("--limit", type=int, help="Only the first so many images.")
+@measuring_options
 @click.option("--chain-only", is_flag=True, help="Let no tile take WebP.")
 @click.option("--bound/--no-bound", default=True, help="The bound takes as long as encoding.")
-@click.option("--name", help="Of the results, instead of the data's.")
-@click.option("--out", default=OUT, type=click.Path(path_type=Path), help="Folder of results.")
 def main(
     data: Path,
     model: str,

@@ -18,17 +18,23 @@ from typing import Any
 import click
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from bench.codecs import Codec, lossy_codecs, missing_programs, one_pixel
 from bench.inputs import Dataset, dataset
-from bench.lossless import is_small, our_label, our_name, run_options
+from bench.lossless import (
+    described_images,
+    is_small,
+    measuring_options,
+    our_key,
+    our_label,
+    our_name,
+    run_options,
+)
 from bench.metrics import Array, Interval, bd_rate, interval, qualities, quality_at, rate_at
 from bench.published import published
-from bench.report import OUT, Section, Table
-from bench.store import Row, Store, cpu, pixels_digest, source_digest, write_json
+from bench.report import Section, Table
+from bench.store import Row, Store, cpu, write_json
 from diffcodec import decode, encode, iter_decode, load_model
-from diffcodec.model_file import DEFAULT_MODEL
 from diffcodec.models import Model
 
 OWN_FILES_BELOW = 128 * 128  # pixels
@@ -133,19 +139,15 @@ def measure_all(
     images: list[Row] = []
     points: dict[str, list[list[Row]]] = {}
     codecs = lossy_codecs()
-    for name, image in tqdm(data.images(), data.name, len(data), disable=None):
-        digest = pixels_digest(image)
-        images.append(
-            {"name": name, "width": image.width, "height": image.height, "digest": digest}
-        )
-        common: Row = {"what": "rd", "image": digest, "cpu": cpu()}
+    for described, image in described_images(data):
+        images.append(described)
+        common: Row = {"what": "rd", "image": described["digest"], "cpu": cpu()}
         for codec in codecs:
             key = common | {"codec": codec.name, "settings": codec.settings, "by": codec.about}
             row = store.get(key, partial(measure_codec, codec, image))
             points.setdefault(codec.name, []).append(row["points"])
         for effort in efforts:
-            key = common | {"codec": "diffcodec", "effort": effort, "model": model.info.id.hex()}
-            key["source"] = source_digest()
+            key = common | our_key(model, effort)
             row = store.get(key, partial(measure, model, effort, image))
             points.setdefault(our_name(effort), []).append(row["points"])
     return images, points
@@ -431,15 +433,7 @@ def run(data: Dataset, model: Model, efforts: Sequence[str], out: Path) -> None:
 
 
 @click.command()
-@click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder or .npy.")
-@click.option("--model", default=DEFAULT_MODEL, help="Name or path.")
-@click.option(
-    "--effort", "efforts", multiple=True, default=("default",), help="More than one: repeat it."
-)
-@click.option("--crop", type=int, help="Take the central square of so many pixels of each image.")
-@click.option("--limit", type=int, help="Only the first so many images.")
-@click.option("--name", help="Of the results, instead of the data's.")
-@click.option("--out", default=OUT, type=click.Path(path_type=Path), help="Folder of results.")
+@measuring_options
 def main(
     data: Path,
     model: str,

@@ -111,6 +111,16 @@ def _model_option(description: str) -> Callable[[Callable[..., None]], Callable[
     return click.option("--model", metavar="NAME_OR_PATH", help=description)
 
 
+def _effort_option(description: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    return click.option(
+        "--effort",
+        type=click.Choice(CHAIN_CODERS),
+        default="default",
+        show_default=True,
+        help=description,
+    )
+
+
 _paths = click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 _output = click.option("-o", "--output", metavar="OUT", help="Where to write the one output.")
 _output_dir = click.option(
@@ -164,13 +174,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 @click.argument("paths", nargs=-1, required=True, metavar="IN [OUT]")
 @_output
 @_output_dir
-@click.option(
-    "--effort",
-    type=click.Choice(CHAIN_CODERS),
-    default="default",
-    show_default=True,
-    help="How many evaluations of the network to spend, in encoding and decoding.",
-)
+@_effort_option("How many evaluations of the network to spend, in encoding and decoding.")
 @click.option(
     "--timestep",
     type=click.IntRange(min=1),
@@ -954,13 +958,7 @@ def _resume(trainer: "Trainer") -> None:
 @cli.command(short_help="Measure a model on images: the bound and whole files.")
 @click.option("--data", metavar="DIR", required=True, help="Folder of images, or a .npy or .npz.")
 @_model_option(f"A shipped model, or a model file.  [default: {DEFAULT_MODEL}]")
-@click.option(
-    "--effort",
-    type=click.Choice(CHAIN_CODERS),
-    default="default",
-    show_default=True,
-    help="Which of the model's plans.",
-)
+@_effort_option("Which of the model's plans.")
 @click.option(
     "--timesteps",
     type=click.IntRange(min=2),

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-DIGIT = 128  # base of the two digits
+DIGIT_BITS = 7
+DIGIT = 1 << DIGIT_BITS  # base of the two digits
 HIGH_ZERO, LOW_ZERO = 32, 64  # what stands for zero: both digits have a sign
 LOWER_DIGITS = (-LOW_ZERO, DIGIT - 1 - LOW_ZERO)
 
@@ -35,7 +36,7 @@ class ByteConv:
 
         Exact where the sums of the integers and those of their lower digits are below 2^24.
         """
-        high, low = (x >> 7).to(torch.uint8), (x & (DIGIT - 1)).to(torch.uint8)
+        high, low = digits(x)
         # A power of two as the unit changes no digit of a float.
         return self.digit_sums(high, HIGH_ZERO, DIGIT).add_(self.digit_sums(low, LOW_ZERO, 1))
 
@@ -52,6 +53,11 @@ class ByteConv:
 def shifted(integers: Tensor) -> Tensor:
     """Integers -4096..4095 as int16 whose bits are the two digits, each with its zero."""
     return (integers + (DIGIT * HIGH_ZERO + LOW_ZERO)).to(torch.int16)
+
+
+def digits(bits: Tensor) -> tuple[Tensor, Tensor]:
+    """The two of integers that were :func:`shifted`, the upper one first, uint8."""
+    return (bits >> DIGIT_BITS).to(torch.uint8), (bits & (DIGIT - 1)).to(torch.uint8)
 
 
 @cache
@@ -74,10 +80,9 @@ def _is_exact(kernel: int) -> bool:
         conv = ByteConv(weight)
         inputs = torch.randint(-4096, 4096, image, generator=generator)
         for x in (inputs, torch.full(image, 4095), torch.full(image, -4096)):
-            bits = shifted(x)
-            for digit, zero, unit in ((bits >> 7, HIGH_ZERO, DIGIT), (bits & 127, LOW_ZERO, 1)):
-                sent = digit.to(torch.uint8).contiguous(memory_format=torch.channels_last)
-                found = conv.digit_sums(sent, zero, unit)
+            high, low = digits(shifted(x).contiguous(memory_format=torch.channels_last))
+            for digit, zero, unit in ((high, HIGH_ZERO, DIGIT), (low, LOW_ZERO, 1)):
+                found = conv.digit_sums(digit, zero, unit)
                 value = unit * (digit.double() - zero)
                 expected = F.conv2d(value, weight.double(), padding=kernel // 2)
                 if found.dtype != torch.float32 or not torch.equal(found.double(), expected):

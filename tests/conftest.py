@@ -6,6 +6,8 @@ import torch
 from hypothesis import settings
 from tiny import tiny_model
 
+from diffcodec import codec, layered
+
 # Under nohup hangups are ignored, and what a test starts would inherit that.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
@@ -16,6 +18,13 @@ torch.set_num_threads(1)
 settings.register_profile("diffcodec", deadline=None, max_examples=50, derandomize=True)
 settings.register_profile("fuzz", deadline=None, max_examples=5000)
 settings.load_profile("diffcodec")
+
+
+@pytest.fixture
+def chain_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The chain of a random network never wins: let the other coders fail to compress."""
+    for module in (codec, layered):
+        monkeypatch.setattr(module, "encode_fallback", lambda image: ("raw", bytes(1 << 22)))
 
 
 @pytest.fixture(scope="session")

@@ -56,12 +56,6 @@ def model(tiny: Path) -> Model:
     return load_model(tiny)
 
 
-@pytest.fixture
-def chain_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The chain of a random network never wins: let the other coders fail to compress."""
-    monkeypatch.setattr(codec, "encode_fallback", lambda image: ("raw", bytes(1 << 22)))
-
-
 def smooth(size: tuple[int, int], mode: str = "RGB", seed: int = 0) -> Image.Image:
     """Waves with a little noise, every channel different."""
     rng = np.random.default_rng(seed)

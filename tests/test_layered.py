@@ -38,12 +38,6 @@ def model(tiny: Path) -> Model:
     return load_model(tiny)
 
 
-@pytest.fixture
-def chain_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The chain of a random network never wins: let the other coders fail to compress."""
-    monkeypatch.setattr(layered, "encode_fallback", lambda image: ("raw", bytes(1 << 22)))
-
-
 def smooth(size: tuple[int, int], mode: str = "RGB") -> Image.Image:
     rng = np.random.default_rng(0)
     y, x = np.mgrid[: size[1], : size[0]]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffcodec import codec, decode, encode, layered, load_model, recover
+from diffcodec import codec, decode, encode, load_model, recover
 from diffcodec.container import Box, pack, parse, tile_grid
 from diffcodec.errors import CorruptError, LimitError, ModelMismatchError, TruncatedError
 from diffcodec.limits import Limits
@@ -21,13 +21,6 @@ BOXES = tile_grid(*SIZE)  # three
 @pytest.fixture(scope="module")
 def model(tiny: Path) -> Model:
     return load_model(tiny)
-
-
-@pytest.fixture
-def chain_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The chain of a random network never wins: let the other coders fail to compress."""
-    for module in (codec, layered):
-        monkeypatch.setattr(module, "encode_fallback", lambda image: ("raw", bytes(1 << 22)))
 
 
 def picture(mode: str = "RGB") -> Image.Image:

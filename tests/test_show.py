@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from PIL import Image
 from tiny import TIMESTEPS
 
-from diffcodec import codec, decode, encode, layered, load_model
+from diffcodec import codec, decode, encode, load_model
 from diffcodec.cli import cli
 from diffcodec.container import parse
 from diffcodec.errors import CorruptError
@@ -44,13 +44,6 @@ def picture(size: tuple[int, int] = (40, 30), mode: str = "RGB") -> Image.Image:
 @pytest.fixture(scope="module")
 def model(tiny: Path) -> Model:
     return load_model(tiny)
-
-
-@pytest.fixture
-def chain_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The chain of a random network never wins: let the other coders fail to compress."""
-    for module in (codec, layered):
-        monkeypatch.setattr(module, "encode_fallback", lambda image: ("raw", bytes(1 << 20)))
 
 
 # --- previews -------------------------------------------------------------------------------------
