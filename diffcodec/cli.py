@@ -668,6 +668,8 @@ def verify(
 @_output_dir
 @_model_option("The model file it was encoded with, if that is not a shipped one.")
 @_force
+@_max_pixels
+@_max_memory
 @_quiet
 def show(
     *,
@@ -676,6 +678,8 @@ def show(
     output_dir: str | None,
     model: str | None,
     force: bool,
+    max_pixels: int,
+    max_memory: int,
     quiet: bool,
 ) -> None:
     """Show a file at each timestep: show IN [OUT], or show --output-dir DIR IN...
@@ -685,6 +689,7 @@ def show(
     .html if it is not given.
     """
     jobs = _outputs(paths, output, output_dir, ".html")
+    limits = _limits(max_pixels, max_memory)
     for _, target in jobs:
         if target != STANDARD and not target.lower().endswith((".html", ".png")):
             raise click.UsageError(
@@ -694,11 +699,12 @@ def show(
     def work(source: str, target: str) -> str | None:
         check_output(target, source, force)
         data = read_file(source)
-        _parse(data, DEFAULT_LIMITS)
+        _parse(data, limits)
 
         from diffcodec.show import contact_sheet, page, previews
 
-        shown = previews(data, model, not quiet)
+        with _reading(data):
+            shown = previews(data, model, not quiet, limits)
         if target.lower().endswith(".png"):
             stream = io.BytesIO()
             contact_sheet(shown).save(stream, "PNG")

@@ -350,7 +350,10 @@ def _decode_tiles(
 
 
 def decode_timesteps(
-    data: bytes, model: str | Model | None = None, progress: bool = False
+    data: bytes,
+    model: str | Model | None = None,
+    progress: bool = False,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> list[tuple[int, Image.Image]]:
     """What a file without layers shows at all its timesteps, the coarsest first, 0 at last.
 
@@ -360,15 +363,19 @@ def decode_timesteps(
         data: a file's bytes.
         model: the model it was encoded with, if it is not a shipped one.
         progress: show a bar on a terminal when it takes over two seconds.
+        limits: the sizes to accept; all pictures are in memory at a time.
 
     Raises:
         DiffcodecError: if it does not decode; see :func:`decode`.
     """
-    reader = FileReader(data)
+    reader = FileReader(data, limits)
     reader.read_tiles()
     container = reader.container
-    check_memory(container, reader.limits)
+    check_memory(container, limits)
     used = find_model(container, model) if container.uses_model else None
+    if used is not None:
+        timesteps = max(len(used.plans[p.plan].levels) for p in chain_parts(container))
+        check_memory(container, limits, 2 * timesteps)  # each also by its tiles
     seen: dict[int, list[tuple[Part, Image.Image]]] = {}
 
     def watch(part: Part, job: Job[Array]) -> Job[Array]:
@@ -399,22 +406,25 @@ def decode_timesteps(
     return images
 
 
-def measure_marks(data: bytes, model: str | Model | None = None) -> Container:
+def measure_marks(
+    data: bytes, model: str | Model | None = None, limits: Limits = DEFAULT_LIMITS
+) -> Container:
     """The parts of a file, with step marks also where the file has none: by coding it again.
 
     Args:
         data: a file's bytes.
         model: the model it was encoded with, if it is not a shipped one.
+        limits: the sizes to accept.
 
     Raises:
         DiffcodecError: if it does not decode; see :func:`decode`.
     """
-    container = parse(data)
+    container = parse(data, limits)
     parts = chain_parts(container)
     if not parts or container.layers or any(tile.marks for tile in container.tiles):
         return container
     used = find_model(container, model)
-    image = decode(data, model=used)
+    image = decode(data, model=used, limits=limits)
     tiles = list(container.tiles)
     jobs = (_encode_job(used, image, part) for part in parts)
     for part, again in zip(parts, run(jobs, parts, used, progress_bar(0, False)), strict=True):

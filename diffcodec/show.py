@@ -15,7 +15,9 @@ from PIL import Image, ImageDraw, ImageFont
 from diffcodec.codec import decode_timesteps, iter_decode, measure_marks
 from diffcodec.container import Container, FileReader
 from diffcodec.images import psnr
+from diffcodec.limits import DEFAULT_LIMITS, Limits
 from diffcodec.models import Model
+from diffcodec.tiles import check_memory
 
 LARGEST_SIDE = 2048  # of a picture on the page
 PANEL_SIDES = (224, 384)  # the least and the most of a picture on the contact sheet
@@ -45,7 +47,10 @@ class Preview(NamedTuple):
 
 
 def previews(
-    data: bytes, model: str | Model | None = None, progress: bool = False
+    data: bytes,
+    model: str | Model | None = None,
+    progress: bool = False,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> list[Preview]:
     """What a file shows at each of its timesteps, the coarsest first.
 
@@ -57,18 +62,22 @@ def previews(
         data: a file's bytes.
         model: the model that it was encoded with, if it is not a shipped one.
         progress: show a bar on a terminal when it takes over two seconds.
+        limits: the sizes to accept; all pictures are in memory at a time.
 
     Raises:
         DiffcodecError: if it does not decode; see :func:`diffcodec.decode`.
     """
-    if FileReader(data).container.layers:
+    header = FileReader(data, limits).container
+    if header.layers:
+        check_memory(header, limits, len(header.layers.stops))
         stream = io.BytesIO(data)
-        found = [(t, image, stream.tell()) for t, image in iter_decode(stream, model)]
+        images = iter_decode(stream, model, limits=limits)
+        found = [(t, image, stream.tell()) for t, image in images]
     else:
-        container = measure_marks(data, model)
+        container = measure_marks(data, model, limits)
         found = [
             (t, image, len(data) - _unread(container, t))
-            for t, image in decode_timesteps(data, model, progress)
+            for t, image in decode_timesteps(data, model, progress, limits)
         ]
     timestep, finest, _ = found[-1]
     quality = (psnr(image, finest) if timestep == 0 else None for _, image, _ in found)

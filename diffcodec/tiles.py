@@ -154,14 +154,20 @@ def chain_parts(container: Container) -> list[Part]:
     ]
 
 
-def check_memory(container: Container, limits: Limits) -> None:
+def check_memory(container: Container, limits: Limits, pictures: int = 0) -> None:
     """Hold what decoding a file is expected to take against the limit of memory.
+
+    Args:
+        container: the file's.
+        limits: to hold it against.
+        pictures: how many more than the decoded one are held at a time.
 
     Raises:
         LimitError: if it is more.
     """
     uses_model, layered = container.uses_model, container.layers is not None
-    limits.check_memory(expected_bytes(container.width, container.height, uses_model, layered))
+    size = expected_bytes(container.width, container.height, uses_model, layered)
+    limits.check_memory(size + 3 * container.width * container.height * pictures)
 
 
 def expected_bytes(width: int, height: int, uses_model: bool, layered: bool) -> int:

@@ -18,8 +18,9 @@ from tiny import TIMESTEPS
 from diffcodec import codec, decode, encode, load_model
 from diffcodec.cli import cli
 from diffcodec.container import parse
-from diffcodec.errors import CorruptError
+from diffcodec.errors import CorruptError, LimitError
 from diffcodec.images import psnr
+from diffcodec.limits import Limits
 from diffcodec.models import Model
 from diffcodec.show import (
     LARGEST_SIDE,
@@ -30,6 +31,7 @@ from diffcodec.show import (
     page,
     previews,
 )
+from diffcodec.tiles import expected_bytes
 
 LAST = TIMESTEPS["fast"]
 
@@ -79,6 +81,16 @@ def test_previews_of_a_file_that_may_be_cut(model: Model) -> None:
         assert preview.psnr == psnr(preview.image, image)
         assert preview.bpp == 8 * preview.size / (40 * 30)
     assert shown[-1].size == len(data) and shown[-1].psnr == float("inf")
+
+
+@pytest.mark.usefixtures("chain_only")
+@pytest.mark.parametrize("progressive", [False, True])
+def test_all_pictures_count_for_the_limit_of_memory(model: Model, progressive: bool) -> None:
+    data = encode(picture(), model, "fast", progressive=progressive)
+    limits = Limits(memory_bytes=expected_bytes(40, 30, True, progressive))
+    decode(data, model=model, limits=limits)
+    with pytest.raises(LimitError, match="memory"):
+        previews(data, model, limits=limits)
 
 
 def test_of_a_lossy_file_no_quality_is_known(model: Model) -> None:
@@ -135,7 +147,7 @@ def test_another_machine_is_found(model: Model, monkeypatch: pytest.MonkeyPatch)
         return mean + 0.3, variance
 
     monkeypatch.setattr(Model, "posterior_x", wrong)
-    monkeypatch.setattr("diffcodec.show.measure_marks", lambda data, model: parse(data))
+    monkeypatch.setattr("diffcodec.show.measure_marks", lambda data, model, limits: parse(data))
     with pytest.raises(CorruptError, match="other probabilities"):
         previews(data, model)
     monkeypatch.setattr(Model, "posterior_x", lambda self, z, sigma: (z * np.nan, z))
@@ -346,6 +358,8 @@ def test_the_suffix_chooses() -> None:
         (("tiny.safetensors", "x.html"), 3, "tiny.safetensors: not a diffcodec file"),
         (("a.dfc", "old.html"), 1, "old.html: it exists already"),
         (("a.dfc", "a.html", "--model", "photo"), 4, "a.dfc: the file was made with model"),
+        (("a.dfc", "--max-pixels", "1000"), 3, "40 x 30 pixels = 1200, the limit is 1000"),
+        (("a.dfc", "--max-memory", "1"), 3, "memory, the limit is 1 MiB"),
     ],
 )
 def test_what_cannot_be_shown(arguments: tuple[str, ...], code: int, message: str) -> None:
