@@ -36,7 +36,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from bench.inputs import dataset
+from bench.inputs import Dataset, dataset
 from bench.report import OUT, Section, Table
 from bench.store import write_json
 from diffcodec import decode, encode
@@ -73,6 +73,7 @@ STEPS_DONE = {  # Ho et al. 2020: bits per dimension and RMSE after so many of 1
 PUBLISHED_DISTORTION_BPD = 1.97  # -log2 p(x | z_1)
 ROWS = tuple(1001 - done for done in STEPS_DONE)  # timesteps t, rising
 PLAN_RATIO = 1.5  # of the files' levels, at most
+IMAGES = 20
 
 Array = NDArray[np.float64]
 
@@ -223,23 +224,15 @@ def make_table(results: dict[int, dict[str, float]]) -> Table:
     return Table("ddpm", "Rate and distortion by the share of reverse steps done", columns, lines)
 
 
-@click.command()
-@click.option("--data", required=True, type=click.Path(path_type=Path), help="CIFAR-10's test.npy.")
-@click.option("--model", default="cifar10", help="Name or path; integer models as float ones.")
-@click.option("--limit", default=20, help="Images: the first so many.")
-@click.option("--stride", default=1, help="Of the timesteps of the ideal rate.")
-@click.option("--ratio", default=PLAN_RATIO, help="Of neighbouring levels of the files' plan.")
-@click.option("--out", default=OUT / "ddpm", type=click.Path(path_type=Path), help="For results.")
-def main(data: Path, model: str, limit: int, stride: int, ratio: float, out: Path) -> None:
-    """DDPM's table of timestep, rate and distortion, by the bound and by real files."""
-    used = load_model(model, "float")
-    images = [image for _, image in dataset(data, limit).images()]
-    results, distortion = measure(used, images, stride, ratio)
+def run(data: Dataset, model: Model, stride: int, ratio: float, out: Path) -> None:
+    """The section ``ddpm`` of the results; of a float model."""
+    images = [image for _, image in data.images()]
+    results, distortion = measure(model, images, stride, ratio)
     steps = len(range(1, 1001, stride))
-    count = len(files_timesteps(noise_levels(used.color), ratio))
+    count = len(files_timesteps(noise_levels(model.color), ratio))
     rate = results[1]["ideal_bpd"]
     paragraphs = [
-        f"Model {used.info.name} {used.info.id.hex()} in float arithmetic, {len(images)} images; "
+        f"Model {model.info.name} {model.info.id.hex()} in float arithmetic, {len(images)} images; "
         f"the ideal rate at {steps} timesteps, files by a plan of {count}. Payload: without the "
         "container's bytes.",
         f"Rate and distortion after the last step: {rate:.3f} + {distortion:.3f} = "
@@ -247,12 +240,24 @@ def main(data: Path, model: str, limit: int, stride: int, ratio: float, out: Pat
         f"{PUBLISHED_DISTORTION_BPD} = 3.75.",
     ]
     table = make_table(results)
-    command = f"python -m bench ddpm --data test.npy --model {model} --limit {limit}"
+    command = f"python -m bench ddpm --data test.npy --limit {len(images)}"
     command += f" --stride {stride}" if stride > 1 else ""
-    Section("DDPM's progressive coding", command, paragraphs, [table]).write(out)
+    Section("DDPM's progressive coding", command, paragraphs, [table]).write(out / "ddpm")
     document: dict[str, Any] = {"rows": results, "distortion_bpd": distortion}
-    write_json(out / "ddpm.json", document | {"images": len(images), "timesteps": steps})
+    write_json(out / "ddpm" / "ddpm.json", document | {"images": len(images), "timesteps": steps})
     click.echo("\n\n".join([*paragraphs, table.markdown()]))
+
+
+@click.command()
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="CIFAR-10's test.npy.")
+@click.option("--model", default="cifar10", help="Name or path; integer models as float ones.")
+@click.option("--limit", default=IMAGES, help="Images: the first so many.")
+@click.option("--stride", default=1, help="Of the timesteps of the ideal rate.")
+@click.option("--ratio", default=PLAN_RATIO, help="Of neighbouring levels of the files' plan.")
+@click.option("--out", default=OUT, type=click.Path(path_type=Path), help="Folder of results.")
+def main(data: Path, model: str, limit: int, stride: int, ratio: float, out: Path) -> None:
+    """DDPM's table of timestep, rate and distortion, by the bound and by real files."""
+    run(dataset(data, limit), load_model(model, "float"), stride, ratio, out)
 
 
 if __name__ == "__main__":

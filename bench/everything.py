@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from bench import anatomy, lossless, overhead, rd, report, speed
+from bench import anatomy, ddpm, lossless, overhead, rd, report, speed
 from bench.inputs import EXAMPLES, dataset, synthetic
 from bench.report import OUT
 from diffcodec import encode, load_model
@@ -50,17 +50,19 @@ def run_anatomy(model: Model, out: Path) -> None:
 def run_kodak(kodak: Path, model: Model, quick: bool, out: Path) -> None:
     """Whole images, and crops where the container and the seed weigh, by the chain alone."""
     limit = 4 if quick else None
-    lossless.run(dataset(kodak, limit), model, ("default",), False, True, out)
+    lossless.run(dataset(kodak, limit), model, ("default",), False, False, out)
     for crop in (128, 32):
         lossless.run(dataset(kodak, limit, crop), model, ("default",), True, True, out)
     rd.run(dataset(kodak, limit, 128 if quick else None), model, ("default",), out)
 
 
-def run_cifar(cifar: Path, model: Model, quick: bool, out: Path) -> None:
-    """The first test images, one by one, by the chain alone."""
-    data = dataset(cifar, 20 if quick else CIFAR_IMAGES)
-    lossless.run(data, model, ("best",), True, True, out)
-    rd.run(data, model, ("default",), out)
+def run_cifar(cifar: Path, model: str, quick: bool, out: Path) -> None:
+    """The first test images, one by one, by the chain alone; and DDPM's table."""
+    data, used = dataset(cifar, 20 if quick else CIFAR_IMAGES), load_model(model)
+    lossless.run(data, used, ("best",), True, True, out)
+    rd.run(data, used, ("default",), out)
+    images = dataset(cifar, 2 if quick else ddpm.IMAGES)
+    ddpm.run(images, load_model(model, "float"), 1, ddpm.PLAN_RATIO, out)
 
 
 @click.command()
@@ -91,7 +93,7 @@ def main(
     if cifar:
         shipped = CIFAR_MODEL in {path.stem for path in shipped_models()}
         name = cifar_model or (CIFAR_MODEL if shipped else model)
-        run_cifar(cifar, load_model(name), quick, out)
+        run_cifar(cifar, name, quick, out)
     report.write_page(out)
 
 

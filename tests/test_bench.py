@@ -14,6 +14,7 @@ from PIL import Image
 from bench import (
     anatomy,
     codecs,
+    ddpm,
     demo,
     everything,
     gate,
@@ -334,12 +335,13 @@ def test_a_full_run_makes_all_that_the_documents_mark(photo, tmp_path, monkeypat
         lossless, "run", lambda data, *rest: made.add(lossless.section_name(data, rest[2]))
     )
     monkeypatch.setattr(rd, "run", lambda data, *rest: made.add(f"rd/{data.name}"))
+    monkeypatch.setattr(ddpm, "run", lambda *_: made.add("ddpm"))
     for name in ("kodak", "cifar10"):
         (tmp_path / name).mkdir()
     photo.save(tmp_path / "kodak" / "01.png")
     np.save(tmp_path / "cifar10" / "test.npy", np.zeros((2, 32, 32, 3), np.uint8))
     everything.run_kodak(tmp_path / "kodak", None, False, tmp_path)
-    everything.run_cifar(tmp_path / "cifar10" / "test.npy", None, False, tmp_path)
+    everything.run_cifar(tmp_path / "cifar10" / "test.npy", "cifar10", False, tmp_path)
     text = (FOLDER / "docs" / "benchmarks.md").read_text()
     marks = report.BLOCK.findall(text)
     assert len(marks) == text.count(report.MARK) > 0

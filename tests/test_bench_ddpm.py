@@ -81,7 +81,7 @@ def test_the_command_puts_files_beside_the_bound(tmp_path):
     arguments += ["--stride", "100", "--ratio", "3", "--out", str(tmp_path / "out")]
     result = CliRunner().invoke(ddpm.main, arguments)
     assert result.exit_code == 0, result.output
-    written = json.loads((tmp_path / "out" / "ddpm.json").read_text())
+    written = json.loads((tmp_path / "out" / "ddpm" / "ddpm.json").read_text())
     rows = [written["rows"][str(timestep)] for timestep in ddpm.ROWS]
     assert written["images"] == 2
     for name in ("ideal_bpd", "payload_bpd", "file_bpd"):
