@@ -30,7 +30,7 @@ CIFAR_IMAGES = 200
 def run_examples(model: Model, quick: bool, out: Path) -> None:
     """What needs no data but the repository's."""
     lossless.run(synthetic(), model, ("default",), False, False, out)
-    lossless.run(dataset(EXAMPLES), model, ("default",), False, True, out)
+    lossless.run(dataset(EXAMPLES), model, ("default",), False, False, out)
     lossless.run(dataset(EXAMPLES, crop=32), model, EFFORTS, False, True, out)
     rd.run(dataset(EXAMPLES, crop=32), model, ("default",), out)
     rd.run(dataset(EXAMPLES, crop=256 if quick else None), model, ("default",), out)
@@ -53,7 +53,7 @@ def run_kodak(kodak: Path, model: Model, quick: bool, out: Path) -> None:
     lossless.run(dataset(kodak, limit), model, ("default",), False, False, out)
     for crop in (128, 32):
         lossless.run(dataset(kodak, limit, crop), model, ("default",), True, True, out)
-    rd.run(dataset(kodak, limit, 128 if quick else None), model, ("default",), out)
+    rd.run(dataset(kodak, limit, 128 if quick else 256), model, ("default",), out)
 
 
 def run_cifar(cifar: Path, model: str, quick: bool, out: Path) -> None:
