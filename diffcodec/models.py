@@ -18,6 +18,7 @@ from diffcodec.color import DOMAINS
 from diffcodec.doctor import model_answers
 from diffcodec.errors import ModelMismatchError, UnsupportedError
 from diffcodec.integer import IntegerUNet
+from diffcodec.memory import HEAP
 from diffcodec.model_file import (
     ARITHMETICS,
     DEFAULT_MODEL,
@@ -113,6 +114,7 @@ class Model:
             padded = F.pad(padded, (0, -width % m, 0, -height % m), mode="replicate")
         with torch.inference_mode():
             mean, v = self.network.posterior_x(padded, sigma)
+        HEAP.release_unused()
         return mean[:, :, :height, :width].numpy(), v[:, :, :height, :width].numpy()
 
 

@@ -1,0 +1,57 @@
+"""Memory that nothing uses goes back to the system."""
+
+import ctypes
+
+import pytest
+
+from diffcodec.memory import Heap
+
+PIECE, COUNT = 1 << 16, 3000  # bytes; small enough for glibc to keep
+
+
+@pytest.mark.skipif(Heap().allocator is None, reason="not glibc")
+def test_what_is_free_goes_back() -> None:
+    library = ctypes.CDLL(None)
+    library.malloc.restype = ctypes.c_void_p
+    library.malloc.argtypes = [ctypes.c_size_t]
+    library.free.argtypes = [ctypes.c_void_p]
+    pieces = [library.malloc(PIECE) for _ in range(COUNT)]
+    for piece in pieces:
+        ctypes.memset(piece, 1, PIECE)
+    for piece in pieces[:-1]:  # the last one keeps the heap from shrinking by itself
+        library.free(piece)
+    heap = Heap(slack_bytes=0)
+    before = heap.resident_bytes()
+    heap.release_unused()
+    library.free(pieces[-1])
+    assert before - heap.left_bytes > 0.9 * COUNT * PIECE
+
+
+def test_only_when_it_has_grown(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Allocator:
+        trims = 0
+
+        def malloc_trim(self, _: int) -> None:
+            self.trims += 1
+
+    heap, sizes = Heap(slack_bytes=10), iter([40, 30, 35, 41, 31])
+    monkeypatch.setattr(heap, "resident_bytes", lambda: next(sizes))
+    heap.__dict__["allocator"] = allocator = Allocator()
+    states = []
+    for _ in range(3):
+        heap.release_unused()
+        states.append((allocator.trims, heap.left_bytes))
+    assert states == [(1, 30), (1, 30), (2, 31)]
+
+
+@pytest.mark.parametrize("error", [OSError, AttributeError])
+def test_other_systems_are_left_alone(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> int:
+        raise error
+
+    heap = Heap()
+    monkeypatch.setattr(heap, "resident_bytes", missing)
+    heap.release_unused()
+    assert heap.allocator is None
