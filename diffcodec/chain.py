@@ -78,6 +78,18 @@ class OutOfRangeError(Exception):
     """A symbol lies outside the coder's window: the tile must be coded another way."""
 
 
+class SeedSpentError(Exception):
+    """More of the seed is used up than the caller allows.
+
+    Attributes:
+        heights: of the stack in words after each step so far, the last a "reverse" one.
+    """
+
+    def __init__(self, heights: tuple[int, ...]):
+        super().__init__("the stack has run empty")
+        self.heights = heights
+
+
 @dataclass(frozen=True)
 class Level:
     """One timestep's constants per channel, [3, 1, 1]."""
@@ -283,15 +295,19 @@ def most_seed_words(chain: TileChain) -> int:
     return math.prod(chain.shape) // 4 + 64
 
 
-def encode_tile(chain: TileChain, x: Array) -> Generator[Request, Posterior, EncodedTile]:
+def encode_tile(
+    chain: TileChain, x: Array, allowed: float = math.inf
+) -> Generator[Request, Posterior, EncodedTile]:
     """Code one tile; a coroutine that yields what it asks of the model.
 
     Args:
         chain: of the tile's plan and shape.
         x: integers of the colour domain, [3, height, width].
+        allowed: words of the seed that may be used up.
 
     Raises:
         OutOfRangeError: if the chain has no code for the tile.
+        SeedSpentError: as soon as more words of the seed are used up.
     """
     chain.set_image(x)
     seeds = seed(chain.tile, most_seed_words(chain))
@@ -304,6 +320,8 @@ def encode_tile(chain: TileChain, x: Array) -> Generator[Request, Posterior, Enc
         heights.append(stack.height)
         if step.kind == "reverse":
             del chain.z[step.timestep]
+            if heights[0] - min(heights) > allowed:
+                raise SeedSpentError(tuple(heights[1:]))
     if min(heights) <= SPARE_SEED_WORDS:
         raise OutOfRangeError("the seed is used up")
     words = stack.words()

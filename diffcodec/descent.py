@@ -8,7 +8,7 @@ No lattice: what the decoder returns is the encoder's z_s to the last bit.
 
 import copy
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -173,7 +173,7 @@ class Descent:
 
 
 def encode_below_preview(
-    chain: TileChain, x: Array, alone: EncodedTile
+    chain: TileChain, x: Array, alone: Sequence[int]
 ) -> Generator[Request, Posterior, EncodedTile]:
     """Code a tile whose stack runs empty by a preview of its own and the chain below that.
 
@@ -183,7 +183,8 @@ def encode_below_preview(
     Args:
         chain: of the tile, without a preview.
         x: integers of the colour domain, [3, height, width].
-        alone: the same tile by the chain alone, which tells where the stack runs empty.
+        alone: heights of the stack after the steps of the chain alone, as far as that came, which
+            tell where it runs empty.
 
     Raises:
         OutOfRangeError: if the chain has no code for the tile.
@@ -194,6 +195,8 @@ def encode_below_preview(
     best, smallest = descent, math.inf
     while descent.timestep > LEAST_PREVIEW:
         steps.append((yield from descent.encode_step(x)))
+        if len(alone) < 2 * descent.timestep - 1:  # the chain has not come so far
+            continue
         words, dip = _expected_below(alone, descent.timestep, most_seed_words(chain))
         expected = sum(map(len, steps)) + 32 * (words + dip)
         if expected < smallest:
@@ -206,17 +209,18 @@ def encode_below_preview(
     return rest._replace(preview=best.timestep, preview_payload=payload)
 
 
-def _expected_below(alone: EncodedTile, preview: int, seed_words: int) -> tuple[int, int]:
+def _expected_below(alone: Sequence[int], preview: int, seed_words: int) -> tuple[int, int]:
     """Words that the chain pushes and pops below a preview, and how many of the seed it uses up.
 
     Args:
-        alone: the tile by the chain without a preview.
-        preview: its timestep.
+        alone: heights of the stack after the steps of the chain without a preview, as far as
+            ``p(z_{s-1} | z_s)`` at least.
+        preview: its timestep s.
         seed_words: height of the stack at first.
     """
-    steps = coding_steps(len(alone.heights) // 2)
+    steps = coding_steps(preview)
     count = len(coding_steps(0, preview)) - 1  # alike but for the last
-    heights = (seed_words, *alone.heights)
+    heights = (seed_words, *alone)
     last = steps.index(Step("reverse", preview - 1, True))
     pushed = heights[last + 1] - heights[last]
     return heights[count] + pushed - seed_words, seed_words - min(heights[: count + 1])

@@ -1,5 +1,6 @@
 """Tiles of images: their chains, and driving many of them side by side through a model."""
 
+import math
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from diffcodec.chain import (
     OutOfRangeError,
     Posterior,
     Request,
+    SeedSpentError,
     TileChain,
     decode_tile,
     encode_tile,
@@ -32,7 +34,10 @@ from diffcodec.models import Model, is_posterior, load_model
 Result = TypeVar("Result")
 Job = Generator[Request, Posterior, Result]
 
-EMPTY_STACK_SHARE = 0.01  # of a tile's words: more that come from the seed are worth another try
+# Words of the seed that make another code worth trying, of all words of a tile; and those that
+# leave no doubt of it, in bits per sample and at least.
+EMPTY_STACK_SHARE = 0.01
+EMPTY_STACK_BITS, EMPTY_STACK_WORDS = 0.1, 256
 BATCH_PIXELS = 1 << 18  # of the tiles that go through the network together
 
 # What coding takes at most, measured (tests/test_limits.py): for a batch in the network, and bytes
@@ -227,19 +232,24 @@ def encode_job(model: Model, chain: TileChain, x: Array) -> Job[EncodedTile | No
         chain: of the tile.
         x: integers of the colour domain, [3, height, width].
     """
+    allowed = max(EMPTY_STACK_BITS * x.size / 32, EMPTY_STACK_WORDS)
+    coded = None
     try:
         with encoding(model):
-            coded = yield from encode_tile(chain, x)
+            coded = yield from encode_tile(chain, x, math.inf if chain.preview else allowed)
+        heights = coded.heights
     except OutOfRangeError:
         return None
-    if chain.preview or coded.seed_words <= EMPTY_STACK_SHARE * len(coded.words):
+    except SeedSpentError as e:
+        heights = e.heights
+    if coded and (chain.preview or coded.seed_words <= EMPTY_STACK_SHARE * len(coded.words)):
         return coded
     try:
         with encoding(model):
-            other = yield from encode_below_preview(chain, x, coded)
+            other = yield from encode_below_preview(chain, x, heights)
     except OutOfRangeError:
         return coded
-    return min(coded, other, key=lambda tile: tile.size)
+    return min(coded, other, key=lambda tile: tile.size) if coded else other
 
 
 def decode_job(

@@ -3,7 +3,7 @@
 import io
 import struct
 import zlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +30,7 @@ from diffcodec.chain import (
 )
 from diffcodec.codec import decode, encode, encode_many, measure_marks
 from diffcodec.color import DOMAINS
-from diffcodec.container import CHAIN_CODERS, MAGIC, MODES, Tile, pack, parse
+from diffcodec.container import CHAIN_CODERS, LEAST_PREVIEW, MAGIC, MODES, Tile, pack, parse
 from diffcodec.errors import (
     CorruptError,
     DiffcodecError,
@@ -297,7 +297,7 @@ def previewed(
 ) -> Image.Image:
     """An image, and all its tiles as if their stacks ran empty up to some timestep."""
 
-    def expected_below(alone: EncodedTile, preview: int, seed_words: int) -> tuple[int, int]:
+    def expected_below(alone: Sequence[int], preview: int, seed_words: int) -> tuple[int, int]:
         return (-(1 << 20), 0) if preview == request.param else (0, 1)
 
     monkeypatch.setattr("diffcodec.tiles.EMPTY_STACK_SHARE", -1)
@@ -312,6 +312,16 @@ def test_tiles_with_previews_of_their_own(model: Model, previewed: Image.Image) 
     assert all(tile.preview and tile.preview_payload for tile in parse(data).tiles)
     assert_same(decode(data, model=model), previewed)
     assert encode_many([previewed, smooth((20, 20)), previewed], model)[2] == data
+
+
+@pytest.mark.usefixtures("chain_only")
+def test_a_tile_is_given_up_at_once(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffcodec.tiles.EMPTY_STACK_BITS", -1)
+    monkeypatch.setattr("diffcodec.tiles.EMPTY_STACK_WORDS", -1)
+    image = smooth((40, 20))
+    data = encode(image, model)
+    assert parse(data).tiles[0].preview == LEAST_PREVIEW
+    assert_same(decode(data, model=model), image)
 
 
 def test_timesteps_of_a_tile_with_a_preview(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_chain import SPREAD, Toy, Watched, column, drive, every_domain, gaussian_image
 
-from diffcodec.chain import OutOfRangeError, TileChain, decode_tile, encode_tile
+from diffcodec.chain import OutOfRangeError, SeedSpentError, TileChain, decode_tile, encode_tile
 from diffcodec.color import DOMAINS
 from diffcodec.descent import Descent, encode_below_preview
 from diffcodec.plan import PLANS, Plan, geometric_plan
@@ -256,11 +256,18 @@ def test_a_smooth_tile_needs_no_seed_below_a_preview(color, spread, monkeypatch)
     x = gaussian_image(color, toy.shape, spread)
     alone = toy.encode(x)
     assert 32 * alone.seed_words / x.size > 0.5
-    coded = drive(encode_below_preview(toy.chain(), x, alone), toy.model)
+    coded = drive(encode_below_preview(toy.chain(), x, alone.heights), toy.model)
     assert 32 * coded.seed_words / x.size < 0.1
     entropy = 0.5 * math.log2(2 * math.pi * math.e * (spread**2 + 1 / 12))
     assert entropy < 8 * coded.size / x.size < entropy + 0.25
     assert coded.size < 0.85 * alone.size
+
+    with pytest.raises(SeedSpentError) as spent:
+        drive(encode_tile(toy.chain(), x, 0.1 * x.size / 32), toy.model)
+    heights = spent.value.heights
+    assert heights == alone.heights[: len(heights)] and len(heights) < len(alone.heights) / 2
+    early = drive(encode_below_preview(toy.chain(), x, heights), toy.model)
+    assert (early.preview, early.size) == (coded.preview, coded.size)
 
     descent = Descent(toy.chain())
     drive(descent.decode_layer(coded.preview_payload, coded.preview), toy.model)
