@@ -302,8 +302,10 @@ class IntegerUNet:
         index = u.clamp_(-SILU_HALF, SILU_HALF).round_().add_(SILU_HALF).long()
         n, c, height, width = u.shape
         flat = index.permute(0, 2, 3, 1).reshape(-1)  # memory order
-        # gather takes all threads, which index_select does not
-        looked_up = self._silu_integers(name, level).gather(0, flat)
+        try:  # gather takes all threads, which index_select does not
+            looked_up = self._silu_integers(name, level).gather(0, flat)
+        except RuntimeError as e:  # an index out of range
+            raise OverflowError(f"the input of {name} is not a number") from e
         return looked_up.view(n, height, width, c).permute(0, 3, 1, 2)
 
     def _resample(self, name: str, level: int, h: Tensor, stride: int) -> Tensor:

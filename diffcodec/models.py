@@ -112,8 +112,13 @@ class Model:
         padded = torch.from_numpy(z)
         if width % m or height % m:
             padded = F.pad(padded, (0, -width % m, 0, -height % m), mode="replicate")
-        with torch.inference_mode():
-            mean, v = self.network.posterior_x(padded, sigma)
+        try:
+            with torch.inference_mode():
+                mean, v = self.network.posterior_x(padded, sigma)
+        except (
+            OverflowError
+        ):  # of a model that no training makes; the caller sees it by is_posterior
+            mean = v = torch.full_like(padded, torch.nan)
         HEAP.release_unused()
         return mean[:, :, :height, :width].numpy(), v[:, :, :height, :width].numpy()
 

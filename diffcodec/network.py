@@ -32,6 +32,18 @@ class NetworkConfig:
     embedding: int = 256
     classes: int = 0  # of images that may have a label
 
+    def __post_init__(self) -> None:
+        """Check.
+
+        Raises:
+            ValueError: if a size is not positive.
+        """
+        if min(*self.channels, self.patch, self.embedding) < 1:
+            raise ValueError(
+                f"channels {self.channels}, patch {self.patch}, embedding {self.embedding}: "
+                "expected 1 or more of each"
+            )
+
     def to_dict(self) -> dict[str, Any]:
         """The arguments, of JSON's types but for tuples."""
         return asdict(self)
