@@ -115,9 +115,7 @@ class Model:
         try:
             with torch.inference_mode():
                 mean, v = self.network.posterior_x(padded, sigma)
-        except (
-            OverflowError
-        ):  # of a model that no training makes; the caller sees it by is_posterior
+        except OverflowError:  # of a broken model; is_posterior tells the caller
             mean = v = torch.full_like(padded, torch.nan)
         HEAP.release_unused()
         return mean[:, :, :height, :width].numpy(), v[:, :, :height, :width].numpy()
