@@ -36,7 +36,6 @@ TILE, REPEATS, TURNS = 256, 5, 21
 DECODE = """
 import json, sys
 from pathlib import Path
-from statistics import median
 from diffcodec import decode, load_model
 from diffcodec.errors import DiffcodecError
 

@@ -240,7 +240,8 @@ def run(data: Dataset, model: Model, stride: int, ratio: float, out: Path) -> No
         f"{PUBLISHED_DISTORTION_BPD} = 3.75.",
     ]
     table = make_table(results)
-    command = f"python -m bench ddpm --data test.npy --limit {len(images)}"
+    command = f"python -m bench ddpm --data test.npy --model {model.info.name}"
+    command += f" --limit {len(images)}"
     command += f" --stride {stride}" if stride > 1 else ""
     Section("DDPM's progressive coding", command, paragraphs, [table]).write(out / "ddpm")
     document: dict[str, Any] = {"rows": results, "distortion_bpd": distortion}

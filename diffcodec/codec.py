@@ -296,6 +296,11 @@ def iter_decode(
         yield from iter_layers(reader, used, reconstruct, seed)
 
 
+def _last_timestep(parts: Sequence[Part], used: Model | None) -> int:
+    """The coarsest of these tiles, 0 without a chain."""
+    return max((len(used.plans[part.plan].levels) for part in parts), default=0) if used else 0
+
+
 def _decode_tiles(
     reader: FileReader,
     timestep: int,
@@ -309,7 +314,7 @@ def _decode_tiles(
     container = reader.container
     used = find_model(container, model) if container.uses_model else None
     parts = chain_parts(container)
-    last = max((len(used.plans[p.plan].levels) for p in parts), default=0) if used else 0
+    last = _last_timestep(parts, used)
     if not 0 <= timestep <= last:
         raise UnsupportedError(
             f"timestep {timestep}: this file has timesteps 0 (exact) to {last} (coarsest)"
@@ -371,11 +376,9 @@ def decode_timesteps(
     reader = FileReader(data, limits)
     reader.read_tiles()
     container = reader.container
-    check_memory(container, limits)
     used = find_model(container, model) if container.uses_model else None
-    if used is not None:
-        timesteps = max(len(used.plans[p.plan].levels) for p in chain_parts(container))
-        check_memory(container, limits, 2 * timesteps)  # each also by its tiles
+    timesteps = _last_timestep(chain_parts(container), used)
+    check_memory(container, limits, 2 * timesteps)  # each also by its tiles
     seen: dict[int, list[tuple[Part, Image.Image]]] = {}
 
     def watch(part: Part, job: Job[Array]) -> Job[Array]:
