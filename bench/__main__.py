@@ -18,7 +18,7 @@ COMMANDS = {  # name: module and what it does; modules are loaded when they are 
     "progressive": ("progressive", "What previews cost and show."),
     "plans": ("plans", "Plans that are found beside geometric levels."),
     "ablation": ("ablation", "Choices in the network and the recipe, at equal time."),
-    "finetune": ("finetune", "What fine-tuning gains on a domain of alike images."),
+    "finetune": ("finetune", "What fine-tuning gains on images that are alike."),
     "ddpm": ("ddpm", "DDPM's own table of timesteps, rates and distortions."),
     "arithmetic": ("arithmetic", "Integer arithmetic beside float."),
     "determinism": ("determinism", "Whether the same bytes come out in every setting."),

@@ -1,5 +1,7 @@
 """Encode a photograph, decode it to the bit, and show what a reader sees on the way.
 
+It is one progressive file: a preview is what its first bytes show, the last picture is exact.
+
 python -m bench demo examples/kodim23.png
 """
 
@@ -12,13 +14,11 @@ import numpy as np
 from PIL import Image
 
 from bench.codecs import lossless_codecs
-from diffcodec import decode, encode, load_model
-from diffcodec.info import CHANNELS
+from diffcodec import encode, load_model
 from diffcodec.model_file import DEFAULT_MODEL
 from diffcodec.show import Preview, contact_sheet, previews
 
 OTHERS = ("png", "webp", "jpegxl7")
-PREVIEW_SHARES = (0.75, 0.6, 0.45, 0.25)  # of the chain still to go
 
 
 def other_codecs(image: Image.Image) -> dict[str, int]:
@@ -29,16 +29,9 @@ def other_codecs(image: Image.Image) -> dict[str, int]:
 
 def print_sizes(sizes: dict[str, int], samples: int) -> None:
     """A table of lossless sizes; the ratio is to the image's samples at a byte each."""
-    print(f"\n{'lossless':20} {'bytes':>9}  {'bits per subpixel':>17}  {'ratio':>6}")
+    print(f"\n{'lossless':24} {'bytes':>9}  {'bits per subpixel':>17}  {'ratio':>6}")
     for name, size in sizes.items():
-        print(f"{name:20} {size:9}  {8 * size / samples:17.3f}  {samples / size:6.2f}")
-
-
-def choose_previews(shown: Sequence[Preview]) -> list[Preview]:
-    """A handful of timesteps spread over the chain, coarsest first."""
-    last = shown[0].timestep
-    wanted = {round(last * share) for share in PREVIEW_SHARES} - {0}
-    return [preview for preview in shown if preview.timestep in wanted]
+        print(f"{name:24} {size:9}  {8 * size / samples:17.3f}  {samples / size:6.2f}")
 
 
 def print_previews(shown: Sequence[Preview], levels: Sequence[float]) -> None:
@@ -58,32 +51,26 @@ def main(photo: Path, effort: str, model_name: str, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     model = load_model(model_name)
     with Image.open(photo) as opened:
-        image = opened.copy()
+        image = opened.convert("RGB")
 
     start = time.perf_counter()
-    data = encode(image, model, effort, progress=True)
-    encoded = time.perf_counter()
-    decoded = decode(data, model=model, progress=True)
-    done = time.perf_counter()
-    exact = decoded.mode == image.mode and np.array_equal(np.asarray(decoded), np.asarray(image))
+    data = encode(image, model, effort, progressive=True, progress=True)
     (out / f"{photo.stem}.dfc").write_bytes(data)
-
-    print(f"{photo}: {image.width} x {image.height} {image.mode}")
-    print(f"encoded in {encoded - start:.1f} s, decoded in {done - encoded:.1f} s")
-    if not exact:
+    print(f"{photo}: {image.width} x {image.height}")
+    print(f"encoded in {time.perf_counter() - start:.1f} s", flush=True)
+    start = time.perf_counter()
+    *shown, last = previews(data, model)
+    print(f"decoded, preview by preview, in {time.perf_counter() - start:.1f} s")
+    if last.timestep != 0 or not np.array_equal(np.asarray(last.image), np.asarray(image)):
         raise SystemExit("the decoded image differs from the original")
-    print("decoded: mode and every sample equal the original")
-    samples = image.width * image.height * CHANNELS[image.mode]
-    print_sizes(other_codecs(image) | {"diffcodec": len(data)}, samples)
+    print("decoded: every sample equals the original")
+    sizes = other_codecs(image) | {"diffcodec, with previews": len(data)}
+    print_sizes(sizes, image.width * image.height * len(image.getbands()))
 
-    chosen = choose_previews(previews(data, model, progress=True))
-    if not chosen:
-        print("\nno part of the image took the chain, so there are no previews")
-        return
-    print_previews(chosen, model.plans[effort].levels)
-    for preview in chosen:
+    print_previews(shown, model.plans[effort].levels)
+    for preview in shown:
         preview.image.save(out / f"{photo.stem}-timestep-{preview.timestep:02}.png")
-    contact_sheet(chosen).save(out / "previews.png")
+    contact_sheet([*shown, last]).save(out / "previews.png")
     print(f"\nwrote {out}/: {photo.stem}.dfc, the previews and previews.png")
 
 

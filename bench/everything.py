@@ -24,7 +24,8 @@ from diffcodec.relative_entropy import RATE, STATE_BITS
 
 EFFORTS = ("fast", "best", "default")  # the last is the one that others are compared with
 CIFAR_MODEL = "cifar10"
-CIFAR_IMAGES = 200
+CIFAR_IMAGES = 1000
+CIFAR_LOSSY_IMAGES = 200
 
 
 def run_examples(model: Model, quick: bool, out: Path) -> None:
@@ -58,9 +59,10 @@ def run_kodak(kodak: Path, model: Model, quick: bool, out: Path) -> None:
 
 def run_cifar(cifar: Path, model: str, quick: bool, out: Path) -> None:
     """The first test images, one by one, by the chain alone; and DDPM's table."""
-    data, used = dataset(cifar, 20 if quick else CIFAR_IMAGES), load_model(model)
-    lossless.run(data, used, ("best",), True, True, out)
-    rd.run(data, used, ("default",), out)
+    used = load_model(model)
+    images = dataset(cifar, 20 if quick else CIFAR_IMAGES)
+    lossless.run(images, used, ("best",), True, True, out)
+    rd.run(dataset(cifar, 20 if quick else CIFAR_LOSSY_IMAGES), used, ("default",), out)
     images = dataset(cifar, 2 if quick else ddpm.IMAGES)
     ddpm.run(images, load_model(model, "float"), 1, ddpm.PLAN_RATIO, out)
 

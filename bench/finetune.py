@@ -1,18 +1,13 @@
-"""What fine-tuning a shipped model gains on a folder of alike images.
+"""What fine-tuning a shipped model gains on a set of images that are alike.
 
-apt-get download mricron-data && dpkg-deb -x mricron-data_*.deb mricron-data
-python -m bench.finetune mricron-data/usr/share/mricron/templates/ch2.nii.gz --minutes 30
+python -m bench finetune --data IMAGES [--test IMAGES] [--minutes 30]
 
-The images are the axial slices of a magnetic resonance image of one head, 217 x 181 grey pixels
-each (Colin Holmes' brain, the average of 27 scans; Debian's mricron-data, BSD licence): nothing
-that a model of photographs has seen. A block of neighbouring slices is kept for the test, cut into
-square tiles, each a file of its own, as slides and maps are kept for viewing. The model is trained
-by the command ``diffcodec train`` on the other slices alone. Sizes are whole files, headers
-included. A run that was stopped goes on.
+Folders or arrays, as for ``diffcodec train``, which trains here by its command line from the
+weights of a shipped model. The images to test by, or without any those that training holds out, are
+coded one by one by the model before and after and by JPEG XL. All files of diffcodec are decoded
+and compared. A run that was stopped goes on.
 """
 
-import gzip
-import hashlib
 import json
 import subprocess
 import sys
@@ -20,117 +15,94 @@ from pathlib import Path
 from typing import Any
 
 import click
-import imagecodecs
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from diffcodec.data import as_rgb
-from diffcodec.evaluate import evaluate, mean_interval
+from bench.codecs import lossless_codecs
+from diffcodec import decode, encode_many
+from diffcodec.data import find_images, list_images, split_held_out
+from diffcodec.evaluate import mean_interval, open_image
 from diffcodec.models import load_model
 from diffcodec.train import CHECKPOINT, MODEL
 
-SHAPE = (181, 217, 181)  # axial slices first
-HEADER = 352  # bytes of a NIfTI-1 file before its samples
-SAMPLES = "38e1383cfd10824abc62dd61c9597f83ff899c82e2a84eb37737bdc83bfc9d7d"  # SHA-256
-SLICES = range(10, 172)  # those that show enough of the head
-TEST = range(85, 100)
-MARGIN = 2  # slices on each side of the test that are not trained on either
-MIDDLE = (slice(20, 196), slice(16, 164))  # of a slice: the head
+OTHERS = ("webp", "jpegxl9")
 
 
-def read_volume(path: Path) -> NDArray[np.uint8]:
-    """The slices.
-
-    Raises:
-        click.ClickException: if it is another file.
-    """
-    try:
-        data = gzip.decompress(path.read_bytes())[HEADER:]
-    except (OSError, EOFError) as e:
-        raise click.ClickException(f"{path}: not a compressed volume ({e})") from e
-    found = hashlib.sha256(data).hexdigest()
-    if found != SAMPLES:
-        raise click.ClickException(f"{path}: SHA-256 {found} of the samples, expected {SAMPLES}")
-    return np.frombuffer(data, np.uint8).reshape(SHAPE)
-
-
-def write_training_slices(volume: NDArray[np.uint8], folder: Path) -> None:
-    """All that are far enough from the test's, as PNG."""
-    folder.mkdir(parents=True, exist_ok=True)
-    near = range(TEST.start - MARGIN, TEST.stop + MARGIN)
-    for number in SLICES:
-        if number not in near:
-            Image.fromarray(volume[number]).save(folder / f"{number:03}.png")
-
-
-def test_tiles(volume: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """Tiles of the test's slices, [tiles, side, side]."""
-    tiles = []
-    for number in TEST:
-        head = volume[number][MIDDLE]
-        for top in range(0, head.shape[0] - side + 1, side):
-            for left in range(0, head.shape[1] - side + 1, side):
-                tiles.append(head[top : top + side, left : left + side])
-    return np.ascontiguousarray(tiles)
-
-
-def fine_tune(data: Path, out: Path, init: str, minutes: float, batch: int) -> None:
+def fine_tune(data: Path, out: Path, options: dict[str, object]) -> None:
     """By the command line, on the CPU or GPU that it finds."""
     command = [sys.executable, "-m", "diffcodec", "train", "--data", str(data), "--out", str(out)]
     if (out / CHECKPOINT).exists():
         command += ["--resume"]
     else:
-        command += ["--init", init, "--minutes", str(minutes), "--batch", str(batch)]
+        for name, value in options.items():
+            command += [f"--{name}", str(value)]
     subprocess.run(command, check=True)
 
 
-def model_sizes(model: str | Path, tiles: NDArray[np.uint8], effort: str) -> list[int]:
-    """Bytes of each tile's file."""
+def model_sizes(model: str | Path, images: list[Image.Image], effort: str) -> list[int]:
+    """Bytes of each image's file.
+
+    Raises:
+        click.ClickException: if one does not come back.
+    """
     used = load_model(model)
-    images = list(as_rgb(tiles, "the tiles"))
-    results = evaluate(used, images, used.plans[effort], effort=effort, progress=True)
-    return [result.file_bytes or 0 for result in results]
+    files = encode_many(images, used, effort, progress=True)
+    for image, data in zip(images, files, strict=True):
+        back = decode(data, model=used)
+        if image.mode != back.mode or image.tobytes() != back.tobytes():
+            raise click.ClickException(f"{model}: a decoded image differs from the original")
+    return [len(data) for data in files]
 
 
 @click.command()
-@click.argument("volume", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--data", required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--test", type=click.Path(exists=True, path_type=Path), help="Other images.")
 @click.option("--minutes", default=30.0, show_default=True, help="Of fine-tuning.")
 @click.option("--init", default="photo", show_default=True, help="The model to start from.")
+@click.option("--crop", default=64, show_default=True, help="Sides of the training crops.")
 @click.option("--batch", default=16, show_default=True, help="Crops in each update.")
-@click.option("--side", default=48, show_default=True, help="Of a test tile, pixels.")
-@click.option("--limit", type=int, help="Only the first so many tiles.")
-@click.option("--effort", default="default", show_default=True)
+@click.option("--augment", default="mirror", show_default=True, help="As for training.")
+@click.option("--learning-rate", default=2e-3, show_default=True, help="As for training.")
+@click.option("--limit", default=300, show_default=True, help="Most images to test by.")
+@click.option("--effort", default="best", show_default=True)
 @click.option("--out", default=Path("results/finetune"), type=click.Path(path_type=Path))
 def main(
-    volume: Path,
+    data: Path,
+    test: Path | None,
     minutes: float,
     init: str,
+    crop: int,
     batch: int,
-    side: int,
-    limit: int | None,
+    augment: str,
+    learning_rate: float,
+    limit: int,
     effort: str,
     out: Path,
 ) -> None:
-    """Fine-tune on the slices of VOLUME, and compare whole files of tiles that were held out."""
-    slices = read_volume(volume)
-    write_training_slices(slices, out / "train")
-    tiles = test_tiles(slices, side)[:limit]
-    fine_tune(out / "train", out / "run", init, minutes, batch)
+    """Fine-tune on images, and compare whole files of others."""
+    fine_tune(
+        data,
+        out,
+        {"init": init, "minutes": minutes, "crop": crop, "batch": batch}
+        | {"augment": augment, "learning-rate": learning_rate},
+    )
+    sources = list_images(find_images(test)) if test else split_held_out(find_images(data))[1]
+    images = [open_image(source, load_model(init).color) for source in sources[:limit]]
+    codecs = {codec.name: codec for codec in lossless_codecs()}
     sizes = {
-        "JPEG XL, effort 9": [
-            len(imagecodecs.jpegxl_encode(tile, lossless=True, effort=9)) for tile in tiles
-        ],
-        f"{init}": model_sizes(init, tiles, effort),
-        f"{init}, fine-tuned": model_sizes(out / "run" / MODEL, tiles, effort),
+        codec.label: [len(codec.encode(image, codec.settings[0])) for image in images]
+        for codec in map(codecs.__getitem__, OTHERS)
     }
-    baseline = sum(sizes["JPEG XL, effort 9"])
-    result: dict[str, Any] = {"minutes": minutes, "tiles": len(tiles), "side": side, "sizes": {}}
-    click.echo(f"{len(tiles)} tiles of {side} x {side} grey pixels, whole files\n")
+    baseline = sum(sizes[codecs["jpegxl9"].label])
+    sizes[init] = model_sizes(init, images, effort)
+    sizes[f"{init}, fine-tuned"] = model_sizes(out / MODEL, images, effort)
+    samples = [np.asarray(image).size for image in images]
+    result: dict[str, Any] = {"minutes": minutes, "images": len(images), "sizes": {}}
+    click.echo(f"{len(images)} images not trained on, whole files, all of diffcodec's decoded\n")
     click.echo("| codec | bytes | bits per dimension | against JPEG XL |\n|---|---|---|---|")
     for name, each in sizes.items():
-        bpd = mean_interval([8 * size / side**2 for size in each])
-        result["sizes"][name] = {"bytes": sum(each), "bpd": bpd}
+        bpd = mean_interval([8 * size / n for size, n in zip(each, samples, strict=True)])
+        result["sizes"][name] = {"bytes": each, "bpd": bpd}
         change = 100 * (sum(each) / baseline - 1)
         figures = f"{bpd['mean']:.3f} +- {bpd['half_width'] or 0:.3f}"
         click.echo(f"| {name} | {sum(each)} | {figures} | {change:+.1f} % |")

@@ -92,24 +92,6 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def draw(results: list[dict[str, Any]], path: Path) -> None:
-    """Bits per dimension against timesteps."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6, 4))
-    for plan, colour in (("found", "C0"), ("geometric", "C1")):
-        rows = sorted((r for r in results if r["plan"] == plan), key=lambda r: r["budget"])
-        steps = [r["budget"] for r in rows]
-        axes.plot(steps, [r["files_bpd"] for r in rows], f"{colour}o-", label=f"{plan}, files")
-        axes.plot(steps, [r["bound_bpd"] for r in rows], f"{colour}--", label=f"{plan}, bound")
-    axes.set(xlabel="network evaluations, at most", ylabel="bits per dimension")
-    axes.legend()
-    figure.savefig(path, dpi=120, bbox_inches="tight")
-
-
 def numbers(text: str) -> list[int]:
     """A list such as 8,10,12."""
     return [int(part) for part in text.split(",") if part]
@@ -128,7 +110,6 @@ def numbers(text: str) -> list[int]:
 @click.option("--limit", type=int, help="Judge by the first so many images.")
 @click.option("--check", is_flag=True, help="Decode every file and compare.")
 @click.option("--out", type=click.Path(path_type=Path), help="Results as JSON.")
-@click.option("--picture", type=click.Path(path_type=Path), help="Bits against timesteps, PNG.")
 def main(
     calibration: Path,
     data: Path,
@@ -142,7 +123,6 @@ def main(
     limit: int | None,
     check: bool,
     out: Path | None,
-    picture: Path | None,
 ) -> None:
     """Find plans, and print the table."""
     config, weights = load_weights(model)
@@ -171,8 +151,6 @@ def main(
             out.write_text(json.dumps({"images": len(images), "results": results}, indent=1))
     click.echo(f"{len(images)} crops of {crop} x {crop}, means, bits per dimension\n")
     click.echo(table(results))
-    if picture:
-        draw(results, picture)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What previews cost and show: real bytes of files, on crops of the example photographs.
+"""What previews cost and show: real bytes of files, on crops of photographs.
 
 python -m bench.progressive previews     bits per pixel and PSNR at each timestep
 python -m bench.progressive exact        the cost of previews in an exact file, by where they end
@@ -17,10 +17,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from bench.inputs import EXAMPLES
 from bench.overhead import measure
 from diffcodec import decode, encode, load_model
 from diffcodec.color import from_domain, to_domain
 from diffcodec.container import parse
+from diffcodec.data import find_images
 from diffcodec.images import psnr
 from diffcodec.layered import Previews
 from diffcodec.models import Model
@@ -29,9 +31,9 @@ from diffcodec.tiles import progress_bar
 Array = NDArray[np.float64]
 
 
-def crops(size: int, count: int) -> Iterator[Image.Image]:
+def crops(data: Path, size: int, count: int) -> Iterator[Image.Image]:
     """Of each photograph."""
-    for path in sorted(Path("examples").glob("*.png")):
+    for path in find_images(data):
         rng = np.random.default_rng(1)
         with Image.open(path) as image:
             for _ in range(count):
@@ -88,6 +90,7 @@ _options = (
     click.option("--effort", default="default"),
     click.option("--size", default=128, help="Of the crops."),
     click.option("--count", default=2, help="Crops of each photograph."),
+    click.option("--data", default=EXAMPLES, type=click.Path(path_type=Path), help="Photographs."),
 )
 
 
@@ -96,11 +99,12 @@ _options = (
 @_options[1]
 @_options[2]
 @_options[3]
-def previews(model: str, effort: str, size: int, count: int) -> None:
+@_options[4]
+def previews(model: str, effort: str, size: int, count: int, data: Path) -> None:
     """Each timestep of lossy files: without their 25 bytes of overhead and 6 for each layer."""
     used = load_model(model)
     real, ideal = [], []
-    for i, image in enumerate(crops(size, count)):
+    for i, image in enumerate(crops(data, size, count)):
         real.append(coded(used, effort, image))
         ideal.append(sampled(used, effort, image, i))
     rows, exact = np.mean(real, 0), np.mean(ideal, 0)
@@ -123,8 +127,9 @@ def previews(model: str, effort: str, size: int, count: int) -> None:
 @_options[1]
 @_options[2]
 @_options[3]
+@_options[4]
 @click.option("--ends", default="6,7,8,9", help="Timesteps at which previews end.")
-def exact(model: str, effort: str, size: int, count: int, ends: str) -> None:
+def exact(model: str, effort: str, size: int, count: int, data: Path, ends: str) -> None:
     """Exact files with previews over plain ones, in bits per dimension; without fallback coders."""
     used = load_model(model)
     timesteps = [int(t) for t in ends.split(",")]
@@ -132,7 +137,7 @@ def exact(model: str, effort: str, size: int, count: int, ends: str) -> None:
     # What the chain costs is to be seen also where WebP would win.
     for module in ("codec", "layered"):
         mock.patch(f"diffcodec.{module}.encode_fallback", lambda _: ("raw", bytes(1 << 24))).start()
-    for image in crops(size, count):
+    for image in crops(data, size, count):
         dimensions = 3 * image.width * image.height
         start = time.perf_counter()
         plain = len(encode(image, used, effort))
@@ -140,13 +145,13 @@ def exact(model: str, effort: str, size: int, count: int, ends: str) -> None:
         row = [8 * plain / dimensions]
         for t in timesteps:
             start = time.perf_counter()
-            data = encode(image, used, effort, progressive=True, timestep=t)
+            file = encode(image, used, effort, progressive=True, timestep=t)
             seconds.append(time.perf_counter() - start)
-            layers = parse(data).layers
+            layers = parse(file).layers
             assert layers is not None
-            assert decode(data, model=used).tobytes() == image.tobytes()
+            assert decode(file, model=used).tobytes() == image.tobytes()
             row += [
-                8 * (len(data) - plain) / dimensions,
+                8 * (len(file) - plain) / dimensions,
                 8 * sum(len(part) for payload in layers.payloads for part in payload) / dimensions,
             ]
         rows.append(row + seconds)

@@ -1,7 +1,10 @@
 """The benchmark suite: measures against known answers, commands on a few small images."""
 
+import gzip
+import hashlib
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import click
@@ -17,9 +20,11 @@ from bench import (
     ddpm,
     demo,
     everything,
+    finetune,
     gate,
     lossless,
     metrics,
+    mri,
     overhead,
     pictures,
     rd,
@@ -34,7 +39,6 @@ from bench.store import Store, pixels_digest
 from diffcodec import decode, encode, load_model
 from diffcodec.container import parse
 from diffcodec.network import Conv, NetworkConfig, UNet
-from diffcodec.show import Preview
 
 
 @pytest.fixture(scope="module")
@@ -351,20 +355,16 @@ def test_a_full_run_makes_all_that_the_documents_mark(photo, tmp_path, monkeypat
 # --- the demonstration ----------------------------------------------------------------------------
 
 
-def test_the_demonstration_chooses_some_timesteps():
-    pixel = Image.new("RGB", (1, 1))
-    chain = [Preview(t, pixel, 9, None) for t in range(16, -1, -1)]
-    assert [preview.timestep for preview in demo.choose_previews(chain)] == [12, 10, 7, 4]
-    assert demo.choose_previews(chain[-1:]) == []
-
-
-def test_the_demonstration(folder, tiny, tmp_path, no_webp, capsys):
+def test_the_demonstration(folder, photo, tiny, tmp_path, no_webp, capsys):
     options = [str(folder / "a.png"), "--model", str(tiny), "--out", str(tmp_path)]
     demo.main(options, standalone_mode=False)
     printed = capsys.readouterr().out
-    assert "every sample equal the original" in printed
+    assert "every sample equals the original" in printed
     assert all(name in printed for name in ("PNG", "WebP", "JPEG XL", "diffcodec", "timestep"))
-    assert {"a.dfc", "previews.png", "a-timestep-04.png"} <= {p.name for p in tmp_path.iterdir()}
+    files = {path.name for path in tmp_path.iterdir()}
+    assert {"a.dfc", "previews.png"} < files
+    assert any(name.startswith("a-timestep-") for name in files)
+    assert np.array_equal(np.asarray(decode((tmp_path / "a.dfc").read_bytes(), model=tiny)), photo)
 
 
 SMOOTH = "kodim15.png 120,40 32"
@@ -458,6 +458,67 @@ def test_overhead_alone_is_of_gaussians_and_photographs(monkeypatch):
     assert CliRunner().invoke(main, ["overhead"]).exit_code == 0
     assert CliRunner().invoke(main, ["overhead", "toy"]).exit_code == 0
     assert ran == ["run_toy", "run_photo", "run_toy"]
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_fine_tuning_compares_files_of_images_held_out(tmp_path, tiny, monkeypatch, broken):
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "grey.npy", rng.integers(0, 256, (50, 9, 8), np.uint8))
+    commands = []
+
+    def trained(command, check):
+        commands.append(command)
+        (tmp_path / "run").mkdir()
+        shutil.copy(tiny, tmp_path / "run" / "model.safetensors")
+
+    monkeypatch.setattr(finetune.subprocess, "run", trained)
+    if broken:
+        monkeypatch.setattr(finetune, "decode", lambda data, model: Image.new("L", (8, 9)))
+    options = ["--data", tmp_path / "grey.npy", "--init", tiny, "--out", tmp_path / "run"]
+    options += ["--effort", "fast", "--limit", 2]
+    outcome = CliRunner().invoke(finetune.main, list(map(str, options)))
+    (command,) = commands
+    assert command[command.index("--init") + 1] == str(tiny)
+    if broken:
+        assert outcome.exit_code == 1
+        assert "differs from the original" in outcome.output
+        return
+    assert outcome.exit_code == 0, outcome.output
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["images"] == 2
+    before, after = result["sizes"][str(tiny)], result["sizes"][f"{tiny}, fine-tuned"]
+    assert before["bytes"] == after["bytes"]
+    other = rng.integers(0, 256, (3, 9, 8), np.uint8)
+    np.save(tmp_path / "other.npy", other)
+    options[options.index("--limit") + 1] = 3
+    options += ["--test", tmp_path / "other.npy"]
+    shutil.rmtree(tmp_path / "run")
+    outcome = CliRunner().invoke(finetune.main, list(map(str, options)))
+    assert outcome.exit_code == 0, outcome.output
+    sizes = json.loads((tmp_path / "run" / "result.json").read_text())["sizes"]
+    jpegxl = next(codec for codec in codecs.lossless_codecs() if codec.name == "jpegxl9")
+    assert sizes[jpegxl.label]["bytes"] == [
+        len(jpegxl.encode(Image.fromarray(image), 9)) for image in other
+    ]
+    assert before["bpd"]["mean"] == pytest.approx(8 * sum(before["bytes"]) / (2 * 9 * 8))
+
+
+def test_slices_for_the_test_are_not_next_to_those_trained_on(tmp_path, monkeypatch):
+    volume = np.zeros(mri.SHAPE, np.uint8) + np.arange(mri.SHAPE[0], dtype=np.uint8)[:, None, None]
+    path = tmp_path / "volume.nii.gz"
+    path.write_bytes(gzip.compress(bytes(mri.HEADER) + volume.tobytes(), 1))
+    command = [str(path), str(tmp_path / "mri")]
+    refused = CliRunner().invoke(mri.main, command)
+    assert refused.exit_code == 1
+    assert "expected 38e1383c" in refused.output
+    monkeypatch.setattr(mri, "SAMPLES", hashlib.sha256(volume.tobytes()).hexdigest())
+    assert CliRunner().invoke(mri.main, command).exit_code == 0
+    levels = {
+        name: {Image.open(path).getpixel((0, 0)) for path in (tmp_path / "mri" / name).iterdir()}
+        for name in ("train", "test")
+    }
+    assert levels["test"] == set(range(85, 100))
+    assert min(abs(a - b) for a in levels["train"] for b in levels["test"]) == 3
 
 
 def test_a_missing_folder_is_an_error():
