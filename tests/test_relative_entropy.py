@@ -90,10 +90,11 @@ def test_long_stages_segments_and_blocks(monkeypatch):
         assert np.array_equal(Decoder(data, 0, 3).decode_step(0, *arguments[1:]), sample)
 
 
-def test_the_words_of_a_file_do_not_change():
-    # A change here is a change of the format.
-    data, (sample,), _ = encoded([problem(200, 0.3, 1, 0.5)], state_bits=8)
-    assert (data.hex(), sample[:3].tolist()) == (FROZEN_DATA, FROZEN_SAMPLE)
+def test_the_meaning_of_words_does_not_change():
+    # A change here is a change of the format. An encoder may choose other words.
+    _, *both_know = problem(200, 0.3, 1, 0.5)
+    sample = Decoder(bytes.fromhex(FROZEN_DATA), 0, 8).decode_step(0, *both_know)
+    assert sample[:3].tolist() == FROZEN_SAMPLE
 
 
 def test_keys_matter():
