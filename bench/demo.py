@@ -15,6 +15,8 @@ from PIL import Image
 
 from bench.codecs import lossless_codecs
 from diffcodec import encode, load_model
+from diffcodec.errors import UnsupportedError
+from diffcodec.info import CHANNELS
 from diffcodec.model_file import DEFAULT_MODEL
 from diffcodec.show import Preview, contact_sheet, previews
 
@@ -51,21 +53,25 @@ def main(photo: Path, effort: str, model_name: str, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     model = load_model(model_name)
     with Image.open(photo) as opened:
-        image = opened.convert("RGB")
+        image = opened.copy()
 
     start = time.perf_counter()
-    data = encode(image, model, effort, progressive=True, progress=True)
+    try:
+        data = encode(image, model, effort, progressive=True, progress=True)
+    except UnsupportedError as e:
+        raise click.ClickException(f"{photo}: {e}") from e
     (out / f"{photo.stem}.dfc").write_bytes(data)
-    print(f"{photo}: {image.width} x {image.height}")
+    print(f"{photo}: {image.width} x {image.height} {image.mode}")
     print(f"encoded in {time.perf_counter() - start:.1f} s", flush=True)
     start = time.perf_counter()
     *shown, last = previews(data, model)
     print(f"decoded, preview by preview, in {time.perf_counter() - start:.1f} s")
-    if last.timestep != 0 or not np.array_equal(np.asarray(last.image), np.asarray(image)):
+    exact = last.timestep == 0 and last.image.mode == image.mode
+    if not exact or not np.array_equal(np.asarray(last.image), np.asarray(image)):
         raise SystemExit("the decoded image differs from the original")
-    print("decoded: every sample equals the original")
+    print("decoded: mode and every sample equal the original")
     sizes = other_codecs(image) | {"diffcodec, with previews": len(data)}
-    print_sizes(sizes, image.width * image.height * len(image.getbands()))
+    print_sizes(sizes, image.width * image.height * CHANNELS[image.mode])
 
     print_previews(shown, model.plans[effort].levels)
     for preview in shown:

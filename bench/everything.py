@@ -60,8 +60,7 @@ def run_kodak(kodak: Path, model: Model, quick: bool, out: Path) -> None:
 def run_cifar(cifar: Path, model: str, quick: bool, out: Path) -> None:
     """The first test images, one by one, by the chain alone; and DDPM's table."""
     used = load_model(model)
-    images = dataset(cifar, 20 if quick else CIFAR_IMAGES)
-    lossless.run(images, used, ("best",), True, True, out)
+    lossless.run(dataset(cifar, 20 if quick else CIFAR_IMAGES), used, ("best",), True, True, out)
     rd.run(dataset(cifar, 20 if quick else CIFAR_LOSSY_IMAGES), used, ("default",), out)
     images = dataset(cifar, 2 if quick else ddpm.IMAGES)
     ddpm.run(images, load_model(model, "float"), 1, ddpm.PLAN_RATIO, out)

@@ -25,7 +25,7 @@ from diffcodec.evaluate import mean_interval, open_image
 from diffcodec.models import load_model
 from diffcodec.train import CHECKPOINT, MODEL
 
-OTHERS = ("webp", "jpegxl9")
+OTHERS = ("webp", "jpegxl9")  # the last is the one to compare with
 
 
 def fine_tune(data: Path, out: Path, options: dict[str, object]) -> None:
@@ -87,13 +87,14 @@ def main(
         | {"augment": augment, "learning-rate": learning_rate},
     )
     sources = list_images(find_images(test)) if test else split_held_out(find_images(data))[1]
-    images = [open_image(source, load_model(init).color) for source in sources[:limit]]
-    codecs = {codec.name: codec for codec in lossless_codecs()}
+    color = load_model(init).color
+    images = [open_image(source, color) for source in sources[:limit]]
+    others = [codec for codec in lossless_codecs() if codec.name in OTHERS]
     sizes = {
         codec.label: [len(codec.encode(image, codec.settings[0])) for image in images]
-        for codec in map(codecs.__getitem__, OTHERS)
+        for codec in others
     }
-    baseline = sum(sizes[codecs["jpegxl9"].label])
+    baseline = sum(sizes[others[-1].label])
     sizes[init] = model_sizes(init, images, effort)
     sizes[f"{init}, fine-tuned"] = model_sizes(out / MODEL, images, effort)
     samples = [np.asarray(image).size for image in images]

@@ -506,8 +506,8 @@ class Encoder:
     def _choose_stretch(self, expected: float, surprise: float) -> None:
         """A stage too many costs a bit, one too few leaves about a bit unsent.
 
-        START stages more are not worth their bits: without them steps of few bits, of small images,
-        come to the same PSNR by 1 to 2 % fewer.
+        START stages more are not worth their bits: without them small images come to the same PSNR
+        by slightly fewer.
         """
         wanted = round(max(expected + surprise, 0.0) * self.rate)
 

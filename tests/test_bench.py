@@ -359,12 +359,18 @@ def test_the_demonstration(folder, photo, tiny, tmp_path, no_webp, capsys):
     options = [str(folder / "a.png"), "--model", str(tiny), "--out", str(tmp_path)]
     demo.main(options, standalone_mode=False)
     printed = capsys.readouterr().out
-    assert "every sample equals the original" in printed
+    assert "every sample equal the original" in printed
     assert all(name in printed for name in ("PNG", "WebP", "JPEG XL", "diffcodec", "timestep"))
-    files = {path.name for path in tmp_path.iterdir()}
-    assert {"a.dfc", "previews.png"} < files
-    assert any(name.startswith("a-timestep-") for name in files)
+    assert {"a.dfc", "previews.png", "a-timestep-03.png"} <= {p.name for p in tmp_path.iterdir()}
     assert np.array_equal(np.asarray(decode((tmp_path / "a.dfc").read_bytes(), model=tiny)), photo)
+
+
+def test_the_demonstration_needs_an_image_that_has_previews(photo, tiny, tmp_path):
+    photo.convert("RGBA").save(tmp_path / "a.png")
+    options = [str(tmp_path / "a.png"), "--model", str(tiny), "--out", str(tmp_path)]
+    refused = CliRunner().invoke(demo.main, options)
+    assert refused.exit_code == 1
+    assert "previews of a RGBA image: expected RGB or L" in refused.output
 
 
 SMOOTH = "kodim15.png 120,40 32"
