@@ -6,6 +6,10 @@ from unittest import mock
 
 from PIL import Image
 
+from diffcodec.memory import keep_freed_memory
+
+keep_freed_memory()  # as the commands do
+
 
 def chain_only() -> AbstractContextManager[Any]:
     """Within it tiles are coded by the chain, or raw where that is smaller: never by WebP."""

@@ -1,12 +1,12 @@
 """What a chain of T timesteps costs by a plan found for the model and by geometric levels.
 
-python -m bench.plans --calibration DIR --data DIR [--model photo]
+python -m bench.plans --calibration IMAGES --data IMAGES [--model photo]
 
-Plans are found on random crops of one folder, and judged by whole files of the central crops of
-another: every byte counted, every tile coded by the chain (or raw, if smaller). The bound is the
+Plans are found on random crops of some images, and judged by whole files of the central crops of
+others: every byte counted, every tile coded by the chain (or raw, if smaller). The bound is the
 chain's variational bound of the same images and plan, by one sample of the chain. Predictions are
 by the float network and random draws. Beside seed bits stands how many of the files have a preview
-of their own, which takes their place. The two folders must not share images: plans would be judged
+of their own, which takes their place. The two must not share images: plans would be judged
 by what they were made for.
 """
 
@@ -22,14 +22,14 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from bench import middle, without_webp
+from bench import without_webp
+from bench.inputs import dataset
 from bench.lossless import bound_bits
 from diffcodec import decode, load_model
 from diffcodec.codec import encode_many
 from diffcodec.color import to_domain
 from diffcodec.container import parse
-from diffcodec.data import CropSampler, domain_batch, find_images
-from diffcodec.images import read_image
+from diffcodec.data import CropSampler, domain_batch, find_images, list_images
 from diffcodec.model_file import model_path, read_model_info
 from diffcodec.models import load_weights, serialise_model
 from diffcodec.network import UNet
@@ -98,8 +98,8 @@ def numbers(text: str) -> list[int]:
 
 
 @click.command()
-@click.option("--calibration", required=True, type=click.Path(path_type=Path), help="Folder.")
-@click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder to judge by.")
+@click.option("--calibration", required=True, type=click.Path(path_type=Path), help="Images.")
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="Images to judge by.")
 @click.option("--model", default="photo", help="Name or path.")
 @click.option("--timesteps", default="8,10,12,16,20,24,32", help="Of plans to find.")
 @click.option("--geometric", default="12,24,48", help="Timesteps of geometric levels.")
@@ -128,7 +128,7 @@ def main(
     config, weights = load_weights(model)
     network = UNet(config).eval()
     network.load_state_dict(weights)
-    sampler = CropSampler(find_images(calibration), calibration_crop, memory_bytes=0)
+    sampler = CropSampler(list_images(find_images(calibration)), calibration_crop, memory_bytes=0)
     x = domain_batch(sampler.batch(crops, 0, 0), config.color)
     plans: list[tuple[str, int, Plan]] = []
     if numbers(timesteps):
@@ -140,7 +140,7 @@ def main(
     if own:
         info, _ = read_model_info(model_path(model))
         plans += [(name, len(plan.levels), plan) for name, plan in info.plans.items()]
-    images = [middle(read_image(path), crop) for path in find_images(data)[:limit]]
+    images = [image for _, image in dataset(data, limit, crop).images()]
     without_webp()
     results: list[dict[str, Any]] = []
     for name, budget, plan in tqdm(plans, "plans", disable=None):

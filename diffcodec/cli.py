@@ -44,6 +44,7 @@ from diffcodec.files import (
 )
 from diffcodec.info import describe, dimensions, format_description, tiles_by_coder
 from diffcodec.limits import DEFAULT_LIMITS, Limits
+from diffcodec.memory import keep_freed_memory
 from diffcodec.model_file import (
     ARITHMETICS,
     DEFAULT_MODEL,
@@ -94,6 +95,7 @@ FAILURES = (DiffcodecError, OSError, MemoryError, _CommandError)
 def main() -> None:
     """The command ``diffcodec``."""
     leave_on_signals()
+    keep_freed_memory()
     cli(prog_name="diffcodec")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from diffcodec.errors import WorkerDiedError
 from diffcodec.files import leave_on_signals
+from diffcodec.memory import keep_freed_memory
 
 Job = tuple[str, ...]
 Work = Callable[..., Any]
@@ -92,6 +93,7 @@ def _serve(work: Work, connection: "Connection[Any, Any]", threads: int) -> None
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # torch is loaded later, by the work
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first process decides
     leave_on_signals()
+    keep_freed_memory()
     with suppress(EOFError, BrokenPipeError):
         while True:
             job = connection.recv()

@@ -1,10 +1,13 @@
-"""Memory that nothing uses goes back to the system."""
+"""Freed memory is used again; what stays unused goes back to the system."""
 
 import ctypes
+import os
+import sys
+from subprocess import run
 
 import pytest
 
-from diffcodec.memory import Heap
+from diffcodec.memory import Heap, keep_freed_memory
 
 PIECE, COUNT = 1 << 16, 3000  # bytes; small enough for glibc to keep
 
@@ -42,6 +45,37 @@ def test_only_when_it_has_grown(monkeypatch: pytest.MonkeyPatch) -> None:
         heap.release_unused()
         states.append((allocator.trims, heap.left_bytes))
     assert states == [(1, 30), (1, 30), (2, 31)]
+
+
+PAGE_FAULTS = """
+import resource, sys
+from diffcodec import memory
+if sys.argv[1] == "keep":
+    memory.keep_freed_memory()
+import torch
+
+faults = []
+for _ in range(6):
+    torch.ones(1 << 24)  # 64 MiB
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+print(faults[-1] - faults[1])
+"""
+
+
+@pytest.mark.skipif(Heap().allocator is None, reason="not glibc")
+def test_large_tensors_use_the_same_memory() -> None:
+    def page_faults(how: str) -> int:
+        command = [sys.executable, "-c", PAGE_FAULTS, how]
+        return int(run(command, check=True, capture_output=True, text=True).stdout)
+
+    assert page_faults("keep") < 100 < page_faults("leave")
+
+
+def test_a_setting_from_outside_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctypes.CDLL", lambda _: None)  # a C library without mallopt
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
+    keep_freed_memory()
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "0"
 
 
 @pytest.mark.parametrize("error", [OSError, AttributeError])
