@@ -3,9 +3,10 @@
 python -m bench finetune --data IMAGES [--test IMAGES] [--minutes 30]
 
 Folders or arrays, as for ``diffcodec train``, which trains here by its command line from the
-weights of a shipped model. The images to test by, or without any those that training holds out, are
-coded one by one by the model before and after and by JPEG XL. All files of diffcodec are decoded
-and compared. A run that was stopped goes on.
+weights of a shipped model; then ``diffcodec plan`` searches plans for the outcome. The images to
+test by, or without any those that training holds out, are coded one by one by the model before,
+between and after, and by JPEG XL. All files of diffcodec are decoded and compared. A run that was
+stopped goes on.
 """
 
 import json
@@ -28,15 +29,15 @@ from diffcodec.train import CHECKPOINT, MODEL
 OTHERS = ("webp", "jpegxl9")  # the last is the one to compare with
 
 
-def fine_tune(data: Path, out: Path, options: dict[str, object]) -> None:
-    """By the command line, on the CPU or GPU that it finds."""
-    command = [sys.executable, "-m", "diffcodec", "train", "--data", str(data), "--out", str(out)]
-    if (out / CHECKPOINT).exists():
-        command += ["--resume"]
-    else:
-        for name, value in options.items():
-            command += [f"--{name}", str(value)]
-    subprocess.run(command, check=True)
+PLANNED = "planned.safetensors"  # the fine-tuned model with plans of its own
+
+
+def diffcodec(command: str, data: Path, out: Path, options: dict[str, object]) -> None:
+    """Run a command of it, on the CPU or GPU that it finds."""
+    arguments = [command, "--data", str(data), "--out", str(out)]
+    for name, value in options.items():
+        arguments += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    subprocess.run([sys.executable, "-m", "diffcodec", *arguments], check=True)
 
 
 def model_sizes(model: str | Path, images: list[Image.Image], effort: str) -> list[int]:
@@ -63,6 +64,8 @@ def model_sizes(model: str | Path, images: list[Image.Image], effort: str) -> li
 @click.option("--batch", default=16, show_default=True, help="Crops in each update.")
 @click.option("--augment", default="mirror", show_default=True, help="As for training.")
 @click.option("--learning-rate", default=2e-3, show_default=True, help="As for training.")
+@click.option("--plan-crop", type=int, help="Of the crops to search plans on; else as --crop.")
+@click.option("--plan-crops", default=24, show_default=True, help="How many.")
 @click.option("--limit", default=300, show_default=True, help="Most images to test by.")
 @click.option("--effort", default="best", show_default=True)
 @click.option("--out", default=Path("results/finetune"), type=click.Path(path_type=Path))
@@ -75,17 +78,18 @@ def main(
     batch: int,
     augment: str,
     learning_rate: float,
+    plan_crop: int | None,
+    plan_crops: int,
     limit: int,
     effort: str,
     out: Path,
 ) -> None:
     """Fine-tune on images, and compare whole files of others."""
-    fine_tune(
-        data,
-        out,
-        {"init": init, "minutes": minutes, "crop": crop, "batch": batch}
-        | {"augment": augment, "learning-rate": learning_rate},
-    )
+    begin = {"init": init, "minutes": minutes, "crop": crop, "batch": batch}
+    begin |= {"augment": augment, "learning-rate": learning_rate}
+    diffcodec("train", data, out, {"resume": True} if (out / CHECKPOINT).exists() else begin)
+    search = {"crop": plan_crop or crop, "crops": plan_crops, "force": True}
+    diffcodec("plan", data, out / PLANNED, {"model": out / MODEL} | search)
     sources = list_images(find_images(test)) if test else split_held_out(find_images(data))[1]
     color = load_model(init).color
     images = [open_image(source, color) for source in sources[:limit]]
@@ -97,6 +101,7 @@ def main(
     baseline = sum(sizes[others[-1].label])
     sizes[init] = model_sizes(init, images, effort)
     sizes[f"{init}, fine-tuned"] = model_sizes(out / MODEL, images, effort)
+    sizes["the same by its own plans"] = model_sizes(out / PLANNED, images, effort)
     samples = [np.asarray(image).size for image in images]
     result: dict[str, Any] = {"minutes": minutes, "images": len(images), "sizes": {}}
     click.echo(f"{len(images)} images not trained on, whole files, all of diffcodec's decoded\n")

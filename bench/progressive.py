@@ -7,7 +7,7 @@ python -m bench.progressive times        seconds and memory of coding to a rate,
 
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -29,6 +29,7 @@ from diffcodec.models import Model
 from diffcodec.tiles import progress_bar
 
 Array = NDArray[np.float64]
+Command = Callable[..., None]
 
 
 def crops(data: Path, size: int, count: int) -> Iterator[Image.Image]:
@@ -85,21 +86,23 @@ def main() -> None:
     torch.set_num_threads(1)
 
 
-_options = (
-    click.option("--model", default="photo", help="Name or path."),
-    click.option("--effort", default="default"),
-    click.option("--size", default=128, help="Of the crops."),
-    click.option("--count", default=2, help="Crops of each photograph."),
-    click.option("--data", default=EXAMPLES, type=click.Path(path_type=Path), help="Photographs."),
-)
+def model_options(command: Command) -> Command:
+    """What to code with."""
+    command = click.option("--effort", default="default")(command)
+    return click.option("--model", default="photo", help="Name or path.")(command)
+
+
+def crop_options(command: Command) -> Command:
+    """What to code: see :func:`crops`."""
+    path = click.Path(path_type=Path)
+    command = click.option("--data", default=EXAMPLES, type=path, help="Photographs.")(command)
+    command = click.option("--count", default=2, help="Crops of each photograph.")(command)
+    return click.option("--size", default=128, help="Of the crops.")(command)
 
 
 @main.command()
-@_options[0]
-@_options[1]
-@_options[2]
-@_options[3]
-@_options[4]
+@model_options
+@crop_options
 def previews(model: str, effort: str, size: int, count: int, data: Path) -> None:
     """Each timestep of lossy files: without their 25 bytes of overhead and 6 for each layer."""
     used = load_model(model)
@@ -123,11 +126,8 @@ def previews(model: str, effort: str, size: int, count: int, data: Path) -> None
 
 
 @main.command()
-@_options[0]
-@_options[1]
-@_options[2]
-@_options[3]
-@_options[4]
+@model_options
+@crop_options
 @click.option("--ends", default="6,7,8,9", help="Timesteps at which previews end.")
 def exact(model: str, effort: str, size: int, count: int, data: Path, ends: str) -> None:
     """Exact files with previews over plain ones, in bits per dimension; without fallback coders."""
@@ -168,8 +168,7 @@ def exact(model: str, effort: str, size: int, count: int, data: Path, ends: str)
 
 
 @main.command()
-@_options[0]
-@_options[1]
+@model_options
 @click.option("--size", nargs=2, type=int, default=(768, 512), help="Of the image.")
 @click.option("--bpp", type=float, help="Bits per pixel to code to.")
 @click.option("--timestep", type=int, help="To code to instead.")

@@ -11,7 +11,7 @@ All bits are per dimension (subpixel), as means over a crop.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -58,6 +58,7 @@ from diffcodec.fallback import encode_fallback
 from diffcodec.models import FloatUNet, Model, serialise_float_model, serialise_model
 from diffcodec.plan import PLANS, Plan
 from diffcodec.schedule import explicit
+from diffcodec.tiles import coded_channels
 
 Array = NDArray[np.float64]
 GridPath = Sequence[tuple[int, int]]  # of z_2 .. z_T: the level's index, its lattice's
@@ -72,6 +73,7 @@ BATCH = 8  # crops that go through the network together
 BUCKET_BPD, BUCKETS = 0.04, 60  # heights of the stack that the search tells apart
 RESERVES_BPD = (-1.0, -0.5, -0.2, 0.0, 0.1, 0.2, 0.3, 0.45, 0.6)  # of the average crop, to try
 PREVIEW_OVERHEAD = 0.3  # of relative entropy coding over the KL, with what its bias costs below
+SHORTLIST = 4  # plans of a budget that are simulated, beside the longest
 REACH = 12  # levels of the grid that a step may climb
 
 
@@ -291,6 +293,7 @@ def measure_costs(
     except ValueError as e:
         raise DiffcodecError(str(e)) from e
     domain = DOMAINS[color]
+    coded = channels_coded(x, color)
     multipliers, dither = channels(domain.noise_multipliers, x), channels(domain.dither, x)
     first = FIRST_SIGMA * multipliers
     z_1, remainder = dithered_quantise(x, draw_dither(x.shape, domain, generator), dither)
@@ -311,7 +314,7 @@ def measure_costs(
         return field.flatten(2)[:, :, pixels, None]
 
     def mean(bits: Tensor) -> Array:
-        crop_means: Array = to_bits_per_dimension(bits).double().numpy()
+        crop_means: Array = to_bits_per_dimension(bits[:, :coded]).double().numpy()
         return crop_means
 
     costs.remainder[:] = mean(
@@ -328,7 +331,8 @@ def measure_costs(
             costs.jumps[j] = mean(coder_bits(z_1, p_1, dither))
         prior = prior_distribution(domain, sigma_t)
         around = Gaussian(z_1, (sigma_t**2 - first**2).expand_as(x))
-        costs.priors[j] = mean(density_bits(around, prior)) - lattice_bits(deltas)[:, None]
+        costs.priors[j] = mean(density_bits(around, prior))
+        costs.priors[j] -= lattice_bits(deltas, coded)[:, None]
         costs.sent_first[j] = mean(gaussian_kl_bits(around, prior))
         for i in range(0 if reach is None else max(0, j - reach), j):
             sigma_s = levels[i] * multipliers
@@ -341,13 +345,21 @@ def measure_costs(
             for k in np.flatnonzero(np.isfinite(costs.pops[: i + 1, i].min(0))):
                 delta = float(spacings[i, k]) * multipliers
                 excess = lattice_excess_bits(some(z_1), some(z), part_q, part_p, variances, delta)
-                costs.steps[j, i, k] = density + mean(excess) - delta.log2().mean().item()
+                costs.steps[j, i, k] = density + mean(excess) - lattice_bits([delta], coded)
     return costs
 
 
-def lattice_bits(deltas: Sequence[Tensor]) -> Array:
+def channels_coded(x: Tensor, color: str) -> int:
+    """How many channels the files of such crops code: of grey ones the first alone.
+
+    Crops that are partly grey count as colour images.
+    """
+    return coded_channels("RGB" if x[:, 1:].any() else "L", color) or x.shape[1]
+
+
+def lattice_bits(deltas: Sequence[Tensor], coded: int) -> Array:
     """Bits per dimension between a density and its mass on each lattice: mean of log2 delta."""
-    return np.array([delta.log2().mean().item() for delta in deltas])
+    return np.array([delta[:coded].log2().mean().item() for delta in deltas])
 
 
 class StackSearch:
@@ -433,18 +445,21 @@ def find_plans(
     timesteps: Sequence[int],
     others_bpd: Array | None = None,
     reserves: Sequence[float] = RESERVES_BPD,
+    files_bpd: Callable[[Plan], float] | None = None,
 ) -> dict[int, FoundPlan]:
     """The plan of the smallest files for each budget of timesteps.
 
     Chains are searched that hold the stack of the average crop above this reserve and that. Of what
     is found the best is taken by the crops' own files, each with its own dip. It may have fewer
-    timesteps than it could: beyond some 16 each costs more on the stack than it gains.
+    timesteps than it could, where each more costs more on the stack than it gains.
 
     Args:
         costs: of crops like the images to come.
         timesteps: budgets: at most so many network evaluations.
         others_bpd: of each crop by a fallback coder, which takes the crops where it is smaller.
         reserves: to try.
+        files_bpd: a better judge than the table of the crops' mean payload by a plan, for those
+            that the table likes most and for the longest, which it likes too little.
 
     Returns:
         By budget.
@@ -458,23 +473,33 @@ def find_plans(
         raise DiffcodecError(
             f"timesteps {list(timesteps)}: expected 3 to {most}, the levels of the grid and sigma_1"
         )
-    found: list[FoundPlan] = []
+    best: dict[int, FoundPlan] = {}  # by length
     for reserve in reserves:
         search = StackSearch(costs.average(), max(timesteps), reserve)
         for length in range(3, max(timesteps) + 1):
             path = search.path(length)
             if path is not None:
                 bpd = float(with_fallback(costs.course(path).payload, others_bpd).mean())
-                found.append(FoundPlan(plan_of_path(costs, path), bpd))
-    if not any(len(f.plan.levels) <= min(timesteps) for f in found):
+                if length not in best or bpd < best[length].payload_bpd:
+                    best[length] = FoundPlan(plan_of_path(costs, path), bpd)
+    if not best or min(best) > min(timesteps):
         raise DiffcodecError(
             f"no chain of {min(timesteps)} timesteps on these crops: their stack runs empty at "
             "once; give crops with more detail"
         )
-    return {
-        count: min((f for f in found if len(f.plan.levels) <= count), key=lambda f: f.payload_bpd)
-        for count in timesteps
-    }
+    judged: dict[int, FoundPlan] = {}
+
+    def choose(count: int) -> FoundPlan:
+        lengths = sorted((n for n in best if n <= count), key=lambda n: best[n].payload_bpd)
+        if files_bpd is None:
+            return best[lengths[0]]
+        shortlist = {*lengths[:SHORTLIST], max(lengths)}
+        for length in shortlist - judged.keys():
+            plan = best[length].plan
+            judged[length] = FoundPlan(plan, files_bpd(plan))
+        return min((judged[length] for length in shortlist), key=lambda f: f.payload_bpd)
+
+    return {count: choose(count) for count in timesteps}
 
 
 def with_fallback(payload: Array, others_bpd: Array | None) -> Array:
@@ -521,8 +546,9 @@ def simulate(
     changes.append(coder_bits(z, corrected(prior, delta[-1]), delta[-1]))
     around = Gaussian(z_1, (above(sigma[-1], sigma[0]) ** 2).expand_as(x))
     sent.append(gaussian_kl_bits(around, prior))
+    coded = channels_coded(x, color)
     heights, each = (
-        np.array([to_bits_per_dimension(bits).double().numpy() for bits in parts])
+        np.array([to_bits_per_dimension(bits[:, :coded]).double().numpy() for bits in parts])
         for parts in (changes, sent)
     )
     return Course(np.cumsum(heights, 0), each)
@@ -547,7 +573,7 @@ def predict_files(model: PosteriorModel, x: Tensor, color: str, plan: Plan, seed
         payload = simulate(model, x, color, plan, generator).payload
     height, width = x.shape[2:]
     bits = with_fallback(payload, fallback_bpd(x, color))
-    return bits + 8 * bytes_around(width, height) / x[0].numel()
+    return bits + 8 * bytes_around(width, height) / (width * height * channels_coded(x, color))
 
 
 def bytes_around(width: int, height: int) -> int:
@@ -576,9 +602,12 @@ def coder_bits(z: Tensor, p: Gaussian, delta: Tensor) -> Tensor:
 
 def fallback_bpd(x: Tensor, color: str) -> Array:
     """What the smallest other coder makes of each crop, in bits per dimension."""
+    coded = channels_coded(x, color)
     rgb = from_domain(x.to(torch.int32), color).clamp(0, 255).to(torch.uint8)
     crops = [Image.fromarray(crop.permute(1, 2, 0).contiguous().numpy()) for crop in rgb]
-    return np.array([8 * len(encode_fallback(crop)[1]) / x[0].numel() for crop in crops])
+    crops = [crop.convert("L") for crop in crops] if coded == 1 else crops
+    dimensions = x[0, :coded].numel()
+    return np.array([8 * len(encode_fallback(crop)[1]) / dimensions for crop in crops])
 
 
 def search_plans(
@@ -598,13 +627,20 @@ def search_plans(
         seed: of the noise.
         progress: whether to show a bar.
     """
-    levels = grid_levels()
-    generator = torch.Generator().manual_seed(seed)
+    levels, others_bpd = grid_levels(), fallback_bpd(x, color)
+
+    def generator() -> torch.Generator:
+        return torch.Generator().manual_seed(seed)
+
+    def files_bpd(plan: Plan) -> float:
+        payload = simulate(model, x, color, plan, generator()).payload
+        return float(with_fallback(payload, others_bpd).mean())
+
     with torch.inference_mode():
         costs = measure_costs(
-            model, x, color, levels, grid_spacings(levels), generator, REACH, progress
+            model, x, color, levels, grid_spacings(levels), generator(), REACH, progress
         )
-    return find_plans(costs, timesteps, fallback_bpd(x, color))
+        return find_plans(costs, timesteps, others_bpd, files_bpd=files_bpd)
 
 
 @dataclass(frozen=True)

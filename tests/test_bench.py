@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import click
 import numpy as np
@@ -472,19 +473,23 @@ def test_fine_tuning_compares_files_of_images_held_out(tmp_path, tiny, monkeypat
     np.save(tmp_path / "grey.npy", rng.integers(0, 256, (50, 9, 8), np.uint8))
     commands = []
 
-    def trained(command, check):
+    def ran(command, check):
         commands.append(command)
-        (tmp_path / "run").mkdir()
-        shutil.copy(tiny, tmp_path / "run" / "model.safetensors")
+        out = Path(command[command.index("--out") + 1])
+        if "train" in command:
+            out.mkdir()
+            out /= "model.safetensors"
+        shutil.copy(tiny, out)
 
-    monkeypatch.setattr(finetune.subprocess, "run", trained)
+    monkeypatch.setattr(finetune.subprocess, "run", ran)
     if broken:
         monkeypatch.setattr(finetune, "decode", lambda data, model: Image.new("L", (8, 9)))
     options = ["--data", tmp_path / "grey.npy", "--init", tiny, "--out", tmp_path / "run"]
     options += ["--effort", "fast", "--limit", 2]
     outcome = CliRunner().invoke(finetune.main, list(map(str, options)))
-    (command,) = commands
-    assert command[command.index("--init") + 1] == str(tiny)
+    train, plan = commands
+    assert train[train.index("--init") + 1] == str(tiny)
+    assert plan[plan.index("--model") + 1] == str(tmp_path / "run" / "model.safetensors")
     if broken:
         assert outcome.exit_code == 1
         assert "differs from the original" in outcome.output
@@ -493,7 +498,9 @@ def test_fine_tuning_compares_files_of_images_held_out(tmp_path, tiny, monkeypat
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["images"] == 2
     before, after = result["sizes"][str(tiny)], result["sizes"][f"{tiny}, fine-tuned"]
-    assert before["bytes"] == after["bytes"]
+    assert (
+        before["bytes"] == after["bytes"] == result["sizes"]["the same by its own plans"]["bytes"]
+    )
     other = rng.integers(0, 256, (3, 9, 8), np.uint8)
     np.save(tmp_path / "other.npy", other)
     options[options.index("--limit") + 1] = 3

@@ -142,32 +142,35 @@ def float_network(path: Path) -> UNet:
     return network
 
 
-def crops(count: int, side: int) -> torch.Tensor:
-    """Smooth ramps with noise, in YCoCg."""
+def crops(count: int, side: int, coded: int = 3) -> torch.Tensor:
+    """Smooth ramps with noise, in YCoCg; with one channel coded they are grey."""
     rng = np.random.default_rng(5)
     ramp = np.add.outer(np.arange(side), np.arange(side)) + 40.0
     x = np.stack([ramp, ramp / 4 - 10, 5 - ramp / 5])[None] + rng.normal(
         0, 6, (count, 3, side, side)
     )
+    x[:, coded:] = 0
     return torch.from_numpy(np.rint(x)).float()
 
 
+@pytest.mark.parametrize("coded", [3, 1])
 @torch.inference_mode()
-def test_predicted_heights_are_the_encoders(tiny: Path) -> None:
-    model, network, x = load_model(tiny), float_network(tiny), crops(6, 48)
+def test_predicted_heights_are_the_encoders(tiny: Path, coded: int) -> None:
+    model, network, x = load_model(tiny), float_network(tiny), crops(6, 48, coded)
     plan = model.plans["default"]
     course = simulate(network.posterior_x, x, model.color, plan, seeded())
     predicted = course.heights
-    chains = [TileChain(plan, model.domain, i, 3, (48, 48)) for i in range(6)]
+    chains = [TileChain(plan, model.domain, i, coded, (48, 48)) for i in range(6)]
     jobs = [encode_tile(c, x[i].double().numpy()) for i, c in enumerate(chains)]
     parts = [Part("default", i, Box(0, 0, 48, 48)) for i in range(6)]
     tiles = list(run(jobs, parts, model, progress_bar(0, progress=False)))
     words = np.array([tile.heights for tile in tiles]).T - most_seed_words(chains[0])
-    real = 32 * words / x[0].numel()  # [steps, crops]
+    dimensions = x[0, :coded].numel()
+    real = 32 * words / dimensions  # [steps, crops]
     assert len(predicted) == len(real) == len(coding_steps(len(plan.levels)))
     changes = np.diff(predicted - real, axis=0, prepend=0).mean(1)
     assert np.abs(changes).max() < 0.04, changes
-    files = [32 * len(tile.words) / x[0].numel() for tile in tiles]
+    files = [32 * len(tile.words) / dimensions for tile in tiles]
     assert course.payload.mean() == pytest.approx(np.mean(files), rel=0.01)
 
 
@@ -223,14 +226,15 @@ def test_the_cheapest_way_out_of_an_empty_stack() -> None:
     assert dipping(1, 1) == pytest.approx(1.6 * PREVIEW_OVERHEAD)
 
 
+@pytest.mark.parametrize(("coded", "reserve"), [(3, 0.3), (1, -0.3)])
 @torch.inference_mode()
-def test_tabulated_heights_are_those_of_the_chain(tiny: Path) -> None:
-    network, x = float_network(tiny), crops(4, 48)
+def test_tabulated_heights_are_those_of_the_chain(tiny: Path, coded: int, reserve: float) -> None:
+    network, x = float_network(tiny), crops(4, 48, coded)
     levels = grid_levels()[::4]
     generator = seeded()
     spacings = grid_spacings(levels)[:, ::3]
     costs = measure_costs(network.posterior_x, x, "ycocg", levels, spacings, generator)
-    path = StackSearch(costs.average(), 6, 0.3).path(6)
+    path = StackSearch(costs.average(), 6, reserve).path(6)
     assert path is not None
     plan = plan_of_path(costs, path)
     tabulated = costs.course(path)
@@ -252,6 +256,20 @@ def test_plans_are_judged_by_each_crops_file() -> None:
         assert len(plan.plan.levels) <= most
     with pytest.raises(DiffcodecError, match="crops with more detail"):
         find_plans(replace(costs, remainder=np.zeros(8)), [4], reserves=(0.0,))
+
+
+def test_a_better_judge_than_the_table() -> None:
+    costs = some_costs(2, crops=8)
+    judged: list[int] = []
+
+    def files_bpd(plan: Plan) -> float:
+        judged.append(len(plan.levels))
+        return 9 - len(plan.levels)
+
+    found = find_plans(costs, [4, 6], files_bpd=files_bpd)
+    assert {most: len(f.plan.levels) for most, f in found.items()} == {4: 4, 6: 6}
+    assert found[6].payload_bpd == 3
+    assert sorted(judged) == [3, 4, 5, 6]  # each once
 
 
 def test_fewer_timesteps_where_more_cost_more() -> None:
@@ -377,13 +395,20 @@ def test_quantising_an_integer_model_again_keeps_its_weights(folder: Path) -> No
             assert torch.allclose(weight, after[name], rtol=2e-3, atol=2e-3), name
 
 
-def test_predicted_files_are_those_of_the_codec(folder: Path) -> None:
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_predicted_files_are_those_of_the_codec(folder: Path, mode: str) -> None:
     model = load_model(folder / "integer.safetensors")
     network = float_network(folder / "integer.safetensors")
     x, _ = planning.search_crops(str(folder / "pictures"), 40, 6, "ycocg")
+    if mode == "L":
+        x[:, 1:] = 0
     rgb = from_domain(x.to(torch.int32), "ycocg").clamp(0, 255).to(torch.uint8)
     images = [Image.fromarray(crop.permute(1, 2, 0).contiguous().numpy()) for crop in rgb]
-    sizes = [8 * len(data) / x[0].numel() for data in encode_many(images, model, "default")]
+    images = [image.convert(mode) for image in images]
+    files = encode_many(images, model, "default")
+    sizes = [
+        8 * len(data) / np.asarray(image).size for data, image in zip(files, images, strict=True)
+    ]
     predicted = predict_files(network.posterior_x, x, "ycocg", model.plans["default"])
     assert predicted == pytest.approx(sizes, rel=0.02)
     assert predicted.mean() == pytest.approx(np.mean(sizes), rel=0.01)
