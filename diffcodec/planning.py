@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,7 @@ BUCKET_BPD, BUCKETS = 0.04, 60  # heights of the stack that the search tells apa
 RESERVES_BPD = (-1.0, -0.5, -0.2, 0.0, 0.1, 0.2, 0.3, 0.45, 0.6)  # of the average crop, to try
 PREVIEW_OVERHEAD = 0.3  # of relative entropy coding over the KL, with what its bias costs below
 SHORTLIST = 4  # plans of a budget that are simulated, beside the longest
+LATTICE_ENDS = ((3.4, 2.1), (3.7, 2.4), (4.0, 2.7))  # at the bottom and the top, to try
 REACH = 12  # levels of the grid that a step may climb
 
 
@@ -161,7 +163,7 @@ class FoundPlan:
 
     Attributes:
         plan: levels and lattices.
-        payload_bpd: of the files without their headers.
+        payload_bpd: of the files, without their headers where the table alone was the judge.
     """
 
     plan: Plan
@@ -430,6 +432,12 @@ class StackSearch:
         return path[::-1]
 
 
+def bent_lattices(timesteps: int, bottom: float, top: float) -> tuple[float, ...]:
+    """Of a plan: from coarse ones at the bottom, where the stack is low, quickly to finer ones."""
+    heights = np.linspace(0, 1, timesteps - 1)
+    return tuple(float(f) for f in top + (bottom - top) * (1 - heights) ** 2)
+
+
 def plan_of_path(costs: Costs, path: GridPath) -> Plan:
     """The plan of a path on the grid."""
     levels = (FIRST_SIGMA, *(float(costs.levels[j]) for j, _ in path))
@@ -458,8 +466,8 @@ def find_plans(
         timesteps: budgets: at most so many network evaluations.
         others_bpd: of each crop by a fallback coder, which takes the crops where it is smaller.
         reserves: to try.
-        files_bpd: a better judge than the table of the crops' mean payload by a plan, for those
-            that the table likes most and for the longest, which it likes too little.
+        files_bpd: a better judge than the table of the crops' mean file by a plan, for those that
+            the table likes most and for the longest, which it likes too little.
 
     Returns:
         By budget.
@@ -627,20 +635,17 @@ def search_plans(
         seed: of the noise.
         progress: whether to show a bar.
     """
-    levels, others_bpd = grid_levels(), fallback_bpd(x, color)
-
-    def generator() -> torch.Generator:
-        return torch.Generator().manual_seed(seed)
-
-    def files_bpd(plan: Plan) -> float:
-        payload = simulate(model, x, color, plan, generator()).payload
-        return float(with_fallback(payload, others_bpd).mean())
-
+    levels = grid_levels()
+    generator = torch.Generator().manual_seed(seed)
     with torch.inference_mode():
         costs = measure_costs(
-            model, x, color, levels, grid_spacings(levels), generator(), REACH, progress
+            model, x, color, levels, grid_spacings(levels), generator, REACH, progress
         )
-        return find_plans(costs, timesteps, others_bpd, files_bpd=files_bpd)
+
+    def files_bpd(plan: Plan) -> float:
+        return float(predict_files(model, x, color, plan, seed).mean())
+
+    return find_plans(costs, timesteps, fallback_bpd(x, color), files_bpd=files_bpd)
 
 
 @dataclass(frozen=True)
@@ -712,7 +717,15 @@ def propose_plans(
     found = search_plans(network, x, color, timesteps, progress=progress)
     proposals = {}
     for effort, count in zip(CHAIN_CODERS, timesteps, strict=True):
-        plan, own = found[count].plan, model.plans.get(effort)
+        own = model.plans.get(effort)
+        choice = [(found[count].payload_bpd, found[count].plan)]
+        if own is not None and len(own.levels) <= count:
+            plans = [
+                own,
+                *(Plan(own.levels, bent_lattices(len(own.levels), *ends)) for ends in LATTICE_ENDS),
+            ]
+            choice += [(float(predict_files(network, x, color, p).mean()), p) for p in plans]
+        plan = min(choice, key=itemgetter(0))[1]
         proposals[effort] = Proposal(
             plan,
             predict_files(network, held_out, color, plan),

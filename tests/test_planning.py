@@ -27,10 +27,13 @@ from diffcodec.models import (
 from diffcodec.network import NetworkConfig, UNet
 from diffcodec.plan import Plan, geometric_plan
 from diffcodec.planning import (
+    LATTICE_ENDS,
     PREVIEW_OVERHEAD,
     Costs,
     Course,
+    FoundPlan,
     StackSearch,
+    bent_lattices,
     bytes_around,
     draw_lattice,
     find_plans,
@@ -40,6 +43,7 @@ from diffcodec.planning import (
     plan_of_path,
     pop_bits,
     predict_files,
+    propose_plans,
     simulate,
     tabulate_pops,
 )
@@ -393,6 +397,27 @@ def test_quantising_an_integer_model_again_keeps_its_weights(folder: Path) -> No
             assert torch.equal(weight, after[name]), name
         elif name.endswith((".scale", ".table")):
             assert torch.allclose(weight, after[name], rtol=2e-3, atol=2e-3), name
+
+
+def test_other_lattices_for_the_models_own_levels(
+    tiny: Path, chains_only: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = load_model(tiny, "float"), crops(4, 32)
+    plans = {"default": geometric_plan(3), "best": geometric_plan(3)}
+    found = {
+        count: FoundPlan(plan, 99.0) for count, plan in zip((5, 6), plans.values(), strict=True)
+    }
+    monkeypatch.setattr(planning, "CHAIN_CODERS", tuple(plans))
+    monkeypatch.setattr(planning, "search_plans", lambda *_, progress: found)
+    proposals = propose_plans(model, x, x, [5, 6])
+    assert proposals["default"].plan == found[5].plan  # its own has 6 timesteps
+    best = proposals["best"]
+    assert best.own == model.plans["best"] and best.own_files_bpd is not None
+    assert best.plan.levels == best.own.levels
+    assert best.plan.lattices in [bent_lattices(6, *ends) for ends in LATTICE_ENDS]
+    assert best.files_bpd.mean() < best.own_files_bpd.mean() - 0.3  # that runs empty
+    first, *_, last = bent_lattices(6, 4.0, 2.7)
+    assert (first, last) == (4.0, 2.7)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
