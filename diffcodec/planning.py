@@ -505,9 +505,9 @@ def find_plans(
         for length in shortlist - judged.keys():
             plan = best[length].plan
             judged[length] = FoundPlan(plan, files_bpd(plan))
-        return min((judged[length] for length in shortlist), key=lambda f: f.payload_bpd)
+        return min((judged[n] for n in judged if n <= count), key=lambda f: f.payload_bpd)
 
-    return {count: choose(count) for count in timesteps}
+    return {count: choose(count) for count in sorted(timesteps)}
 
 
 def with_fallback(payload: Array, others_bpd: Array | None) -> Array:

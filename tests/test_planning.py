@@ -276,6 +276,16 @@ def test_a_better_judge_than_the_table() -> None:
     assert sorted(judged) == [3, 4, 5, 6]  # each once
 
 
+def test_a_larger_budget_takes_what_a_smaller_one_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "SHORTLIST", 1)
+
+    def files_bpd(plan: Plan) -> float:
+        return abs(len(plan.levels) - 5)
+
+    found = find_plans(some_costs(2, crops=8), [6, 5], files_bpd=files_bpd)
+    assert {most: len(f.plan.levels) for most, f in found.items()} == {5: 5, 6: 5}
+
+
 def test_fewer_timesteps_where_more_cost_more() -> None:
     costs = some_costs(3, crops=2)
     dear = np.where(np.isfinite(costs.steps), costs.steps + 3, np.inf)  # but for the first step
