@@ -88,8 +88,8 @@ def main(
     begin = {"init": init, "minutes": minutes, "crop": crop, "batch": batch}
     begin |= {"augment": augment, "learning-rate": learning_rate}
     diffcodec("train", data, out, {"resume": True} if (out / CHECKPOINT).exists() else begin)
-    search = {"crop": plan_crop or crop, "crops": plan_crops, "force": True}
-    diffcodec("plan", data, out / PLANNED, {"model": out / MODEL} | search)
+    search = {"model": out / MODEL, "crop": plan_crop or crop, "crops": plan_crops, "force": True}
+    diffcodec("plan", data, out / PLANNED, search)
     sources = list_images(find_images(test)) if test else split_held_out(find_images(data))[1]
     color = load_model(init).color
     images = [open_image(source, color) for source in sources[:limit]]
