@@ -414,7 +414,8 @@ def test_bits_of_steps_are_near_their_bound(no_webp, monkeypatch, previews):
     assert bool(parse(data).tiles[0].preview) == previews
     found = anatomy.dissect(data, model)
     assert total_bits(found) == pytest.approx(8 * len(data))
-    tolerance = (0.1 if previews else 0.06) * found["dimensions"]
+    # Below a preview steps pay for its lean to p: about 0.3 of its KL, here 0.13 a dimension.
+    tolerance = (0.15 if previews else 0.06) * found["dimensions"]
     for step in found["steps"]:
         assert step["bits"] == pytest.approx(step["bound_bits"], abs=tolerance)
         assert step["bits"] == pytest.approx(sum(step["by_channel"].values()), abs=100)
