@@ -27,13 +27,11 @@ from diffcodec.models import load_model
 from diffcodec.train import CHECKPOINT, MODEL
 
 OTHERS = ("webp", "jpegxl9")  # the last is the one to compare with
-
-
 PLANNED = "planned.safetensors"  # the fine-tuned model with plans of its own
 
 
-def diffcodec(command: str, data: Path, out: Path, options: dict[str, object]) -> None:
-    """Run a command of it, on the CPU or GPU that it finds."""
+def run_command(command: str, data: Path, out: Path, options: dict[str, object]) -> None:
+    """Run a command of diffcodec, on the CPU or GPU that it finds."""
     arguments = [command, "--data", str(data), "--out", str(out)]
     for name, value in options.items():
         arguments += [f"--{name}"] if value is True else [f"--{name}", str(value)]
@@ -87,9 +85,9 @@ def main(
     """Fine-tune on images, and compare whole files of others."""
     begin = {"init": init, "minutes": minutes, "crop": crop, "batch": batch}
     begin |= {"augment": augment, "learning-rate": learning_rate}
-    diffcodec("train", data, out, {"resume": True} if (out / CHECKPOINT).exists() else begin)
+    run_command("train", data, out, {"resume": True} if (out / CHECKPOINT).exists() else begin)
     search = {"model": out / MODEL, "crop": plan_crop or crop, "crops": plan_crops, "force": True}
-    diffcodec("plan", data, out / PLANNED, search)
+    run_command("plan", data, out / PLANNED, search)
     sources = list_images(find_images(test)) if test else split_held_out(find_images(data))[1]
     color = load_model(init).color
     images = [open_image(source, color) for source in sources[:limit]]
