@@ -1,12 +1,15 @@
 """Comparisons and demonstrations; not part of the package."""
 
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from PIL import Image
 
 from diffcodec.memory import keep_freed_memory
+
+if TYPE_CHECKING:
+    from diffcodec.models import Model
 
 keep_freed_memory()  # as the commands do
 
@@ -19,6 +22,12 @@ def chain_only() -> AbstractContextManager[Any]:
 def without_webp() -> None:
     """The same from now on."""
     chain_only().__enter__()
+
+
+def evaluations(model: "Model", effort: str) -> int:
+    """Of the network for a tile: one for each timestep, two where it has a second view."""
+    shape = model.network.config
+    return sum(2 if shape.view_axes(sigma) else 1 for sigma in model.plans[effort].levels)
 
 
 def middle(image: Image.Image, side: int) -> Image.Image:

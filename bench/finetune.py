@@ -30,12 +30,18 @@ OTHERS = ("webp", "jpegxl9")  # the last is the one to compare with
 PLANNED = "planned.safetensors"  # the fine-tuned model with plans of its own
 
 
-def run_command(command: str, data: Path, out: Path, options: dict[str, object]) -> None:
-    """Run a command of diffcodec, on the CPU or GPU that it finds."""
+def run_command(
+    command: str, data: Path, out: Path, options: dict[str, object], processes: int = 1
+) -> None:
+    """Run a command of diffcodec, on the CPU or GPUs that it finds, by torchrun if in several."""
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone"]
+        launcher += ["--nproc-per-node", str(processes)]
     arguments = [command, "--data", str(data), "--out", str(out)]
     for name, value in options.items():
         arguments += [f"--{name}"] if value is True else [f"--{name}", str(value)]
-    subprocess.run([sys.executable, "-m", "diffcodec", *arguments], check=True)
+    subprocess.run([*launcher, "-m", "diffcodec", *arguments], check=True)
 
 
 def model_sizes(model: str | Path, images: list[Image.Image], effort: str) -> list[int]:
@@ -62,6 +68,7 @@ def model_sizes(model: str | Path, images: list[Image.Image], effort: str) -> li
 @click.option("--batch", default=16, show_default=True, help="Crops in each update.")
 @click.option("--augment", default="mirror", show_default=True, help="As for training.")
 @click.option("--learning-rate", default=2e-3, show_default=True, help="As for training.")
+@click.option("--processes", default=1, show_default=True, help="To train in, by torchrun.")
 @click.option("--plan-crop", type=int, help="Of the crops to search plans on; else as --crop.")
 @click.option("--plan-crops", default=24, show_default=True, help="How many.")
 @click.option("--limit", default=300, show_default=True, help="Most images to test by.")
@@ -76,6 +83,7 @@ def main(
     batch: int,
     augment: str,
     learning_rate: float,
+    processes: int,
     plan_crop: int | None,
     plan_crops: int,
     limit: int,
@@ -85,7 +93,8 @@ def main(
     """Fine-tune on images, and compare whole files of others."""
     begin = {"init": init, "minutes": minutes, "crop": crop, "batch": batch}
     begin |= {"augment": augment, "learning-rate": learning_rate}
-    run_command("train", data, out, {"resume": True} if (out / CHECKPOINT).exists() else begin)
+    start: dict[str, object] = {"resume": True} if (out / CHECKPOINT).exists() else begin
+    run_command("train", data, out, start, processes)
     search = {"model": out / MODEL, "crop": plan_crop or crop, "crops": plan_crops, "force": True}
     run_command("plan", data, out / PLANNED, search)
     sources = list_images(find_images(test)) if test else split_held_out(find_images(data))[1]

@@ -265,7 +265,7 @@ def our_figures(
     for effort in efforts:
         label, found = our_label(effort), rows[our_name(effort)]
         counted = f"{len(images)} images, whole files, per image"
-        common = {"evaluations": len(model.plans[effort].levels)}
+        common = {"evaluations": bench.evaluations(model, effort)}
         bpd = float(np.mean(bits_per_dimension(found, images)))
         figures.append(common | {"name": label, "bpd": bpd, "what": counted})
         if found[0]["bound_bits"] is not None:

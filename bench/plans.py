@@ -34,7 +34,7 @@ from diffcodec.model_file import model_path, read_model_info
 from diffcodec.models import load_weights, serialise_model
 from diffcodec.network import UNet
 from diffcodec.plan import Plan, geometric_plan
-from diffcodec.planning import search_plans, simulate
+from diffcodec.planning import fallback_bpd, search_plans, simulate
 
 
 def judge(
@@ -132,8 +132,9 @@ def main(
     x = domain_batch(sampler.batch(crops, 0, 0), config.color)
     plans: list[tuple[str, int, Plan]] = []
     if numbers(timesteps):
+        others = fallback_bpd(x, config.color)
         found = search_plans(
-            network.posterior_x, x, config.color, numbers(timesteps), progress=True
+            network.posterior_x, x, config.color, numbers(timesteps), others, progress=True
         )
         plans += [("found", count, f.plan) for count, f in found.items()]
     plans += [("geometric", count, geometric_plan(count)) for count in numbers(geometric)]

@@ -22,6 +22,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+import bench
 from bench import chain_only, middle
 from bench.codecs import lossless_codecs
 from bench.inputs import EXAMPLES
@@ -255,18 +256,18 @@ def memory_table(rows: list[Row]) -> Table:
 def outlook_table(found: Row, model: Model, per_pixel: int) -> Table:
     """What the fits and the multiplications mean for many images."""
     intercept, slope = found["fits"]["pixels"]
-    evaluations = len(model.plans["default"].levels)
+    count = bench.evaluations(model, "default")
     lines = []
     for label, pixels in (("32 x 32", 1024), ("256 x 256", 2**16), ("768 x 512", 768 * 512)):
         core = intercept + slope * pixels
-        work = evaluations * per_pixel * pixels
+        work = count * per_pixel * pixels
         gpu = 2 * work / (GPU_TFLOPS * 1e12 * GPU_SHARE)
         hours = (f"{1e6 * s / 3600:.3g}" for s in (core, gpu))
         lines.append([label, f"{core:.3g}", next(hours), f"{work / 1e9:.3g}", next(hours)])
     columns = ["image", "s on this core", "core hours per million images"]
     columns += ["billion multiplications", "GPU hours per million images (estimate)"]
     caption = (
-        f"What that means: {evaluations} evaluations of {per_pixel / 1e3:.1f} thousand "
+        f"What that means: {count} evaluations of {per_pixel / 1e3:.1f} thousand "
         "multiplications per pixel. The GPU is arithmetic, not a measurement: the network alone, "
         f"in batches, at {100 * GPU_SHARE:.0f} % of {GPU_TFLOPS:.0f} Tflop/s"
     )

@@ -58,9 +58,11 @@ from diffcodec.model_file import (
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
     from diffcodec.data import Source
     from diffcodec.models import Model
+    from diffcodec.network import NetworkConfig
     from diffcodec.train import TrainConfig, Trainer
 
 EXIT_FAILURE, EXIT_BAD_FILE, EXIT_WRONG_MODEL = 1, 3, 4  # click exits with 2 on wrong usage
@@ -836,6 +838,12 @@ def _train_options() -> Iterable[click.Parameter]:
         option("--channels", "Of the network, from its finest resolution down."),
         option("--blocks", "Residual blocks at each resolution, on the way down and up."),
         option("--color", "Colour domain.", type=click.Choice(list(DOMAINS))),
+        option(
+            "--second-view-up-to",
+            "Noise level up to which coding also asks the network for the image mirrored (with "
+            "--augment mirror) or turned (with all), and takes the mean; 0 for none.",
+            type=click.FloatRange(min=0),
+        ),
         option("--precision", "Of training.", type=click.Choice(["bfloat16", "float32"])),
         option("--compile/--no-compile", "Compile the network first."),
         option("--device", "auto is a GPU if there is one.", type=click.Choice(DEVICES)),
@@ -851,7 +859,9 @@ def _train_options() -> Iterable[click.Parameter]:
             help="Continue the run in --out; what is not given is as it was.",
         ),
         click.Option(
-            ["--init"], metavar="MODEL", help="Start from a model's weights, in its shape."
+            ["--init"],
+            metavar="MODEL",
+            help="Start from a model's weights, in its shape; --blocks may add to it.",
         ),
     )
 
@@ -896,14 +906,7 @@ def train(
         config = _train_config(ctx, folder / CONFIG if resume else None)
     weights = None
     if init is not None:
-        from diffcodec.models import load_weights
-
-        with _failing_as(init):
-            network, weights = load_weights(init)
-        if any(_is_given(ctx, name) for name in ("preset", "channels", "blocks", "color")):
-            raise click.UsageError(
-                "--init has a shape; leave out --preset, --channels, --blocks and --color"
-            )
+        network, weights = _initial_network(ctx, init, config.network)
         config = replace(config, network=network)
     if labels is not None and not config.network.classes:
         with _failing_as(labels):
@@ -925,6 +928,27 @@ def train(
             trainer.run()
 
 
+def _initial_network(
+    ctx: click.Context, init: str, wanted: "NetworkConfig"
+) -> tuple["NetworkConfig", dict[str, "Tensor"]]:
+    """The weights to start from and the shape to train: theirs, with more blocks if given."""
+    from diffcodec.models import load_weights
+
+    with _failing_as(init):
+        network, weights = load_weights(init)
+    if any(_is_given(ctx, name) for name in ("preset", "channels", "color")):
+        raise click.UsageError("--init has a shape; leave out --preset, --channels and --color")
+    if _is_given(ctx, "blocks"):
+        has, blocks = network.blocks, wanted.blocks
+        if len(blocks) != len(has) or any(a < b for a, b in zip(blocks, has, strict=True)):
+            raise click.UsageError(
+                f"--init has blocks {','.join(map(str, has))}; --blocks may only add to each"
+            )
+        network = replace(network, blocks=blocks)
+    view, up_to = wanted.second_view, wanted.second_view_up_to
+    return replace(network, second_view=view, second_view_up_to=up_to), weights
+
+
 def _is_given(ctx: click.Context, name: str) -> bool:
     return ctx.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE
 
@@ -932,7 +956,7 @@ def _is_given(ctx: click.Context, name: str) -> bool:
 def _train_config(ctx: click.Context, saved: Path | None) -> "TrainConfig":
     """The configuration from the options, and from a saved one where an option is not given."""
     from diffcodec.network import PRESETS, NetworkConfig
-    from diffcodec.train import FINE_TUNING, TrainConfig
+    from diffcodec.train import FINE_TUNING, SECOND_VIEWS, TrainConfig
 
     try:
         run: dict[str, Any] = json.loads(saved.read_text()) if saved else {"network": {}}
@@ -947,6 +971,8 @@ def _train_config(ctx: click.Context, saved: Path | None) -> "TrainConfig":
         for name in {f.name for f in fields(kind)} & set(ctx.params):
             if _is_given(ctx, name) or name not in part:
                 part[name] = ctx.params[name]
+    if saved is None:
+        network["second_view"] = SECOND_VIEWS[run["augment"]]
     return TrainConfig(**run, network=NetworkConfig.from_dict(network))
 
 

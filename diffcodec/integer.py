@@ -202,7 +202,7 @@ class IntegerUNet:
             self._convs[name] = conv
 
     def posterior_x(self, z: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
-        """Mean and variance of x given z_t, exact.
+        """Mean and variance of x given z_t, exact; see :meth:`diffcodec.network.UNet.posterior_x`.
 
         Args:
             z: float64 [batch, 3, height, width]; sides multiples of ``config.multiple``.
@@ -211,6 +211,15 @@ class IntegerUNet:
         Returns:
             Two tensors like z, float64.
         """
+        mean, v = self._posterior_of_view(z, sigma)
+        axes = self.config.view_axes(sigma)
+        if axes:
+            other_mean, other_v = self._posterior_of_view(z.flip(axes), sigma)
+            mean, v = (mean + other_mean.flip(axes)) / 2, (v + other_v.flip(axes)) / 2
+        return mean, v
+
+    def _posterior_of_view(self, z: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+        """From z_t as it is alone."""
         level = self.levels.index(sigma)
         s = sigma * self._multipliers
         total = np.sqrt(s * s + self._data_std * self._data_std)

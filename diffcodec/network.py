@@ -19,6 +19,7 @@ from diffcodec.diffusion import predict_x_from_eps
 
 FOURIER_PERIOD = 16.0  # grey levels; VDM's Fourier features: they carry the low bits
 LOG_VARIANCE_RANGE = 8.0  # |log v - log of the prior guess| at most
+SECOND_VIEWS = {"none": (), "mirror": (-1,), "rotation": (-2, -1)}  # the axes that are reversed
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,19 @@ class NetworkConfig:
     patch: int = 1  # side of the squares of pixels that the first convolution sees as channels
     embedding: int = 256
     classes: int = 0  # of images that may have a label
+    second_view: str = "none"  # of SECOND_VIEWS: what the posterior of x is averaged with
+    second_view_up_to: float = 3.0  # grey levels: the noise levels where it is
 
     def __post_init__(self) -> None:
         """Check.
 
         Raises:
-            ValueError: if a size is not positive.
+            ValueError: if a size is not positive, or there is no such view.
         """
+        if self.second_view not in SECOND_VIEWS:
+            raise ValueError(
+                f"second view {self.second_view!r}: expected one of {', '.join(SECOND_VIEWS)}"
+            )
         if min(*self.channels, self.patch, self.embedding) < 1:
             raise ValueError(
                 f"channels {self.channels}, patch {self.patch}, embedding {self.embedding}: "
@@ -55,6 +62,10 @@ class NetworkConfig:
             k: tuple(v) if isinstance(v, list) else v for k, v in data.items()
         }
         return NetworkConfig(**fields)
+
+    def view_axes(self, sigma: float) -> tuple[int, ...]:
+        """The axes whose reversal makes the second view at a noise level; none if there is none."""
+        return SECOND_VIEWS[self.second_view] if sigma <= self.second_view_up_to else ()
 
     @property
     def multiple(self) -> int:
@@ -214,7 +225,26 @@ class UNet(nn.Module):
     def posterior_x(
         self, z: Tensor, sigma: Tensor, labels: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Mean and variance of x given z_t: the two fields that everything else follows from."""
+        """Mean and variance of x given z_t: the two fields that everything else follows from.
+
+        At low noise levels each is the mean of two, of the image and of its second view turned
+        back: the network's errors differ (geometric self-ensemble, Lim et al. 2017, section 3.5).
+        """
+        mean, v = self.posterior_of_view(z, sigma, labels)
+        axes = SECOND_VIEWS[self.config.second_view]
+        twice = sigma <= self.config.second_view_up_to
+        if axes and twice.any():
+            some = None if labels is None else labels[twice]
+            other = self.posterior_of_view(z[twice].flip(axes), sigma[twice], some)
+            mean[twice], v[twice] = (
+                (a[twice] + b.flip(axes)) / 2 for a, b in zip((mean, v), other, strict=True)
+            )
+        return mean, v
+
+    def posterior_of_view(
+        self, z: Tensor, sigma: Tensor, labels: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The same from z_t as it is alone."""
         eps, v = self(z, sigma, labels)
         s = sigma[:, None, None, None] * self.noise_multipliers
         return predict_x_from_eps(z, s, eps), v

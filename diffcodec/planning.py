@@ -163,11 +163,11 @@ class FoundPlan:
 
     Attributes:
         plan: levels and lattices.
-        payload_bpd: of the files, without their headers where the table alone was the judge.
+        bpd: whole files by the judge, or their payloads where the table alone is the judge.
     """
 
     plan: Plan
-    payload_bpd: float
+    bpd: float
 
 
 def grid_levels() -> list[float]:
@@ -488,7 +488,7 @@ def find_plans(
             path = search.path(length)
             if path is not None:
                 bpd = float(with_fallback(costs.course(path).payload, others_bpd).mean())
-                if length not in best or bpd < best[length].payload_bpd:
+                if length not in best or bpd < best[length].bpd:
                     best[length] = FoundPlan(plan_of_path(costs, path), bpd)
     if not best or min(best) > min(timesteps):
         raise DiffcodecError(
@@ -498,14 +498,14 @@ def find_plans(
     judged: dict[int, FoundPlan] = {}
 
     def choose(count: int) -> FoundPlan:
-        lengths = sorted((n for n in best if n <= count), key=lambda n: best[n].payload_bpd)
+        lengths = sorted((n for n in best if n <= count), key=lambda n: best[n].bpd)
         if files_bpd is None:
             return best[lengths[0]]
         shortlist = {*lengths[:SHORTLIST], max(lengths)}
         for length in shortlist - judged.keys():
             plan = best[length].plan
             judged[length] = FoundPlan(plan, files_bpd(plan))
-        return min((judged[n] for n in judged if n <= count), key=lambda f: f.payload_bpd)
+        return min((judged[n] for n in judged if n <= count), key=lambda f: f.bpd)
 
     return {count: choose(count) for count in sorted(timesteps)}
 
@@ -562,11 +562,12 @@ def simulate(
     return Course(np.cumsum(heights, 0), each)
 
 
-def predict_files(model: PosteriorModel, x: Tensor, color: str, plan: Plan, seed: int = 0) -> Array:
+def predict_files(
+    model: PosteriorModel, x: Tensor, color: str, plan: Plan, others_bpd: Array, seed: int = 0
+) -> Array:
     """What whole files of crops should take by any plan, in bits per dimension, [crops].
 
-    Where a fallback coder is smaller it counts, as in the files. Integer arithmetic is not known
-    here; its files are a little larger (docs/plans.md).
+    Integer arithmetic is not known here; its files are a little larger (docs/plans.md).
 
     Args:
         model: gives xhat and v.
@@ -574,13 +575,15 @@ def predict_files(model: PosteriorModel, x: Tensor, color: str, plan: Plan, seed
             tile.
         color: of x.
         plan: of the files.
+        others_bpd: of each crop by a fallback coder (:func:`fallback_bpd`), which counts where it
+            is smaller, as in the files.
         seed: of the noise.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.inference_mode():
         payload = simulate(model, x, color, plan, generator).payload
     height, width = x.shape[2:]
-    bits = with_fallback(payload, fallback_bpd(x, color))
+    bits = with_fallback(payload, others_bpd)
     return bits + 8 * bytes_around(width, height) / (width * height * channels_coded(x, color))
 
 
@@ -623,6 +626,7 @@ def search_plans(
     x: Tensor,
     color: str,
     timesteps: Sequence[int],
+    others_bpd: Array,
     seed: int = 0,
     progress: bool = False,
 ) -> dict[int, FoundPlan]:
@@ -632,6 +636,7 @@ def search_plans(
         model: gives xhat and v.
         x: calibration crops, integers of the colour domain as floats, [crops, 3, height, width].
         timesteps: budgets of the chains to find.
+        others_bpd: see :func:`predict_files`.
         seed: of the noise.
         progress: whether to show a bar.
     """
@@ -643,9 +648,9 @@ def search_plans(
         )
 
     def files_bpd(plan: Plan) -> float:
-        return float(predict_files(model, x, color, plan, seed).mean())
+        return float(predict_files(model, x, color, plan, others_bpd, seed).mean())
 
-    return find_plans(costs, timesteps, fallback_bpd(x, color), files_bpd=files_bpd)
+    return find_plans(costs, timesteps, others_bpd, files_bpd=files_bpd)
 
 
 @dataclass(frozen=True)
@@ -714,24 +719,28 @@ def propose_plans(
     network, color = model.network.unet.posterior_x, model.color
     if timesteps is None:
         timesteps = [len(model.plans.get(e, PLANS[e]).levels) for e in CHAIN_CODERS]
-    found = search_plans(network, x, color, timesteps, progress=progress)
+    others, held_out_others = fallback_bpd(x, color), fallback_bpd(held_out, color)
+
+    def mean_file(plan: Plan) -> float:
+        return float(predict_files(network, x, color, plan, others).mean())
+
+    def held_out_files(plan: Plan) -> Array:
+        return predict_files(network, held_out, color, plan, held_out_others)
+
+    found = search_plans(network, x, color, timesteps, others, progress=progress)
     proposals = {}
     for effort, count in zip(CHAIN_CODERS, timesteps, strict=True):
         own = model.plans.get(effort)
-        choice = [(found[count].payload_bpd, found[count].plan)]
+        choice = [(found[count].bpd, found[count].plan)]
         if own is not None and len(own.levels) <= count:
             plans = [
                 own,
                 *(Plan(own.levels, bent_lattices(len(own.levels), *ends)) for ends in LATTICE_ENDS),
             ]
-            choice += [(float(predict_files(network, x, color, p).mean()), p) for p in plans]
+            choice += [(mean_file(p), p) for p in plans]
         plan = min(choice, key=itemgetter(0))[1]
-        proposals[effort] = Proposal(
-            plan,
-            predict_files(network, held_out, color, plan),
-            own,
-            None if own is None else predict_files(network, held_out, color, own),
-        )
+        own_files = None if own is None else held_out_files(own)
+        proposals[effort] = Proposal(plan, held_out_files(plan), own, own_files)
     return proposals
 
 

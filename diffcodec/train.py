@@ -44,6 +44,7 @@ VALIDATION_CROPS, VALIDATION_BATCH = 128, 32
 CALIBRATION_CROPS = 64
 TIMED_STEPS, UNTIMED_STEPS = 20, 5  # of a time budget; the first ones compile
 UNLABELLED = 0.1  # of the images: so that the network can do without labels
+SECOND_VIEWS = {"all": "rotation", "mirror": "mirror", "none": "none"}  # by augmentation
 FINE_TUNING = {"learning_rate": 5e-4, "warmup": 100}  # defaults of a run from a model's weights
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -76,7 +77,7 @@ class TrainConfig:
 
 
 class PosteriorModule(nn.Module):
-    """The network as a module whose forward pass is the posterior of x."""
+    """The network as a module whose forward pass is the posterior of x, by one view."""
 
     def __init__(self, network: UNet):
         super().__init__()
@@ -85,8 +86,8 @@ class PosteriorModule(nn.Module):
     def forward(
         self, z: Tensor, sigma: Tensor, labels: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """See :meth:`UNet.posterior_x`."""
-        return self.network.posterior_x(z, sigma, labels)
+        """See :meth:`UNet.posterior_of_view`."""
+        return self.network.posterior_of_view(z, sigma, labels)
 
 
 class Trainer:

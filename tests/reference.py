@@ -623,9 +623,19 @@ class Model:
     def posterior(self, z, sigma):
         """Mean and variance of x given z_t, [3, height, width]."""
         height, width = z.shape[1:]
-        channels, blocks, patch = (self.shape[k] for k in ("channels", "blocks", "patch"))
-        multiple = patch << len(channels) - 1
+        multiple = self.shape["patch"] << len(self.shape["channels"]) - 1
         z = np.pad(z, ((0, 0), (0, -height % multiple), (0, -width % multiple)), "edge")
+        fields = self.posterior_of_view(z, sigma)
+        view = self.shape.get("second_view", "none")
+        if view != "none" and sigma <= self.shape["second_view_up_to"]:
+            turned = slice(None, None, -1 if view == "rotation" else 1)
+            other = self.posterior_of_view(z[:, turned, ::-1], sigma)
+            fields = [(a + b[:, turned, ::-1]) / 2 for a, b in zip(fields, other, strict=True)]
+        return [field[:, :height, :width] for field in fields]
+
+    def posterior_of_view(self, z, sigma):
+        """The same of z_t as it is alone, its sides multiples of what the network halves."""
+        channels, blocks, patch = (self.shape[k] for k in ("channels", "blocks", "patch"))
         self.level = self.tensors["levels"].tolist().index(sigma)
         dither, center, std = (column(values) for values in DOMAINS[self.color])
         first = np.sqrt((dither * dither - 1) / 12)
@@ -667,7 +677,7 @@ class Model:
         mean = c_skip * centered + c_out * out[:3].astype(np.float64) + center
         index = np.rint(np.clip(out[3:] * F32(16), -256, 256)).astype(np.int64) + 256
         variance = c_out * c_out * self.variances[index]
-        return mean[:, :height, :width], variance[:, :height, :width]
+        return mean, variance
 
     def sums(self, name, x, stride=1):
         """A convolution of integers, exact; padded by zeros so that the size stays (stride 1)."""

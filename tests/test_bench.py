@@ -32,6 +32,7 @@ from bench import (
     report,
     speed,
     store,
+    views,
 )
 from bench.__main__ import COMMANDS, main
 from bench.inputs import FOLDER, dataset, synthetic
@@ -40,6 +41,7 @@ from bench.store import Store, pixels_digest
 from diffcodec import decode, encode, load_model
 from diffcodec.container import parse
 from diffcodec.network import Conv, NetworkConfig, UNet
+from diffcodec.plan import PLANS
 
 
 @pytest.fixture(scope="module")
@@ -570,3 +572,17 @@ def test_memory_of_another_process():
     assert 190 < large - small < 210
     with pytest.raises(click.ClickException, match="failed: no"):
         store.child_peak_mb("-c", "raise SystemExit('no')")
+
+
+def test_views_of_a_model(tmp_path, tiny_float):
+    for i in range(20):
+        noise = np.random.default_rng(i).integers(0, 256, (16, 16, 3), np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"{i:02}.png")
+    arguments = ["--data", str(tmp_path), "--model", str(tiny_float), "--crop", "16"]
+    result = CliRunner().invoke(views.main, [*arguments, "--crops", "4"])
+    assert result.exit_code == 0, result.output
+    head, _, names, _, *rows = result.stdout.splitlines()
+    assert head.startswith("4 crops of 16 x 16") and names == "| up to | mirror | rotation |"
+    gains = [[float(cell) for cell in row.split("|")[1:-1]] for row in rows]
+    assert [row[0] for row in gains] == list(PLANS["default"].levels)
+    assert all(mirror != 0 != rotation for _, mirror, rotation in gains)

@@ -285,6 +285,33 @@ def check_close(integer: IntegerUNet, network: UNet, sigma: float) -> None:
     assert (found_v / v).log().abs().max() < 1.5 / VARIANCE_STEPS
 
 
+@pytest.mark.parametrize(("view", "axes"), [("mirror", (-1,)), ("rotation", (-2, -1))])
+def test_the_posterior_is_the_mean_of_two_views(tensors, network, view, axes):
+    """Up to a noise level; above it is that of the image alone."""
+    config = replace(CONFIG, second_view=view, second_view_up_to=LEVELS[1])
+    both, alone = IntegerUNet(config, tensors), IntegerUNet(CONFIG, tensors)
+    for sigma in LEVELS:
+        z = noisy(sigma, network)
+        fields, turned = alone.posterior_x(z, sigma), alone.posterior_x(z.flip(axes), sigma)
+        for found, field, other in zip(both.posterior_x(z, sigma), fields, turned, strict=True):
+            assert not torch.equal(field, other.flip(axes))
+            expected = (field + other.flip(axes)) / 2 if sigma <= LEVELS[1] else field
+            assert torch.equal(found, expected)
+
+
+@torch.inference_mode()
+def test_views_of_images_at_several_noise_levels(network):
+    both = UNet(replace(CONFIG, second_view="mirror", second_view_up_to=LEVELS[1]))
+    both.load_state_dict(network.state_dict())
+    z = noisy(LEVELS[1], network, batch=2).float()
+    sigma = torch.tensor([LEVELS[2], LEVELS[1]])
+    fields, turned = network.posterior_x(z, sigma), network.posterior_x(z.flip(-1), sigma)
+    for found, field, other in zip(both.posterior_x(z, sigma), fields, turned, strict=True):
+        expected = torch.stack([field[0], (field[1] + other[1].flip(-1)) / 2])
+        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(found, field, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("sigma", LEVELS)
 def test_float_arithmetic_is_that_of_the_float_network(network, sigma):
     z = noisy(sigma, network, batch=3)
@@ -526,6 +553,7 @@ def test_tampered_tensors_are_refused(rewritten, change):
         ({"channels": [8, 10**9]}, "expected|overflow"),
         ({"channels": [8] * 12}, "shorter"),
         ({"blocks": [10**9, 1]}, "blocks, but only"),
+        ({"second_view": "sideways"}, "second view 'sideways': expected one of none, mirror"),
     ],
 )
 def test_what_a_description_claims_is_not_made_before_it_is_checked(tiny, tmp_path, claim, message):

@@ -36,6 +36,7 @@ from diffcodec.planning import (
     bent_lattices,
     bytes_around,
     draw_lattice,
+    fallback_bpd,
     find_plans,
     grid_levels,
     grid_spacings,
@@ -256,7 +257,7 @@ def test_plans_are_judged_by_each_crops_file() -> None:
         lengths = range(3, most + 1)
         paths = [StackSearch(costs.average(), 4, r).path(n) for r in reserves for n in lengths]
         payloads = [costs.course(path).payload.mean() for path in paths if path is not None]
-        assert plan.payload_bpd == pytest.approx(min(payloads))
+        assert plan.bpd == pytest.approx(min(payloads))
         assert len(plan.plan.levels) <= most
     with pytest.raises(DiffcodecError, match="crops with more detail"):
         find_plans(replace(costs, remainder=np.zeros(8)), [4], reserves=(0.0,))
@@ -272,7 +273,7 @@ def test_a_better_judge_than_the_table() -> None:
 
     found = find_plans(costs, [4, 6], files_bpd=files_bpd)
     assert {most: len(f.plan.levels) for most, f in found.items()} == {4: 4, 6: 6}
-    assert found[6].payload_bpd == 3
+    assert found[6].bpd == 3
     assert sorted(judged) == [3, 4, 5, 6]  # each once
 
 
@@ -297,7 +298,7 @@ def test_a_crop_costs_no_more_than_by_another_coder() -> None:
     costs = some_costs(1, crops=4)
     (alone,) = find_plans(costs, [4]).values()
     (beside,) = find_plans(costs, [4], np.array([99.0, 99.0, 0.25, 0.25])).values()
-    assert beside.payload_bpd == pytest.approx(0.125 + 0.5 * alone.payload_bpd, rel=0.1)
+    assert beside.bpd == pytest.approx(0.125 + 0.5 * alone.bpd, rel=0.1)
 
 
 @pytest.mark.parametrize("timesteps", [[], [2], [8]])
@@ -371,7 +372,8 @@ def test_the_command_prints_plans_with_predicted_sizes(folder: Path) -> None:
         assert described["predicted_bpd"]["mean"] < own["predicted_bpd"]["mean"] + 0.02
         network = float_network(model)
         _, held_out = planning.search_crops(str(folder / "pictures"), 32, 6, "ycocg")
-        again = predict_files(network.posterior_x, held_out, "ycocg", plan)
+        others = fallback_bpd(held_out, "ycocg")
+        again = predict_files(network.posterior_x, held_out, "ycocg", plan, others)
         assert described["predicted_bpd"]["mean"] == pytest.approx(again.mean())
 
 
@@ -444,7 +446,8 @@ def test_predicted_files_are_those_of_the_codec(folder: Path, mode: str) -> None
     sizes = [
         8 * len(data) / np.asarray(image).size for data, image in zip(files, images, strict=True)
     ]
-    predicted = predict_files(network.posterior_x, x, "ycocg", model.plans["default"])
+    plan, others = model.plans["default"], fallback_bpd(x, "ycocg")
+    predicted = predict_files(network.posterior_x, x, "ycocg", plan, others)
     assert predicted == pytest.approx(sizes, rel=0.02)
     assert predicted.mean() == pytest.approx(np.mean(sizes), rel=0.01)
     flat = Image.new("RGB", (40, 30), (1, 2, 3))

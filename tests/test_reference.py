@@ -3,9 +3,14 @@
 import hashlib
 import json
 
+import numpy as np
 import pytest
 import reference
 from golden import EXPECTED, FOLDER, MODEL
+from tiny import tiny_model
+
+from diffcodec import encode, load_model
+from diffcodec.container import CHAIN_CODERS, parse
 
 NAMES = json.loads(EXPECTED.read_text())
 SLOW = (
@@ -29,3 +34,13 @@ def test_a_second_decoder_comes_to_the_same_pixels(model, name):
     expected = NAMES[name]
     assert [mode, list(size)] == [expected["mode"], expected["size"]]
     assert hashlib.sha256(samples).hexdigest() == expected["pixels"]
+
+
+@pytest.mark.parametrize("view", ["mirror", "rotation"])
+def test_a_second_decoder_knows_the_second_view(tmp_path, chain_only, view):
+    path = tiny_model(tmp_path, second_view=view, second_view_up_to=10.0)
+    image = np.random.default_rng(1).integers(0, 256, (9, 7, 3), np.uint8)
+    data = encode(image, load_model(path), "fast")
+    assert parse(data).tiles[0].coder in CHAIN_CODERS
+    _, _, samples = reference.decode(data, reference.Model(path.read_bytes()))
+    assert samples == image.tobytes()

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load, load_file
+from tiny import tiny_model
 
 from diffcodec import codec, train
 from diffcodec.bound import VARIANCES, Share
@@ -809,7 +810,29 @@ def test_presets_are_shapes(arguments, tmp_path, monkeypatch):
     result = command(*arguments, "--preset", "large", "--blocks", "2,1", "--steps", 1)
     assert result.exit_code == 0, result.output
     network = NetworkConfig.from_dict(saved_config(tmp_path)["network"])
-    assert network == replace(NETWORK, blocks=(2, 1))
+    assert network == replace(NETWORK, blocks=(2, 1), second_view="rotation")
+
+
+@pytest.mark.parametrize("augment", ["mirror", "none"])
+def test_the_second_view_is_one_that_training_shows(arguments, tmp_path, tiny, augment):
+    given = ("--augment", augment, "--second-view-up-to", "7")
+    result = command(*arguments, "--init", tiny, *given, "--steps", 1)
+    assert result.exit_code == 0, result.output
+    shape = load_model(tmp_path / "run" / MODEL).network.config
+    assert (shape.second_view, shape.second_view_up_to) == (augment, 7)
+    resumed = command(*arguments[:2], *("--out", tmp_path / "run"), "--resume", "--steps", 2)
+    assert resumed.exit_code == 0, resumed.output
+    assert load_model(tmp_path / "run" / MODEL).network.config == shape
+
+
+def test_training_sees_one_view(config, tmp_path):
+    for view in ("none", "mirror"):
+        shape = replace(config.network, second_view=view, second_view_up_to=999.0)
+        (tmp_path / view).mkdir()
+        Trainer(replace(config, network=shape, steps=2), tmp_path / view).run()
+    none, mirror = (lines(tmp_path / view)[-1] for view in ("none", "mirror"))
+    assert none["train_bpd"] == mirror["train_bpd"]
+    assert none["held_out_bpd"] != mirror["held_out_bpd"]
 
 
 def test_labels_make_classes(arguments, tmp_path, labels, tiny):
@@ -835,7 +858,34 @@ def test_options_that_do_not_fit(arguments, more, code, message):
     assert message in " ".join(result.stderr.split())
 
 
-def test_a_model_has_its_own_shape(arguments, tiny):
-    result = command(*arguments, "--init", tiny, "--channels", "8,8")
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--channels", "8,8"), "--init has a shape; leave out --preset, --channels"),
+        (("--blocks", "2,1"), "--init has blocks 1,2; --blocks may only add to each"),
+        (("--blocks", "2,2,2"), "--init has blocks 1,2; --blocks may only add to each"),
+    ],
+)
+def test_a_model_has_its_own_shape(arguments, tmp_path, given, message):
+    model = tiny_model(tmp_path, blocks=(1, 2))
+    result = command(*arguments, "--init", model, *given)
     assert result.exit_code == 2
-    assert "--init has a shape; leave out --preset, --channels" in " ".join(result.stderr.split())
+    assert message in " ".join(result.stderr.split())
+
+
+def test_more_blocks_than_the_model_has(arguments, tmp_path, tiny):
+    result = command(*arguments, "--init", tiny, "--blocks", "3,2", "--steps", 1)
+    assert result.exit_code == 0, result.output
+    assert load_model(tmp_path / "run" / MODEL).network.config.blocks == (3, 2)
+
+
+def test_added_blocks_do_nothing_at_first(config, tmp_path, tiny):
+    shape, weights = load_weights(tiny)
+    config = replace(config, network=replace(shape, blocks=(3, 2)))
+    grown = Trainer(config, tmp_path / "run", weights).model
+    network = UNet(shape)
+    network.load_state_dict(weights)
+    z, sigma = 50 * torch.randn(2, 3, 16, 16), torch.tensor([1.0, 40.0])
+    with torch.no_grad():
+        for found, expected in zip(grown(z, sigma), network(z, sigma), strict=True):
+            assert torch.equal(found, expected)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,9 +19,11 @@ def tiny_model(
     name: str = "tiny",
     efforts: Iterable[str] = tuple(TIMESTEPS),
     arithmetic: str = "integer",
+    **shape: Any,
 ) -> Path:
     """A model file of two resolutions and 8 channels, with plans of ``TIMESTEPS``."""
-    config = NetworkConfig(channels=(8, 8), blocks=(1, 1), patch=2, embedding=16)
+    shape = {"channels": (8, 8), "blocks": (1, 1), "patch": 2, "embedding": 16} | shape
+    config = NetworkConfig(**shape)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = UNet(config)

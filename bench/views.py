@@ -1,0 +1,60 @@
+"""What a second view of the image gains, by noise level.
+
+python -m bench.views --data IMAGES [--model photo] [--crop 64] [--crops 48]
+
+The bound of the plan "default" by the float network, on crops of every twentieth image (those that
+training holds out): with the network asked once, and with each second view at all levels. The
+differences add up from the lowest level on, to what the view gains if it ends there.
+"""
+
+import math
+from dataclasses import replace
+
+import click
+import torch
+from torch import Tensor
+
+from diffcodec.bound import chain_bound_bits
+from diffcodec.models import load_weights
+from diffcodec.network import SECOND_VIEWS, UNet
+from diffcodec.plan import PLANS
+from diffcodec.planning import search_crops
+
+PLAN = PLANS["default"]
+
+
+@torch.inference_mode()
+def bound_by_level(weights: dict[str, Tensor], network: UNet, x: Tensor) -> Tensor:
+    """Bits per dimension of each part of the bound, means over crops, [timesteps + 1]."""
+    network.load_state_dict(weights)
+    generator = torch.Generator().manual_seed(0)
+    parts = [
+        chain_bound_bits(network.posterior_x, part, network.config.color, PLAN, generator)
+        for part in x.split(16)
+    ]
+    return torch.cat(parts).mean(0)
+
+
+@click.command()
+@click.option("--data", required=True, help="Images as for training.")
+@click.option("--model", default="photo", show_default=True)
+@click.option("--crop", default=64, show_default=True, help="Sides of the crops.")
+@click.option("--crops", default=48, show_default=True, help="How many.")
+def main(data: str, model: str, crop: int, crops: int) -> None:
+    """Print what each second view gains."""
+    config, weights = load_weights(model)
+    _, x = search_crops(data, crop, crops, config.color)
+    bounds = {}
+    for view in SECOND_VIEWS:
+        network = UNet(replace(config, second_view=view, second_view_up_to=math.inf))
+        bounds[view] = bound_by_level(weights, network, x)
+    alone = bounds.pop("none")
+    gains = {view: (bound - alone).cumsum(0) for view, bound in bounds.items()}
+    click.echo(f"{crops} crops of {crop} x {crop}, {model}: {alone.sum():.4f} bpd by one view\n")
+    click.echo("| up to | " + " | ".join(gains) + " |\n|---" + "|---" * len(gains) + "|")
+    for i, sigma in enumerate(PLAN.levels):
+        click.echo(f"| {sigma:g} | " + " | ".join(f"{g[i]:+.4f}" for g in gains.values()) + " |")
+
+
+if __name__ == "__main__":
+    main()
