@@ -956,7 +956,7 @@ def _is_given(ctx: click.Context, name: str) -> bool:
 def _train_config(ctx: click.Context, saved: Path | None) -> "TrainConfig":
     """The configuration from the options, and from a saved one where an option is not given."""
     from diffcodec.network import PRESETS, NetworkConfig
-    from diffcodec.train import FINE_TUNING, SECOND_VIEWS, TrainConfig
+    from diffcodec.train import FINE_TUNING, VIEW_OF_AUGMENTATION, TrainConfig
 
     try:
         run: dict[str, Any] = json.loads(saved.read_text()) if saved else {"network": {}}
@@ -972,7 +972,7 @@ def _train_config(ctx: click.Context, saved: Path | None) -> "TrainConfig":
             if _is_given(ctx, name) or name not in part:
                 part[name] = ctx.params[name]
     if saved is None:
-        network["second_view"] = SECOND_VIEWS[run["augment"]]
+        network["second_view"] = VIEW_OF_AUGMENTATION[run["augment"]]
     return TrainConfig(**run, network=NetworkConfig.from_dict(network))
 
 
