@@ -506,10 +506,13 @@ def test_fine_tuning_compares_files_of_images_held_out(tmp_path, tiny, monkeypat
     other = rng.integers(0, 256, (3, 9, 8), np.uint8)
     np.save(tmp_path / "other.npy", other)
     options[options.index("--limit") + 1] = 3
-    options += ["--test", tmp_path / "other.npy"]
+    options += ["--test", tmp_path / "other.npy", "--processes", 2]
     shutil.rmtree(tmp_path / "run")
     outcome = CliRunner().invoke(finetune.main, list(map(str, options)))
     assert outcome.exit_code == 0, outcome.output
+    *_, train, plan = commands
+    assert train[train.index("--nproc-per-node") + 1] == "2"
+    assert "--nproc-per-node" not in plan
     sizes = json.loads((tmp_path / "run" / "result.json").read_text())["sizes"]
     jpegxl = next(codec for codec in codecs.lossless_codecs() if codec.name == "jpegxl9")
     assert sizes[jpegxl.label]["bytes"] == [
