@@ -22,8 +22,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-import bench
-from bench import chain_only, middle
+from bench import chain_only, evaluations, middle
 from bench.codecs import lossless_codecs
 from bench.inputs import EXAMPLES
 from bench.report import OUT, Section, Table
@@ -256,7 +255,7 @@ def memory_table(rows: list[Row]) -> Table:
 def outlook_table(found: Row, model: Model, per_pixel: int) -> Table:
     """What the fits and the multiplications mean for many images."""
     intercept, slope = found["fits"]["pixels"]
-    count = bench.evaluations(model, "default")
+    count = evaluations(model, "default")
     lines = []
     for label, pixels in (("32 x 32", 1024), ("256 x 256", 2**16), ("768 x 512", 768 * 512)):
         core = intercept + slope * pixels
