@@ -43,6 +43,7 @@ SECOND_SIGMA = (1.0, 2.5)  # range in which plans put their second level
 MAX_SIGMA = 800.0
 TRAINING_RATIO = 1.3  # sigma_t / sigma_s of a training step, about 24 levels
 LOWEST_STEP = math.sqrt(SECOND_SIGMA[0] * SECOND_SIGMA[1] * TRAINING_RATIO)  # above the first jump
+END_SHARE = 3 / 16  # of a training batch at the first level, and as many at the second
 SAMPLING_POWER = 1.5  # of the strata over log sigma: above 1, more samples where the bits are
 VARIANCES = ("learned", "fixed-small", "fixed-large")
 HYBRID_WEIGHT = 0.001  # lambda, of the bound in bits per dimension
@@ -170,14 +171,14 @@ class NoisyImages:
 def add_noise(x: Tensor, color: str, generator: torch.Generator, share: Share) -> NoisyImages:
     """Draw noise levels and noise for a batch, and apply those of its share to x.
 
-    An eighth of the batch is at the first level, an eighth at the second, somewhere in
+    ``END_SHARE`` of the batch is at the first level, as much at the second, somewhere in
     ``SECOND_SIGMA``, the rest above, with sigma stratified over log sigma.
     """
     domain = DOMAINS[color]
     device, rows = generator.device, share.rows
     multipliers, steps = channels(domain.noise_multipliers, x), channels(domain.dither, x)
     batch = share.count * x.shape[0]
-    first, second = batch // 8, batch // 8
+    first = second = int(batch * END_SHARE)
     rest = batch - first - second
     low, high = SECOND_SIGMA
     strata = torch.arange(rest, device=device)

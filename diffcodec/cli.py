@@ -844,6 +844,11 @@ def _train_options() -> Iterable[click.Parameter]:
             "--augment mirror) or turned (with all), and takes the mean; 0 for none.",
             type=click.FloatRange(min=0),
         ),
+        option(
+            "--detail-up-to",
+            "Noise level up to which a second network of the same shape answers; 0 for none.",
+            type=click.FloatRange(min=0),
+        ),
         option("--precision", "Of training.", type=click.Choice(["bfloat16", "float32"])),
         option("--compile/--no-compile", "Compile the network first."),
         option("--device", "auto is a GPU if there is one.", type=click.Choice(DEVICES)),
@@ -945,6 +950,8 @@ def _initial_network(
                 f"--init has blocks {','.join(map(str, has))}; --blocks may only add to each"
             )
         network = replace(network, blocks=blocks)
+    if _is_given(ctx, "detail_up_to"):
+        network = replace(network, detail_up_to=wanted.detail_up_to)
     view, up_to = wanted.second_view, wanted.second_view_up_to
     return replace(network, second_view=view, second_view_up_to=up_to), weights
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from diffcodec.color import DOMAINS
 from diffcodec.errors import ModelMismatchError
 from diffcodec.int8 import LOWER_DIGITS, ByteConv, kernels_work, shifted
-from diffcodec.network import FOURIER_PERIOD, LOG_VARIANCE_RANGE, NetworkConfig
+from diffcodec.network import FOURIER_PERIOD, LOG_VARIANCE_RANGE, NetworkConfig, split_detail
 
 EXACT_LIMIT = 2**24  # float32 holds every integer up to here
 PHASES = 512  # steps of one period of the Fourier features
@@ -147,6 +147,7 @@ class IntegerUNet:
     Tensors: ``levels`` [n]; for every convolution ``NAME.weight`` (int8; int16 for the first and
     the last), ``NAME.scale`` and ``NAME.bias`` per output channel, ``NAME.input`` [n, 2] (unit and
     limit of its integer inputs); for every residual block ``NAME.affine.table`` [n, 4 * channels].
+    The detail network, if there is one, has all of these once more behind ``detail.``.
     """
 
     def __init__(self, config: NetworkConfig, tensors: Mapping[str, Tensor]):
@@ -158,7 +159,9 @@ class IntegerUNet:
         """
         self.config = config
         domain = DOMAINS[config.color]
-        self.levels = [float(s) for s in tensors["levels"].tolist()]
+        tensors, detail = split_detail(tensors)
+        self.detail = IntegerUNet(config.of_one(), detail) if config.detail_up_to else None
+        self._levels = [float(s) for s in tensors["levels"].tolist()]
         self._center = np.array(domain.center)[:, None, None]
         self._data_std = np.array(domain.data_std)[:, None, None]
         self._multipliers = np.array(domain.noise_multipliers)[:, None, None]
@@ -174,7 +177,7 @@ class IntegerUNet:
         self._tables: dict[tuple[str, int], Tensor] = {}
         for name in (n.removesuffix(".input") for n in tensors if n.endswith(".input")):
             inputs = tensors[f"{name}.input"].double()
-            if inputs.shape != (len(self.levels), 2) or not (inputs[:, 0] > 0).all():
+            if inputs.shape != (len(self._levels), 2) or not (inputs[:, 0] > 0).all():
                 raise ValueError(f"{name}.input: expected a unit and a limit for each noise level")
             units, limits = inputs.unbind(1)
             conv = IntegerConv(
@@ -201,6 +204,18 @@ class IntegerUNet:
                 conv = conv._replace(in_bytes=ByteConv(conv.weight))
             self._convs[name] = conv
 
+    @property
+    def levels(self) -> list[float]:
+        """The noise levels that it knows."""
+        known = {*self._levels, *(self.detail.levels if self.detail else ())}
+        return sorted(sigma for sigma in known if sigma in self._network_at(sigma)._levels)
+
+    def _network_at(self, sigma: float) -> "IntegerUNet":
+        """This one or its detail network."""
+        if self.detail is not None and sigma <= self.config.detail_up_to:
+            return self.detail
+        return self
+
     def posterior_x(self, z: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
         """Mean and variance of x given z_t, exact; see :meth:`diffcodec.network.UNet.posterior_x`.
 
@@ -211,16 +226,17 @@ class IntegerUNet:
         Returns:
             Two tensors like z, float64.
         """
-        mean, v = self._posterior_of_view(z, sigma)
+        network = self._network_at(sigma)
+        mean, v = network._posterior_of_view(z, sigma)
         axes = self.config.view_axes(sigma)
         if axes:
-            other_mean, other_v = self._posterior_of_view(z.flip(axes), sigma)
+            other_mean, other_v = network._posterior_of_view(z.flip(axes), sigma)
             mean, v = (mean + other_mean.flip(axes)) / 2, (v + other_v.flip(axes)) / 2
         return mean, v
 
     def _posterior_of_view(self, z: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
-        """From z_t as it is alone."""
-        level = self.levels.index(sigma)
+        """From z_t as it is alone, by this network itself."""
+        level = self._levels.index(sigma)
         s = sigma * self._multipliers
         total = np.sqrt(s * s + self._data_std * self._data_std)
         centered = z - torch.from_numpy(self._center)

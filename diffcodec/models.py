@@ -27,7 +27,7 @@ from diffcodec.model_file import (
     model_path,
     read_model_info,
 )
-from diffcodec.network import Conv, NetworkConfig, UNet
+from diffcodec.network import DETAIL, Conv, NetworkConfig, UNet
 from diffcodec.plan import Plan
 from diffcodec.quantize import float_weights, quantize
 
@@ -147,8 +147,8 @@ def _check_shapes(config: NetworkConfig, tensors: Mapping[str, Tensor]) -> None:
             continue
         out, inputs, *kernel = module.shape
         parts = {name: inputs}
-        if name == "conv_in":
-            parts = {"conv_in.z": inputs // 3, "conv_in.phase": inputs - inputs // 3}
+        if name.removeprefix(DETAIL) == "conv_in":
+            parts = {f"{name}.z": inputs // 3, f"{name}.phase": inputs - inputs // 3}
         for part, n_in in parts.items():
             found, expected = list(tensors[f"{part}.weight"].shape), [out, n_in, *kernel]
             if found != expected:

@@ -6,7 +6,7 @@ shift from the noise level; nothing looks at more than a neighbourhood, so tiles
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -20,6 +20,7 @@ from diffcodec.diffusion import predict_x_from_eps
 FOURIER_PERIOD = 16.0  # grey levels; VDM's Fourier features: they carry the low bits
 LOG_VARIANCE_RANGE = 8.0  # |log v - log of the prior guess| at most
 SECOND_VIEWS = {"none": (), "mirror": (-1,), "rotation": (-2, -1)}  # the axes that are reversed
+DETAIL = "detail."  # what the names of the detail network's tensors begin with
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,13 @@ class NetworkConfig:
     classes: int = 0  # of images that may have a label
     second_view: str = "none"  # of SECOND_VIEWS: what the posterior of x is averaged with
     second_view_up_to: float = 3.0  # grey levels: the noise levels where it is
+    detail_up_to: float = 0.0  # grey levels: the noise levels of the detail network; 0 for none
 
     def __post_init__(self) -> None:
         """Check.
 
         Raises:
-            ValueError: if a size is not positive, or there is no such view.
+            ValueError: if a size is not positive, a noise level negative, or there is no such view.
         """
         if self.second_view not in SECOND_VIEWS:
             raise ValueError(
@@ -50,6 +52,8 @@ class NetworkConfig:
                 f"channels {self.channels}, patch {self.patch}, embedding {self.embedding}: "
                 "expected 1 or more of each"
             )
+        if not 0 <= self.detail_up_to < math.inf:
+            raise ValueError(f"a detail network up to {self.detail_up_to}: expected 0 or more")
 
     def to_dict(self) -> dict[str, Any]:
         """The arguments, of JSON's types but for tuples."""
@@ -67,6 +71,10 @@ class NetworkConfig:
         """The axes whose reversal makes the second view at a noise level; none if there is none."""
         return SECOND_VIEWS[self.second_view] if sigma <= self.second_view_up_to else ()
 
+    def of_one(self) -> "NetworkConfig":
+        """The shape of either network, where there is a detail network."""
+        return replace(self, detail_up_to=0.0)
+
     @property
     def multiple(self) -> int:
         """Height and width of the input must be multiples of this."""
@@ -77,6 +85,19 @@ PRESETS = {  # deep rather than wide: the wider a layer, the coarser its integer
     "default": NetworkConfig(),
     "large": NetworkConfig(channels=(96, 128, 160, 192), blocks=(6, 4, 4, 4)),
 }
+
+
+def split_detail(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The tensors of the network itself and those of its detail network, which may be none."""
+    parts: tuple[dict[str, Tensor], dict[str, Tensor]] = {}, {}
+    for name, tensor in tensors.items():
+        parts[name.startswith(DETAIL)][name.removeprefix(DETAIL)] = tensor
+    return parts
+
+
+def join_detail(main: Mapping[str, Tensor], detail: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Inverse of :func:`split_detail`."""
+    return dict(main) | {f"{DETAIL}{name}": tensor for name, tensor in detail.items()}
 
 
 class Conv(nn.Module):
@@ -138,6 +159,10 @@ class UNet(nn.Module):
 
     A network with classes may be told the label of each image, whose vector is added to the
     embedding. Files have no labels: for them it answers without.
+
+    With ``detail_up_to`` in its configuration it has ``detail``, a second network of the same
+    shape, which answers at noise levels up to that: most of the bits are there, and what is seen
+    there is of another kind (expert denoisers, Balaji et al. 2022, section 4.1).
     """
 
     center: Tensor
@@ -165,6 +190,7 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(Stage(n, k, e) for n, k in stages)
         self.shrink = nn.ModuleList(Conv(a, b, 2, stride=2) for a, b in pairwise(c))
         self.grow = nn.ModuleList(Conv(b, 4 * a, 1) for a, b in pairwise(c))
+        self.detail = UNet(config.of_one()) if config.detail_up_to else None
 
     def embed(self, sigma: Tensor) -> Tensor:
         """Noise embedding of sigma [batch] -> [batch, embedding]."""
@@ -177,7 +203,7 @@ class UNet(nn.Module):
     def forward(
         self, z: Tensor, sigma: Tensor, labels: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """See the class.
+        """See the class; by this network itself, whatever the noise levels.
 
         Args:
             z: [batch, 3, height, width], grey levels; sides multiples of ``config.multiple``.
@@ -244,7 +270,21 @@ class UNet(nn.Module):
     def posterior_of_view(
         self, z: Tensor, sigma: Tensor, labels: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The same from z_t as it is alone."""
+        """The same from z_t as it is alone, each image by the network of its noise level."""
+        if self.detail is None:
+            return self._posterior_by_one(z, sigma, labels)
+        is_low = sigma <= self.config.detail_up_to
+        mean, v = torch.empty_like(z), torch.empty_like(z)
+        for network, rows in ((self.detail, is_low), (self, ~is_low)):
+            if not rows.any():
+                continue
+            some = None if labels is None else labels[rows]
+            mean[rows], v[rows] = network._posterior_by_one(z[rows], sigma[rows], some)
+        return mean, v
+
+    def _posterior_by_one(
+        self, z: Tensor, sigma: Tensor, labels: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         eps, v = self(z, sigma, labels)
         s = sigma[:, None, None, None] * self.noise_multipliers
         return predict_x_from_eps(z, s, eps), v

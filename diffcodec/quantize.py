@@ -20,7 +20,7 @@ from diffcodec.integer import (
     SILU_RANGE,
     is_behind_silu,
 )
-from diffcodec.network import Conv, ResidualBlock, UNet
+from diffcodec.network import Conv, ResidualBlock, UNet, join_detail, split_detail
 
 HIDDEN_BITS = 8
 COVARIANCE_LEVELS, COVARIANCE_IMAGES = 8, 8  # of the calibration
@@ -121,7 +121,23 @@ def quantize(network: UNet, calibration: Tensor, levels: Sequence[float]) -> dic
         network: trained.
         calibration: integers of the colour domain as floats, [batch, 3, height, width].
         levels: every noise level at which the plans evaluate the network.
+
+    Raises:
+        ValueError: if all levels are of the detail network, or none is.
     """
+    if network.detail is not None:
+        limit = network.config.detail_up_to
+        low, high = [s for s in levels if s <= limit], [s for s in levels if s > limit]
+        if not (low and high):
+            raise ValueError(
+                f"a detail network up to the noise level {limit}: expected levels of the plans on "
+                f"both sides, found {levels[0]} to {levels[-1]}"
+            )
+        main = UNet(network.config.of_one())
+        main.load_state_dict(split_detail(network.state_dict())[0])
+        return join_detail(
+            quantize(main, calibration, high), quantize(network.detail, calibration, low)
+        )
     network = network.eval().float()
     seen = InputStatistics(network)
     generator = torch.Generator().manual_seed(0)
@@ -153,6 +169,7 @@ def is_embedding(name: str) -> bool:
 
 def float_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """State of a float network from the tensors of a quantised one."""
+    tensors, detail = split_detail(tensors)
     state = {k: t.float() for k, t in tensors.items() if is_embedding(k)}
     for name in (k.removesuffix(".input") for k in tensors if k.endswith(".input")):
         flat = tensors[f"{name}.weight"].flatten(1) * tensors[f"{name}.scale"][:, None]
@@ -161,7 +178,7 @@ def float_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     state["conv_in.weight"] = torch.cat(parts, 1)
     state["conv_in.bias"] = state.pop("conv_in.z.bias")
     del state["conv_in.phase.bias"]
-    return state
+    return join_detail(state, float_weights(detail) if detail else {})
 
 
 def is_hidden(name: str) -> bool:

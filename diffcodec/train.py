@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from diffcodec.errors import DiffcodecError
 from diffcodec.evaluate import draw_split
 from diffcodec.files import write_file
 from diffcodec.models import serialise_float_model, serialise_model
-from diffcodec.network import NetworkConfig, UNet
+from diffcodec.network import DETAIL, NetworkConfig, UNet, join_detail, split_detail
 from diffcodec.plan import PLANS
 
 LOSSES = {"vlb": code_length_loss, "simple": simple_loss, "hybrid": hybrid_loss}
@@ -119,8 +119,8 @@ class Trainer:
         self.device = find_device(config.device)
         torch.manual_seed(config.seed)
         self.model = UNet(config.network)
-        if init is not None:  # of a model that may have no classes
-            self.model.load_state_dict(self.model.state_dict() | init)
+        if init is not None:  # of a model that may have no classes and no detail network
+            self.model.load_state_dict(self.model.state_dict() | with_detail(init, config.network))
         if config.variance != "learned":
             self.model.reset_variance()
         self.model.to(self.device)
@@ -147,7 +147,9 @@ class Trainer:
         if self.config.compile:
             module.compile()
         if self.processes > 1:
-            module = DistributedDataParallel(module)
+            # a process's images may all be at noise levels of one of two networks
+            two = self.config.network.detail_up_to > 0
+            module = DistributedDataParallel(module, find_unused_parameters=two)
         return module
 
     def resume(self) -> None:
@@ -504,6 +506,12 @@ def calibration_images(data: str, crop: int, color: str) -> Tensor:
     return calibration_crops(CropSampler(images, crop, memory_bytes=0), color)
 
 
+def with_detail(weights: Mapping[str, Tensor], config: NetworkConfig) -> dict[str, Tensor]:
+    """A model's weights for a network that may have a detail network where the model has none."""
+    main, detail = split_detail(weights)
+    return join_detail(main, (detail or main) if config.detail_up_to else {})
+
+
 def hash_seed(seed: int, step: int) -> int:
     """A 63-bit seed for one step of one run."""
     return (seed * 1_000_003 + step * 7_919 + 1) % (1 << 63)
@@ -513,7 +521,10 @@ def make_optimizers(model: UNet, config: TrainConfig) -> list[torch.optim.Optimi
     """Muon for the hidden convolutions (matrices), AdamW for everything else."""
     hidden, other = [], []
     for name, p in model.named_parameters():
-        is_hidden = name.split(".")[0] in {"down", "up", "shrink", "grow"} and p.ndim == 2
+        is_hidden = (
+            name.removeprefix(DETAIL).split(".")[0] in {"down", "up", "shrink", "grow"}
+            and p.ndim == 2
+        )
         if config.optimizer == "muon" and is_hidden and "affine" not in name:
             hidden.append(p)
         else:

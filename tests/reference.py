@@ -604,11 +604,11 @@ class Model:
         header = json.loads(data[8 : 8 + size])
         about = header.pop("__metadata__")
         types = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I16": "<i2", "I8": "i1"}
-        self.tensors = {}
+        self.all_tensors = {}
         for name, entry in header.items():
             start, stop = (8 + size + offset for offset in entry["data_offsets"])
             flat = np.frombuffer(data[start:stop], types[entry["dtype"]])
-            self.tensors[name] = flat.reshape(entry["shape"])
+            self.all_tensors[name] = flat.reshape(entry["shape"])
         self.shape = json.loads(about["network"])
         self.color = self.shape["color"]
         plans = json.loads(about["plans"])
@@ -636,6 +636,10 @@ class Model:
     def posterior_of_view(self, z, sigma):
         """The same of z_t as it is alone, its sides multiples of what the network halves."""
         channels, blocks, patch = (self.shape[k] for k in ("channels", "blocks", "patch"))
+        self.tensors = self.all_tensors
+        if sigma <= self.shape.get("detail_up_to", 0):
+            names = [name for name in self.all_tensors if name.startswith("detail.")]
+            self.tensors = {name[7:]: self.all_tensors[name] for name in names}
         self.level = self.tensors["levels"].tolist().index(sigma)
         dither, center, std = (column(values) for values in DOMAINS[self.color])
         first = np.sqrt((dither * dither - 1) / 12)

@@ -44,7 +44,7 @@ from diffcodec.integer import (
 )
 from diffcodec.model_file import make_metadata, read_model_info
 from diffcodec.models import FloatUNet, load_model
-from diffcodec.network import Conv, NetworkConfig, UNet
+from diffcodec.network import Conv, NetworkConfig, UNet, join_detail, split_detail
 from diffcodec.quantize import (
     HEADROOM,
     LARGEST_INPUT,
@@ -70,10 +70,10 @@ def images(batch: int = 4, side: int = 32) -> Tensor:
     return torch.round(center + scale * (waves.view(batch, 3, side, side) / 2 + 0.1 * noise))
 
 
-def living_network(config: NetworkConfig = CONFIG) -> UNet:
+def living_network(config: NetworkConfig = CONFIG, seed: int = 1) -> UNet:
     """Random weights, all of them at work: also those that training starts from zero."""
     with torch.random.fork_rng():
-        torch.manual_seed(1)
+        torch.manual_seed(seed)
         network = UNet(config)
         for name, module in network.named_modules():
             if isinstance(module, Conv):
@@ -310,6 +310,57 @@ def test_views_of_images_at_several_noise_levels(network):
         expected = torch.stack([field[0], (field[1] + other[1].flip(-1)) / 2])
         assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
         assert not torch.allclose(found, field, rtol=1e-3, atol=1e-3)
+
+
+def with_detail_network() -> UNet:
+    """Two networks of different weights, the second for the first two levels."""
+    two = UNet(replace(CONFIG, detail_up_to=LEVELS[1]))
+    main, detail = living_network(seed=1), living_network(seed=3)
+    two.load_state_dict(join_detail(main.state_dict(), detail.state_dict()))
+    return two
+
+
+def test_each_network_answers_at_its_noise_levels():
+    two = with_detail_network()
+    tensors = quantize(two, images(), LEVELS)
+    main, detail = split_detail(tensors)
+    both, shape = IntegerUNet(two.config, tensors), two.config.of_one()
+    assert both.levels == list(LEVELS)
+    for levels, part in ((LEVELS[:2], detail), (LEVELS[2:], main)):
+        assert part["levels"].tolist() == list(levels)
+        alone = IntegerUNet(shape, part)
+        for sigma in levels:
+            z = noisy(sigma, two)
+            for found, expected in zip(
+                both.posterior_x(z, sigma), alone.posterior_x(z, sigma), strict=True
+            ):
+                assert torch.equal(found, expected)
+            check_close(both, two, sigma)
+    dequantised = UNet(two.config)
+    dequantised.load_state_dict(float_weights(tensors))
+    for sigma in LEVELS:
+        check_close(both, dequantised, sigma)
+
+
+@torch.inference_mode()
+def test_images_at_noise_levels_of_either_network():
+    two = with_detail_network()
+    z = noisy(LEVELS[1], two).float()
+    sigma = torch.tensor([LEVELS[2], LEVELS[0], LEVELS[3], LEVELS[1]])
+    for part in (slice(None), slice(1, 2), slice(2, 3)):
+        fields = two.posterior_x(z[part], sigma[part])
+        for i, s in enumerate(sigma[part]):
+            network = living_network(seed=3 if s <= LEVELS[1] else 1)
+            expected = network.posterior_x(z[part][i : i + 1], s[None])
+            for field, like in zip(fields, expected, strict=True):
+                assert torch.allclose(field[i : i + 1], like, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("limit", [0.4, 1000.0])
+def test_both_networks_need_noise_levels(limit):
+    network = UNet(replace(CONFIG, detail_up_to=limit))
+    with pytest.raises(ValueError, match="expected levels of the plans on both sides"):
+        quantize(network, images(), LEVELS)
 
 
 @pytest.mark.parametrize("sigma", LEVELS)
@@ -553,6 +604,8 @@ def test_tampered_tensors_are_refused(rewritten, change):
         ({"channels": [8, 10**9]}, "expected|overflow"),
         ({"channels": [8] * 12}, "shorter"),
         ({"blocks": [10**9, 1]}, "blocks, but only"),
+        ({"detail_up_to": 3.0}, "detail.conv_in"),
+        ({"detail_up_to": -1}, "a detail network up to -1: expected 0 or more"),
         ({"second_view": "sideways"}, "second view 'sideways': expected one of none, mirror"),
     ],
 )

@@ -26,7 +26,7 @@ from diffcodec.container import CHAIN_CODERS, parse
 from diffcodec.data import CropSampler, domain_batch, find_images, split_held_out
 from diffcodec.errors import DiffcodecError, ModelMismatchError
 from diffcodec.models import load_model, load_weights, quantize_model, serialise_float_model
-from diffcodec.network import PRESETS, NetworkConfig, UNet
+from diffcodec.network import PRESETS, NetworkConfig, UNet, split_detail
 from diffcodec.plan import geometric_plan
 from diffcodec.train import (
     CHECKPOINT,
@@ -237,11 +237,15 @@ def test_a_batch_that_cannot_be_divided(config, tmp_path, batch, accumulate):
         Trainer(replace(config, batch=batch, accumulate=accumulate), tmp_path)
 
 
-def test_two_processes_of_torchrun_train_the_model_of_one(data, tmp_path):
-    """Through the command line, each process with two passes of its half of the batch."""
+@pytest.mark.parametrize("detail", [0.0, 0.6])
+def test_two_processes_of_torchrun_train_the_model_of_one(data, tmp_path, detail):
+    """Through the command line, each process with two passes of its half of the batch.
+
+    Only the first pass of the first process sees the detail network's noise levels.
+    """
     command = (
         f"train --data {data} --steps 3 --batch 8 --crop {CROP} --channels 8,8 --blocks 1,1 "
-        "--precision float32 --no-compile --device cpu"
+        f"--detail-up-to {detail} --precision float32 --no-compile --device cpu"
     ).split()
     script = str(Path(__file__).with_name("torchrun_train.py"))
     alone, two = tmp_path / "alone", tmp_path / "two"
@@ -823,6 +827,30 @@ def test_the_second_view_is_one_that_training_shows(arguments, tmp_path, tiny, a
     resumed = command(*arguments[:2], *("--out", tmp_path / "run"), "--resume", "--steps", 2)
     assert resumed.exit_code == 0, resumed.output
     assert load_model(tmp_path / "run" / MODEL).network.config == shape
+
+
+def test_a_detail_network_starts_as_the_model_and_learns_by_itself(arguments, tmp_path, tiny):
+    """A model that has one keeps it, unless told otherwise."""
+    two, on, one = (tmp_path / name for name in ("two", "on", "one"))
+    _, begin = load_weights(tiny)
+    for out, init, change in (
+        (two, tiny, ("--detail-up-to", 2)),
+        (on, two / MODEL, ()),
+        (one, two / MODEL, ("--detail-up-to", 0)),
+    ):
+        more = ("--out", out, "--init", init, "--steps", 2, *change)
+        result = command(*arguments[:2], *arguments[4:], *more)
+        assert result.exit_code == 0, result.output
+    shape, weights = load_weights(two / FLOAT_MODEL)
+    assert shape.detail_up_to == 2
+    main, detail = split_detail(weights)
+    assert main.keys() == detail.keys() == begin.keys()
+    for name in ("conv_in.weight", "up.0.0.conv1.weight"):
+        assert not torch.equal(main[name], detail[name])
+        for part in (main, detail):
+            torch.testing.assert_close(part[name], begin[name], rtol=0.3, atol=0.03)
+    assert load_model(on / MODEL).network.config.detail_up_to == 2
+    assert load_model(one / MODEL).network.config.detail_up_to == 0
 
 
 def test_training_sees_one_view(config, tmp_path):
