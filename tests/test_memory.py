@@ -68,7 +68,8 @@ def test_large_tensors_use_the_same_memory() -> None:
         command = [sys.executable, "-c", PAGE_FAULTS, how]
         return int(run(command, check=True, capture_output=True, text=True).stdout)
 
-    assert page_faults("keep") < 100 < page_faults("leave")
+    # In huge pages also where glibc, now and then, fails to use an aligned block again.
+    assert page_faults("keep") < page_faults("leave") / 10
 
 
 def test_a_setting_from_outside_stays(monkeypatch: pytest.MonkeyPatch) -> None:
