@@ -217,9 +217,9 @@ def dissect_chain(container: Container, model: Model, image: Image.Image) -> tup
         size = (part.box.height, part.box.width)
         fields = (model.plans[effort], model.domain, part.index, coded, size)
         tile = container.tiles[part.index]
-        chain = MeasuredChain(*fields, tile.preview)
+        chain = MeasuredChain(*fields, tile.preview, tile.draw)
         if tile.preview:
-            descent = Descent(TileChain(*fields))
+            descent = Descent(TileChain(*fields, draw=tile.draw))
             layer = descent.decode_layer(tile.preview_payload, tile.preview)
             expected = yield from expected_of_preview(layer, model, fields[0], size)
             add_preview(rows, expected, 8 * len(tile.preview_payload))

@@ -142,7 +142,8 @@ class TileChain:
 
     ``coded`` is the number of leading channels that are coded: 3, or 1 for grey images, whose
     chroma is known to be zero and gets its noise from shared randomness. ``preview`` is the
-    timestep s whose z_s is known beforehand and must lie in ``z``; 0 for none.
+    timestep s whose z_s is known beforehand and must lie in ``z``; 0 for none. ``draw`` is which
+    seed and dither of the shared randomness it takes.
     """
 
     def __init__(
@@ -153,9 +154,10 @@ class TileChain:
         coded: int,
         shape: tuple[int, int],
         preview: int = 0,
+        draw: int = 0,
     ):
         self.plan, self.domain = plan, domain
-        self.tile, self.coded, self.preview = tile, coded, preview
+        self.tile, self.coded, self.preview, self.draw = tile, coded, preview, draw
         self.shape = (3, *shape)
         self.levels = make_levels(plan, domain, preview)
         self.z: dict[int, Array] = {}  # timestep -> z_t; 0 is the image
@@ -164,7 +166,7 @@ class TileChain:
     @cached_property
     def dither(self) -> Array:
         """Of the first level, [3, height, width]."""
-        return randomness.dither(self.tile, self.shape, self.domain.dither)
+        return randomness.dither(self.tile, self.shape, self.domain.dither, self.draw)
 
     def steps(self) -> list[Step]:
         """In the encoder's order."""
@@ -276,16 +278,18 @@ class EncodedTile(NamedTuple):
     heights: tuple[int, ...]  # of the stack in words after each step
     preview: int = 0  # the timestep s of a preview z_s of the tile's own, or 0
     preview_payload: bytes = b""  # it, by relative entropy coding
+    draw: int = 0  # of the shared randomness
 
     @property
     def size(self) -> int:
-        """In bytes."""
-        return 4 * len(self.words) + len(self.preview_payload)
+        """In bytes, with those that tell the draw and the preview."""
+        told = (self.draw > 0) + (2 + (len(self.preview_payload) > 127)) * (self.preview > 0)
+        return 4 * len(self.words) + len(self.preview_payload) + told
 
 
-def seed(tile: int, count: int) -> NDArray[np.uint32]:
+def seed(tile: int, count: int, draw: int = 0) -> NDArray[np.uint32]:
     """The words under a tile's stack, the top last; a deeper seed only adds words below."""
-    words = randomness.random_words(randomness.SEED_WORDS, tile, count)
+    words = randomness.random_words(randomness.SEED_WORDS, tile, count, draw)
     words[0] |= 1  # the top must not be zero
     return words[::-1]
 
@@ -310,7 +314,7 @@ def encode_tile(
         SeedSpentError: as soon as more words of the seed are used up.
     """
     chain.set_image(x)
-    seeds = seed(chain.tile, most_seed_words(chain))
+    seeds = seed(chain.tile, most_seed_words(chain), chain.draw)
     stack = Stack(seeds)
     steps = chain.steps()
     heights = [stack.height]
@@ -335,7 +339,8 @@ def encode_tile(
         if step.kind in ("prior", "reverse"):
             marks.append(min(len(words) - low + 2, len(words) - untouched))
     return EncodedTile(
-        words[untouched:][::-1], len(seeds) - untouched, tuple(marks), tuple(heights[1:])
+        *(words[untouched:][::-1], len(seeds) - untouched, tuple(marks), tuple(heights[1:])),
+        draw=chain.draw,
     )
 
 
@@ -355,7 +360,7 @@ def decode_tile(
     most = most_seed_words(chain)
     if seed_words > most:
         raise ValueError(f"{seed_words} words of the seed, expected at most {most}")
-    seeds = seed(chain.tile, seed_words + SPARE_SEED_WORDS)
+    seeds = seed(chain.tile, seed_words + SPARE_SEED_WORDS, chain.draw)
     stack = Stack(np.concatenate([seeds[:SPARE_SEED_WORDS], words[::-1]]))
     for step in reversed(chain.steps()):
         mean, std = yield from chain.distribution(step)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from diffcodec import __version__
-from diffcodec.container import CHAIN_CODERS, MAGIC, Container, Damage, parse
+from diffcodec.container import CHAIN_CODERS, MAGIC, MOST_DRAW, Container, Damage, parse
 from diffcodec.errors import (
     CorruptError,
     DiffcodecError,
@@ -209,6 +209,15 @@ def _numbers(text: str) -> tuple[int, ...]:
     help="The timesteps at which a lossy or progressive file may be cut.  [default: about every "
     "1.5 dB]",
 )
+@click.option(
+    "--draws",
+    type=click.IntRange(1, MOST_DRAW + 1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Code each tile N times, by other shared randomness each, and keep the smallest: for tiny "
+    "images without loss. Decoding takes no longer.",
+)
 @_model_option(f"A shipped model, or a model file.  [default: {DEFAULT_MODEL}]")
 @click.option(
     "--arithmetic",
@@ -236,6 +245,7 @@ def encode(
     psnr: float | None,
     progressive: bool,
     previews: tuple[int, ...] | None,
+    draws: int,
     model: str | None,
     arithmetic: str,
     max_pixels: int,
@@ -256,6 +266,8 @@ def encode(
         raise click.UsageError("--timestep, --bpp and --psnr exclude each other")
     if previews and not (goals or progressive):
         raise click.UsageError("--previews needs --progressive, --timestep, --bpp or --psnr")
+    if draws > 1 and (goals or progressive):
+        raise click.UsageError("--draws is for files without loss and previews")
     jobs = _outputs(paths, output, output_dir, ".dfc")
     for _, target in jobs:
         if target.lower().endswith(IMAGE_SUFFIXES):
@@ -298,6 +310,7 @@ def encode(
         psnr=psnr,
         progressive=progressive,
         previews=previews,
+        draws=draws,
     )
     _for_each(
         *(jobs, _unless_skipped(work, skip_existing, force), as_json),
@@ -316,7 +329,7 @@ def _encode_file(
     limits: Limits,
     force: bool,
     progress: bool,
-    **goals: Any,
+    **options: Any,
 ) -> dict[str, Any]:
     """Code one image; returns what there is to say of it."""
     from diffcodec import codec
@@ -327,7 +340,7 @@ def _encode_file(
     data = read_file(source)
     image = _read_image(source, data, limits)
     loaded = load_model(model, arithmetic)
-    coded = codec.encode(image, loaded, effort, progress, limits=limits, **goals)
+    coded = codec.encode(image, loaded, effort, progress, limits=limits, **options)
     write_file(target, coded, force)
     container = parse(coded, limits)
     return {

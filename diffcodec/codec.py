@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from diffcodec.chain import Array, EncodedTile
 from diffcodec.container import (
     CHAIN_CODERS,
+    MOST_DRAW,
     Container,
     FileReader,
     Tile,
@@ -64,6 +66,7 @@ def encode(
     psnr: float | None = None,
     progressive: bool = False,
     previews: Sequence[int] | None = None,
+    draws: int = 1,
     limits: Limits = DEFAULT_LIMITS,
 ) -> bytes:
     """Code an image: without loss, or down to a timestep, or both in one file.
@@ -82,6 +85,10 @@ def encode(
         psnr: stop at the first timestep of at least so many dB.
         progressive: previews first, then the exact image.
         previews: the timesteps that the file can be cut at, instead of about every 1.5 dB.
+        draws: code each tile without loss so many times, with other shared randomness each, and
+            keep the smallest. It takes so many times as long, and decoding no longer. What is
+            gained is about the same number of bits times the square root of the samples: 1 % of a
+            32 x 32 image by 8 draws, little of a large one.
         limits: the sizes to accept; a larger image takes larger limits to decode, too.
 
     Returns:
@@ -96,7 +103,12 @@ def encode(
     """
     target = Target(timestep, bpp, psnr, progressive, previews)
     if target == Target():
-        return encode_many([image], model, effort, progress, limits=limits)[0]
+        return encode_many([image], model, effort, progress, draws=draws, limits=limits)[0]
+    if draws != 1:
+        raise UnsupportedError(
+            f"{draws} draws and previews: only files without loss and previews "
+            "are coded by several draws"
+        )
     used = _load(model, effort)
     source = as_image(image, limits)
     limits.check_memory(expected_bytes(*source.size, uses_model=True, layered=True))
@@ -109,27 +121,37 @@ def encode_many(
     effort: str = "default",
     progress: bool = False,
     *,
+    draws: int = 1,
     limits: Limits = DEFAULT_LIMITS,
 ) -> list[bytes]:
     """Code several images; small ones share the network's batches. See :func:`encode`.
 
     Guarantee: the bytes of a file do not depend on the images coded beside it.
     """
+    if not 1 <= draws <= MOST_DRAW + 1:
+        raise UnsupportedError(f"{draws} draws: expected 1 to {MOST_DRAW + 1}")
     model = _load(model, effort)
     sources = [as_image(image, limits) for image in images]
     pixels = sum(source.width * source.height for source in sources)
     limits.check_memory(expected_bytes(pixels, 1, uses_model=True, layered=False))
     jobs = [
-        (source, Part(effort, index, box))
+        (source, Part(effort, index, box, draw))
         for source in sources
         if coded_channels(source.mode, model.color)
         for index, box in enumerate(tile_grid(source.width, source.height))
+        for draw in range(draws)
     ]
     chains = (_encode_job(model, *job) for job in jobs)
     parts = [part for _, part in jobs]
     with progress_bar(_evaluations(parts, model), progress) as bar:
-        coded = run(chains, parts, model, bar)
+        coded = _smallest(run(chains, parts, model, bar), draws)
         return [_assemble(source, model, effort, coded) for source in sources]
+
+
+def _smallest(coded: Iterator[EncodedTile | None], draws: int) -> Iterator[EncodedTile | None]:
+    """Of the draws of each tile, which come one after another."""
+    while group := list(islice(coded, draws)):
+        yield min(filter(None, group), key=lambda tile: tile.size, default=None)
 
 
 def _load(model: str | Model, effort: str) -> Model:
@@ -181,8 +203,8 @@ def _assemble(
             if chain is not None and chain.size < len(tile.payload):
                 marks = chain.marks if marked else ()
                 payload = chain.words.astype("<u4").tobytes()
-                preview = (chain.preview, chain.preview_payload)
-                tile = Tile(effort, payload, chain.seed_words, marks, *preview)
+                how = (chain.preview, chain.preview_payload, chain.draw)
+                tile = Tile(effort, payload, chain.seed_words, marks, *how)
             tiles.append(tile)
         candidates.append(pack(container(tiles, whole=False)))
     return min(candidates, key=len)

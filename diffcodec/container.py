@@ -23,10 +23,11 @@ CHAIN_MODES = ("L", "RGB")
 METADATA_NAMES = ("dpi", "exif", "icc", "palette", "transparency")
 
 TILE_SIDE = 512
+MOST_DRAW = 255  # of the shared randomness, beyond the first
 LEAST_PREVIEW = 2  # timestep of previews that tiles follow: below z_1 there is no chain left
 
 _MODE, _LAYERS, _WHOLE, _METADATA, _MARKS, _FLOAT = 0x07, 0x08, 0x10, 0x20, 0x40, 0x80
-_CHAIN_BIT, _PREVIEW_BIT, _MOST_CODER = 0x10, 0x08, 0x1F  # of a coder's number
+_CHAIN_BIT, _PREVIEW_BIT, _DRAW_BIT, _MOST_CODER = 0x10, 0x08, 0x04, 0x1F  # of a coder's number
 _NAME = re.compile("[A-Za-z][A-Za-z0-9-]*")  # of a metadata entry
 _LONGEST_NAME, _MOST_ENTRIES = 255, 255
 _CRC_BYTES = 4
@@ -58,6 +59,7 @@ class Tile:
             reaching it takes; chains only.
         preview: the timestep of a preview of the tile's own, or 0; chains only.
         preview_payload: what leads there, coded as a layer.
+        draw: which seed and dither of the shared randomness the chain takes; chains only.
     """
 
     coder: str
@@ -66,6 +68,7 @@ class Tile:
     marks: tuple[int, ...] = ()
     preview: int = 0
     preview_payload: bytes = b""
+    draw: int = 0
 
 
 @dataclass(frozen=True)
@@ -243,7 +246,10 @@ def _pack_header(container: Container, has_marks: bool) -> bytes:
 
 
 def _pack_tile(tile: Tile, has_marks: bool) -> bytes:
-    fields = bytearray([_number(CODERS, tile.coder) | (_PREVIEW_BIT if tile.preview else 0)])
+    flags = (_PREVIEW_BIT if tile.preview else 0) | (_DRAW_BIT if tile.draw else 0)
+    fields = bytearray([_number(CODERS, tile.coder) | flags])
+    if tile.draw:
+        fields.append(tile.draw)
     if tile.coder in CHAIN_CODERS:
         fields += _varint(tile.seed_words)
         if has_marks:
@@ -476,23 +482,27 @@ class FileReader:
         number = reader.u8(f"the coder of {where}")
         if number > _MOST_CODER:
             raise FormatError(f"the coder of {where} is {number}, expected at most {_MOST_CODER}")
-        has_preview = number & _CHAIN_BIT and number & _PREVIEW_BIT
-        coder = _coder(number ^ _PREVIEW_BIT if has_preview else number, f"coder of {where}")
-        seed_words = preview = 0
+        flags = number & (_PREVIEW_BIT | _DRAW_BIT) if number & _CHAIN_BIT else 0
+        coder = _coder(number ^ flags, f"coder of {where}")
+        seed_words = preview = draw = 0
         marks: tuple[int, ...] = ()
         preview_payload = b""
+        if flags & _DRAW_BIT:
+            draw = reader.u8(f"the draw of {where}")
+            if draw == 0:
+                raise FormatError(f"the draw of {where} is 0, expected 1 to {MOST_DRAW}")
         if number & _CHAIN_BIT:
             seed_words = reader.varint(f"the seed words of {where}")
             if self._has_marks:
                 marks = _read_marks(reader, f"the step marks of {where}", self.limits)
-        if has_preview:
+        if flags & _PREVIEW_BIT:
             what = f"the preview of {where}"
             preview = reader.varint(what)
             self.limits.check_timesteps(preview)
             _check_preview(preview, where)
             preview_payload = reader.take(reader.varint(what), what)
         payload = reader.take(reader.remaining, where)
-        return Tile(coder, payload, seed_words, marks, preview, preview_payload)
+        return Tile(coder, payload, seed_words, marks, preview, preview_payload, draw)
 
 
 def _read_magic(reader: "_Reader") -> None:
@@ -640,17 +650,19 @@ def _check(container: Container) -> None:
 def _check_tile(tile: Tile, where: str, container: Container) -> None:
     _number(CODERS, tile.coder)
     if tile.coder not in CHAIN_CODERS:
-        if tile.seed_words or tile.marks or tile.preview:
+        if tile.seed_words or tile.marks or tile.preview or tile.draw:
             raise FormatError(
-                f"{where} is {tile.coder!r}: only a chain has seed words, marks and a preview"
+                f"{where} is {tile.coder!r}: only a chain has seed words, marks, preview and draw"
             )
         return
     if tile.preview:
         _check_preview(tile.preview, where)
     elif tile.preview_payload:
         raise FormatError(f"{where} has a preview's payload without a preview")
-    if container.layers and tile.preview:
-        raise FormatError(f"{where} has a preview of its own below previews, expected none")
+    if not 0 <= tile.draw <= MOST_DRAW:
+        raise FormatError(f"{where} has the draw {tile.draw}, expected 0 to {MOST_DRAW}")
+    if container.layers and (tile.preview or tile.draw):
+        raise FormatError(f"{where} has a preview or draw of its own below previews, expected none")
     if container.mode not in CHAIN_MODES:
         raise FormatError(f"{where} of a {container.mode} image is a chain, which cannot be")
     if container.layers and tile.coder != container.layers.plan:

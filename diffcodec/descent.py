@@ -19,15 +19,16 @@ from diffcodec.chain import (
     EncodedTile,
     Posterior,
     Request,
-    Step,
     TileChain,
     coding_steps,
     encode_tile,
+    make_levels,
     most_seed_words,
 )
 from diffcodec.container import LEAST_PREVIEW
 from diffcodec.relative_entropy import BitReader, Bits, BitWriter, Decoder, Encoder
 
+BIAS_COST = 0.25  # what a preview that leans toward p costs below, of its own bits
 RECONSTRUCTIONS = ("mean", "flow", "sample")
 
 
@@ -73,7 +74,7 @@ class Descent:
     def below(self) -> TileChain:
         """The chain of the same tile below z_t."""
         c = self.chain
-        chain = TileChain(c.plan, c.domain, c.tile, c.coded, c.shape[1:], self.timestep)
+        chain = TileChain(c.plan, c.domain, c.tile, c.coded, c.shape[1:], self.timestep, c.draw)
         chain.z[self.timestep] = self.z
         return chain
 
@@ -197,8 +198,8 @@ def encode_below_preview(
         steps.append((yield from descent.encode_step(x)))
         if len(alone) < 2 * descent.timestep - 1:  # the chain has not come so far
             continue
-        words, dip = _expected_below(alone, descent.timestep, most_seed_words(chain))
-        expected = sum(map(len, steps)) + 32 * (words + dip)
+        below, dip = _expected_below(chain, alone, descent.timestep)
+        expected = (1 + BIAS_COST) * sum(map(len, steps)) + below + dip
         if expected < smallest:
             best, smallest = copy.copy(descent), expected
         if dip == 0:
@@ -209,18 +210,26 @@ def encode_below_preview(
     return rest._replace(preview=best.timestep, preview_payload=payload)
 
 
-def _expected_below(alone: Sequence[int], preview: int, seed_words: int) -> tuple[int, int]:
-    """Words that the chain pushes and pops below a preview, and how many of the seed it uses up.
+def _expected_below(chain: TileChain, alone: Sequence[int], preview: int) -> tuple[float, float]:
+    """Bits on the stack after the chain below a preview, and how many of the seed it uses up.
+
+    Every step as in the chain alone, but below a preview z_t is drawn more narrowly, on a lattice
+    that is as much finer: so to pop it takes as many bits, to push it a bit more for each halving.
 
     Args:
-        alone: heights of the stack after the steps of the chain without a preview, as far as
+        chain: of the tile, without a preview.
+        alone: heights of its stack after the steps of that chain, in words, as far as
             ``p(z_{s-1} | z_s)`` at least.
         preview: its timestep s.
-        seed_words: height of the stack at first.
     """
-    steps = coding_steps(preview)
-    count = len(coding_steps(0, preview)) - 1  # alike but for the last
-    heights = (seed_words, *alone)
-    last = steps.index(Step("reverse", preview - 1, True))
-    pushed = heights[last + 1] - heights[last]
-    return heights[count] + pushed - seed_words, seed_words - min(heights[: count + 1])
+    changes = 32 * np.diff((most_seed_words(chain), *alone))
+    levels, samples = make_levels(chain.plan, chain.domain, preview), math.prod(chain.shape[1:])
+    below = []
+    for step in coding_steps(0, preview):
+        bits = changes[coding_steps(preview).index(step)]
+        if step.kind == "reverse" and step.timestep > 1:
+            own, finer = (each[step.timestep - 1].spacing for each in (chain.levels, levels))
+            bits += samples * np.log2(own / finer)[: chain.coded].sum()
+        below.append(bits)
+    heights = np.cumsum(below)
+    return float(heights[-1]), max(0.0, -float(heights.min()))

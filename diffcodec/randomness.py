@@ -22,9 +22,11 @@ def random_words(purpose: int, tile: int, count: int, level: int = 0) -> NDArray
     return halves.astype(np.uint32).reshape(-1)[:count]
 
 
-def dither(tile: int, shape: tuple[int, int, int], steps: Sequence[int]) -> NDArray[np.float64]:
+def dither(
+    tile: int, shape: tuple[int, int, int], steps: Sequence[int], draw: int = 0
+) -> NDArray[np.float64]:
     """Uniform integers d in 0..M-1 per sample; M per channel. [3, height, width]"""
-    words = random_words(DITHER, tile, int(np.prod(shape))).reshape(shape).astype(np.uint64)
+    words = random_words(DITHER, tile, int(np.prod(shape)), draw).reshape(shape).astype(np.uint64)
     m = np.array(steps, dtype=np.uint64)[:, None, None]
     return ((words * m) >> np.uint64(32)).astype(np.float64)
 

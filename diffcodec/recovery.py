@@ -94,7 +94,7 @@ def _chain_parts(found: Salvage) -> Iterator[Part]:
             continue
         plan = tile.coder if tile else layers.plan if layers else None
         if plan is not None:
-            yield Part(plan, index, box)
+            yield Part(plan, index, box, tile.draw if tile else 0)
 
 
 def _decode(model: Model, found: Salvage, part: Part) -> Job[Array | None]:

@@ -48,11 +48,15 @@ PIXEL_BYTES, LAYERED_PIXEL_BYTES = 16, 64
 
 @dataclass(frozen=True)
 class Part:
-    """A tile that the chain codes: by which plan, its number in the image, and where it lies."""
+    """A tile that the chain codes: by which plan, its number in the image, and where it lies.
+
+    ``draw`` is which seed and dither of the shared randomness its chain takes.
+    """
 
     plan: str
     index: int
     box: Box
+    draw: int = 0
 
     @property
     def pixels(self) -> int:
@@ -77,7 +81,8 @@ def make_chain(model: Model, mode: str, part: Part) -> TileChain:
     if part.plan not in model.plans or not coded:
         raise CorruptError(f"a tile of a {mode} image is coded by {part.plan!r}, which cannot be")
     shape = (part.box.height, part.box.width)
-    return TileChain(model.plans[part.plan], model.domain, part.index, coded, shape)
+    plan = model.plans[part.plan]
+    return TileChain(plan, model.domain, part.index, coded, shape, draw=part.draw)
 
 
 def crop(source: Image.Image, box: Box) -> Image.Image:
@@ -153,7 +158,7 @@ def chain_parts(container: Container) -> list[Part]:
     """The tiles that are chains."""
     pairs = zip(container.boxes(), container.tiles, strict=True)
     return [
-        Part(tile.coder, index, box)
+        Part(tile.coder, index, box, tile.draw)
         for index, (box, tile) in enumerate(pairs)
         if tile.coder in CHAIN_CODERS
     ]

@@ -83,6 +83,8 @@ CHAIN = {
     "grey-tiles": (grey_tiles, "default", {}),
     "marks": (sized(19, 11), "default", {MARKS: True}),
     "marks-tiles": (two_tiles, "fast", {MARKS: True}),
+    "draws": (sized(24, 20), "default", {"draws": 6}),
+    "draws-preview": (sized(24, 20), "fast", {PREVIEW: 4, "draws": 3}),
     "tile-preview": (sized(24, 20), "default", {PREVIEW: 4}),
     "tile-preview-marks": (sized(24, 20, "L"), "best", {PREVIEW: 2, MARKS: True}),
     **{
@@ -169,9 +171,11 @@ def coded(image, effort, **options):
         if preview:  # as if the stack ran empty down to there
             below = mock.patch(
                 "diffcodec.descent._expected_below",
-                lambda alone, timestep, seed_words: (-(1 << 20) * (timestep == preview), 1),
+                lambda chain, alone, timestep: (-(1 << 25) * (timestep == preview), 1),
             )
-            size = mock.patch.object(EncodedTile, "size", property(lambda tile: -tile.preview))
+            size = mock.patch.object(
+                EncodedTile, "size", property(lambda tile: -tile.preview - tile.draw)
+            )
             patches.enter_context(mock.patch("diffcodec.tiles.EMPTY_STACK_SHARE", -1))
             patches.enter_context(below)
             patches.enter_context(size)

@@ -111,10 +111,13 @@ def decode(data, model):
                 out.paste(part, (left, top))
             continue
         assert identity == model.identity
+        number = content.u8() if coder & 4 else 0
+        assert coder < 32 and coder & 3 < 3 and (number > 0) == bool(coder & 4)
+        assert not (stops and coder & 12)
         seed_words = content.varint()
         if flags & 64:
             [content.varint() for _ in range(content.varint())]
-        chain = Chain(model, PLANS[coder & 7], mode, tile, size)
+        chain = Chain(model, PLANS[coder & 3], mode, tile, size, number)
         preview = ends[-1] if stops else 0
         if coder & 8:
             preview = content.varint()
@@ -282,8 +285,8 @@ def column(values):
 class Chain:
     """One tile."""
 
-    def __init__(self, model, plan, mode, tile, size):
-        self.model, self.tile = model, tile
+    def __init__(self, model, plan, mode, tile, size, number=0):
+        self.model, self.tile, self.number = model, tile, number
         self.shape = (3, size[1], size[0])
         self.coded = 3 if mode == "RGB" else 1
         levels, self.lattices = model.plans[plan]
@@ -293,7 +296,7 @@ class Chain:
         self.sigma = [None, *(level * (first / first[0]) for level in levels)]
         self.top = len(levels)
         self.levels = [None, *levels]
-        words = stream(2, tile, math.prod(self.shape)).reshape(self.shape)
+        words = stream(2, tile, math.prod(self.shape), number).reshape(self.shape)
         self.dither = (words * self.m.astype(np.int64) >> 32).astype(np.float64)
 
     def network(self, z, t):
@@ -360,7 +363,7 @@ class Chain:
         """x."""
         self.prepare(preview)
         count = seed_words + 8
-        seed = stream(1, self.tile, count)
+        seed = stream(1, self.tile, count, self.number)
         seed[0] |= 1
         seed = [int(word) for word in seed[::-1]]
         self.stack = Stack(seed[:8] + words[::-1])

@@ -334,6 +334,10 @@ def test_verify_several(paths: str, code: int) -> None:
         "train --data folder --out run --batch 7",
         "train --data folder --out run --resume --init tiny.safetensors",
         "encode photo.png new.dfc --arithmetic double",
+        "encode photo.png new.dfc --draws 0",
+        "encode photo.png new.dfc --draws 257",
+        "encode photo.png new.dfc --draws 2 --progressive",
+        "encode photo.png new.dfc --draws 2 --bpp 3",
         "quantize float.safetensors new.safetensors",
         "quantize float.safetensors new.safetensors --data folder",  # it has no crop of its own
         "quantize float.safetensors new.safetensors --data folder --crop 10",

@@ -297,8 +297,8 @@ def previewed(
 ) -> Image.Image:
     """An image, and all its tiles as if their stacks ran empty up to some timestep."""
 
-    def expected_below(alone: Sequence[int], preview: int, seed_words: int) -> tuple[int, int]:
-        return (-(1 << 20), 0) if preview == request.param else (0, 1)
+    def expected_below(chain: TileChain, alone: Sequence[int], preview: int) -> tuple[float, float]:
+        return (-(2.0**25), 0) if preview == request.param else (0, 1)
 
     monkeypatch.setattr("diffcodec.tiles.EMPTY_STACK_SHARE", -1)
     monkeypatch.setattr("diffcodec.descent._expected_below", expected_below)
@@ -312,6 +312,42 @@ def test_tiles_with_previews_of_their_own(model: Model, previewed: Image.Image) 
     assert all(tile.preview and tile.preview_payload for tile in parse(data).tiles)
     assert_same(decode(data, model=model), previewed)
     assert encode_many([previewed, smooth((20, 20)), previewed], model)[2] == data
+
+
+@pytest.mark.usefixtures("chain_only")
+def test_the_smallest_of_several_draws(model: Model) -> None:
+    images = [smooth((23, 14 + i), seed=i) for i in range(5)] + [smooth((520, 3))]
+    single, smallest = encode_many(images, model), encode_many(images, model, draws=6)
+    drawn = [tile.draw for data in smallest for tile in parse(data).tiles]
+    assert max(drawn) > 1 and len(set(drawn)) > 2
+    assert all(len(b) <= len(a) for a, b in zip(single, smallest, strict=True))
+    assert sum(map(len, smallest)) < sum(map(len, single)) - 8
+    for image, data in zip(images, smallest, strict=True):
+        assert_same(decode(data, model=model), image)
+        assert encode(image, model, draws=6) == data
+
+
+@pytest.mark.usefixtures("chain_only")
+def test_a_draw_is_part_of_what_a_tile_says(model: Model) -> None:
+    image = smooth((30, 20))
+    container = parse(
+        next(d for n in range(2, 30) if parse(d := encode(image, model, draws=n)).tiles[0].draw)
+    )
+    tile = container.tiles[0]
+    other = pack(replace(container, tiles=(replace(tile, draw=tile.draw + 1),)))
+    with pytest.raises(CorruptError):
+        decode(other, model=model)
+
+
+@pytest.mark.parametrize("draws", [0, -1, 257])
+def test_impossible_draws(model: Model, draws: int) -> None:
+    with pytest.raises(UnsupportedError, match=f"{draws} draws: expected 1 to 256"):
+        encode(smooth((3, 3)), model, draws=draws)
+
+
+def test_draws_are_for_files_without_previews(model: Model) -> None:
+    with pytest.raises(UnsupportedError, match="2 draws and previews"):
+        encode(smooth((3, 3)), model, draws=2, progressive=True)
 
 
 @pytest.mark.usefixtures("chain_only")

@@ -21,6 +21,7 @@ from diffcodec.container import (
     CODERS,
     METADATA_NAMES,
     MODES,
+    MOST_DRAW,
     TILE_SIDE,
     Box,
     Container,
@@ -93,6 +94,9 @@ PREVIEWED = replace(  # a tile with a preview of its own
     metadata={},
     tiles=(Tile("default", bytes([1, 2, 3, 4]), 3, (), 12, b"\xaa\xbb"),),
 )
+DRAWN = replace(  # by other draws of the shared randomness, one with a preview too
+    PLAIN, tiles=(replace(PLAIN.tiles[1], draw=9), replace(PREVIEWED.tiles[0], draw=255))
+)
 LOSSY = replace(  # two tiles, two layers
     PLAIN,
     tiles=(),
@@ -102,8 +106,8 @@ LOSSY = replace(  # two tiles, two layers
 quick = settings(deadline=None, max_examples=100)
 by_value = pytest.mark.parametrize(
     "container",
-    [GOLDEN, PLAIN, LAYERED, LOSSY, PREVIEWED],
-    ids=["golden", "plain", "layered", "lossy", "previewed"],
+    [GOLDEN, PLAIN, LAYERED, LOSSY, PREVIEWED, DRAWN],
+    ids=["golden", "plain", "layered", "lossy", "previewed", "drawn"],
 )
 
 
@@ -116,7 +120,10 @@ def tiles(draw: st.DrawFn, coders: Sequence[str], timesteps: int, may_have_previ
     payload = draw(st.binary(min_size=4 * words, max_size=4 * words))
     marks = draw(st.lists(st.integers(0, words), min_size=timesteps, max_size=timesteps))
     tile = Tile(coder, payload, draw(st.integers(0, 2**35 - 1)), tuple(sorted(marks)))
-    if not may_have_preview or draw(st.booleans()):
+    if not may_have_preview:
+        return tile
+    tile = replace(tile, draw=draw(st.integers(0, MOST_DRAW)))
+    if draw(st.booleans()):
         return tile
     preview, content = draw(st.integers(2, 2**10)), draw(st.binary(max_size=40))
     return replace(tile, preview=preview, preview_payload=content)
@@ -457,6 +464,7 @@ def test_other_versions(version: int, message: str) -> None:
         (file(header(0x22) + b"\1\1\xff\0", b"\0"), "metadata name"),
         (file(header(0x22) + b"\2\3icc\0\3icc\0", b"\0"), "out of order or there twice"),
         (file(header(0x22) + b"\2\3icc\0\4exif\0", b"\0"), "out of order or there twice"),
+        (file(header(model=1), b"\x14\0\0"), "the draw of tile 1 of 1 is 0, expected 1 to 255"),
     ],
 )
 def test_broken_rules(data: bytes, message: str) -> None:
@@ -465,11 +473,23 @@ def test_broken_rules(data: bytes, message: str) -> None:
     assert caught.type is FormatError
 
 
+def test_the_draw_of_a_tile() -> None:
+    data = pack(DRAWN)
+    assert data[PLAIN_HEADER_BYTES + 2 :][:4] == bytes([0x14, 9, 200, 1])  # coder 20, seed words
+    assert parse(data) == DRAWN
+    below_previews = replace(LAYERED, tiles=(replace(LAYERED.tiles[0], draw=1),))
+    with pytest.raises(FormatError, match="of its own below previews"):
+        pack(below_previews)
+    content = pack(DRAWN)[PLAIN_HEADER_BYTES + 2 :]
+    assert content.index(bytes([0x1D, 255, 3, 12, 2])) > 0  # coder 29: a draw and a preview
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
         (file(header(), b"\3"), "unknown coder of tile 1 of 1: 3"),
         (file(header(model=1), b"\x13\0"), "unknown coder of tile 1 of 1: 19"),
+        (file(header(model=1), b"\x17\1\0"), "unknown coder of tile 1 of 1: 19"),
         (file(header(0x0A, model=1) + b"\x13\1\2", b""), "unknown plan of the layers: 19"),
         (file(header(0x22) + b"\1\3Abc\0", b"\0"), "needs 'Abc', which this"),
     ],
@@ -522,6 +542,9 @@ CHAIN = PLAIN.tiles[1]
         ({"tiles": (CHAIN, Tile("raw", b"", seed_words=1))}, "only a chain"),
         ({"tiles": (Tile("raw", b"", marks=(1,)), CHAIN)}, "only a chain"),
         ({"tiles": (Tile("raw", b"", preview=2), CHAIN)}, "only a chain"),
+        ({"tiles": (Tile("raw", b"", draw=1), CHAIN)}, "only a chain"),
+        ({"tiles": (replace(CHAIN, draw=256), CHAIN)}, "the draw 256, expected 0 to 255"),
+        ({"tiles": (replace(CHAIN, draw=-1), CHAIN)}, "the draw -1, expected 0 to 255"),
         ({"tiles": (CHAIN, replace(CHAIN, preview=1))}, "is at 1, expected at least 2"),
         ({"tiles": (CHAIN, replace(CHAIN, preview_payload=b"a"))}, "without a preview"),
         ({"tiles": (CHAIN, replace(CHAIN, marks=(1,)))}, "tile 1 of 2 has no step marks"),

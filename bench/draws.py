@@ -1,0 +1,98 @@
+"""What coding by several draws of the shared randomness gains.
+
+python -m bench draws --data IMAGES [--model photo] [--crop 32] [--effort default] [--draws 8]
+
+Every image by one draw and by the smallest of several, whole files, all decoded and compared.
+"""
+
+import time
+from functools import partial
+from pathlib import Path
+
+import click
+import numpy as np
+from PIL import Image
+
+import bench
+from bench.inputs import dataset
+from bench.lossless import (
+    bits_per_dimension,
+    described_images,
+    measuring_options,
+    our_key,
+    our_label,
+    run_options,
+)
+from bench.metrics import interval
+from bench.report import Section, Table
+from bench.store import Row, Store, cpu
+from diffcodec import decode, encode
+from diffcodec.models import Model, load_model
+
+
+def measure(model: Model, effort: str, draws: int, image: Image.Image) -> Row:
+    """Bytes and times of an image's file."""
+    begin = time.perf_counter()
+    data = encode(image, model, effort, draws=draws)
+    encoded = time.perf_counter()
+    decoded = decode(data, model=model)
+    end = time.perf_counter()
+    if decoded.mode != image.mode or decoded.tobytes() != image.tobytes():
+        raise click.ClickException("diffcodec: the decoded image differs from the original")
+    seconds = {"encode_seconds": encoded - begin, "decode_seconds": end - encoded}
+    return {"bytes": len(data)} | seconds
+
+
+@click.command()
+@measuring_options
+@click.option("--draws", default=8, show_default=True, help="To compare with one.")
+def main(
+    data: Path,
+    model: str,
+    efforts: tuple[str, ...],
+    crop: int | None,
+    limit: int | None,
+    name: str | None,
+    out: Path,
+    draws: int,
+) -> None:
+    """What the smallest of several draws of the shared randomness gains."""
+    images = dataset(data, limit, crop, name)
+    used, store = load_model(model), Store(out / "rows.jsonl")
+    described: list[Row] = []
+    rows: dict[tuple[str, int], list[Row]] = {(e, n): [] for e in efforts for n in (1, draws)}
+    for found, image in described_images(images):
+        described.append(found)
+        for (effort, n), measured in rows.items():
+            key: Row = {"what": "draws", "image": found["digest"], "cpu": cpu(), "draws": n}
+            key |= our_key(used, effort)
+            measured.append(store.get(key, partial(measure, used, effort, n, image)))
+    lines = []
+    for (effort, n), measured in rows.items():
+        bpd = np.array(bits_per_dimension(measured, described))
+        first = np.array(bits_per_dimension(rows[effort, 1], described))
+        count = bench.evaluations(used, effort)
+        times = [
+            f"{np.median([r[kind] for r in measured]):.3g}"
+            for kind in ("encode_seconds", "decode_seconds")
+        ]
+        change = "" if n == 1 else interval(bpd - first).text(4)
+        lines.append([our_label(effort), str(n), f"{bpd.mean():.4f}", change])
+        lines[-1] += [str(n * count), str(count), *times]
+    columns = ["", "draws", "bpd", "change, 95 % interval", "evaluations to encode, at least"]
+    columns += ["to decode", "encode, s", "decode, s"]
+    section = Section(
+        f"Draws: {images.name}",
+        f"python -m bench draws {images.options}{run_options(used, efforts)} --draws {draws}",
+        [
+            f"{len(described)} images of {images.name}, whole files, all decoded and found equal. "
+            f"Model {used.info.name} {used.info.id.hex()}."
+        ],
+        [Table("draws", "The smallest of several draws; median times", columns, lines)],
+    )
+    section.write(out / "draws" / images.name)
+    section.show(out / "draws" / images.name)
+
+
+if __name__ == "__main__":
+    main()
