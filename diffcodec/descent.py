@@ -19,6 +19,7 @@ from diffcodec.chain import (
     EncodedTile,
     Posterior,
     Request,
+    Step,
     TileChain,
     coding_steps,
     encode_tile,
@@ -26,9 +27,9 @@ from diffcodec.chain import (
     most_seed_words,
 )
 from diffcodec.container import LEAST_PREVIEW
+from diffcodec.diffusion import LOG2_E
 from diffcodec.relative_entropy import BitReader, Bits, BitWriter, Decoder, Encoder
 
-BIAS_COST = 0.25  # what a preview that leans toward p costs below, of its own bits
 RECONSTRUCTIONS = ("mean", "flow", "sample")
 
 
@@ -199,7 +200,7 @@ def encode_below_preview(
         if len(alone) < 2 * descent.timestep - 1:  # the chain has not come so far
             continue
         below, dip = _expected_below(chain, alone, descent.timestep)
-        expected = (1 + BIAS_COST) * sum(map(len, steps)) + below + dip
+        expected = sum(map(len, steps)) + below + dip
         if expected < smallest:
             best, smallest = copy.copy(descent), expected
         if dip == 0:
@@ -213,8 +214,10 @@ def encode_below_preview(
 def _expected_below(chain: TileChain, alone: Sequence[int], preview: int) -> tuple[float, float]:
     """Bits on the stack after the chain below a preview, and how many of the seed it uses up.
 
-    Every step as in the chain alone, but below a preview z_t is drawn more narrowly, on a lattice
-    that is as much finer: so to pop it takes as many bits, to push it a bit more for each halving.
+    Every step as in the chain alone, but for two things. Below a preview z_t is drawn more
+    narrowly, on a lattice that is as much finer: to pop it takes as many bits, to push it one more
+    for each halving. And z_2 has less of the dither, ``1 - sigma_2^2 / sigma_s^2`` of it, than
+    p(z_1 | z_2) takes for granted; its cost, where xhat is x, follows from the Gaussians.
 
     Args:
         chain: of the tile, without a preview.
@@ -224,10 +227,14 @@ def _expected_below(chain: TileChain, alone: Sequence[int], preview: int) -> tup
     """
     changes = 32 * np.diff((most_seed_words(chain), *alone))
     levels, samples = make_levels(chain.plan, chain.domain, preview), math.prod(chain.shape[1:])
+    first, second, top = (chain.plan.levels[t - 1] ** 2 for t in (1, 2, preview))
+    surprise = LOG2_E * first / (second - first) * second / top  # of z_1 for each sample
     below = []
     for step in coding_steps(0, preview):
         bits = changes[coding_steps(preview).index(step)]
-        if step.kind == "reverse" and step.timestep > 1:
+        if step == Step("reverse", 1, True):
+            bits += samples * chain.coded * surprise
+        elif step.kind == "reverse":
             own, finer = (each[step.timestep - 1].spacing for each in (chain.levels, levels))
             bits += samples * np.log2(own / finer)[: chain.coded].sum()
         below.append(bits)
