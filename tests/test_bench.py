@@ -20,6 +20,7 @@ from bench import (
     codecs,
     ddpm,
     demo,
+    draws,
     everything,
     finetune,
     gate,
@@ -257,6 +258,24 @@ def test_chain_only_is_over_with_its_run(folder, tiny, tmp_path):
     assert set(found["images"][0]["tiles"]) <= {"fast", "raw"}
     flat = Image.new("RGB", (32, 32), (7, 7, 7))
     assert parse(encode(flat, load_model(tiny))).tiles[0].coder == "webp"
+
+
+def test_draws_run(folder, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("diffcodec.codec.encode_fallback", lambda image: ("raw", bytes(99999)))
+    options = ["--data", str(folder), "--model", str(tiny), "--effort", "fast", "--draws", "5"]
+    for _ in range(2):  # the second from the file of rows
+        result = CliRunner().invoke(draws.main, [*options, "--out", str(tmp_path)])
+        assert result.exit_code == 0, result.output
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 2 * len(dataset(folder))
+    section = report.read_section(tmp_path / "draws" / folder.name / "section.json")
+    assert section.command.endswith(" --effort fast --draws 5")
+    one, five = section.tables[0].rows
+    images = [image for _, image in dataset(folder).images()]
+    for row, count in ((one, 1), (five, 5)):
+        sizes = [len(encode(image, load_model(tiny), "fast", draws=count)) for image in images]
+        assert float(row[2]) == pytest.approx(np.mean(sizes) * 8 / 1440, abs=1e-4)
+    assert five[2] < one[2]
+    assert (one[4], five[4], five[5]) == ("4", "20", "4")
 
 
 def test_rd_run(folder, tiny, tmp_path, monkeypatch):
