@@ -1,6 +1,6 @@
 """What coding by several draws of the shared randomness gains.
 
-python -m bench draws --data IMAGES [--model photo] [--crop 32] [--effort default] [--draws 8]
+python -m bench draws --data IMAGES [--model photo] [--crop 32] [--effort default] [--draws 4]
 
 Every image by one draw and by the smallest of several, whole files, all decoded and compared.
 """
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 import bench
-from bench.inputs import dataset
+from bench.inputs import Dataset, dataset
 from bench.lossless import (
     bits_per_dimension,
     described_images,
@@ -28,6 +28,8 @@ from bench.report import Section, Table
 from bench.store import Row, Store, cpu
 from diffcodec import decode, encode
 from diffcodec.models import Model, load_model
+
+DRAWS = 4
 
 
 def measure(model: Model, effort: str, draws: int, image: Image.Image) -> Row:
@@ -43,9 +45,47 @@ def measure(model: Model, effort: str, draws: int, image: Image.Image) -> Row:
     return {"bytes": len(data)} | seconds
 
 
+def run(data: Dataset, model: Model, efforts: tuple[str, ...], draws: int, out: Path) -> None:
+    """Measure, and write all results of a data set."""
+    store = Store(out / "rows.jsonl")
+    described: list[Row] = []
+    rows: dict[tuple[str, int], list[Row]] = {(e, n): [] for e in efforts for n in (1, draws)}
+    for found, image in described_images(data):
+        described.append(found)
+        for (effort, n), measured in rows.items():
+            key: Row = {"what": "draws", "image": found["digest"], "cpu": cpu(), "draws": n}
+            key |= our_key(model, effort)
+            measured.append(store.get(key, partial(measure, model, effort, n, image)))
+    lines = []
+    for (effort, n), measured in rows.items():
+        bpd = np.array(bits_per_dimension(measured, described))
+        first = np.array(bits_per_dimension(rows[effort, 1], described))
+        count = bench.evaluations(model, effort)
+        times = [
+            f"{np.median([r[kind] for r in measured]):.3g}"
+            for kind in ("encode_seconds", "decode_seconds")
+        ]
+        change = "" if n == 1 else interval(bpd - first).text(4)
+        lines.append([our_label(effort), str(n), f"{bpd.mean():.4f}", change])
+        lines[-1] += [str(n * count), str(count), *times]
+    columns = ["", "draws", "bpd", "change, 95 % interval", "evaluations to encode, at least"]
+    columns += ["to decode", "encode, s", "decode, s"]
+    section = Section(
+        f"Draws: {data.name}",
+        f"python -m bench draws {data.options}{run_options(model, efforts)} --draws {draws}",
+        [
+            f"{len(described)} images of {data.name}, whole files, all decoded and found equal. "
+            f"Model {model.info.name} {model.info.id.hex()}."
+        ],
+        [Table("draws", "The smallest of several draws; median times", columns, lines)],
+    )
+    section.write(out / "draws" / data.name)
+    section.show(out / "draws" / data.name)
+
+
 @click.command()
 @measuring_options
-@click.option("--draws", default=8, show_default=True, help="To compare with one.")
+@click.option("--draws", default=DRAWS, show_default=True, help="To compare with one.")
 def main(
     data: Path,
     model: str,
@@ -57,41 +97,7 @@ def main(
     draws: int,
 ) -> None:
     """What the smallest of several draws of the shared randomness gains."""
-    images = dataset(data, limit, crop, name)
-    used, store = load_model(model), Store(out / "rows.jsonl")
-    described: list[Row] = []
-    rows: dict[tuple[str, int], list[Row]] = {(e, n): [] for e in efforts for n in (1, draws)}
-    for found, image in described_images(images):
-        described.append(found)
-        for (effort, n), measured in rows.items():
-            key: Row = {"what": "draws", "image": found["digest"], "cpu": cpu(), "draws": n}
-            key |= our_key(used, effort)
-            measured.append(store.get(key, partial(measure, used, effort, n, image)))
-    lines = []
-    for (effort, n), measured in rows.items():
-        bpd = np.array(bits_per_dimension(measured, described))
-        first = np.array(bits_per_dimension(rows[effort, 1], described))
-        count = bench.evaluations(used, effort)
-        times = [
-            f"{np.median([r[kind] for r in measured]):.3g}"
-            for kind in ("encode_seconds", "decode_seconds")
-        ]
-        change = "" if n == 1 else interval(bpd - first).text(4)
-        lines.append([our_label(effort), str(n), f"{bpd.mean():.4f}", change])
-        lines[-1] += [str(n * count), str(count), *times]
-    columns = ["", "draws", "bpd", "change, 95 % interval", "evaluations to encode, at least"]
-    columns += ["to decode", "encode, s", "decode, s"]
-    section = Section(
-        f"Draws: {images.name}",
-        f"python -m bench draws {images.options}{run_options(used, efforts)} --draws {draws}",
-        [
-            f"{len(described)} images of {images.name}, whole files, all decoded and found equal. "
-            f"Model {used.info.name} {used.info.id.hex()}."
-        ],
-        [Table("draws", "The smallest of several draws; median times", columns, lines)],
-    )
-    section.write(out / "draws" / images.name)
-    section.show(out / "draws" / images.name)
+    run(dataset(data, limit, crop, name), load_model(model), efforts, draws, out)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from bench import anatomy, ddpm, lossless, overhead, rd, report, speed
+from bench import anatomy, ddpm, draws, lossless, overhead, rd, report, speed
 from bench.inputs import EXAMPLES, dataset, synthetic
 from bench.report import OUT
 from diffcodec import encode, load_model
@@ -60,7 +60,9 @@ def run_kodak(kodak: Path, model: Model, quick: bool, out: Path) -> None:
 def run_cifar(cifar: Path, model: str, quick: bool, out: Path) -> None:
     """The first test images, one by one, by the chain alone; and DDPM's table."""
     used = load_model(model)
-    lossless.run(dataset(cifar, 20 if quick else CIFAR_IMAGES), used, ("best",), True, True, out)
+    images = dataset(cifar, 20 if quick else CIFAR_IMAGES)
+    lossless.run(images, used, ("best",), True, True, out)
+    draws.run(images, used, ("best",), draws.DRAWS, out)
     rd.run(dataset(cifar, 20 if quick else CIFAR_LOSSY_IMAGES), used, ("default",), out)
     images = dataset(cifar, 2 if quick else ddpm.IMAGES)
     ddpm.run(images, load_model(model, "float"), 1, ddpm.PLAN_RATIO, out)

@@ -362,6 +362,7 @@ def test_a_full_run_makes_all_that_the_documents_mark(photo, tmp_path, monkeypat
     )
     monkeypatch.setattr(rd, "run", lambda data, *rest: made.add(f"rd/{data.name}"))
     monkeypatch.setattr(ddpm, "run", lambda *_: made.add("ddpm"))
+    monkeypatch.setattr(draws, "run", lambda data, *_: made.add(f"draws/{data.name}"))
     for name in ("kodak", "cifar10"):
         (tmp_path / name).mkdir()
     photo.save(tmp_path / "kodak" / "01.png")
