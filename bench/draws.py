@@ -5,7 +5,6 @@ python -m bench draws --data IMAGES [--model photo] [--crop 32] [--effort defaul
 Every image by one draw and by the smallest of several, whole files, all decoded and compared.
 """
 
-import time
 from functools import partial
 from pathlib import Path
 
@@ -22,11 +21,11 @@ from bench.lossless import (
     our_key,
     our_label,
     run_options,
+    timed_file,
 )
 from bench.metrics import interval
 from bench.report import Section, Table
 from bench.store import Row, Store, cpu
-from diffcodec import decode, encode
 from diffcodec.models import Model, load_model
 
 DRAWS = 4
@@ -34,14 +33,7 @@ DRAWS = 4
 
 def measure(model: Model, effort: str, draws: int, image: Image.Image) -> Row:
     """Bytes and times of an image's file."""
-    begin = time.perf_counter()
-    data = encode(image, model, effort, draws=draws)
-    encoded = time.perf_counter()
-    decoded = decode(data, model=model)
-    end = time.perf_counter()
-    if decoded.mode != image.mode or decoded.tobytes() != image.tobytes():
-        raise click.ClickException("diffcodec: the decoded image differs from the original")
-    seconds = {"encode_seconds": encoded - begin, "decode_seconds": end - encoded}
+    data, seconds = timed_file(model, effort, image, draws)
     return {"bytes": len(data)} | seconds
 
 

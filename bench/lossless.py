@@ -67,15 +67,21 @@ def measure_codec(codec: Codec, image: Image.Image) -> Row:
     }
 
 
-def measure(model: Model, effort: str, image: Image.Image, bound: bool) -> Row:
-    """The same of diffcodec, with the bound and the coders of the tiles."""
+def timed_file(model: Model, effort: str, image: Image.Image, draws: int = 1) -> tuple[bytes, Row]:
+    """A file of ours, decoded and found equal, and the seconds that both took."""
     begin = time.perf_counter()
-    data = encode(image, model, effort)
+    data = encode(image, model, effort, draws=draws)
     encoded = time.perf_counter()
     decoded = decode(data, model=model)
     end = time.perf_counter()
     if decoded.mode != image.mode or decoded.tobytes() != image.tobytes():
         raise click.ClickException("diffcodec: the decoded image differs from the original")
+    return data, {"encode_seconds": encoded - begin, "decode_seconds": end - encoded}
+
+
+def measure(model: Model, effort: str, image: Image.Image, bound: bool) -> Row:
+    """What :func:`measure_codec` tells, of diffcodec; and the bound and the tiles' coders."""
+    data, seconds = timed_file(model, effort, image)
     container = parse(data)
     return {
         "bytes": len(data),
@@ -86,9 +92,7 @@ def measure(model: Model, effort: str, image: Image.Image, bound: bool) -> Row:
         "seed_words": sum(tile.seed_words for tile in container.tiles),
         "tiles": tiles_by_coder(container),
         "bound_bits": bound_bits(model, effort, image) if bound else None,
-        "encode_seconds": encoded - begin,
-        "decode_seconds": end - encoded,
-    }
+    } | seconds
 
 
 def measure_all(
