@@ -5,8 +5,8 @@ python -m bench finetune --data IMAGES [--test IMAGES] [--minutes 30]
 Folders or arrays, as for ``diffcodec train``, which trains here by its command line from the
 weights of a shipped model; then ``diffcodec plan`` searches plans for the outcome. The images to
 test by, or without any those that training holds out, are coded one by one by the model before,
-between and after, and by JPEG XL. All files of diffcodec are decoded and compared. A run that was
-stopped goes on.
+between and after, at last by the smallest of several draws, and by JPEG XL. All files of diffcodec
+are decoded and compared. A run that was stopped goes on.
 """
 
 import json
@@ -44,14 +44,16 @@ def run_command(
     subprocess.run([*launcher, "-m", "diffcodec", *arguments], check=True)
 
 
-def model_sizes(model: str | Path, images: list[Image.Image], effort: str) -> list[int]:
+def model_sizes(
+    model: str | Path, images: list[Image.Image], effort: str, draws: int = 1
+) -> list[int]:
     """Bytes of each image's file.
 
     Raises:
         click.ClickException: if one does not come back.
     """
     used = load_model(model)
-    files = encode_many(images, used, effort, progress=True)
+    files = encode_many(images, used, effort, progress=True, draws=draws)
     for image, data in zip(images, files, strict=True):
         back = decode(data, model=used)
         if image.mode != back.mode or image.tobytes() != back.tobytes():
@@ -74,6 +76,7 @@ def model_sizes(model: str | Path, images: list[Image.Image], effort: str) -> li
 @click.option("--plan-crops", default=24, show_default=True, help="How many.")
 @click.option("--limit", default=300, show_default=True, help="Most images to test by.")
 @click.option("--effort", default="best", show_default=True)
+@click.option("--draws", default=8, show_default=True, help="Of the last row.")
 @click.option("--out", default=Path("results/finetune"), type=click.Path(path_type=Path))
 def main(
     data: Path,
@@ -90,6 +93,7 @@ def main(
     plan_crops: int,
     limit: int,
     effort: str,
+    draws: int,
     out: Path,
 ) -> None:
     """Fine-tune on images, and compare whole files of others."""
@@ -112,6 +116,8 @@ def main(
     sizes[init] = model_sizes(init, images, effort)
     sizes[f"{init}, fine-tuned"] = model_sizes(out / MODEL, images, effort)
     sizes["the same by its own plans"] = model_sizes(out / PLANNED, images, effort)
+    smallest = f"the same, the smallest of {draws} draws"
+    sizes[smallest] = model_sizes(out / PLANNED, images, effort, draws)
     samples = [np.asarray(image).size for image in images]
     result: dict[str, Any] = {"minutes": minutes, "images": len(images), "sizes": {}}
     click.echo(f"{len(images)} images not trained on, whole files, all of diffcodec's decoded\n")

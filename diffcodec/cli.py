@@ -168,8 +168,8 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print a JSON objec
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    numbers = tuple(int(part) for part in text.split(","))
-    if min(numbers) < 1:
+    numbers = tuple(int(part) for part in text.split(",") if text)
+    if any(number < 1 for number in numbers):
         raise ValueError("a number below 1")
     return numbers
 
@@ -859,9 +859,10 @@ def _train_options() -> Iterable[click.Parameter]:
         ),
         option(
             "--detail-up-to",
-            "Noise level up to which a second network of the same shape answers; 0 for none.",
+            "Noise level up to which a second network answers; 0 for none.",
             type=click.FloatRange(min=0),
         ),
+        option("--detail-blocks", "Residual blocks of that one, if not as many as of the first."),
         option("--precision", "Of training.", type=click.Choice(["bfloat16", "float32"])),
         option("--compile/--no-compile", "Compile the network first."),
         option("--device", "auto is a GPU if there is one.", type=click.Choice(DEVICES)),
@@ -930,11 +931,7 @@ def train(
         with _failing_as(labels):
             classes = int(read_labels(Path(labels)).max()) + 1
         config = replace(config, network=replace(config.network, classes=classes))
-    shape = config.network
-    if len(shape.channels) != len(shape.blocks):
-        raise click.UsageError("--channels and --blocks need as many numbers as each other")
-    if config.crop % shape.multiple:
-        raise click.UsageError(f"--crop must be a multiple of {shape.multiple} for this network")
+    _check_shape(config.network, config.crop)
     with _failing_as(data), joined_processes(config.device):
         trainer = Trainer(config, folder, weights)
         with _failing_as(out):
@@ -944,6 +941,16 @@ def train(
             elif minutes is not None:
                 trainer.plan_steps(minutes)
             trainer.run()
+
+
+def _check_shape(shape: "NetworkConfig", crop: int) -> None:
+    for name, blocks in (("blocks", shape.blocks), ("detail-blocks", shape.of_detail().blocks)):
+        if len(shape.channels) != len(blocks):
+            raise click.UsageError(f"--channels and --{name} need as many numbers as each other")
+    if shape.detail_blocks and not shape.detail_up_to:
+        raise click.UsageError("--detail-blocks needs --detail-up-to")
+    if crop % shape.multiple:
+        raise click.UsageError(f"--crop must be a multiple of {shape.multiple} for this network")
 
 
 def _initial_network(
@@ -957,16 +964,22 @@ def _initial_network(
     if any(_is_given(ctx, name) for name in ("preset", "channels", "color")):
         raise click.UsageError("--init has a shape; leave out --preset, --channels and --color")
     if _is_given(ctx, "blocks"):
-        has, blocks = network.blocks, wanted.blocks
-        if len(blocks) != len(has) or any(a < b for a, b in zip(blocks, has, strict=True)):
-            raise click.UsageError(
-                f"--init has blocks {','.join(map(str, has))}; --blocks may only add to each"
-            )
-        network = replace(network, blocks=blocks)
+        _check_added("--blocks", wanted.blocks, network.blocks)
+        network = replace(network, blocks=wanted.blocks)
     if _is_given(ctx, "detail_up_to"):
         network = replace(network, detail_up_to=wanted.detail_up_to)
+    if _is_given(ctx, "detail_blocks"):
+        _check_added("--detail-blocks", wanted.detail_blocks, network.of_detail().blocks)
+        network = replace(network, detail_blocks=wanted.detail_blocks)
     view, up_to = wanted.second_view, wanted.second_view_up_to
     return replace(network, second_view=view, second_view_up_to=up_to), weights
+
+
+def _check_added(option: str, blocks: tuple[int, ...], has: tuple[int, ...]) -> None:
+    if len(blocks) != len(has) or any(a < b for a, b in zip(blocks, has, strict=True)):
+        raise click.UsageError(
+            f"--init has blocks {','.join(map(str, has))}; {option} may only add to each"
+        )
 
 
 def _is_given(ctx: click.Context, name: str) -> bool:

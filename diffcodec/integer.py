@@ -160,7 +160,7 @@ class IntegerUNet:
         self.config = config
         domain = DOMAINS[config.color]
         tensors, detail = split_detail(tensors)
-        self.detail = IntegerUNet(config.of_one(), detail) if config.detail_up_to else None
+        self.detail = IntegerUNet(config.of_detail(), detail) if config.detail_up_to else None
         self._levels = [float(s) for s in tensors["levels"].tolist()]
         self._center = np.array(domain.center)[:, None, None]
         self._data_std = np.array(domain.data_std)[:, None, None]

@@ -129,8 +129,9 @@ def _outline(config: NetworkConfig, tensors: int) -> UNet:
     Raises:
         ValueError: if it has more blocks than there are tensors, or no such network can be.
     """
-    if sum(map(abs, config.blocks)) > tensors:
-        raise ValueError(f"{config.blocks} blocks, but only {tensors} tensors")
+    blocks = config.blocks + config.detail_blocks
+    if sum(map(abs, blocks)) > tensors:
+        raise ValueError(f"{blocks} blocks, but only {tensors} tensors")
     with torch.device("meta"):
         return UNet(config)
 

@@ -36,6 +36,7 @@ class NetworkConfig:
     second_view: str = "none"  # of SECOND_VIEWS: what the posterior of x is averaged with
     second_view_up_to: float = 3.0  # grey levels: the noise levels where it is
     detail_up_to: float = 0.0  # grey levels: the noise levels of the detail network; 0 for none
+    detail_blocks: tuple[int, ...] = ()  # its residual blocks; as ``blocks``, if empty
 
     def __post_init__(self) -> None:
         """Check.
@@ -71,9 +72,13 @@ class NetworkConfig:
         """The axes whose reversal makes the second view at a noise level; none if there is none."""
         return SECOND_VIEWS[self.second_view] if sigma <= self.second_view_up_to else ()
 
-    def of_one(self) -> "NetworkConfig":
-        """The shape of either network, where there is a detail network."""
-        return replace(self, detail_up_to=0.0)
+    def of_main(self) -> "NetworkConfig":
+        """The shape of the network without its detail network."""
+        return replace(self, detail_up_to=0.0, detail_blocks=())
+
+    def of_detail(self) -> "NetworkConfig":
+        """The shape of the detail network."""
+        return replace(self.of_main(), blocks=self.detail_blocks or self.blocks)
 
     @property
     def multiple(self) -> int:
@@ -161,8 +166,8 @@ class UNet(nn.Module):
     embedding. Files have no labels: for them it answers without.
 
     With ``detail_up_to`` in its configuration it has ``detail``, a second network of the same
-    shape, which answers at noise levels up to that: most of the bits are there, and what is seen
-    there is of another kind (expert denoisers, Balaji et al. 2022, section 4.1).
+    channels, which answers at noise levels up to that: most of the bits are there, and what is
+    seen there is of another kind (expert denoisers, Balaji et al. 2022, section 4.1).
     """
 
     center: Tensor
@@ -190,7 +195,7 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(Stage(n, k, e) for n, k in stages)
         self.shrink = nn.ModuleList(Conv(a, b, 2, stride=2) for a, b in pairwise(c))
         self.grow = nn.ModuleList(Conv(b, 4 * a, 1) for a, b in pairwise(c))
-        self.detail = UNet(config.of_one()) if config.detail_up_to else None
+        self.detail = UNet(config.of_detail()) if config.detail_up_to else None
 
     def embed(self, sigma: Tensor) -> Tensor:
         """Noise embedding of sigma [batch] -> [batch, embedding]."""

@@ -133,7 +133,7 @@ def quantize(network: UNet, calibration: Tensor, levels: Sequence[float]) -> dic
                 f"a detail network up to the noise level {limit}: expected levels of the plans on "
                 f"both sides, found {levels[0]} to {levels[-1]}"
             )
-        main = UNet(network.config.of_one())
+        main = UNet(network.config.of_main())
         main.load_state_dict(split_detail(network.state_dict())[0])
         return join_detail(
             quantize(main, calibration, high), quantize(network.detail, calibration, low)

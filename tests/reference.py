@@ -641,6 +641,7 @@ class Model:
         channels, blocks, patch = (self.shape[k] for k in ("channels", "blocks", "patch"))
         self.tensors = self.all_tensors
         if sigma <= self.shape.get("detail_up_to", 0):
+            blocks = self.shape.get("detail_blocks") or blocks
             names = [name for name in self.all_tensors if name.startswith("detail.")]
             self.tensors = {name[7:]: self.all_tensors[name] for name in names}
         self.level = self.tensors["levels"].tolist().index(sigma)

@@ -39,8 +39,10 @@ from bench.__main__ import COMMANDS, main
 from bench.inputs import FOLDER, dataset, synthetic
 from bench.published import published, published_table
 from bench.store import Store, pixels_digest
-from diffcodec import decode, encode, load_model
+from diffcodec import decode, encode, encode_many, load_model
 from diffcodec.container import parse
+from diffcodec.data import find_images, split_held_out
+from diffcodec.evaluate import open_image
 from diffcodec.network import Conv, NetworkConfig, UNet
 from diffcodec.plan import PLANS
 
@@ -507,7 +509,7 @@ def test_fine_tuning_compares_files_of_images_held_out(tmp_path, tiny, monkeypat
     if broken:
         monkeypatch.setattr(finetune, "decode", lambda data, model: Image.new("L", (8, 9)))
     options = ["--data", tmp_path / "grey.npy", "--init", tiny, "--out", tmp_path / "run"]
-    options += ["--effort", "fast", "--limit", 2]
+    options += ["--effort", "fast", "--limit", 2, "--draws", 3]
     outcome = CliRunner().invoke(finetune.main, list(map(str, options)))
     train, plan = commands
     assert train[train.index("--init") + 1] == str(tiny)
@@ -523,6 +525,11 @@ def test_fine_tuning_compares_files_of_images_held_out(tmp_path, tiny, monkeypat
     assert (
         before["bytes"] == after["bytes"] == result["sizes"]["the same by its own plans"]["bytes"]
     )
+    held_out = split_held_out(find_images(tmp_path / "grey.npy"))[1]
+    images = [open_image(source, load_model(tiny).color) for source in held_out[:2]]
+    drawn = encode_many(images, load_model(tiny), "fast", draws=3)
+    smallest = result["sizes"]["the same, the smallest of 3 draws"]["bytes"]
+    assert smallest == [len(file) for file in drawn]
     other = rng.integers(0, 256, (3, 9, 8), np.uint8)
     np.save(tmp_path / "other.npy", other)
     options[options.index("--limit") + 1] = 3

@@ -324,7 +324,7 @@ def test_each_network_answers_at_its_noise_levels():
     two = with_detail_network()
     tensors = quantize(two, images(), LEVELS)
     main, detail = split_detail(tensors)
-    both, shape = IntegerUNet(two.config, tensors), two.config.of_one()
+    both, shape = IntegerUNet(two.config, tensors), two.config.of_main()
     assert both.levels == list(LEVELS)
     for levels, part in ((LEVELS[:2], detail), (LEVELS[2:], main)):
         assert part["levels"].tolist() == list(levels)
@@ -605,6 +605,8 @@ def test_tampered_tensors_are_refused(rewritten, change):
         ({"channels": [8] * 12}, "shorter"),
         ({"blocks": [10**9, 1]}, "blocks, but only"),
         ({"detail_up_to": 3.0}, "detail.conv_in"),
+        ({"detail_up_to": 3.0, "detail_blocks": [10**9, 1]}, "blocks, but only"),
+        ({"detail_up_to": 3.0, "detail_blocks": [1]}, "shorter"),
         ({"detail_up_to": -1}, "a detail network up to -1: expected 0 or more"),
         ({"second_view": "sideways"}, "second view 'sideways': expected one of none, mirror"),
     ],

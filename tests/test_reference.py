@@ -46,8 +46,9 @@ def test_a_second_decoder_knows_the_second_view(tmp_path, chain_only, view):
     assert samples == image.tobytes()
 
 
-def test_a_second_decoder_knows_the_detail_network(tmp_path, chain_only):
-    path = tiny_model(tmp_path, detail_up_to=10.0)
+@pytest.mark.parametrize("blocks", [(), (2, 3)])
+def test_a_second_decoder_knows_the_detail_network(tmp_path, chain_only, blocks):
+    path = tiny_model(tmp_path, detail_up_to=10.0, detail_blocks=blocks)
     image = np.random.default_rng(1).integers(0, 256, (9, 7, 3), np.uint8)
     data = encode(image, load_model(path), "fast")
     assert parse(data).tiles[0].coder in CHAIN_CODERS

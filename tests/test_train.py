@@ -892,6 +892,11 @@ def test_options_that_do_not_fit(arguments, more, code, message):
         (("--channels", "8,8"), "--init has a shape; leave out --preset, --channels"),
         (("--blocks", "2,1"), "--init has blocks 1,2; --blocks may only add to each"),
         (("--blocks", "2,2,2"), "--init has blocks 1,2; --blocks may only add to each"),
+        (
+            ("--detail-up-to", "2", "--detail-blocks", "2,1"),
+            "--init has blocks 1,2; --detail-blocks may only add to each",
+        ),
+        (("--detail-blocks", "2,2"), "--detail-blocks needs --detail-up-to"),
     ],
 )
 def test_a_model_has_its_own_shape(arguments, tmp_path, given, message):
@@ -905,6 +910,18 @@ def test_more_blocks_than_the_model_has(arguments, tmp_path, tiny):
     result = command(*arguments, "--init", tiny, "--blocks", "3,2", "--steps", 1)
     assert result.exit_code == 0, result.output
     assert load_model(tmp_path / "run" / MODEL).network.config.blocks == (3, 2)
+
+
+def test_more_blocks_of_the_detail_network_alone(arguments, tmp_path, tiny):
+    start = ("--init", tiny, "--detail-up-to", 2, "--detail-blocks", "3,2", "--steps", 1)
+    result = command(*arguments, *start)
+    assert result.exit_code == 0, result.output
+    shape, weights = load_weights(tmp_path / "run" / FLOAT_MODEL)
+    assert load_model(tmp_path / "run" / MODEL).network.config == shape
+    assert (shape.blocks, shape.detail_blocks) == (load_weights(tiny)[0].blocks, (3, 2))
+    for part, blocks in zip(split_detail(weights), (shape.blocks, (3, 2)), strict=True):
+        found = {tuple(map(int, n.split(".")[1:3])) for n in part if n.startswith("up.")}
+        assert found == {(i, k) for i, count in enumerate(blocks) for k in range(count)}
 
 
 def test_added_blocks_do_nothing_at_first(config, tmp_path, tiny):
