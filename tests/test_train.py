@@ -878,6 +878,11 @@ def test_labels_make_classes(arguments, tmp_path, labels, tiny):
         (("--accumulate", "3"), 1, "batch of 8 cannot be divided into 3 passes of 1 processes"),
         (("--labels", "missing"), 1, "missing: not readable as labels"),
         (("--variance", "none"), 2, "--variance"),
+        (
+            ("--detail-up-to", 2, "--detail-blocks", "1"),
+            2,
+            "--channels and --detail-blocks need as",
+        ),
     ],
 )
 def test_options_that_do_not_fit(arguments, more, code, message):
