@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 import bench
-from bench.inputs import Dataset, dataset
+from bench.inputs import Dataset
 from bench.lossless import (
     bits_per_dimension,
     described_images,
@@ -26,7 +26,7 @@ from bench.lossless import (
 from bench.metrics import interval
 from bench.report import Section, Table
 from bench.store import Row, Store, cpu
-from diffcodec.models import Model, load_model
+from diffcodec.models import Model
 
 DRAWS = 4
 
@@ -78,18 +78,9 @@ def run(data: Dataset, model: Model, efforts: tuple[str, ...], draws: int, out: 
 @click.command()
 @measuring_options
 @click.option("--draws", default=DRAWS, show_default=True, help="To compare with one.")
-def main(
-    data: Path,
-    model: str,
-    efforts: tuple[str, ...],
-    crop: int | None,
-    limit: int | None,
-    name: str | None,
-    out: Path,
-    draws: int,
-) -> None:
+def main(data: Dataset, model: Model, efforts: tuple[str, ...], out: Path, draws: int) -> None:
     """What the smallest of several draws of the shared randomness gains."""
-    run(dataset(data, limit, crop, name), load_model(model), efforts, draws, out)
+    run(data, model, efforts, draws, out)
 
 
 if __name__ == "__main__":

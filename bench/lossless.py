@@ -11,8 +11,9 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -131,7 +132,22 @@ def our_key(model: Model, effort: str) -> Row:
 
 
 def measuring_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Which images, models and efforts, and where results go."""
+    """Which images, model and efforts, and where results go.
+
+    The command is given the images and the model themselves, as ``data`` and ``model``.
+    """
+
+    @wraps(command)
+    def measure_given(
+        data: Path,
+        limit: int | None,
+        crop: int | None,
+        name: str | None,
+        model: str,
+        **more: Any,
+    ) -> None:
+        command(data=dataset(data, limit, crop, name), model=load_model(model), **more)
+
     options = (
         click.option(
             "--data", required=True, type=click.Path(path_type=Path), help="Folder or .npy."
@@ -153,9 +169,10 @@ def measuring_options(command: Callable[..., None]) -> Callable[..., None]:
             "--out", default=OUT, type=click.Path(path_type=Path), help="Folder of results."
         ),
     )
+    decorated: Callable[..., None] = measure_given
     for option in reversed(options):
-        command = option(command)
-    return command
+        decorated = option(decorated)
+    return decorated
 
 
 def our_name(effort: str) -> str:
@@ -394,18 +411,15 @@ def run(
 @click.option("--chain-only", is_flag=True, help="Let no tile take WebP.")
 @click.option("--bound/--no-bound", default=True, help="The bound takes as long as encoding.")
 def main(
-    data: Path,
-    model: str,
+    data: Dataset,
+    model: Model,
     efforts: tuple[str, ...],
-    crop: int | None,
-    limit: int | None,
     chain_only: bool,
     bound: bool,
-    name: str | None,
     out: Path,
 ) -> None:
     """Lossless sizes and times beside other codecs, and against the bound."""
-    run(dataset(data, limit, crop, name), load_model(model), efforts, chain_only, bound, out)
+    run(data, model, efforts, chain_only, bound, out)
 
 
 if __name__ == "__main__":

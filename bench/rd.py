@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from bench.codecs import Codec, lossy_codecs, missing_programs, one_pixel
-from bench.inputs import Dataset, dataset
+from bench.inputs import Dataset
 from bench.lossless import (
     described_images,
     is_small,
@@ -34,7 +34,7 @@ from bench.metrics import Array, Interval, bd_rate, interval, qualities, quality
 from bench.published import published
 from bench.report import Section, Table
 from bench.store import Row, Store, cpu, write_json
-from diffcodec import decode, encode, iter_decode, load_model
+from diffcodec import decode, encode, iter_decode
 from diffcodec.models import Model
 
 OWN_FILES_BELOW = 128 * 128  # pixels
@@ -434,17 +434,9 @@ def run(data: Dataset, model: Model, efforts: Sequence[str], out: Path) -> None:
 
 @click.command()
 @measuring_options
-def main(
-    data: Path,
-    model: str,
-    efforts: tuple[str, ...],
-    crop: int | None,
-    limit: int | None,
-    name: str | None,
-    out: Path,
-) -> None:
+def main(data: Dataset, model: Model, efforts: tuple[str, ...], out: Path) -> None:
     """Rate against PSNR and MS-SSIM of lossy files, beside other codecs."""
-    run(dataset(data, limit, crop, name), load_model(model), efforts, out)
+    run(data, model, efforts, out)
 
 
 if __name__ == "__main__":

@@ -168,8 +168,8 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print a JSON objec
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    numbers = tuple(int(part) for part in text.split(",") if text)
-    if any(number < 1 for number in numbers):
+    numbers = tuple(int(part) for part in text.split(","))
+    if min(numbers) < 1:
         raise ValueError("a number below 1")
     return numbers
 
@@ -802,7 +802,8 @@ def _train_options() -> Iterable[click.Parameter]:
         name = declared[0].split("/")[0].removeprefix("--").replace("-", "_")
         default = defaults[name]
         if isinstance(default, tuple):
-            more |= {"type": _numbers, "metavar": "N,N,...", "default": ",".join(map(str, default))}
+            shown = ",".join(map(str, default)) or None
+            more |= {"type": _numbers, "metavar": "N,N,...", "default": shown}
         else:
             more |= {"default": default}
         return click.Option(declared, help=description, show_default=True, **more)
@@ -968,6 +969,8 @@ def _initial_network(
         network = replace(network, blocks=wanted.blocks)
     if _is_given(ctx, "detail_up_to"):
         network = replace(network, detail_up_to=wanted.detail_up_to)
+    if not network.detail_up_to:
+        network = network.of_main()
     if _is_given(ctx, "detail_blocks"):
         _check_added("--detail-blocks", wanted.detail_blocks, network.of_detail().blocks)
         network = replace(network, detail_blocks=wanted.detail_blocks)
@@ -1002,8 +1005,9 @@ def _train_config(ctx: click.Context, saved: Path | None) -> "TrainConfig":
         network |= PRESETS[ctx.params["preset"]].to_dict()
     for part, kind in ((run, TrainConfig), (network, NetworkConfig)):
         for name in {f.name for f in fields(kind)} & set(ctx.params):
-            if _is_given(ctx, name) or name not in part:
-                part[name] = ctx.params[name]
+            value = ctx.params[name]
+            if _is_given(ctx, name) or (name not in part and value is not None):
+                part[name] = value
     if saved is None:
         network["second_view"] = VIEW_OF_AUGMENTATION[run["augment"]]
     return TrainConfig(**run, network=NetworkConfig.from_dict(network))

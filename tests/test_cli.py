@@ -515,6 +515,7 @@ def test_progressive_files() -> None:
         ("--progressive --timestep 3 --psnr 30", "exclude each other"),
         ("--previews 3", "--previews needs"),
         ("--progressive --previews 3,x", "--previews"),
+        ("--progressive --previews=", "--previews"),
         ("--timestep 0", "--timestep"),
     ],
 )

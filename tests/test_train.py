@@ -878,6 +878,7 @@ def test_labels_make_classes(arguments, tmp_path, labels, tiny):
         (("--accumulate", "3"), 1, "batch of 8 cannot be divided into 3 passes of 1 processes"),
         (("--labels", "missing"), 1, "missing: not readable as labels"),
         (("--variance", "none"), 2, "--variance"),
+        (("--detail-blocks", ""), 2, "--detail-blocks"),
         (
             ("--detail-up-to", 2, "--detail-blocks", "1"),
             2,
@@ -927,6 +928,10 @@ def test_more_blocks_of_the_detail_network_alone(arguments, tmp_path, tiny):
     for part, blocks in zip(split_detail(weights), (shape.blocks, (3, 2)), strict=True):
         found = {tuple(map(int, n.split(".")[1:3])) for n in part if n.startswith("up.")}
         assert found == {(i, k) for i, count in enumerate(blocks) for k in range(count)}
+    one = ("--out", tmp_path / "one", "--init", tmp_path / "run" / MODEL, "--detail-up-to", 0)
+    result = command(*arguments[:2], *arguments[4:], *one, "--steps", 1)
+    assert result.exit_code == 0, result.output
+    assert load_model(tmp_path / "one" / MODEL).network.config == shape.of_main()
 
 
 def test_added_blocks_do_nothing_at_first(config, tmp_path, tiny):
