@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -433,6 +434,12 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_was_not(config, tmp_path, monke
     second = Trainer(config, stopped)
     second.resume()
     assert second.step == 50
+
+    def slow(*which):
+        time.sleep(0.02)  # the log's seconds have one digit
+        return batch(*which)
+
+    monkeypatch.setattr(second.train_data, "batch", slow)
     second.run()
 
     assert second.step == uninterrupted.step == 60
