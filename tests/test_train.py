@@ -435,11 +435,13 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_was_not(config, tmp_path, monke
     second.resume()
     assert second.step == 50
 
-    def slow(*which):
-        time.sleep(0.02)  # the log's seconds have one digit
-        return batch(*which)
+    step = second.train_step
 
-    monkeypatch.setattr(second.train_data, "batch", slow)
+    def slow_step():
+        time.sleep(0.02)  # the log's seconds have one digit
+        return step()
+
+    monkeypatch.setattr(second, "train_step", slow_step)
     second.run()
 
     assert second.step == uninterrupted.step == 60
