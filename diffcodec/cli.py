@@ -793,7 +793,7 @@ def _train_options() -> Iterable[click.Parameter]:
     from diffcodec.color import DOMAINS
     from diffcodec.data import AUGMENTATIONS
     from diffcodec.network import PRESETS, NetworkConfig
-    from diffcodec.train import DEVICES, FINE_TUNING, LOSSES, TrainConfig
+    from diffcodec.train import DEVICES, LOSSES, TrainConfig
 
     defaults = {f.name: f.default for kind in (TrainConfig, NetworkConfig) for f in fields(kind)}
 
@@ -827,10 +827,7 @@ def _train_options() -> Iterable[click.Parameter]:
         option("--accumulate", "Passes in which a batch is worked on.", type=positive),
         option("--crop", "Sides of a crop in pixels.", type=positive),
         option("--augment", "What is exchanged at random.", type=click.Choice(AUGMENTATIONS)),
-        option(
-            "--learning-rate",
-            f"Peak of the learning rate; {FINE_TUNING['learning_rate']} with --init.",
-        ),
+        option("--learning-rate", "Peak of the learning rate."),
         option(
             "--loss",
             "Code length, DDPM's L_simple, or Improved DDPM's L_hybrid.",
@@ -992,7 +989,7 @@ def _is_given(ctx: click.Context, name: str) -> bool:
 def _train_config(ctx: click.Context, saved: Path | None) -> "TrainConfig":
     """The configuration from the options, and from a saved one where an option is not given."""
     from diffcodec.network import PRESETS, NetworkConfig
-    from diffcodec.train import FINE_TUNING, VIEW_OF_AUGMENTATION, TrainConfig
+    from diffcodec.train import INIT_WARMUP, VIEW_OF_AUGMENTATION, TrainConfig
 
     try:
         run: dict[str, Any] = json.loads(saved.read_text()) if saved else {"network": {}}
@@ -1000,7 +997,7 @@ def _train_config(ctx: click.Context, saved: Path | None) -> "TrainConfig":
     except (ValueError, KeyError) as e:
         raise _CommandError(f"its config.json is damaged ({e}); start a new run") from e
     if saved is None and ctx.params["init"] is not None:
-        run |= FINE_TUNING
+        run["warmup"] = INIT_WARMUP
     if saved is None or _is_given(ctx, "preset"):
         network |= PRESETS[ctx.params["preset"]].to_dict()
     for part, kind in ((run, TrainConfig), (network, NetworkConfig)):

@@ -45,7 +45,7 @@ CALIBRATION_CROPS = 64
 TIMED_STEPS, UNTIMED_STEPS = 20, 5  # of a time budget; the first ones compile
 UNLABELLED = 0.1  # of the images: so that the network can do without labels
 VIEW_OF_AUGMENTATION = {"all": "rotation", "mirror": "mirror", "none": "none"}
-FINE_TUNING = {"learning_rate": 5e-4, "warmup": 100}  # defaults of a run from a model's weights
+INIT_WARMUP = 100  # default of a run from a model's weights
 DEVICES = ("auto", "cpu", "cuda")
 
 

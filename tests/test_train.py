@@ -799,13 +799,12 @@ def test_a_run_of_before_these_options_goes_on(arguments, tmp_path):
 
 
 @pytest.mark.parametrize("given", [(), ("--learning-rate", "1e-3")])
-def test_fine_tuning_starts_gently(arguments, tmp_path, tiny, given):
+def test_fine_tuning_warms_up_in_fewer_steps(arguments, tmp_path, tiny, given):
     result = command(*arguments, "--init", tiny, "--steps", 1, *given)
     assert result.exit_code == 0, result.output
     config = saved_config(tmp_path)
-    assert config["learning_rate"] == (1e-3 if given else train.FINE_TUNING["learning_rate"])
-    assert config["warmup"] == train.FINE_TUNING["warmup"]
-    assert train.FINE_TUNING["learning_rate"] < TrainConfig.learning_rate
+    assert config["learning_rate"] == (1e-3 if given else TrainConfig.learning_rate)
+    assert config["warmup"] == train.INIT_WARMUP < TrainConfig.warmup
 
 
 def test_minutes_set_the_number_of_steps(arguments, tmp_path, tiny):
