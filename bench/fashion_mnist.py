@@ -21,9 +21,7 @@ from numpy.typing import NDArray
 SIDE = 28
 CLASSES = 10
 TEST = 30  # of each class
-SAMPLES = (
-    "eea797ef3182def0070158226aa25332059793974d8ae3716ec4fe3cc9e8a677"  # SHA-256, by class
-)
+SAMPLES = "eea797ef3182def0070158226aa25332059793974d8ae3716ec4fe3cc9e8a677"  # SHA-256, by class
 
 
 def read_classes(package: Path) -> NDArray[np.uint8]:

