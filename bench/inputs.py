@@ -1,9 +1,11 @@
 """Images to measure on: any folder, arrays of images, and a synthetic set that needs no data."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -41,6 +43,17 @@ class Dataset:
         for name, source in self.sources.items():
             image = open_rgb(source)
             yield name, image if self.crop is None else middle(image, self.crop)
+
+
+def check_samples(path: Path, samples: bytes, expected: str) -> None:
+    """That the samples read from a package are those that figures were measured with.
+
+    Raises:
+        click.ClickException: if their SHA-256 is another.
+    """
+    found = hashlib.sha256(samples).hexdigest()
+    if found != expected:
+        raise click.ClickException(f"{path}: SHA-256 {found} of the samples, expected {expected}")
 
 
 def open_rgb(source: Source) -> Image.Image:

