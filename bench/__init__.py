@@ -6,17 +6,19 @@ from unittest import mock
 
 from PIL import Image
 
-from diffcodec.memory import keep_freed_memory
+from diffcodec.system.memory import keep_freed_memory
 
 if TYPE_CHECKING:
-    from diffcodec.models import Model
+    from diffcodec.models.model import Model
 
 keep_freed_memory()  # as the commands do
 
 
 def chain_only() -> AbstractContextManager[Any]:
     """Within it tiles are coded by the chain, or raw where that is smaller: never by WebP."""
-    return mock.patch("diffcodec.codec.encode_fallback", lambda image: ("raw", image.tobytes()))
+    return mock.patch(
+        "diffcodec.codec.encoding.encode_fallback", lambda image: ("raw", image.tobytes())
+    )
 
 
 def without_webp() -> None:

@@ -21,11 +21,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffcodec import bound, network, train
-from diffcodec.data import domain_batch
-from diffcodec.network import Conv, NetworkConfig, ResidualBlock, UNet
-from diffcodec.plan import geometric_plan
-from diffcodec.train import TrainConfig, Trainer
+from diffcodec.diffusion import bound, losses
+from diffcodec.diffusion.plan import geometric_plan
+from diffcodec.networks import unet as network
+from diffcodec.networks.unet import Conv, NetworkConfig, ResidualBlock, UNet
+from diffcodec.training import trainer
+from diffcodec.training.config import TrainConfig
+from diffcodec.training.data import domain_batch
+from diffcodec.training.trainer import Trainer
 
 RESULT = "result.json"
 MANY_STEPS, MANY_STEPS_CROPS = 250, 16
@@ -93,7 +96,7 @@ class Variant:
     recipe: dict[str, Any] = field(default_factory=dict)
     unet: type[UNet] = UNet
     block: type[ResidualBlock] = ResidualBlock
-    sampling_power: float = bound.SAMPLING_POWER
+    sampling_power: float = losses.SAMPLING_POWER
 
 
 def shape(channels: tuple[int, ...], blocks: tuple[int, ...], patch: int = 1) -> Variant:
@@ -166,23 +169,23 @@ def run_variant(
     """Train one variant for so many minutes and measure it."""
     recipe = recipe | {"network": NetworkConfig(**variant.network)} | variant.recipe
     with (
-        mock.patch.object(train, "UNet", variant.unet),
+        mock.patch.object(trainer, "UNet", variant.unet),
         mock.patch.object(network, "ResidualBlock", variant.block),
-        mock.patch.object(bound, "SAMPLING_POWER", variant.sampling_power),
+        mock.patch.object(losses, "SAMPLING_POWER", variant.sampling_power),
     ):
         torch.compiler.reset()
-        trainer = MeasuredTrainer(TrainConfig(str(data), **recipe), out)
-        trainer.plan_steps(minutes)
+        measured = MeasuredTrainer(TrainConfig(str(data), **recipe), out)
+        measured.plan_steps(minutes)
         out.mkdir(parents=True, exist_ok=True)
-        trainer.run(validate_every=trainer.config.steps)
-        many = trainer.bound_of_many_steps()
-    last: dict[str, Any] = json.loads((out / train.LOG).read_text().splitlines()[-1])
+        measured.run(validate_every=measured.config.steps)
+        many = measured.bound_of_many_steps()
+    last: dict[str, Any] = json.loads((out / trainer.LOG).read_text().splitlines()[-1])
     return last | {
         "many_steps_bpd": many,
-        "crops": trainer.config.steps * trainer.config.batch,
-        "parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "crops": measured.config.steps * measured.config.batch,
+        "parameters": sum(p.numel() for p in measured.model.parameters()),
         "minutes": minutes,
-        "config": asdict(trainer.config),
+        "config": asdict(measured.config),
     }
 
 

@@ -24,7 +24,6 @@ from typing import Any
 
 import click
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from scipy.special import log_ndtr
 
@@ -32,7 +31,13 @@ from bench.lossless import bound_by_step
 from bench.report import OUT, Section, Table
 from bench.store import Row, write_json
 from diffcodec import decode
-from diffcodec.chain import (
+from diffcodec.arrays import Array
+from diffcodec.codec.batches import progress_bar, run
+from diffcodec.codec.jobs import Job, Part, chain_parts
+from diffcodec.codec.lookup import find_model
+from diffcodec.codec.planes import coded_channels, crop, integers
+from diffcodec.coding.ans import Stack, truncated_gaussian
+from diffcodec.coding.bits_back import (
     EncodedTile,
     Posterior,
     Step,
@@ -41,26 +46,13 @@ from diffcodec.chain import (
     most_seed_words,
     seed,
 )
-from diffcodec.container import CHAIN_CODERS, Container, parse
-from diffcodec.descent import Descent
-from diffcodec.diffusion import LOG2_E
-from diffcodec.entropy import Stack, truncated_gaussian
-from diffcodec.info import dimensions
-from diffcodec.models import Model
-from diffcodec.plan import Plan
-from diffcodec.tiles import (
-    Job,
-    Part,
-    chain_parts,
-    coded_channels,
-    crop,
-    find_model,
-    integers,
-    progress_bar,
-    run,
-)
-
-Array = NDArray[np.float64]
+from diffcodec.coding.top_down import Descent
+from diffcodec.container.info import dimensions
+from diffcodec.container.parts import CHAIN_CODERS, Container
+from diffcodec.container.reader import parse
+from diffcodec.diffusion.plan import Plan
+from diffcodec.diffusion.process import LOG2_E
+from diffcodec.models.model import Model
 
 CHANNELS = {"ycocg": ("Y", "Co", "Cg"), "rgb": ("R", "G", "B")}
 LEAST_PROBABILITY = 2.0**-24  # that the coder gives a symbol
@@ -87,7 +79,7 @@ class MeasuredChain(TileChain):
             bits = []
             for c in channels:
                 table = truncated_gaussian(
-                    (mean[c] - lowest[c]).ravel(), std[c].ravel(), self.domain.dither[c]
+                    (mean[c] - lowest[c]).ravel(), std[c].ravel(), self.domain.quantiser_steps[c]
                 )
                 symbols = (self.z[0][c] - lowest[c]).ravel().astype(int)
                 bits.append(-np.log2(table[np.arange(len(symbols)), symbols]).sum())
@@ -109,9 +101,12 @@ class MeasuredChain(TileChain):
         found = {}
         for t in range(2, self.top + 1):
             level = self.levels[t - 1]
-            first, top = (1 - level.pull) * first, (1 - level.pull) * top + level.pull
+            first, top = (
+                (1 - level.bridge_weight) * first,
+                (1 - level.bridge_weight) * top + level.bridge_weight,
+            )
             noise = level.draw_std**2 + level.spacing**2 / 12
-            variance = (1 - level.pull) ** 2 * variance + noise
+            variance = (1 - level.bridge_weight) ** 2 * variance + noise
             error = (self.kept[t] - first * self.kept[1] - top * preview) ** 2 / variance
             bits = 0.5 * LOG2_E * error + 0.5 * np.log2(2 * math.pi * variance / level.spacing**2)
             found[t] = bits[c].sum((1, 2))

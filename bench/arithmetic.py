@@ -26,11 +26,11 @@ from PIL import Image
 
 from bench import middle, without_webp
 from diffcodec import decode, load_model
-from diffcodec.codec import encode_many
-from diffcodec.data import find_images
-from diffcodec.images import read_image
-from diffcodec.int8 import ByteConv, kernels_work, shifted
-from diffcodec.models import Model
+from diffcodec.codec.encoding import encode_many
+from diffcodec.images.reading import read_image
+from diffcodec.models.model import Model
+from diffcodec.networks.int8 import ByteConv, kernels_work, shifted
+from diffcodec.training.data import find_images
 
 TILE, REPEATS, TURNS = 256, 5, 21
 DECODE = """

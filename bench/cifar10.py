@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from diffcodec.files import write_file
+from diffcodec.system.files import write_file
 
 SIDE = 32
 # SHA-1 of each batch in the binary version of CIFAR-10 (data_batch_1.bin and so on).

@@ -31,7 +31,6 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -40,16 +39,18 @@ from bench.inputs import Dataset, dataset
 from bench.report import OUT, Section, Table
 from bench.store import write_json
 from diffcodec import decode, encode
-from diffcodec.bound import (
-    MAX_SIGMA,
+from diffcodec.arrays import Array
+from diffcodec.container.reader import parse
+from diffcodec.diffusion.bound import (
     PosteriorModel,
     channels,
     gaussian_pixel_variance,
     prior_distribution,
 )
-from diffcodec.color import DOMAINS, from_domain, to_domain
-from diffcodec.container import parse
-from diffcodec.diffusion import (
+from diffcodec.diffusion.color import DOMAINS, from_domain, to_domain
+from diffcodec.diffusion.losses import MAX_SIGMA
+from diffcodec.diffusion.plan import Plan, falling_lattices
+from diffcodec.diffusion.process import (
     Gaussian,
     discretized_gaussian_bits,
     gaussian_kl_bits,
@@ -58,9 +59,9 @@ from diffcodec.diffusion import (
     q_sample,
     to_bits_per_dimension,
 )
-from diffcodec.models import FloatUNet, Model, load_model
-from diffcodec.plan import Plan, falling_lattices
-from diffcodec.schedule import linear
+from diffcodec.diffusion.schedule import linear
+from diffcodec.models.model import Model, load_model
+from diffcodec.networks.float_unet import FloatUNet
 
 STEPS_DONE = {  # Ho et al. 2020: bits per dimension and RMSE after so many of 1000 steps
     1000: (1.77581, 0.95136),
@@ -74,8 +75,6 @@ PUBLISHED_DISTORTION_BPD = 1.97  # -log2 p(x | z_1)
 ROWS = tuple(1001 - done for done in STEPS_DONE)  # timesteps t, rising
 PLAN_RATIO = 1.5  # of the files' levels, at most
 IMAGES = 20
-
-Array = NDArray[np.float64]
 
 
 def noise_levels(color: str) -> Array:

@@ -15,10 +15,10 @@ from PIL import Image
 
 from bench.codecs import lossless_codecs
 from diffcodec import encode, load_model
+from diffcodec.container.info import CHANNELS
 from diffcodec.errors import UnsupportedError
-from diffcodec.info import CHANNELS
-from diffcodec.model_file import DEFAULT_MODEL
-from diffcodec.show import Preview, contact_sheet, previews
+from diffcodec.models.file import DEFAULT_MODEL
+from diffcodec.viewing.show import Preview, contact_sheet, previews
 
 OTHERS = ("png", "webp", "jpegxl7")
 

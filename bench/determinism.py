@@ -28,8 +28,10 @@ import hashlib, json, platform, sys
 from contextlib import nullcontext
 import constriction, numpy, scipy, torch
 from bench import without_webp
-from diffcodec import container, decode, encode_many, load_model, tiles
-from diffcodec.images import read_image
+from diffcodec import decode, encode_many, load_model
+from diffcodec.container import parts
+from diffcodec.codec import batches
+from diffcodec.images.reading import read_image
 
 path, name, crop, threads, batch, tile, before = json.loads(sys.argv[1])
 versions = {
@@ -41,7 +43,7 @@ versions = {
 print(json.dumps(versions))
 without_webp()
 torch.set_num_threads(threads)
-container.TILE_SIDE = tile
+parts.TILE_SIDE = tile
 image = read_image(path).convert("RGB").crop((0, 0, crop, crop))
 within = nullcontext()
 exec(before)
@@ -66,8 +68,8 @@ def patched(x, weight, *rest):
 torch.nn.functional.conv2d = patched
 """
 REVERSED = """
-run_group = tiles._run_group
-tiles._run_group = lambda jobs, *rest: run_group(jobs[::-1], *rest)[::-1]
+run_group = batches._run_group
+batches._run_group = lambda jobs, *rest: run_group(jobs[::-1], *rest)[::-1]
 """
 
 

@@ -26,7 +26,7 @@ from bench.lossless import (
 from bench.metrics import interval
 from bench.report import Section, Table
 from bench.store import Row, Store, cpu
-from diffcodec.models import Model
+from diffcodec.models.model import Model
 
 DRAWS = 4
 

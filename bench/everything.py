@@ -17,10 +17,10 @@ from bench import anatomy, ddpm, draws, lossless, overhead, rd, report, speed
 from bench.inputs import EXAMPLES, dataset, synthetic
 from bench.report import OUT
 from diffcodec import encode, load_model
-from diffcodec.images import read_image
-from diffcodec.model_file import DEFAULT_MODEL, shipped_models
-from diffcodec.models import Model
-from diffcodec.relative_entropy import RATE, STATE_BITS
+from diffcodec.coding.relative_entropy.trellis import RATE, STATE_BITS
+from diffcodec.images.reading import read_image
+from diffcodec.models.file import DEFAULT_MODEL, shipped_models
+from diffcodec.models.model import Model
 
 EFFORTS = ("fast", "best", "default")  # the last is the one that others are compared with
 CIFAR_MODEL = "cifar10"

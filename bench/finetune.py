@@ -21,10 +21,11 @@ from PIL import Image
 
 from bench.codecs import lossless_codecs
 from diffcodec import decode, encode_many
-from diffcodec.data import find_images, list_images, split_held_out
-from diffcodec.evaluate import mean_interval, open_image
-from diffcodec.models import load_model
-from diffcodec.train import CHECKPOINT, MODEL
+from diffcodec.evaluation.measure import open_image
+from diffcodec.evaluation.summary import mean_interval
+from diffcodec.models.model import load_model
+from diffcodec.training.data import find_images, list_images, split_held_out
+from diffcodec.training.trainer import CHECKPOINT, MODEL
 
 OTHERS = ("webp", "jpegxl9")  # the last is the one to compare with
 PLANNED = "planned.safetensors"  # the fine-tuned model with plans of its own

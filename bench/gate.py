@@ -21,8 +21,9 @@ from bench.inputs import EXAMPLES
 from bench.report import Table
 from bench.store import write_json
 from diffcodec import decode, encode, load_model
-from diffcodec.images import psnr, read_image
-from diffcodec.models import Model
+from diffcodec.images.modes import psnr
+from diffcodec.images.reading import read_image
+from diffcodec.models.model import Model
 
 EXPECTED = Path(__file__).with_name("gate.json")
 GROWTH = 0.005
@@ -51,7 +52,7 @@ def crops() -> dict[str, Image.Image]:
 
 def measure(model: Model) -> dict[str, dict[str, dict[str, float]]]:
     """Bytes, of lossy files also PSNR, by kind and crop."""
-    with mock.patch("diffcodec.layered.encode_fallback", lambda _: ("raw", bytes(1 << 16))):
+    with mock.patch("diffcodec.codec.layered.encode_fallback", lambda _: ("raw", bytes(1 << 16))):
         return {
             kind: {name: one(model, image, options) for name, image in crops().items()}
             for kind, options in KINDS.items()

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bench import middle
-from diffcodec.data import Source, find_images, list_images
-from diffcodec.images import read_image
+from diffcodec.images.reading import read_image
+from diffcodec.training.data import Source, find_images, list_images
 
 SYNTHETIC_SIDE = 64
 FOLDER = Path(__file__).parents[1]

@@ -16,8 +16,8 @@ import click
 from PIL import Image
 
 from bench.store import child_peak_mb
-from diffcodec.data import find_images
-from diffcodec.images import read_image
+from diffcodec.images.reading import read_image
+from diffcodec.training.data import find_images
 
 
 def mosaic(paths: list[Path], width: int, height: int) -> Image.Image:

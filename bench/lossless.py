@@ -29,11 +29,13 @@ from bench.metrics import Interval, interval, ratio_interval
 from bench.published import published_table
 from bench.report import OUT, Section, Table
 from bench.store import Row, Store, cpu, pixels_digest, source_digest, write_json
-from diffcodec import decode, encode, evaluate, load_model
-from diffcodec.container import CHAIN_CODERS, parse
-from diffcodec.info import tiles_by_coder
-from diffcodec.model_file import DEFAULT_MODEL
-from diffcodec.models import Model
+from diffcodec import decode, encode, load_model
+from diffcodec.container.info import tiles_by_coder
+from diffcodec.container.parts import CHAIN_CODERS
+from diffcodec.container.reader import parse
+from diffcodec.evaluation import measure as evaluation
+from diffcodec.models.file import DEFAULT_MODEL
+from diffcodec.models.model import Model
 
 SMALL_SIDE = 64  # images below it are also compared by payload
 LARGEST_TABLE = 30  # images that get a row each
@@ -45,9 +47,9 @@ def bound_bits(model: Model, effort: str, image: Image.Image) -> float:
 
 
 def bound_by_step(model: Model, effort: str, image: Image.Image) -> NDArray[np.float64]:
-    """The same in its parts, [T + 1]: see :func:`diffcodec.evaluate.bound_bits`."""
+    """The same in its parts, [T + 1]: see :func:`diffcodec.evaluation.evaluation.bound_bits`."""
     generator = torch.Generator().manual_seed(0)
-    return evaluate.bound_bits(model, [image], model.plans[effort], generator)[0]
+    return evaluation.bound_bits(model, [image], model.plans[effort], generator)[0]
 
 
 def measure_codec(codec: Codec, image: Image.Image) -> Row:

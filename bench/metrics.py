@@ -19,9 +19,8 @@ from torchmetrics.functional.image import (
 )
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
-from diffcodec.images import psnr
-
-Array = NDArray[np.float64]
+from diffcodec.arrays import Array
+from diffcodec.images.modes import psnr
 
 MS_SSIM_SIDE = 176  # that torchmetrics asks for
 RESAMPLES = 2000

@@ -23,14 +23,15 @@ from PIL import Image
 from bench.inputs import EXAMPLES
 from bench.report import OUT, Section, Table
 from bench.store import write_json
-from diffcodec.color import DOMAINS, from_domain, to_domain
-from diffcodec.diffusion import LOG2_E
-from diffcodec.model_file import DEFAULT_MODEL
-from diffcodec.models import load_weights
-from diffcodec.network import UNet
-from diffcodec.relative_entropy import RATE, STATE_BITS, Decoder, Encoder
+from diffcodec.arrays import Array
+from diffcodec.coding.relative_entropy.step import Decoder, Encoder
+from diffcodec.coding.relative_entropy.trellis import RATE, STATE_BITS
+from diffcodec.diffusion.color import DOMAINS, from_domain, to_domain
+from diffcodec.diffusion.process import LOG2_E
+from diffcodec.models.file import DEFAULT_MODEL
+from diffcodec.models.model import load_weights
+from diffcodec.networks.unet import UNet
 
-Array = NDArray[np.float64]
 LEVELS = tuple(float(s) for s in np.geomspace(600, 2.2, 12))
 CHUNK_DIMENSIONS = 60
 RUN_COLUMNS = ["bpp", "psnr", "noise of step", "noise of z"]  # coded, then by exact samples

@@ -26,15 +26,17 @@ from bench import without_webp
 from bench.inputs import dataset
 from bench.lossless import bound_bits
 from diffcodec import decode, load_model
-from diffcodec.codec import encode_many
-from diffcodec.color import to_domain
-from diffcodec.container import parse
-from diffcodec.data import CropSampler, domain_batch, find_images, list_images
-from diffcodec.model_file import model_path, read_model_info
-from diffcodec.models import load_weights, serialise_model
-from diffcodec.network import UNet
-from diffcodec.plan import Plan, geometric_plan
-from diffcodec.planning import fallback_bpd, search_plans, simulate
+from diffcodec.codec.encoding import encode_many
+from diffcodec.container.reader import parse
+from diffcodec.diffusion.color import to_domain
+from diffcodec.diffusion.plan import Plan, geometric_plan
+from diffcodec.models.export import serialise_model
+from diffcodec.models.file import model_path, read_model_info
+from diffcodec.models.model import load_weights
+from diffcodec.networks.unet import UNet
+from diffcodec.planning.propose import fallback_bpd, search_plans
+from diffcodec.planning.simulate import simulate
+from diffcodec.training.data import CropSampler, domain_batch, find_images, list_images
 
 
 def judge(
@@ -68,7 +70,7 @@ def judge(
 
     return {
         "levels": plan.levels,
-        "lattices": plan.lattices,
+        "lattices": plan.lattice_ratios,
         "predicted_bpd": float(course.payload.mean()) + mean(headers),
         "bound_bpd": mean(bounds),
         "files_bpd": mean([8 * len(data) for data in files]),

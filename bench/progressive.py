@@ -14,21 +14,20 @@ from unittest import mock
 import click
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
 from bench.inputs import EXAMPLES
 from bench.overhead import measure
 from diffcodec import decode, encode, load_model
-from diffcodec.color import from_domain, to_domain
-from diffcodec.container import parse
-from diffcodec.data import find_images
-from diffcodec.images import psnr
-from diffcodec.layered import Previews
-from diffcodec.models import Model
-from diffcodec.tiles import progress_bar
+from diffcodec.arrays import Array
+from diffcodec.codec.batches import progress_bar
+from diffcodec.codec.previews import Previews
+from diffcodec.container.reader import parse
+from diffcodec.diffusion.color import from_domain, to_domain
+from diffcodec.images.modes import psnr
+from diffcodec.models.model import Model
+from diffcodec.training.data import find_images
 
-Array = NDArray[np.float64]
 Command = Callable[..., None]
 
 
@@ -135,8 +134,10 @@ def exact(model: str, effort: str, size: int, count: int, data: Path, ends: str)
     timesteps = [int(t) for t in ends.split(",")]
     rows = []
     # What the chain costs is to be seen also where WebP would win.
-    for module in ("codec", "layered"):
-        mock.patch(f"diffcodec.{module}.encode_fallback", lambda _: ("raw", bytes(1 << 24))).start()
+    for module in ("encoding", "layered"):
+        mock.patch(
+            f"diffcodec.codec.{module}.encode_fallback", lambda _: ("raw", bytes(1 << 24))
+        ).start()
     for image in crops(data, size, count):
         dimensions = 3 * image.width * image.height
         start = time.perf_counter()

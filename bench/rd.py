@@ -30,12 +30,13 @@ from bench.lossless import (
     our_name,
     run_options,
 )
-from bench.metrics import Array, Interval, bd_rate, interval, qualities, quality_at, rate_at
+from bench.metrics import Interval, bd_rate, interval, qualities, quality_at, rate_at
 from bench.published import published
 from bench.report import Section, Table
 from bench.store import Row, Store, cpu, write_json
 from diffcodec import decode, encode, iter_decode
-from diffcodec.models import Model
+from diffcodec.arrays import Array
+from diffcodec.models.model import Model
 
 OWN_FILES_BELOW = 128 * 128  # pixels
 LOWEST_RATE = 0.02  # bits per pixel, of pictures

@@ -17,7 +17,6 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
@@ -28,13 +27,14 @@ from bench.inputs import EXAMPLES
 from bench.report import OUT, Section, Table
 from bench.store import Row, child_peak_mb, cpu, write_json
 from diffcodec import decode, encode, load_model
-from diffcodec.images import read_image
-from diffcodec.model_file import DEFAULT_MODEL
-from diffcodec.models import FloatUNet, Model, load_weights, serialise_model
-from diffcodec.network import NetworkConfig, UNet
-from diffcodec.plan import geometric_plan
-
-Array = NDArray[np.float64]
+from diffcodec.arrays import Array
+from diffcodec.diffusion.plan import geometric_plan
+from diffcodec.images.reading import read_image
+from diffcodec.models.export import serialise_model
+from diffcodec.models.file import DEFAULT_MODEL
+from diffcodec.models.model import Model, load_weights
+from diffcodec.networks.float_unet import FloatUNet
+from diffcodec.networks.unet import NetworkConfig, UNet
 
 SIDES = (32, 64, 128, 256, 512)
 CHANNELS = tuple(  # the default network, narrower and wider

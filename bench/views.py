@@ -14,11 +14,11 @@ import click
 import torch
 from torch import Tensor
 
-from diffcodec.bound import chain_bound_bits
-from diffcodec.models import load_weights
-from diffcodec.network import SECOND_VIEWS, UNet
-from diffcodec.plan import PLANS
-from diffcodec.planning import search_crops
+from diffcodec.diffusion.bound import chain_bound_bits
+from diffcodec.diffusion.plan import PLANS
+from diffcodec.models.model import load_weights
+from diffcodec.networks.unet import SECOND_VIEWS, UNet
+from diffcodec.planning.propose import search_crops
 
 PLAN = PLANS["default"]
 

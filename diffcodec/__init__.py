@@ -7,17 +7,23 @@ from diffcodec.limits import Limits
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from diffcodec.codec import decode as decode
-    from diffcodec.codec import encode as encode
-    from diffcodec.codec import encode_many as encode_many
-    from diffcodec.codec import iter_decode as iter_decode
-    from diffcodec.models import load_model as load_model
-    from diffcodec.recovery import recover as recover
+    from diffcodec.codec.decoding import decode as decode
+    from diffcodec.codec.decoding import iter_decode as iter_decode
+    from diffcodec.codec.encoding import encode as encode
+    from diffcodec.codec.encoding import encode_many as encode_many
+    from diffcodec.codec.recovery import recover as recover
+    from diffcodec.models.model import load_model as load_model
 
 __all__ = ["Limits", "decode", "encode", "encode_many", "iter_decode", "load_model", "recover"]
 
-_CODEC = ("decode", "encode", "encode_many", "iter_decode")
-_HOMES = {"load_model": "models", "recover": "recovery"} | dict.fromkeys(_CODEC, "codec")
+_HOMES = {
+    "decode": "codec.decoding",
+    "encode": "codec.encoding",
+    "encode_many": "codec.encoding",
+    "iter_decode": "codec.decoding",
+    "load_model": "models.model",
+    "recover": "codec.recovery",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,5 @@
 """``python -m diffcodec`` is the command ``diffcodec``."""
 
-from diffcodec.cli import main
+from diffcodec.cli.program import main
 
 main()

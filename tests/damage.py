@@ -12,8 +12,19 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
-from diffcodec import Limits, container
-from diffcodec.container import Container, FileReader, Layers, Tile, pack
+from diffcodec import Limits
+from diffcodec.container import primitives, writer
+from diffcodec.container.parts import (
+    CHAIN_CODERS,
+    CODERS,
+    METADATA_NAMES,
+    MODES,
+    Container,
+    Layers,
+    Tile,
+)
+from diffcodec.container.reader import FileReader
+from diffcodec.container.writer import pack
 from diffcodec.errors import DiffcodecError
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -44,7 +55,7 @@ def read_all(data: bytes) -> Container:
 def traced(data: bytes) -> list[Field]:
     """The fields of a file, as far as it can be read."""
     fields: list[Field] = []
-    reader_class = container._Reader
+    reader_class = primitives.ByteReader
     varint, take = reader_class.varint, reader_class.take
 
     def traced_take(reader, count, part):
@@ -76,7 +87,7 @@ def repaired(data: bytes) -> bytes:
     def repair(self, section, tile, length):
         reader = self._reader
         content = reader.take(length, "a part")
-        crc = container._part_crc(self._header, section, tile, content)
+        crc = primitives.part_crc(self._header, section, tile, content)
         reader.take(4, "a checksum")
         out[reader.position - 4 : reader.position] = crc.to_bytes(4, "little")
         return content
@@ -88,7 +99,7 @@ def repaired(data: bytes) -> bytes:
 
 def pack_unchecked(parts: Container) -> bytes:
     """As ``pack``, also of what it would refuse as far as it can be written."""
-    with mock.patch.object(container, "_check", lambda _: None):
+    with mock.patch.object(writer, "check_container", lambda _: None):
         return pack(parts)
 
 
@@ -180,7 +191,7 @@ def with_other_part(data: bytes, rng: random.Random, mutate: Mutate) -> bytes:
 
 def other_container(parts: Container, rng: random.Random, mutate: Mutate) -> Container:
     choices: list[Callable[[], Container]] = [
-        lambda: replace(parts, mode=rng.choice(list(container.MODES.values()))),
+        lambda: replace(parts, mode=rng.choice(list(MODES.values()))),
         lambda: replace(parts, width=other_number(parts.width, rng) % 600 + 1),
         lambda: replace(parts, height=other_number(parts.height, rng) % 600 + 1),
         lambda: replace(parts, float_arithmetic=not parts.float_arithmetic),
@@ -196,7 +207,7 @@ def other_container(parts: Container, rng: random.Random, mutate: Mutate) -> Con
 
 
 def other_metadata(metadata, rng: random.Random, mutate: Mutate) -> dict[str, bytes]:
-    name = rng.choice((*container.METADATA_NAMES, "other", "Needed"))
+    name = rng.choice((*METADATA_NAMES, "other", "Needed"))
     return {**metadata, name: mutate(metadata.get(name, b"\3\0\0\0"))}
 
 
@@ -205,7 +216,7 @@ def other_tiles(tiles: tuple[Tile, ...], rng: random.Random, mutate: Mutate) -> 
     tile = tiles[index]
     kind = rng.randrange(8)
     if kind == 0:
-        tile = replace(tile, coder=rng.choice(list(container.CODERS.values())))
+        tile = replace(tile, coder=rng.choice(list(CODERS.values())))
     elif kind == 1:
         tile = replace(tile, seed_words=other_number(tile.seed_words, rng))
     elif kind == 2:
@@ -226,7 +237,7 @@ def other_tiles(tiles: tuple[Tile, ...], rng: random.Random, mutate: Mutate) -> 
 def other_layers(layers: Layers, rng: random.Random, mutate: Mutate) -> Layers:
     kind = rng.randrange(8)
     if kind == 0:
-        return replace(layers, plan=rng.choice(container.CHAIN_CODERS))
+        return replace(layers, plan=rng.choice(CHAIN_CODERS))
     if kind == 1:
         stops = list(layers.stops)
         stops[rng.randrange(len(stops))] = rng.randrange(10)

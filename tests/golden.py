@@ -23,11 +23,13 @@ from PIL import Image
 from tiny import tiny_model
 
 from diffcodec import decode, encode, load_model
-from diffcodec.chain import EncodedTile
-from diffcodec.container import Tile, pack, parse, tile_grid
-from diffcodec.doctor import sample_image
-from diffcodec.fallback import encode_fallback
-from diffcodec.tiles import crop
+from diffcodec.codec.planes import crop
+from diffcodec.coding.bits_back import EncodedTile
+from diffcodec.container.parts import Tile, tile_grid
+from diffcodec.container.reader import parse
+from diffcodec.container.writer import pack
+from diffcodec.images.fallback import encode_fallback
+from diffcodec.models.known_answers import sample_image
 
 FOLDER = Path(__file__).parent / "golden"
 MODEL = FOLDER / "model.safetensors"
@@ -164,19 +166,19 @@ def coded(image, effort, **options):
 
     marks, preview = options.pop(MARKS, False), options.pop(PREVIEW, 0)
     with ExitStack() as patches:
-        for module in ("codec", "layered"):
-            patches.enter_context(mock.patch(f"diffcodec.{module}.encode_fallback", large))
+        for module in ("encoding", "layered"):
+            patches.enter_context(mock.patch(f"diffcodec.codec.{module}.encode_fallback", large))
         if marks:
-            patches.enter_context(mock.patch("diffcodec.codec.MARKS_FROM_PIXELS", 1))
+            patches.enter_context(mock.patch("diffcodec.codec.encoding.MARKS_FROM_PIXELS", 1))
         if preview:  # as if the stack ran empty down to there
             below = mock.patch(
-                "diffcodec.descent._expected_below",
+                "diffcodec.coding.top_down._expected_below",
                 lambda chain, alone, timestep: (-(1 << 25) * (timestep == preview), 1),
             )
             size = mock.patch.object(
                 EncodedTile, "size", property(lambda tile: -tile.preview - tile.draw)
             )
-            patches.enter_context(mock.patch("diffcodec.tiles.EMPTY_STACK_SHARE", -1))
+            patches.enter_context(mock.patch("diffcodec.codec.jobs.EMPTY_STACK_SHARE", -1))
             patches.enter_context(below)
             patches.enter_context(size)
         return encode(image, load_model(MODEL), effort, **options)

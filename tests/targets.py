@@ -16,9 +16,11 @@ import numpy as np
 from damage import GOLDEN, LIMITS, MODEL, Mutate, edited, mutated, other_number
 from PIL import Image
 
-from diffcodec import codec, container, models, recovery
+from diffcodec.codec import decoding, encoding, recovery
+from diffcodec.container import reader, writer
+from diffcodec.container.info import describe
 from diffcodec.errors import DiffcodecError
-from diffcodec.info import describe
+from diffcodec.models import model as models
 
 PICTURE = Image.fromarray(np.arange(90, dtype=np.uint8).reshape(5, 6, 3))
 RECONSTRUCTIONS = ("mean", "flow", "sample")
@@ -35,12 +37,12 @@ FOLDER = Path("/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettemp
 def parse(data: bytes) -> None:
     """The container alone: what is read is written and read as the same."""
     with suppress(DiffcodecError):
-        container.salvage(data)
+        reader.salvage(data)
     try:
-        parts = container.parse(data)
+        parts = reader.parse(data)
     except DiffcodecError:
         return
-    assert container.parse(container.pack(parts)) == parts
+    assert reader.parse(writer.pack(parts)) == parts
     describe(data, parts, None)
 
 
@@ -56,9 +58,9 @@ def decode(data: bytes) -> None:
         recovered = recovery.recover(data, model, limits=LIMITS)
     with suppress(DiffcodecError):
         stream = io.BytesIO(data)
-        images = dict(codec.iter_decode(stream, model, reconstruct=how, limits=LIMITS))
+        images = dict(decoding.iter_decode(stream, model, reconstruct=how, limits=LIMITS))
     try:
-        found, image = codec.decode_finest(
+        found, image = decoding.decode_finest(
             *(data, timestep, model),
             allow_partial=partial,
             reconstruct=how,
@@ -83,10 +85,10 @@ def load(data: bytes) -> None:
         file.flush()
         try:
             model = models._load.__wrapped__(Path(file.name), arithmetic)
-            coded = codec.encode(PICTURE, model, next(iter(model.plans), "default"))
+            coded = encoding.encode(PICTURE, model, next(iter(model.plans), "default"))
         except DiffcodecError:
             return
-    assert codec.decode(coded, model=model).tobytes() == PICTURE.tobytes()
+    assert decoding.decode(coded, model=model).tobytes() == PICTURE.tobytes()
 
 
 # --- what they begin with, and how that is changed ------------------------------------------------

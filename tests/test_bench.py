@@ -43,11 +43,11 @@ from bench.inputs import FOLDER, dataset, synthetic
 from bench.published import published, published_table
 from bench.store import Store, pixels_digest
 from diffcodec import decode, encode, encode_many, load_model
-from diffcodec.container import parse
-from diffcodec.data import find_images, split_held_out
-from diffcodec.evaluate import open_image
-from diffcodec.network import Conv, NetworkConfig, UNet
-from diffcodec.plan import PLANS
+from diffcodec.container.reader import parse
+from diffcodec.diffusion.plan import PLANS
+from diffcodec.evaluation.measure import open_image
+from diffcodec.networks.unet import Conv, NetworkConfig, UNet
+from diffcodec.training.data import find_images, split_held_out
 
 
 @pytest.fixture(scope="module")
@@ -266,7 +266,9 @@ def test_chain_only_is_over_with_its_run(folder, tiny, tmp_path):
 
 
 def test_draws_run(folder, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("diffcodec.codec.encode_fallback", lambda image: ("raw", bytes(99999)))
+    monkeypatch.setattr(
+        "diffcodec.codec.encoding.encode_fallback", lambda image: ("raw", bytes(99999))
+    )
     options = ["--data", str(folder), "--model", str(tiny), "--effort", "fast", "--draws", "5"]
     for _ in range(2):  # the second from the file of rows
         result = CliRunner().invoke(draws.main, [*options, "--out", str(tmp_path)])
@@ -413,9 +415,9 @@ def total_bits(found):
 
 @pytest.fixture
 def no_webp(monkeypatch):
-    for module in ("codec", "layered"):
+    for module in ("encoding", "layered"):
         monkeypatch.setattr(
-            f"diffcodec.{module}.encode_fallback", lambda image: ("raw", bytes(1 << 16))
+            f"diffcodec.codec.{module}.encode_fallback", lambda image: ("raw", bytes(1 << 16))
         )
 
 
@@ -435,7 +437,7 @@ def test_anatomy_of_a_lossless_file_adds_up(photo, tiny, no_webp, mode):
 @pytest.mark.parametrize(("crop", "previews"), [(SMOOTH, True), ("kodim15.png 330,180 40", False)])
 def test_bits_of_steps_are_near_their_bound(no_webp, monkeypatch, crop, previews):
     if not previews:
-        monkeypatch.setattr("diffcodec.tiles.EMPTY_STACK_SHARE", math.inf)
+        monkeypatch.setattr("diffcodec.codec.jobs.EMPTY_STACK_SHARE", math.inf)
     model = load_model()
     data = encode(gate.crops()[crop], model, "default")
     assert bool(parse(data).tiles[0].preview) == previews

@@ -11,10 +11,11 @@ from ddpm import linear_schedule
 from tiny import tiny_model
 
 from bench import ddpm
-from diffcodec.bound import MAX_SIGMA, channels, prior_distribution
-from diffcodec.color import DOMAINS
-from diffcodec.diffusion import Gaussian, gaussian_kl_bits
-from diffcodec.schedule import linear
+from diffcodec.diffusion.bound import channels, prior_distribution
+from diffcodec.diffusion.color import DOMAINS
+from diffcodec.diffusion.losses import MAX_SIGMA
+from diffcodec.diffusion.process import Gaussian, gaussian_kl_bits
+from diffcodec.diffusion.schedule import linear
 
 
 def test_rows_are_ddpms_timesteps():

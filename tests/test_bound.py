@@ -11,28 +11,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from diffcodec.bound import (
-    END_SHARE,
+from diffcodec.diffusion.bound import (
     FIRST_SIGMA,
-    HYBRID_WEIGHT,
-    MAX_SIGMA,
     VARIANCES,
-    Share,
     chain_bound_bits,
     channels,
-    code_length_loss,
     dithered_quantise,
     draw_dither,
     gaussian_pixel_variance,
-    hybrid_loss,
     prior_distribution,
     remainder_bits,
+)
+from diffcodec.diffusion.color import DOMAINS
+from diffcodec.diffusion.losses import (
+    END_SHARE,
+    HYBRID_WEIGHT,
+    MAX_SIGMA,
+    Share,
+    code_length_loss,
+    hybrid_loss,
     simple_loss,
 )
-from diffcodec.color import DOMAINS
-from diffcodec.diffusion import discretized_gaussian_bits, gaussian_kl_bits, p_reverse
-from diffcodec.plan import Plan
-from diffcodec.schedule import geometric
+from diffcodec.diffusion.plan import Plan
+from diffcodec.diffusion.process import discretized_gaussian_bits, gaussian_kl_bits, p_reverse
+from diffcodec.diffusion.schedule import geometric
 
 every_m = pytest.mark.parametrize("m", [2, 3, 4])
 every_domain = pytest.mark.parametrize("color", DOMAINS)
@@ -85,7 +87,7 @@ def test_first_level_lies_on_the_lattice_that_the_dither_shifts(m):
 def test_first_level_has_the_noise_that_the_schedule_names(color):
     domain = DOMAINS[color]
     x = torch.full((64, 3, 32, 32), 100.0)
-    steps = channels(domain.dither, x)
+    steps = channels(domain.quantiser_steps, x)
     z_1, _ = dithered_quantise(x, draw_dither(x.shape, domain, seeded()), steps)
     expected = FIRST_SIGMA * np.array(domain.noise_multipliers)
     assert (z_1 - x).std((0, 2, 3)).numpy() == pytest.approx(expected, rel=0.01)
@@ -99,7 +101,7 @@ def test_dither_is_uniform_in_its_range_and_repeatable(color):
     dither = draw(seeded())
     assert torch.equal(dither, draw(seeded()))
     assert not torch.equal(dither, draw(seeded(1)))
-    for c, m in enumerate(domain.dither):
+    for c, m in enumerate(domain.quantiser_steps):
         values, counts = dither[:, c].unique(return_counts=True)
         assert values.tolist() == list(range(m))
         assert (counts / counts.sum()).numpy() == pytest.approx(1 / m, abs=0.02)
@@ -218,7 +220,7 @@ def test_bound_names_its_parts(color):
     assert parts.shape == (len(x), timesteps + 1)
     assert torch.isfinite(parts).all() and (parts > 0).all()
     domain = DOMAINS[color]
-    m, multipliers = np.array(domain.dither), np.array(domain.noise_multipliers)
+    m, multipliers = np.array(domain.quantiser_steps), np.array(domain.noise_multipliers)
     # Remainder: at sigma_1 the model hardly knows which candidate it was.
     assert parts[:, 0].mean().item() == pytest.approx(np.log2(m).mean(), abs=0.1)
     # First jump: the entropy of a Gaussian of the posterior's variance, less log2 of the bin's M.

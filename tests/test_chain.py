@@ -10,11 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffcodec import chain
-from diffcodec.bound import PosteriorModel, chain_bound_bits
-from diffcodec.chain import (
+from diffcodec.arrays import Array
+from diffcodec.coding import bits_back as chain
+from diffcodec.coding.bits_back import (
     SPARE_SEED_WORDS,
-    Array,
     EncodedTile,
     OutOfRangeError,
     Posterior,
@@ -28,8 +27,9 @@ from diffcodec.chain import (
     most_seed_words,
     seed,
 )
-from diffcodec.color import DOMAINS
-from diffcodec.plan import PLANS, Plan, geometric_plan
+from diffcodec.diffusion.bound import PosteriorModel, chain_bound_bits
+from diffcodec.diffusion.color import DOMAINS
+from diffcodec.diffusion.plan import PLANS, Plan, geometric_plan
 
 every_domain = pytest.mark.parametrize("color", DOMAINS)
 
@@ -138,7 +138,7 @@ def test_draw_and_lattice_add_up_to_the_noise_of_the_level(color, plan):
         tau = (plan.levels[t] ** 2 - plan.levels[t - 1] ** 2) * multipliers**2
         level = levels[t]
         assert level.draw_std**2 + level.spacing**2 / 12 == pytest.approx(tau, rel=1e-12)
-        assert level.spacing / level.draw_std == pytest.approx(plan.lattices[t - 1])
+        assert level.spacing / level.draw_std == pytest.approx(plan.lattice_ratios[t - 1])
         assert level.sigma == pytest.approx(plan.levels[t] * multipliers)
 
 
@@ -146,7 +146,7 @@ def test_draw_and_lattice_add_up_to_the_noise_of_the_level(color, plan):
 def test_the_first_level_is_the_dithered_quantiser(color):
     domain = DOMAINS[color]
     first = make_levels(geometric_plan(24), domain)[0]
-    m = np.array(domain.dither)
+    m = np.array(domain.quantiser_steps)
     assert first.spacing.ravel().tolist() == m.tolist()
     assert first.sigma.ravel() == pytest.approx(np.sqrt((m**2 - 1) / 12))
     x = gaussian_image(color, (40, 40))

@@ -21,11 +21,15 @@ from safetensors.torch import load, load_file
 from tiny import TIMESTEPS, tiny_model
 from torch import Tensor
 
-from diffcodec import codec
-from diffcodec.cli import cli
-from diffcodec.container import MAGIC, Container, Tile, pack, parse, tile_grid
-from diffcodec.models import FloatUNet, load_model
-from diffcodec.plan import geometric_plan
+from diffcodec.cli.program import cli
+from diffcodec.codec import encoding
+from diffcodec.container.parts import MAGIC, Container, Tile, tile_grid
+from diffcodec.container.reader import parse
+from diffcodec.container.writer import pack
+from diffcodec.diffusion.plan import geometric_plan
+from diffcodec.images import fallback
+from diffcodec.models.model import load_model
+from diffcodec.networks.float_unet import FloatUNet
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,10 +37,10 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(autouse=True)
 def chain_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """The chain of a random network never wins: let the other coders fail to compress."""
-    fallback = codec.encode_fallback
+    plain = fallback.encode_fallback
     large = ("raw", bytes(1 << 20))
     monkeypatch.setattr(
-        codec, "encode_fallback", lambda image: large if image.mode == "RGB" else fallback(image)
+        encoding, "encode_fallback", lambda image: large if image.mode == "RGB" else plain(image)
     )
 
 
@@ -53,12 +57,12 @@ def files(tiny: Path, tiny_float: Path) -> dict[str, bytes]:
     frames = [picture(seed=i).quantize(8) for i in (1, 2)]
     frames[0].save(gif, "GIF", save_all=True, append_images=frames[1:])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(codec, "encode_fallback", lambda image: ("raw", bytes(1 << 20)))
-        dfc = codec.encode(picture(), str(tiny))
-        floating = codec.encode(picture(), load_model(tiny_float, "float"))
-        patch.setattr(codec, "MARKS_FROM_PIXELS", 1)
-        marked = codec.encode(picture(), str(tiny))
-    alpha = codec.encode(picture().convert("RGBA"), str(tiny))
+        patch.setattr(encoding, "encode_fallback", lambda image: ("raw", bytes(1 << 20)))
+        dfc = encoding.encode(picture(), str(tiny))
+        floating = encoding.encode(picture(), load_model(tiny_float, "float"))
+        patch.setattr(encoding, "MARKS_FROM_PIXELS", 1)
+        marked = encoding.encode(picture(), str(tiny))
+    alpha = encoding.encode(picture().convert("RGBA"), str(tiny))
     assert {tile.coder for tile in parse(dfc).tiles} == {"default"}
     return {
         "photo.png": png.getvalue(),
@@ -709,7 +713,7 @@ def test_info_of_other_coders() -> None:
 
 @pytest.fixture
 def shipped(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffcodec.model_file.MODEL_FOLDER", tiny.parent)
+    monkeypatch.setattr("diffcodec.models.file.MODEL_FOLDER", tiny.parent)
 
 
 @pytest.mark.usefixtures("folder", "shipped")
@@ -729,7 +733,7 @@ def test_models(tiny: Path) -> None:
 
 @pytest.mark.usefixtures("folder")
 def test_a_shipped_float_model_is_found(tiny_float: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffcodec.model_file.MODEL_FOLDER", tiny_float.parent)
+    monkeypatch.setattr("diffcodec.models.file.MODEL_FOLDER", tiny_float.parent)
     assert "  arithmetic     float\n" in done("models").stdout
     done("verify float.dfc")
     assert json.loads(done("info float.dfc --json").stdout)["model"] == "float"
@@ -745,7 +749,7 @@ def test_a_shipped_model_is_found() -> None:
 
 
 def test_without_shipped_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffcodec.model_file.MODEL_FOLDER", tmp_path)
+    monkeypatch.setattr("diffcodec.models.file.MODEL_FOLDER", tmp_path)
     result = done("models")
     assert result.stdout == ""
     assert "--model" in result.stderr
@@ -828,8 +832,8 @@ def test_train_on_bad_input(command: str, code: int, path: str, message: str) ->
 
 @pytest.mark.usefixtures("folder")
 def test_train_shows_the_defaults_of_a_run() -> None:
-    from diffcodec.network import NetworkConfig
-    from diffcodec.train import TrainConfig
+    from diffcodec.networks.unet import NetworkConfig
+    from diffcodec.training.config import TrainConfig
 
     text = " ".join(done("train --help").stdout.split())
     assert f"[default: {TrainConfig.steps};" in text
@@ -969,7 +973,7 @@ def test_a_closed_pipe_is_silent(arguments: tuple[str, ...]) -> None:
 
 WITHOUT_TORCH = """
 import sys
-from diffcodec.cli import cli
+from diffcodec.cli.program import cli
 for command in (
     *("--help", "encode --help", "models", "info marked.dfc photo.dfc alpha.dfc cut.dfc"),
     *("info photo.dfc --model tiny.safetensors", "verify --structure photo.dfc alpha.dfc cut.dfc"),

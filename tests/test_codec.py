@@ -18,8 +18,10 @@ from PIL import Image
 from safetensors.torch import load, save
 from tiny import TIMESTEPS, tiny_model
 
-from diffcodec import codec
-from diffcodec.chain import (
+from diffcodec.codec import encoding
+from diffcodec.codec.decoding import decode, measure_marks
+from diffcodec.codec.encoding import encode, encode_many
+from diffcodec.coding.bits_back import (
     EncodedTile,
     OutOfRangeError,
     Posterior,
@@ -28,9 +30,11 @@ from diffcodec.chain import (
     encode_tile,
     most_seed_words,
 )
-from diffcodec.codec import decode, encode, encode_many, measure_marks
-from diffcodec.color import DOMAINS
-from diffcodec.container import CHAIN_CODERS, LEAST_PREVIEW, MAGIC, MODES, Tile, pack, parse
+from diffcodec.container.parts import CHAIN_CODERS, LEAST_PREVIEW, MAGIC, MODES, Tile
+from diffcodec.container.reader import parse
+from diffcodec.container.writer import pack
+from diffcodec.diffusion.color import DOMAINS
+from diffcodec.diffusion.plan import Plan, geometric_plan
 from diffcodec.errors import (
     CorruptError,
     DiffcodecError,
@@ -41,10 +45,10 @@ from diffcodec.errors import (
     UnsupportedError,
     UnsupportedFileError,
 )
-from diffcodec.model_file import ModelInfo, make_metadata, read_model_info
-from diffcodec.models import FloatUNet, Model, load_model
-from diffcodec.plan import Plan, geometric_plan
-from diffcodec.quantize import is_embedding
+from diffcodec.models.file import ModelInfo, make_metadata, read_model_info
+from diffcodec.models.model import Model, load_model
+from diffcodec.networks.float_unet import FloatUNet
+from diffcodec.networks.quantize import is_embedding
 
 SIZES = [(1, 1), (1, 7), (11, 1), (2, 3), (13, 17), (31, 33), (32, 32), (33, 31)]
 HEADER_BYTES = 34  # at most, without metadata: 14 to the checksum, varints of 5, a tile's fields
@@ -184,7 +188,7 @@ def test_many_images_as_each_alone(model: Model) -> None:
 def test_groups_of_a_batch_do_not_matter(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     images = [smooth((16, 16), seed=i) for i in range(5)]
     together = encode_many(images, model)
-    monkeypatch.setattr("diffcodec.tiles.BATCH_PIXELS", 600)
+    monkeypatch.setattr("diffcodec.codec.batches.BATCH_PIXELS", 600)
     assert encode_many(images, model) == together
 
 
@@ -280,7 +284,7 @@ def test_marks_are_measured_as_they_are_written(
     image = smooth((521, 12))
     plain = encode(image, model, effort)
     assert not any(tile.marks for tile in parse(plain).tiles)
-    monkeypatch.setattr(codec, "MARKS_FROM_PIXELS", 1)
+    monkeypatch.setattr(encoding, "MARKS_FROM_PIXELS", 1)
     marked = encode(image, model, effort)
     assert all(len(tile.marks) == TIMESTEPS[effort] for tile in parse(marked).tiles)
     assert measure_marks(plain, model) == parse(marked)
@@ -300,8 +304,8 @@ def previewed(
     def expected_below(chain: TileChain, alone: Sequence[int], preview: int) -> tuple[float, float]:
         return (-(2.0**25), 0) if preview == request.param else (0, 1)
 
-    monkeypatch.setattr("diffcodec.tiles.EMPTY_STACK_SHARE", -1)
-    monkeypatch.setattr("diffcodec.descent._expected_below", expected_below)
+    monkeypatch.setattr("diffcodec.codec.jobs.EMPTY_STACK_SHARE", -1)
+    monkeypatch.setattr("diffcodec.coding.top_down._expected_below", expected_below)
     monkeypatch.setattr(EncodedTile, "size", property(lambda tile: -tile.preview))
     return smooth((530, 20))
 
@@ -352,8 +356,8 @@ def test_draws_are_for_files_without_previews(model: Model) -> None:
 
 @pytest.mark.usefixtures("chain_only")
 def test_a_tile_is_given_up_at_once(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffcodec.tiles.EMPTY_STACK_BITS", -1)
-    monkeypatch.setattr("diffcodec.tiles.EMPTY_STACK_WORDS", -1)
+    monkeypatch.setattr("diffcodec.codec.jobs.EMPTY_STACK_BITS", -1)
+    monkeypatch.setattr("diffcodec.codec.jobs.EMPTY_STACK_WORDS", -1)
     image = smooth((40, 20))
     data = encode(image, model)
     assert parse(data).tiles[0].preview == LEAST_PREVIEW
@@ -363,7 +367,7 @@ def test_a_tile_is_given_up_at_once(model: Model, monkeypatch: pytest.MonkeyPatc
 def test_timesteps_of_a_tile_with_a_preview(
     model: Model, previewed: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(codec, "MARKS_FROM_PIXELS", 1)
+    monkeypatch.setattr(encoding, "MARKS_FROM_PIXELS", 1)
     data = encode(previewed, model)
     tile, top = parse(data).tiles[0], TIMESTEPS["default"]
     assert len(tile.marks) == tile.preview - 1
@@ -407,7 +411,7 @@ def small(model: Model) -> Iterator[tuple[bytes, Image.Image]]:
     """A file of one chain tile, and its image."""
     image = smooth((4, 3))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(codec, "encode_fallback", lambda image: ("raw", bytes(1 << 12)))
+        patch.setattr(encoding, "encode_fallback", lambda image: ("raw", bytes(1 << 12)))
         data = encode(image, model)
     assert coders(data) == {"default"}
     assert len(data) < 200

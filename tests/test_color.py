@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from diffcodec.color import DOMAINS, from_domain, rgb_to_ycocg, to_domain, ycocg_to_rgb
+from diffcodec.diffusion.color import DOMAINS, from_domain, rgb_to_ycocg, to_domain, ycocg_to_rgb
 
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, max_side=5).map(lambda hw: (3, *hw))
 
@@ -85,8 +85,8 @@ def test_rgb_domain_is_the_identity():
 def test_first_level_is_the_dithered_quantisers_noise(color):
     # The uniform distribution on M consecutive integers has variance (M^2 - 1) / 12.
     domain = DOMAINS[color]
-    first_sigma = np.std(np.arange(domain.dither[0]))
-    for dither, multiplier in zip(domain.dither, domain.noise_multipliers, strict=True):
+    first_sigma = np.std(np.arange(domain.quantiser_steps[0]))
+    for dither, multiplier in zip(domain.quantiser_steps, domain.noise_multipliers, strict=True):
         assert first_sigma * multiplier == pytest.approx(np.std(np.arange(dither)))
         assert first_sigma * multiplier == pytest.approx(((dither**2 - 1) / 12) ** 0.5)
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from diffcodec.container import (
+from diffcodec.container.parts import (
     CHAIN_CODERS,
     CHAIN_MODES,
     CODERS,
@@ -26,15 +26,13 @@ from diffcodec.container import (
     Box,
     Container,
     Damage,
-    FileReader,
     Layers,
     Salvage,
     Tile,
-    pack,
-    parse,
-    salvage,
     tile_grid,
 )
+from diffcodec.container.reader import FileReader, parse, salvage
+from diffcodec.container.writer import pack
 from diffcodec.errors import (
     CorruptError,
     DiffcodecError,

@@ -16,8 +16,11 @@ from click.testing import CliRunner
 from PIL import Image
 
 from bench import cifar10
-from diffcodec import data as data_module
-from diffcodec.data import (
+from diffcodec.errors import DiffcodecError
+from diffcodec.networks.unet import NetworkConfig
+from diffcodec.training import data as data_module
+from diffcodec.training.config import TrainConfig
+from diffcodec.training.data import (
     CropSampler,
     find_images,
     list_images,
@@ -25,9 +28,7 @@ from diffcodec.data import (
     read_labels,
     split_held_out,
 )
-from diffcodec.errors import DiffcodecError
-from diffcodec.network import NetworkConfig
-from diffcodec.train import TrainConfig, Trainer
+from diffcodec.training.trainer import Trainer
 
 
 def pattern(i, width=20, height=18):

@@ -9,10 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_chain import SPREAD, Toy, Watched, column, drive, every_domain, gaussian_image
 
-from diffcodec.chain import OutOfRangeError, SeedSpentError, TileChain, decode_tile, encode_tile
-from diffcodec.color import DOMAINS
-from diffcodec.descent import Descent, encode_below_preview
-from diffcodec.plan import PLANS, Plan, geometric_plan
+from diffcodec.coding.bits_back import (
+    OutOfRangeError,
+    SeedSpentError,
+    TileChain,
+    decode_tile,
+    encode_tile,
+)
+from diffcodec.coding.top_down import Descent, encode_below_preview
+from diffcodec.diffusion.color import DOMAINS
+from diffcodec.diffusion.plan import PLANS, Plan, geometric_plan
 
 PLAN = PLANS["fast"]  # 10 timesteps, 370 to 0.5
 LARGE = (64, 64)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from torch.distributions import Normal, kl_divergence
 
-from diffcodec.diffusion import (
+from diffcodec.diffusion.process import (
     LOG2_E,
     Gaussian,
     discretized_gaussian_bits,
@@ -24,7 +24,7 @@ from diffcodec.diffusion import (
     q_sample,
     to_bits_per_dimension,
 )
-from diffcodec.schedule import cosine, linear
+from diffcodec.diffusion.schedule import cosine, linear
 
 LN_2 = math.log(2)
 PIXELS = torch.tensor([0.0, 1.0, 100.0, 127.0, 200.0, 255.0], dtype=torch.float64)

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from diffcodec import doctor, integer, load_model
-from diffcodec.cli import cli
-from diffcodec.model_file import DEFAULT_MODEL, read_model_info
+from diffcodec import load_model
+from diffcodec.cli.program import cli
+from diffcodec.models import known_answers as doctor
+from diffcodec.models.file import DEFAULT_MODEL, read_model_info
+from diffcodec.networks import integer
 
 
 def run(*arguments):
@@ -52,9 +54,9 @@ def test_a_network_that_computes_otherwise_is_told(tiny, monkeypatch):
 @pytest.mark.parametrize(
     ("part", "name", "changed"),
     [
-        ("randomness", "diffcodec.randomness.SEED_WORDS", 9),
-        ("tables", "diffcodec.integer.SILU_STEPS", 2048),
-        ("coder", "diffcodec.entropy._STEPS_PER_UNIT", 255),
+        ("randomness", "diffcodec.coding.randomness.SEED_WORDS", 9),
+        ("tables", "diffcodec.networks.integer.SILU_STEPS", 2048),
+        ("coder", "diffcodec.coding.ans._STEPS_PER_UNIT", 255),
     ],
 )
 def test_a_shared_part_that_computes_otherwise_is_told(monkeypatch, tiny, part, name, changed):

@@ -10,26 +10,30 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from diffcodec import bound, cli, codec
-from diffcodec.bound import chain_bound_bits
-from diffcodec.color import to_domain
-from diffcodec.data import hold_out, read_rgb
+from diffcodec.cli import evaluate as command
+from diffcodec.cli import train as train_command
+from diffcodec.cli.program import cli
+from diffcodec.codec import encoding
+from diffcodec.diffusion import bound
+from diffcodec.diffusion.bound import chain_bound_bits
+from diffcodec.diffusion.color import to_domain
+from diffcodec.diffusion.plan import Plan, geometric_plan
 from diffcodec.errors import DiffcodecError, UnsupportedError
-from diffcodec.evaluate import (
+from diffcodec.evaluation.measure import (
     Evaluation,
     bound_bits,
-    draw_split,
     evaluate,
     find_plan,
-    format_summary,
     groups,
     open_image,
-    summarise,
     torch_posterior,
 )
-from diffcodec.models import load_model, serialise_float_model
-from diffcodec.network import NetworkConfig, UNet
-from diffcodec.plan import Plan, geometric_plan
+from diffcodec.evaluation.summary import format_summary, summarise
+from diffcodec.models.export import serialise_float_model
+from diffcodec.models.model import load_model
+from diffcodec.networks.unet import NetworkConfig, UNet
+from diffcodec.training.data import hold_out, read_rgb
+from diffcodec.training.pictures import draw_split
 
 SIZES = [(12, 8), (8, 12), (12, 8), (5, 7)]
 
@@ -89,7 +93,7 @@ def test_bound_of_tiles_adds_up(model, monkeypatch):
     """Two tiles, each half of the image, and the second repeats the first."""
     image = picture(0, (16, 8))
     image.paste(image.crop((0, 0, 8, 8)), (8, 0))
-    monkeypatch.setattr("diffcodec.container.TILE_SIDE", 8)
+    monkeypatch.setattr("diffcodec.container.parts.TILE_SIDE", 8)
     plan = model.plans["fast"]
     whole = bound_bits(model, [image], plan, seeded())[0].sum()
     half = bound_bits(model, [image.crop((0, 0, 8, 8))], plan, seeded())[0].sum()
@@ -103,11 +107,11 @@ def test_tiles_go_through_the_network_by_as_many_as_memory_allows(model, monkeyp
         sizes.append(len(x))
         return chain_bound_bits(posterior, x, *rest)
 
-    monkeypatch.setattr("diffcodec.evaluate.chain_bound_bits", counted)
-    monkeypatch.setattr("diffcodec.container.TILE_SIDE", 8)
+    monkeypatch.setattr("diffcodec.evaluation.measure.chain_bound_bits", counted)
+    monkeypatch.setattr("diffcodec.container.parts.TILE_SIDE", 8)
     images, plan = [picture(0, (24, 8)), picture(1, (16, 8))], model.plans["fast"]
     together = bound_bits(model, images, plan, seeded())
-    monkeypatch.setattr("diffcodec.evaluate.BATCH_PIXELS", 2 * 8 * 8)
+    monkeypatch.setattr("diffcodec.evaluation.measure.BATCH_PIXELS", 2 * 8 * 8)
     apart = bound_bits(model, images, plan, seeded())
     assert sizes == [5, 2, 2, 1]
     for bits, others in zip(apart, together, strict=True):
@@ -125,7 +129,7 @@ def test_evaluation_of_images_of_several_sizes(name, folder, request):
     assert [r.name for r in results] == [str(source) for source in sources]
     for result, source in zip(results, sources, strict=True):
         with Image.open(source) as image:
-            assert result.file_bytes == len(codec.encode(image, model, "fast"))
+            assert result.file_bytes == len(encoding.encode(image, model, "fast"))
         assert result.parts_bits.shape == (len(model.plans["fast"].levels) + 1,)
         assert result.dimensions == result.width * result.height * result.channels
         assert result.file_bpd == 8 * result.file_bytes / result.dimensions
@@ -136,7 +140,7 @@ def test_evaluation_of_images_of_several_sizes(name, folder, request):
 
 
 def test_groups_are_bounded(monkeypatch):
-    monkeypatch.setattr("diffcodec.evaluate.BATCH_PIXELS", 200)
+    monkeypatch.setattr("diffcodec.evaluation.measure.BATCH_PIXELS", 200)
     images = [Image.new("L", size) for size in [(10, 9), (10, 9), (10, 9), (50, 9), (1, 1)]]
     found = [(first, len(group)) for first, group in groups(images)]
     assert found == [(0, 2), (2, 1), (3, 1), (4, 1)]
@@ -242,7 +246,7 @@ def test_an_image_that_cannot_be_read(model, tmp_path):
 
 
 def run(*arguments):
-    result = CliRunner().invoke(cli.cli, ["evaluate", *map(str, arguments)])
+    result = CliRunner().invoke(cli, ["evaluate", *map(str, arguments)])
     assert result.exception is None or isinstance(result.exception, SystemExit)
     return result
 
@@ -293,9 +297,9 @@ def test_more_timesteps_than_the_plans(folder, tiny):
 def test_other_variances(folder, tiny):
     bounds = [
         evaluated("--data", folder, "--model", tiny, "--variance", v, "--limit", 1)["bound_bpd"]
-        for v in cli.VARIANCES
+        for v in train_command.VARIANCES
     ]
-    assert cli.VARIANCES == bound.VARIANCES
+    assert train_command.VARIANCES == bound.VARIANCES
     assert len({b["mean"] for b in bounds}) == 3
 
 
@@ -330,7 +334,7 @@ def test_bad_input(folder, tiny, monkeypatch, arguments, code, message):
 
 
 def test_no_picture_without_matplotlib(folder, tiny, monkeypatch):
-    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    monkeypatch.setattr(command, "find_spec", lambda name: None)
     result = run("--data", folder, "--model", tiny, "--picture", folder / "x.png")
     assert result.exit_code == 1
     assert "pictures need matplotlib; pip install 'diffcodec[train]'" in result.stderr

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from diffcodec import fallback
 from diffcodec.errors import CorruptError, UnsupportedError
-from diffcodec.fallback import decode_fallback, encode_fallback
-from diffcodec.images import MODES
+from diffcodec.images import fallback
+from diffcodec.images.fallback import decode_fallback, encode_fallback
+from diffcodec.images.modes import MODES
 
 CODERS = ("webp", "png", "raw")
 SIZES = [(1, 1), (1, 9), (31, 1), (7, 5), (33, 32)]

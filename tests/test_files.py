@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from diffcodec.errors import DiffcodecError
-from diffcodec.files import check_output, leave_on_signals, read_file, write_file
+from diffcodec.system.files import check_output, leave_on_signals, read_file, write_file
 
 ROOT = Path(__file__).parents[1]
 OLD, NEW = b"the old file", b"the new file, longer"
@@ -166,7 +166,7 @@ def test_a_disk_that_is_full_at_any_write(
 ON_A_SMALL_DISK = """
 import sys
 from pathlib import Path
-from diffcodec.files import write_file
+from diffcodec.system.files import write_file
 
 folder = Path(sys.argv[1])
 path, old = folder / "file", bytes(20000)
@@ -222,7 +222,8 @@ def test_a_disk_that_fills_up(tmp_path: Path, limit: int) -> None:
 SLOW_WRITE = """
 import os, signal, sys, time
 import click
-from diffcodec import cli, files
+from diffcodec.cli import program
+from diffcodec.system import files
 
 def slow(descriptor):
     print("writing", flush=True)
@@ -231,8 +232,8 @@ def slow(descriptor):
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts without
 os.fsync = slow
 path = sys.argv.pop()
-cli.cli = click.command()(lambda: files.write_file(path, b"new", force=True))
-cli.main()
+program.cli = click.command()(lambda: files.write_file(path, b"new", force=True))
+program.main()
 """
 
 

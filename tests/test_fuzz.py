@@ -16,11 +16,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from PIL import Image
 from targets import TARGETS, decode, load, model_seeds, mutated_model, parse
 
-from diffcodec import codec
-from diffcodec.container import MAGIC, VERSION, FileReader, pack
-from diffcodec.container import parse as parse_file
+from diffcodec.codec import decoding, encoding
+from diffcodec.container.parts import MAGIC, VERSION
+from diffcodec.container.reader import FileReader
+from diffcodec.container.reader import parse as parse_file
+from diffcodec.container.writer import pack
 from diffcodec.errors import DiffcodecError, ModelMismatchError, TruncatedError
-from diffcodec.models import load_model
+from diffcodec.models.model import load_model
 
 FINDINGS = Path(__file__).parent / "findings"
 BEGINNINGS = (b"", MAGIC, MAGIC + bytes([VERSION]), MAGIC + bytes([VERSION, 5, 3, 3]))
@@ -34,8 +36,10 @@ def picture(mode: str = "RGB") -> Image.Image:
 
 def by_chain(patch: pytest.MonkeyPatch) -> None:
     """The chain of a random network never wins: let the other coders fail to compress."""
-    for home in ("codec", "layered"):
-        patch.setattr(f"diffcodec.{home}.encode_fallback", lambda image: ("raw", bytes(1 << 16)))
+    for home in ("encoding", "layered"):
+        patch.setattr(
+            f"diffcodec.codec.{home}.encode_fallback", lambda image: ("raw", bytes(1 << 16))
+        )
 
 
 def make_files() -> dict[str, bytes]:
@@ -44,17 +48,19 @@ def make_files() -> dict[str, bytes]:
     with pytest.MonkeyPatch.context() as patch:
         by_chain(patch)
         files = {
-            "chain": codec.encode(picture(), model, "fast"),
-            "grey": codec.encode(picture("L"), model, "fast"),
-            "lossy": codec.encode(picture(), model, "fast", timestep=2, previews=(4, 3)),
-            "progressive": codec.encode(dot, model, "fast", progressive=True, previews=(4, 3, 2)),
+            "chain": encoding.encode(picture(), model, "fast"),
+            "grey": encoding.encode(picture("L"), model, "fast"),
+            "lossy": encoding.encode(picture(), model, "fast", timestep=2, previews=(4, 3)),
+            "progressive": encoding.encode(
+                dot, model, "fast", progressive=True, previews=(4, 3, 2)
+            ),
         }
-        patch.setattr(codec, "MARKS_FROM_PIXELS", 1)
-        files["marked"] = codec.encode(picture("L").resize((513, 2)), model, "fast")
+        patch.setattr(encoding, "MARKS_FROM_PIXELS", 1)
+        files["marked"] = encoding.encode(picture("L").resize((513, 2)), model, "fast")
     for mode in ("P", "RGBA"):
         image = picture(mode)
         image.info["icc_profile"] = b"colours"
-        files[mode] = codec.encode(image, model)
+        files[mode] = encoding.encode(image, model)
     return files
 
 
@@ -201,7 +207,9 @@ class Streaming(RuleBasedStateMachine):
 
     def decode(self) -> None:
         try:
-            for timestep, image in codec.iter_decode(self.feed, load_model(MODEL), limits=LIMITS):
+            for timestep, image in decoding.iter_decode(
+                self.feed, load_model(MODEL), limits=LIMITS
+            ):
                 self.shown.append((timestep, image.tobytes()))
         except BaseException as e:
             self.error = e
@@ -212,7 +220,7 @@ class Streaming(RuleBasedStateMachine):
     @rule(name=st.sampled_from(["chain", "lossy", "progressive", "P"]))
     def begin(self, name: str) -> None:
         self.data = FILES[name]
-        images = codec.iter_decode(io.BytesIO(self.data), load_model(MODEL))
+        images = decoding.iter_decode(io.BytesIO(self.data), load_model(MODEL))
         self.images = [(timestep, image.tobytes()) for timestep, image in images]
         self.ends = layer_ends(self.data)
         self.thread.start()

@@ -6,7 +6,9 @@ import pytest
 from golden import BUILT, CHAIN, EXPECTED, FALLBACK, FOLDER, MODEL, coded_by_chain, describe
 
 from diffcodec import decode, recover
-from diffcodec.container import CHAIN_CODERS, CODERS, MODES, VERSION, pack, parse
+from diffcodec.container.parts import CHAIN_CODERS, CODERS, MODES, VERSION
+from diffcodec.container.reader import parse
+from diffcodec.container.writer import pack
 from diffcodec.errors import DiffcodecError, TruncatedError
 
 NAMES = json.loads(EXPECTED.read_text())

@@ -19,18 +19,10 @@ from diffcodec.errors import (
     LimitError,
     UnsupportedError,
 )
-from diffcodec.images import (
-    EXACT_MODES,
-    MODES,
-    apply_metadata,
-    as_image,
-    get_metadata,
-    pixel_crc,
-    pixels,
-    read_image,
-    save_format,
-    write_image,
-)
+from diffcodec.images.metadata import apply_metadata, get_metadata
+from diffcodec.images.modes import EXACT_MODES, MODES, as_image, pixel_crc, pixels
+from diffcodec.images.reading import read_image
+from diffcodec.images.writing import save_format, write_image
 from diffcodec.limits import Limits
 
 SIZES = [(1, 1), (1, 9), (31, 1), (7, 5), (33, 32)]

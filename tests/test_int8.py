@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diffcodec import int8
-from diffcodec.int8 import DIGIT, HIGH_ZERO, LOW_ZERO, ByteConv, kernels_work, shifted
+from diffcodec.networks import int8
+from diffcodec.networks.int8 import DIGIT, HIGH_ZERO, LOW_ZERO, ByteConv, kernels_work, shifted
 
 with_kernels = pytest.mark.skipif(not kernels_work(), reason="no 8-bit kernels on this machine")
 

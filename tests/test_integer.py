@@ -18,10 +18,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch import Tensor
 
-from diffcodec.diffusion import q_sample
+from diffcodec.coding.randomness import random_words
+from diffcodec.diffusion.process import q_sample
 from diffcodec.errors import ModelMismatchError
-from diffcodec.int8 import kernels_work, shifted
-from diffcodec.integer import (
+from diffcodec.models.file import make_metadata, read_model_info
+from diffcodec.models.model import load_model
+from diffcodec.networks.float_unet import FloatUNet
+from diffcodec.networks.int8 import kernels_work, shifted
+from diffcodec.networks.integer import (
     EXACT_LIMIT,
     INPUT_RANGES,
     OUTPUT_DIGIT,
@@ -42,10 +46,7 @@ from diffcodec.integer import (
     takes_bytes,
     variance_table,
 )
-from diffcodec.model_file import make_metadata, read_model_info
-from diffcodec.models import FloatUNet, load_model
-from diffcodec.network import Conv, NetworkConfig, UNet, join_detail, split_detail
-from diffcodec.quantize import (
+from diffcodec.networks.quantize import (
     HEADROOM,
     LARGEST_INPUT,
     float_weights,
@@ -53,7 +54,7 @@ from diffcodec.quantize import (
     quantize_weight,
     round_weights,
 )
-from diffcodec.randomness import random_words
+from diffcodec.networks.unet import Conv, NetworkConfig, UNet, join_detail, split_detail
 
 LEVELS = (0.5, 2.0, 20.0, 400.0)
 CONFIG = NetworkConfig(channels=(16, 24), blocks=(1, 2), patch=2, embedding=32)
@@ -104,7 +105,7 @@ def integer(tensors: dict[str, Tensor]) -> IntegerUNet:
 @pytest.fixture(scope="module")
 def in_float32(tensors: dict[str, Tensor]) -> IntegerUNet:
     """Without 8-bit kernels, as on machines that have none."""
-    with mock.patch("diffcodec.integer.kernels_work", lambda: False):
+    with mock.patch("diffcodec.networks.integer.kernels_work", lambda: False):
         return IntegerUNet(CONFIG, tensors)
 
 

@@ -17,8 +17,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny import TIMESTEPS
 
-from diffcodec import codec, decode, encode, iter_decode, layered, load_model
-from diffcodec.container import FileReader, Tile, pack, parse
+from diffcodec import decode, encode, iter_decode, load_model
+from diffcodec.codec import decoding, encoding, layered, previews
+from diffcodec.container.parts import Tile
+from diffcodec.container.reader import FileReader, parse
+from diffcodec.container.writer import pack
 from diffcodec.errors import (
     CorruptError,
     DiffcodecError,
@@ -27,8 +30,8 @@ from diffcodec.errors import (
     TruncatedError,
     UnsupportedError,
 )
-from diffcodec.fallback import encode_fallback
-from diffcodec.models import Model
+from diffcodec.images.fallback import encode_fallback
+from diffcodec.models.model import Model
 
 LAST = TIMESTEPS["fast"]  # 4: few and quick
 
@@ -166,7 +169,7 @@ def test_unknown_reconstruction(model: Model) -> None:
 def test_reconstructions_of_every_file(
     model: Model, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(codec, "encode_fallback", lambda image: ("raw", bytes(1 << 22)))
+    monkeypatch.setattr(encoding, "encode_fallback", lambda image: ("raw", bytes(1 << 22)))
     image = smooth((16, 12))
     data = encode(image, model, "fast", **options)
     for timestep in range(1 if options != {"timestep": 2} else 2, LAST + 1):
@@ -251,7 +254,7 @@ def test_large_images_are_coded_alike_in_less_memory(
     monkeypatch.setattr(Model, "posterior_x", watched)
     assert encode(image, model, "fast", **options) == data
     before = len(asked)
-    monkeypatch.setattr(layered, "KEPT_PIXELS", 0)
+    monkeypatch.setattr(previews, "KEPT_PIXELS", 0)
     assert encode(image, model, "fast", **options) == data
     if "psnr" in options:
         assert len(asked) - before > before  # what is not kept is asked for once more
@@ -352,7 +355,7 @@ def test_cut_at_every_byte(model: Model, small: bytes) -> None:
             with pytest.raises(TruncatedError):
                 decode(cut, model=model, allow_partial=True)
             continue
-        t, shown = codec.decode_finest(cut, model=model, allow_partial=True)
+        t, shown = decoding.decode_finest(cut, model=model, allow_partial=True)
         assert t == reached[-1]
         assert same(shown, whole[t])
     # A timestep needs no more than its bytes, nor leave to be partial.
@@ -371,7 +374,7 @@ def test_every_flipped_bit_is_found(model: Model, small: bytes) -> None:
             decode(bytes(damaged), model=model)
         if bit % 9 == 0:
             with suppress(DiffcodecError):
-                t, shown = codec.decode_finest(bytes(damaged), model=model, allow_partial=True)
+                t, shown = decoding.decode_finest(bytes(damaged), model=model, allow_partial=True)
                 assert t > 0
                 assert same(shown, whole[t])
 
@@ -384,7 +387,7 @@ def test_bytes_after_the_end(model: Model, small: bytes) -> None:
 
 
 def test_a_plain_file_has_no_beginnings(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codec, "encode_fallback", lambda image: ("raw", bytes(1 << 22)))
+    monkeypatch.setattr(encoding, "encode_fallback", lambda image: ("raw", bytes(1 << 22)))
     data = encode(smooth((9, 9)), model)
     assert parse(data).layers is None
     with pytest.raises(TruncatedError):
@@ -504,7 +507,7 @@ def test_mutated_files(
     with suppress(DiffcodecError):
         assert same(decode(data, model=model), decode(small, model=model))
     with suppress(DiffcodecError):
-        t, shown = codec.decode_finest(data, model=model, allow_partial=True)
+        t, shown = decoding.decode_finest(data, model=model, allow_partial=True)
         assert same(shown, decode(small, t, model))
 
 

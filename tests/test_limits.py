@@ -13,9 +13,11 @@ import pytest
 from PIL import Image
 
 from diffcodec import Limits, decode, encode, encode_many, iter_decode, load_model, recover
-from diffcodec.container import Container, Tile, pack, parse
+from diffcodec.codec.estimates import expected_bytes
+from diffcodec.container.parts import Container, Tile
+from diffcodec.container.reader import parse
+from diffcodec.container.writer import pack
 from diffcodec.errors import CorruptError, LimitError
-from diffcodec.tiles import expected_bytes
 
 MIB = 1 << 20
 HEADER = bytes.fromhex("89444643 01")
@@ -147,8 +149,8 @@ model = load_model(sys.argv[3])
 noise = np.random.default_rng(0).integers(100, 140, (side, side, 3)).astype(np.uint8)
 large = lambda image: ("raw", bytes(1 << 24))
 with (
-    mock.patch("diffcodec.codec.encode_fallback", large),
-    mock.patch("diffcodec.layered.KEPT_PIXELS", 0),  # as of a large image
+    mock.patch("diffcodec.codec.encoding.encode_fallback", large),
+    mock.patch("diffcodec.codec.previews.KEPT_PIXELS", 0),  # as of a large image
 ):
     data = encode(Image.fromarray(noise), model, "fast", timestep=timestep or None)
     decode(data, model=model)

@@ -15,10 +15,12 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from work import work
 
-from diffcodec import cli, codec
+from diffcodec.cli import running
+from diffcodec.cli.program import cli
+from diffcodec.codec import decoding, encoding
 from diffcodec.errors import FormatError, WorkerDiedError
-from diffcodec.files import remove_temporaries
-from diffcodec.workers import run_in_workers
+from diffcodec.system.files import remove_temporaries
+from diffcodec.system.workers import run_in_workers
 
 ROOT = Path(__file__).parents[1]
 COUNT = 24
@@ -64,8 +66,8 @@ PARENT = """
 import signal, sys
 sys.path.insert(0, "tests")
 from work import work
-from diffcodec.files import leave_on_signals
-from diffcodec.workers import run_in_workers
+from diffcodec.system.files import leave_on_signals
+from diffcodec.system.workers import run_in_workers
 
 if __name__ == "__main__":
     leave_on_signals()
@@ -114,7 +116,7 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def run(tiny: Path, command: str, paths: list[str]) -> Result:
     arguments = [*command.split(), "--model", str(tiny), *paths]
-    return CliRunner().invoke(cli.cli, arguments, prog_name="diffcodec")
+    return CliRunner().invoke(cli, arguments, prog_name="diffcodec")
 
 
 def names(folder: str) -> list[str]:
@@ -126,7 +128,7 @@ def check_outputs(tiny: Path, images: list[str]) -> None:
     good = [Path(path) for path in images if path != "in/11.png"]
     assert names("out") == [f"{path.stem}.dfc" for path in good]
     for path in good:
-        decoded = codec.decode(Path(f"out/{path.stem}.dfc").read_bytes(), model=str(tiny))
+        decoded = decoding.decode(Path(f"out/{path.stem}.dfc").read_bytes(), model=str(tiny))
         with Image.open(path) as image:
             assert decoded.tobytes() == image.tobytes()
 
@@ -167,7 +169,7 @@ def test_a_worker_is_killed_half_way(
             os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cli, "_print", kill_at_the_eighth)
+        patch.setattr(running, "print_line", kill_at_the_eighth)
         result = run(tiny, "encode --output-dir out --jobs 2 --json", images)
     assert result.exit_code == 1
     said = {line["input"]: line for line in map(json.loads, printed)}
@@ -191,7 +193,7 @@ def test_decode_is_taken_up_too(tiny: Path, images: list[str]) -> None:
     Path("out/03.dfc").write_bytes(b"damaged")
     result = run(tiny, "decode --output-dir out", files)
     assert (result.exit_code, len(names("out"))) == (3, 11)
-    codec_file = codec.encode(Image.open("in/03.png"), str(tiny))
+    codec_file = encoding.encode(Image.open("in/03.png"), str(tiny))
     Path("out/03.dfc").write_bytes(codec_file)
     result = run(tiny, "decode --output-dir out --skip-existing", files)
     assert result.exit_code == 0

@@ -7,7 +7,7 @@ from subprocess import run
 
 import pytest
 
-from diffcodec.memory import Heap, keep_freed_memory
+from diffcodec.system.memory import Heap, keep_freed_memory
 
 PIECE, COUNT = 1 << 16, 3000  # bytes; small enough for glibc to keep
 
@@ -49,7 +49,7 @@ def test_only_when_it_has_grown(monkeypatch: pytest.MonkeyPatch) -> None:
 
 PAGE_FAULTS = """
 import resource, sys
-from diffcodec import memory
+from diffcodec.system import memory
 if sys.argv[1] == "keep":
     memory.keep_freed_memory()
 import torch

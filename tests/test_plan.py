@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from diffcodec.plan import PLANS, Plan, shipped_plan
+from diffcodec.diffusion.plan import PLANS, Plan, shipped_plan
 
 
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)

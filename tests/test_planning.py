@@ -11,44 +11,36 @@ from PIL import Image
 from safetensors.torch import load
 from tiny import TIMESTEPS
 
-from diffcodec import cli, codec, decode, encode, encode_many, planning
-from diffcodec.chain import TileChain, coding_steps, encode_tile, most_seed_words
-from diffcodec.color import from_domain
-from diffcodec.container import CHAIN_CODERS, Box, parse
-from diffcodec.descent import Descent
+from diffcodec import decode, encode, encode_many
+from diffcodec.cli.program import cli
+from diffcodec.codec import encoding
+from diffcodec.codec.batches import progress_bar, run
+from diffcodec.codec.jobs import Job, Part, encode_job
+from diffcodec.coding.bits_back import TileChain, coding_steps, encode_tile, most_seed_words
+from diffcodec.coding.top_down import Descent
+from diffcodec.container.parts import CHAIN_CODERS, Box
+from diffcodec.container.reader import parse
+from diffcodec.diffusion.color import from_domain
+from diffcodec.diffusion.plan import Plan, geometric_plan
 from diffcodec.errors import DiffcodecError
-from diffcodec.models import (
-    load_model,
-    load_weights,
-    quantize_model,
-    serialise_float_model,
-    serialise_model,
-)
-from diffcodec.network import NetworkConfig, UNet
-from diffcodec.plan import Plan, geometric_plan
-from diffcodec.planning import (
-    LATTICE_ENDS,
+from diffcodec.models.export import quantize_model, serialise_float_model, serialise_model
+from diffcodec.models.model import load_model, load_weights
+from diffcodec.networks.unet import NetworkConfig, UNet
+from diffcodec.planning import costs, propose, search
+from diffcodec.planning.costs import (
     PREVIEW_OVERHEAD,
     Costs,
     Course,
-    FoundPlan,
-    StackSearch,
-    bent_lattices,
-    bytes_around,
     draw_lattice,
-    fallback_bpd,
-    find_plans,
     grid_levels,
     grid_spacings,
     measure_costs,
-    plan_of_path,
     pop_bits,
-    predict_files,
-    propose_plans,
-    simulate,
     tabulate_pops,
 )
-from diffcodec.tiles import Job, Part, encode_job, progress_bar, run
+from diffcodec.planning.propose import LATTICE_ENDS, bent_lattices, fallback_bpd, propose_plans
+from diffcodec.planning.search import FoundPlan, StackSearch, bytes_around, find_plans, plan_of_path
+from diffcodec.planning.simulate import predict_files, simulate
 
 
 def seeded() -> torch.Generator:
@@ -89,15 +81,15 @@ def all_paths(costs: Costs, timesteps: int) -> list[list[tuple[int, int]]]:
 def test_the_search_finds_what_trying_all_chains_finds(
     seed: int, reserve: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planning, "BUCKET_BPD", 1e-3)  # so that no two heights share a bucket
-    monkeypatch.setattr(planning, "BUCKETS", 8000)
+    monkeypatch.setattr(search, "BUCKET_BPD", 1e-3)  # so that no two heights share a bucket
+    monkeypatch.setattr(search, "BUCKETS", 8000)
     mean = some_costs(seed).average()
-    search = StackSearch(mean, 5, reserve)
+    stack = StackSearch(mean, 5, reserve)
     for timesteps in (3, 4, 5):
         with np.errstate(invalid="ignore"):
             heights = [mean.course(path).heights for path in all_paths(mean, timesteps)]
         possible = [h[-1, 0] for h in heights if np.isfinite(h).all() and h.min() >= reserve]
-        path = search.path(timesteps)
+        path = stack.path(timesteps)
         if not possible:
             assert path is None
             continue
@@ -278,7 +270,7 @@ def test_a_better_judge_than_the_table() -> None:
 
 
 def test_a_larger_budget_takes_what_a_smaller_one_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "SHORTLIST", 1)
+    monkeypatch.setattr(search, "SHORTLIST", 1)
 
     def files_bpd(plan: Plan) -> float:
         return abs(len(plan.levels) - 5)
@@ -325,14 +317,14 @@ def test_grids_that_cannot_be_measured(levels: list[float], count: int, message:
 
 @pytest.fixture
 def coarse_grid(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "GRID_RATIO", 1.5)
-    monkeypatch.setattr(planning, "SPACINGS", (2.3, 0.9, 4))
+    monkeypatch.setattr(costs, "GRID_RATIO", 1.5)
+    monkeypatch.setattr(costs, "SPACINGS", (2.3, 0.9, 4))
 
 
 @pytest.fixture
 def chains_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """WebP is better than a model without training."""
-    for module in (planning, codec):
+    for module in (propose, encoding):
         monkeypatch.setattr(module, "encode_fallback", lambda image: ("raw", image.tobytes()))
 
 
@@ -353,7 +345,7 @@ def folder(tmp_path: Path, coarse_grid: None, chains_only: None) -> Path:
 
 def plan_command(folder: Path, *more: str) -> Result:
     arguments = ["plan", "--data", str(folder / "pictures"), "--crops", "6", *more]
-    return CliRunner().invoke(cli.cli, arguments)
+    return CliRunner().invoke(cli, arguments)
 
 
 def test_the_command_prints_plans_with_predicted_sizes(folder: Path) -> None:
@@ -371,7 +363,7 @@ def test_the_command_prints_plans_with_predicted_sizes(folder: Path) -> None:
         assert own["levels"] == list(geometric_plan(timesteps).levels)
         assert described["predicted_bpd"]["mean"] < own["predicted_bpd"]["mean"] + 0.02
         network = float_network(model)
-        _, held_out = planning.search_crops(str(folder / "pictures"), 32, 6, "ycocg")
+        _, held_out = propose.search_crops(str(folder / "pictures"), 32, 6, "ycocg")
         others = fallback_bpd(held_out, "ycocg")
         again = predict_files(network.posterior_x, held_out, "ycocg", plan, others)
         assert described["predicted_bpd"]["mean"] == pytest.approx(again.mean())
@@ -419,14 +411,14 @@ def test_other_lattices_for_the_models_own_levels(
     found = {
         count: FoundPlan(plan, 99.0) for count, plan in zip((5, 6), plans.values(), strict=True)
     }
-    monkeypatch.setattr(planning, "CHAIN_CODERS", tuple(plans))
-    monkeypatch.setattr(planning, "search_plans", lambda *_, progress: found)
+    monkeypatch.setattr(propose, "CHAIN_CODERS", tuple(plans))
+    monkeypatch.setattr(propose, "search_plans", lambda *_, progress: found)
     proposals = propose_plans(model, x, x, [5, 6])
     assert proposals["default"].plan == found[5].plan  # its own has 6 timesteps
     best = proposals["best"]
     assert best.own == model.plans["best"] and best.own_files_bpd is not None
     assert best.plan.levels == best.own.levels
-    assert best.plan.lattices in [bent_lattices(6, *ends) for ends in LATTICE_ENDS]
+    assert best.plan.lattice_ratios in [bent_lattices(6, *ends) for ends in LATTICE_ENDS]
     assert best.files_bpd.mean() < best.own_files_bpd.mean() - 0.3  # that runs empty
     first, *_, last = bent_lattices(6, 4.0, 2.7)
     assert (first, last) == (4.0, 2.7)
@@ -436,7 +428,7 @@ def test_other_lattices_for_the_models_own_levels(
 def test_predicted_files_are_those_of_the_codec(folder: Path, mode: str) -> None:
     model = load_model(folder / "integer.safetensors")
     network = float_network(folder / "integer.safetensors")
-    x, _ = planning.search_crops(str(folder / "pictures"), 40, 6, "ycocg")
+    x, _ = propose.search_crops(str(folder / "pictures"), 40, 6, "ycocg")
     if mode == "L":
         x[:, 1:] = 0
     rgb = from_domain(x.to(torch.int32), "ycocg").clamp(0, 255).to(torch.uint8)

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffcodec import codec, decode, encode, load_model, recover
-from diffcodec.container import Box, pack, parse, tile_grid
+from diffcodec import decode, encode, load_model, recover
+from diffcodec.container import parts
+from diffcodec.container.parts import Box, tile_grid
+from diffcodec.container.reader import parse
+from diffcodec.container.writer import pack
 from diffcodec.errors import CorruptError, LimitError, ModelMismatchError, TruncatedError
 from diffcodec.limits import Limits
-from diffcodec.models import Model
+from diffcodec.models.model import Model
 
 SIZE = (1100, 9)
 BOXES = tile_grid(*SIZE)  # three
@@ -90,7 +93,7 @@ def test_other_coders(mode: str, values: tuple[int, int]) -> None:
     crc = zlib.crc32(image.tobytes())
     whole = parse(encode(image))
     cut = [image.crop((b.left, b.top, b.left + b.width, b.top + b.height)) for b in BOXES]
-    tiles = tuple(codec.Tile("raw", part.tobytes()) for part in cut)
+    tiles = tuple(parts.Tile("raw", part.tobytes()) for part in cut)
     data = pack(replace(whole, whole=False, pixel_crc=crc, tiles=tiles))
     assert decode(data).tobytes() == image.tobytes()
     found, damage = recover(flipped(data, len(data) - 20))

@@ -10,7 +10,8 @@ from golden import EXPECTED, FOLDER, MODEL
 from tiny import tiny_model
 
 from diffcodec import encode, load_model
-from diffcodec.container import CHAIN_CODERS, parse
+from diffcodec.container.parts import CHAIN_CODERS
+from diffcodec.container.reader import parse
 
 NAMES = json.loads(EXPECTED.read_text())
 SLOW = (

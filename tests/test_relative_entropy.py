@@ -7,23 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kstest
 
-from diffcodec import relative_entropy
-from diffcodec.relative_entropy import (
+from diffcodec.coding.relative_entropy import bits, trellis
+from diffcodec.coding.relative_entropy.bits import BitReader, BitWriter, read_rice_code, rice_code
+from diffcodec.coding.relative_entropy.layout import Key, half_log2, make_layout
+from diffcodec.coding.relative_entropy.step import Decoder, Encoder, surprise_bits
+from diffcodec.coding.relative_entropy.trellis import (
     _NOISE,
-    BitReader,
-    BitWriter,
     Codebook,
-    Decoder,
-    Encoder,
-    Key,
     best_path,
-    half_log2,
-    make_layout,
     path_branches,
     path_noise,
-    read_rice_code,
-    rice_code,
-    surprise_bits,
 )
 
 SMALL = 6  # state bits: quick
@@ -85,8 +78,8 @@ def test_any_prefix_of_steps_decodes_to_the_bit(shapes, seed):
 
 
 def test_long_stages_segments_and_blocks(monkeypatch):
-    monkeypatch.setattr(relative_entropy, "SEGMENT", 64)
-    monkeypatch.setattr(relative_entropy, "_BLOCK", 24)
+    monkeypatch.setattr(trellis, "SEGMENT", 64)
+    monkeypatch.setattr(trellis, "_BLOCK", 24)
     for arguments in (problem(30000, 0.0001), problem(700, 0.3), problem(20000, 0.0)):
         data, (sample,), _ = encoded([arguments], state_bits=3)  # rows wrap round 16 branches
         assert np.array_equal(Decoder(data, 0, 3).decode_step(0, *arguments[1:]), sample)
@@ -246,7 +239,7 @@ def test_surprise_bits():
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(-500, 500)), max_size=20))
 def test_rice_code(pairs):
     parameter, values = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
-    most = (relative_entropy.MOST_QUOTIENT << parameter) // 2
+    most = (bits.MOST_QUOTIENT << parameter) // 2
     values = np.clip(values, -most, most)
     writer = BitWriter()
     writer.write(rice_code(values, parameter))

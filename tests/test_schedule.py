@@ -8,7 +8,13 @@ from ddpm import HALF_RANGE, cosine_schedule, linear_schedule
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffcodec.schedule import cosine, explicit, geometric, linear, sigma_from_alphas_cumprod
+from diffcodec.diffusion.schedule import (
+    cosine,
+    explicit,
+    geometric,
+    linear,
+    sigma_from_alphas_cumprod,
+)
 
 SCHEDULES = [(linear_schedule(), linear()), (cosine_schedule(), cosine())]
 

@@ -15,14 +15,17 @@ from click.testing import CliRunner
 from PIL import Image
 from tiny import TIMESTEPS
 
-from diffcodec import codec, decode, encode, load_model
-from diffcodec.cli import cli
-from diffcodec.container import parse
+from diffcodec import decode, encode, load_model
+from diffcodec.cli.program import cli
+from diffcodec.codec import decoding, encoding
+from diffcodec.codec.estimates import expected_bytes
+from diffcodec.container.reader import parse
 from diffcodec.errors import CorruptError, LimitError
-from diffcodec.images import psnr
+from diffcodec.images import fallback
+from diffcodec.images.modes import psnr
 from diffcodec.limits import Limits
-from diffcodec.models import Model
-from diffcodec.show import (
+from diffcodec.models.model import Model
+from diffcodec.viewing.show import (
     LARGEST_SIDE,
     MARGIN,
     PANEL_SIDES,
@@ -31,7 +34,6 @@ from diffcodec.show import (
     page,
     previews,
 )
-from diffcodec.tiles import expected_bytes
 
 LAST = TIMESTEPS["fast"]
 
@@ -63,7 +65,7 @@ def test_previews_of_a_plain_file(model: Model, mode: str) -> None:
         assert preview.psnr == psnr(preview.image, image)
     sizes = [preview.size for preview in shown]
     assert sizes == sorted(sizes) and sizes[-1] == len(data)
-    marks = codec.measure_marks(data, model).tiles[0].marks
+    marks = decoding.measure_marks(data, model).tiles[0].marks
     payload = len(parse(data).tiles[0].payload)
     assert [len(data) - size for size in sizes[:-1]] == [payload - 4 * mark for mark in marks]
 
@@ -75,7 +77,7 @@ def test_previews_of_a_file_that_may_be_cut(model: Model) -> None:
     shown = previews(data, model)
     assert [preview.timestep for preview in shown] == [4, 2, 0]
     for preview in shown[:-1]:
-        found, cut = codec.decode_finest(data[: preview.size], model=model, allow_partial=True)
+        found, cut = decoding.decode_finest(data[: preview.size], model=model, allow_partial=True)
         assert found == preview.timestep
         assert cut.tobytes() == preview.image.tobytes()
         assert preview.psnr == psnr(preview.image, image)
@@ -104,11 +106,11 @@ def test_tiles_by_other_coders_are_exact_at_every_timestep(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = picture((521, 9))
-    fallback = codec.encode_fallback
+    plain = fallback.encode_fallback
     monkeypatch.setattr(  # the first tile is to be a chain, and so the file of tiles
-        codec,
+        encoding,
         "encode_fallback",
-        lambda im: fallback(im) if im.width == 257 else ("raw", bytes(1 << 20)),
+        lambda im: plain(im) if im.width == 257 else ("raw", bytes(1 << 20)),
     )
     data = encode(image, model, "fast")
     first, second = parse(data).tiles
@@ -147,7 +149,9 @@ def test_another_machine_is_found(model: Model, monkeypatch: pytest.MonkeyPatch)
         return mean + 0.3, variance
 
     monkeypatch.setattr(Model, "posterior_x", wrong)
-    monkeypatch.setattr("diffcodec.show.measure_marks", lambda data, model, limits: parse(data))
+    monkeypatch.setattr(
+        "diffcodec.viewing.show.measure_marks", lambda data, model, limits: parse(data)
+    )
     with pytest.raises(CorruptError, match="other probabilities"):
         previews(data, model)
     monkeypatch.setattr(Model, "posterior_x", lambda self, z, sigma: (z * np.nan, z))

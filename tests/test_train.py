@@ -20,16 +20,24 @@ from PIL import Image
 from safetensors.torch import load, load_file
 from tiny import tiny_model
 
-from diffcodec import codec, train
-from diffcodec.bound import VARIANCES, Share
-from diffcodec.cli import cli
-from diffcodec.container import CHAIN_CODERS, parse
-from diffcodec.data import CropSampler, domain_batch, find_images, split_held_out
+from diffcodec.cli.program import cli
+from diffcodec.codec import decoding, encoding
+from diffcodec.container.parts import CHAIN_CODERS
+from diffcodec.container.reader import parse
+from diffcodec.diffusion import plan
+from diffcodec.diffusion.bound import VARIANCES
+from diffcodec.diffusion.losses import Share
+from diffcodec.diffusion.plan import geometric_plan
 from diffcodec.errors import DiffcodecError, ModelMismatchError
-from diffcodec.models import load_model, load_weights, quantize_model, serialise_float_model
-from diffcodec.network import PRESETS, NetworkConfig, UNet, split_detail
-from diffcodec.plan import geometric_plan
-from diffcodec.train import (
+from diffcodec.models.export import quantize_model, serialise_float_model
+from diffcodec.models.model import load_model, load_weights
+from diffcodec.networks.unet import PRESETS, NetworkConfig, UNet, split_detail
+from diffcodec.training import calibration
+from diffcodec.training import trainer as trainer_module
+from diffcodec.training.calibration import calibration_images
+from diffcodec.training.config import TrainConfig
+from diffcodec.training.data import CropSampler, domain_batch, find_images, split_held_out
+from diffcodec.training.trainer import (
     CHECKPOINT,
     CONFIG,
     CURVE,
@@ -37,9 +45,7 @@ from diffcodec.train import (
     LOG,
     MODEL,
     SPLIT,
-    TrainConfig,
     Trainer,
-    calibration_images,
 )
 
 NETWORK = NetworkConfig(channels=(8, 8), blocks=(1, 1), patch=2, embedding=16)
@@ -48,10 +54,10 @@ COUNT, SIDE, CROP = 25, 24, 16
 
 @pytest.fixture(autouse=True)
 def small_validation(monkeypatch):
-    monkeypatch.setattr(train, "VALIDATION_CROPS", 16)
-    monkeypatch.setattr(train, "VALIDATION_BATCH", 8)
-    monkeypatch.setattr(train, "CALIBRATION_CROPS", 4)
-    monkeypatch.setattr(train, "PLANS", {"default": geometric_plan(4)})
+    monkeypatch.setattr(trainer_module, "VALIDATION_CROPS", 16)
+    monkeypatch.setattr(trainer_module, "VALIDATION_BATCH", 8)
+    monkeypatch.setattr(calibration, "CALIBRATION_CROPS", 4)
+    monkeypatch.setattr(trainer_module, "PLANS", {"default": geometric_plan(4)})
 
 
 def picture(i, size=(SIDE, SIDE)):
@@ -139,7 +145,7 @@ def test_every_step_of_every_seed_has_crops_and_noise_of_its_own(config, tmp_pat
         seen.append((x.numpy().tobytes(), generator.initial_seed()))
         return model(x, torch.ones(len(x)))[0].mean()
 
-    monkeypatch.setitem(train.LOSSES, "vlb", record)
+    monkeypatch.setitem(trainer_module.LOSSES, "vlb", record)
     for seed in (0, 1):
         losses(Trainer(replace(config, seed=seed), tmp_path), 3)
     crops, seeds = zip(*seen, strict=True)
@@ -198,7 +204,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path, monkeypatch, 
     trainer = Trainer(config, tmp_path)
     losses(trainer, 3)
     before = {k: v.clone() for k, v in state(trainer).items()}
-    monkeypatch.setitem(train.LOSSES, "vlb", wrong)
+    monkeypatch.setitem(trainer_module.LOSSES, "vlb", wrong)
     with pytest.raises(DiffcodecError, match="not finite at step 4; lower --learning-rate"):
         trainer.run()
     assert_same_weights(state(trainer), before, exact=True)
@@ -214,7 +220,7 @@ def test_a_learning_rate_that_is_far_too_high_stops_the_run(config, tmp_path):
 # --- a batch in shares ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("loss", train.LOSSES)
+@pytest.mark.parametrize("loss", trainer_module.LOSSES)
 def test_a_batch_in_several_passes_gives_the_same_gradients(config, tmp_path, loss, monkeypatch):
     gradients = []
 
@@ -222,7 +228,7 @@ def test_a_batch_in_several_passes_gives_the_same_gradients(config, tmp_path, lo
         gradients.append([p.grad.clone() for p in parameters])
         return torch.tensor(1.0)
 
-    monkeypatch.setattr(train.nn.utils, "clip_grad_norm_", record)
+    monkeypatch.setattr(trainer_module.nn.utils, "clip_grad_norm_", record)
     config = replace(config, loss=loss, batch=16)
     whole, parts = (Trainer(replace(config, accumulate=n), tmp_path) for n in (1, 4))
     assert losses(parts, 3) == pytest.approx(losses(whole, 3), rel=1e-4)
@@ -360,7 +366,9 @@ def test_labels_change_what_a_network_says_and_files_do_without(labelled, tmp_pa
     image = picture(7, (37, 21))
     for name, arithmetic in ((MODEL, "integer"), (FLOAT_MODEL, "float")):
         model = load_model(tmp_path / name, arithmetic)
-        assert codec.decode(codec.encode(image, model), model=model).tobytes() == image.tobytes()
+        assert (
+            decoding.decode(encoding.encode(image, model), model=model).tobytes() == image.tobytes()
+        )
     network, weights = load_weights(tmp_path / MODEL)
     assert network == labelled.network and weights.keys() == trainer.ema.keys()
 
@@ -399,7 +407,7 @@ def test_a_time_budget_becomes_a_number_of_steps(config, tmp_path, monkeypatch):
     losses(trainer, 2)
     before = {k: v.clone() for k, v in state(trainer).items()}
     with monkeypatch.context() as context:
-        context.setattr(train.time, "monotonic", lambda: next(clock))
+        context.setattr(trainer_module.time, "monotonic", lambda: next(clock))
         trainer.plan_steps(minutes=2)
     assert trainer.config == replace(config, steps=480)
     assert trainer.step == 2
@@ -482,7 +490,7 @@ def test_files_of_a_run(config, tmp_path, capsys):
     assert checkpoint["step"] == 110 and checkpoint["network"] == config.network.to_dict()
 
     model = load_model(tmp_path / MODEL)
-    assert model.plans == train.PLANS
+    assert model.plans == plan.PLANS
     assert model.info.about == {
         "images": COUNT - 1,
         "crops": 110 * 8,
@@ -522,7 +530,7 @@ def test_a_float_model_that_cannot_be_quantised(config, tmp_path):
     network = trainer.averaged_network()
     with torch.no_grad():
         network.conv_in.weight.view(8, 9, 4, 9)[:, 3:6] = 3e38  # of the sines, 0 on loading
-    (tmp_path / "huge.safetensors").write_bytes(serialise_float_model(network, train.PLANS, {}))
+    (tmp_path / "huge.safetensors").write_bytes(serialise_float_model(network, plan.PLANS, {}))
     with pytest.raises(ModelMismatchError, match="this network cannot be quantised"):
         quantize_model(load_model(tmp_path / "huge.safetensors", "float"), crops)
 
@@ -530,11 +538,11 @@ def test_a_float_model_that_cannot_be_quantised(config, tmp_path):
 def test_the_model_of_a_run_codes_an_image_exactly(config, tmp_path, monkeypatch):
     Trainer(replace(config, steps=2), tmp_path).run()
     model = load_model(tmp_path / MODEL)
-    monkeypatch.setattr(codec, "encode_fallback", lambda image: ("raw", bytes(1 << 20)))
+    monkeypatch.setattr(encoding, "encode_fallback", lambda image: ("raw", bytes(1 << 20)))
     image = picture(7, (37, 21))
-    coded = codec.encode(image, model)
+    coded = encoding.encode(image, model)
     assert {tile.coder for tile in parse(coded).tiles} <= set(CHAIN_CODERS)
-    assert codec.decode(coded, model=model).tobytes() == image.tobytes()
+    assert decoding.decode(coded, model=model).tobytes() == image.tobytes()
 
 
 def test_l_simple_is_not_logged_as_bits(config, tmp_path):
@@ -574,7 +582,7 @@ def test_tensorboard_gets_the_log(config, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     Trainer(replace(config, steps=60, tensorboard=True), tmp_path).run(validate_every=50)
-    events = EventAccumulator(str(tmp_path / train.BOARD)).Reload()
+    events = EventAccumulator(str(tmp_path / trainer_module.BOARD)).Reload()
     for name in (STEP_KEYS | VALIDATION_KEYS) - {"step", "step_bpd"}:
         written = [(e.step, e.value) for e in events.Scalars(name)]
         expected = [(r["step"], r[name]) for r in lines(tmp_path)]
@@ -804,7 +812,7 @@ def test_fine_tuning_warms_up_in_fewer_steps(arguments, tmp_path, tiny, given):
     assert result.exit_code == 0, result.output
     config = saved_config(tmp_path)
     assert config["learning_rate"] == (1e-3 if given else TrainConfig.learning_rate)
-    assert config["warmup"] == train.INIT_WARMUP < TrainConfig.warmup
+    assert config["warmup"] == config.INIT_WARMUP < TrainConfig.warmup
 
 
 def test_minutes_set_the_number_of_steps(arguments, tmp_path, tiny):

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from diffcodec.models import serialise_float_model, serialise_model
-from diffcodec.network import NetworkConfig, UNet
-from diffcodec.plan import geometric_plan
+from diffcodec.diffusion.plan import geometric_plan
+from diffcodec.models.export import serialise_float_model, serialise_model
+from diffcodec.networks.unet import NetworkConfig, UNet
 
 TIMESTEPS = {"fast": 4, "default": 6, "best": 8}
 

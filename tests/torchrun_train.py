@@ -11,18 +11,19 @@ from pathlib import Path
 
 import torch
 
-from diffcodec import train
-from diffcodec.cli import cli
-from diffcodec.data import CropSampler
-from diffcodec.plan import geometric_plan
+from diffcodec.cli.program import cli
+from diffcodec.diffusion import plan
+from diffcodec.diffusion.plan import geometric_plan
+from diffcodec.training import calibration, trainer
+from diffcodec.training.data import CropSampler
 
-train.VALIDATION_CROPS = train.VALIDATION_BATCH = train.CALIBRATION_CROPS = 8
-train.PLANS = {"default": geometric_plan(4)}
+trainer.VALIDATION_CROPS = trainer.VALIDATION_BATCH = calibration.CALIBRATION_CROPS = 8
+plan.PLANS = {"default": geometric_plan(4)}
 
 
 def main(notes: Path, *arguments: str) -> None:
     passes = []
-    batch, run = CropSampler.batch, train.Trainer.run
+    batch, run = CropSampler.batch, trainer.Trainer.run
 
     def noted_batch(self, size, seed, step, rows=slice(None)):
         if rows != slice(None):  # not of validation
@@ -34,7 +35,7 @@ def main(notes: Path, *arguments: str) -> None:
         state = {"model": self.model.state_dict(), "ema": self.ema, "passes": passes}
         torch.save(state, notes / f"{os.environ.get('RANK', 'alone')}.pt")
 
-    CropSampler.batch, train.Trainer.run = noted_batch, noted_run
+    CropSampler.batch, trainer.Trainer.run = noted_batch, noted_run
     cli(arguments, standalone_mode=False)
 
 

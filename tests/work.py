@@ -5,7 +5,7 @@ import signal
 import time
 
 from diffcodec.errors import FormatError
-from diffcodec.files import write_file
+from diffcodec.system.files import write_file
 
 
 def work(name: str, path: str) -> str:

@@ -20,10 +20,12 @@ import torch
 from damage import MODEL
 from test_limits import CLAIMS
 
-from diffcodec import codec, recover
-from diffcodec.container import Container, Layers, Tile, pack, tile_grid
+from diffcodec import recover
+from diffcodec.codec import decoding
+from diffcodec.container.parts import Container, Layers, Tile, tile_grid
+from diffcodec.container.writer import pack
 from diffcodec.errors import DiffcodecError
-from diffcodec.models import load_model
+from diffcodec.models.model import load_model
 
 SIDE = 1 << 14  # 2^28 pixels, the limit
 
@@ -65,7 +67,7 @@ def bombs() -> dict[str, bytes]:
 
 
 READERS: dict[str, Callable[[bytes], object]] = {
-    "decode": lambda data: codec.decode(data, model=load_model(MODEL)),
+    "decode": lambda data: decoding.decode(data, model=load_model(MODEL)),
     "recover": lambda data: recover(data, load_model(MODEL)),
 }
 

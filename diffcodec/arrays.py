@@ -1,0 +1,20 @@
+"""NumPy arrays by the type of their elements, for signatures.
+
+Where a shape matters the signature tells it by jaxtyping, ``Float64[Array, "3 height width"]``,
+which the tests check.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    Array = NDArray[np.float64]
+    Integers = NDArray[np.int64]
+    Bits = NDArray[np.uint8]  # 0 or 1 each
+    Words = NDArray[np.uint32]
+    Bytes = NDArray[np.uint8]
+    AnyArray = NDArray[Any]
+else:  # what jaxtyping can look at: it tells the elements' type itself
+    Array = Integers = Bits = Words = Bytes = AnyArray = np.ndarray

@@ -1,0 +1,10 @@
+"""The command line, with the conventions of zstd and cjxl.
+
+What loads torch, NumPy or Pillow is imported where it is used: ``--help``, ``models``, ``info`` and
+``verify --structure`` do without.
+"""
+
+from diffcodec.cli import decode, encode, evaluate, inspect, plan, show, train
+from diffcodec.cli.program import cli, main
+
+__all__ = ["cli", "decode", "encode", "evaluate", "inspect", "main", "plan", "show", "train"]

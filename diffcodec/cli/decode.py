@@ -1,0 +1,209 @@
+"""The command decode."""
+
+import io
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from diffcodec.cli.options import (
+    force_option,
+    jobs_option,
+    make_limits,
+    max_memory_option,
+    max_pixels_option,
+    model_option,
+    output_dir_option,
+    output_option,
+    quiet_option,
+    skip_existing_option,
+)
+from diffcodec.cli.program import cli
+from diffcodec.cli.running import (
+    for_each,
+    image_format,
+    load_given,
+    pair_outputs,
+    reading_file,
+    unless_skipped,
+)
+from diffcodec.container.parts import Damage
+from diffcodec.errors import CorruptError
+from diffcodec.limits import Limits
+from diffcodec.system.files import STANDARD, check_output, read_file, write_file
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+RECONSTRUCTIONS = ("mean", "flow", "sample")  # as in descent.py, which loads numerics
+
+
+@cli.command(short_help="Decode files to images.")
+@click.argument("paths", nargs=-1, required=True, metavar="IN [OUT]")
+@output_option
+@output_dir_option
+@click.option(
+    "--timestep",
+    type=click.IntRange(min=0),
+    help="0: the exact image. t: its posterior mean given z_t, the coarser the larger t.  "
+    "[default: the finest]",
+)
+@click.option(
+    "--allow-partial",
+    is_flag=True,
+    help="Of a file with previews that is cut or damaged show the last that is whole.",
+)
+@click.option(
+    "--recover",
+    is_flag=True,
+    help="Of a file that is damaged or cut write the tiles that are whole, and say which are not.",
+)
+@click.option(
+    "--max-bytes",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Show what the first N bytes of a file with previews hold.",
+)
+@click.option(
+    "--reconstruct",
+    type=click.Choice(RECONSTRUCTIONS),
+    default="mean",
+    show_default=True,
+    help="At a timestep above 0: the posterior mean, or its continuation by the probability-flow "
+    "ODE or by ancestral sampling, which look sharper and are farther from the image.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**24 - 1),
+    default=0,
+    show_default=True,
+    help="Of --reconstruct sample.",
+)
+@model_option("The model file it was encoded with, if that is not a shipped one.")
+@max_pixels_option
+@max_memory_option
+@skip_existing_option
+@jobs_option
+@force_option
+@quiet_option
+def decode(
+    *,
+    paths: tuple[str, ...],
+    output: str | None,
+    output_dir: str | None,
+    timestep: int | None,
+    allow_partial: bool,
+    recover: bool,
+    max_bytes: int | None,
+    reconstruct: str,
+    seed: int,
+    model: str | None,
+    max_pixels: int,
+    max_memory: int,
+    skip_existing: bool,
+    processes: int,
+    force: bool,
+    quiet: bool,
+) -> None:
+    """Decode a file to an image: decode IN [OUT], or decode --output-dir DIR IN...
+
+    OUT is IN with the suffix .png if it is not given. The suffix of OUT chooses the format among
+    those that keep pixels exactly; to standard output it is PNG.
+    """
+    if recover and (allow_partial or timestep is not None or reconstruct != "mean"):
+        raise click.UsageError(
+            "--recover takes whatever is whole; leave out --allow-partial, --timestep and "
+            "--reconstruct"
+        )
+    jobs = pair_outputs(paths, output, output_dir, ".png")
+
+    work = partial(
+        _decode_file,
+        timestep=timestep,
+        model=model,
+        recover=recover,
+        max_bytes=max_bytes,
+        force=force,
+        progress=not quiet and processes == 1,
+        limits=make_limits(max_pixels, max_memory),
+        allow_partial=allow_partial or max_bytes is not None,
+        reconstruct=reconstruct,
+        seed=seed,
+    )
+    load_given(model)
+    for_each(
+        *(jobs, unless_skipped(work, skip_existing, force)),
+        show=None if quiet else partial(click.echo, err=True),
+        processes=processes,
+    )
+
+
+def _decode_file(
+    source: str,
+    target: str,
+    *,
+    timestep: int | None,
+    model: str | None,
+    recover: bool,
+    max_bytes: int | None,
+    force: bool,
+    progress: bool,
+    **options: Any,
+) -> str | None:
+    """Decode one file; returns what there is to say of it."""
+    from diffcodec.images.writing import write_image
+
+    format = image_format(target)
+    check_output(target, source, force)
+    start = time.perf_counter()
+    data = read_file(source, -1 if max_bytes is None else max_bytes)
+    damage: Sequence[Damage] = ()
+    if recover:
+        found = 0
+        image, damage = _recover(data, model, progress, options["limits"])
+    else:
+        found, image = decode_data(data, timestep, model, progress, **options)
+    stream = io.BytesIO()
+    write_image(image, stream, format)
+    write_file(target, stream.getvalue(), force)
+    if damage:
+        raise CorruptError(_describe_damage(damage))
+    if target == STANDARD:
+        return None
+    seconds = time.perf_counter() - start
+    what = f"{image.width} x {image.height} {image.mode}, {seconds:.1f} s"
+    return f"{source} -> {target}: " + (f"timestep {found}, {what}" if found else what)
+
+
+def decode_data(
+    data: bytes, timestep: int | None, model: str | None, progress: bool, **options: Any
+) -> "tuple[int, Image]":
+    """The finest timestep of a file, and its image."""
+    from diffcodec.codec import decoding
+
+    with reading_file(data):
+        return decoding.decode_finest(data, timestep, model, progress, **options)
+
+
+def _recover(
+    data: bytes, model: str | None, progress: bool, limits: Limits
+) -> "tuple[Image, Sequence[Damage]]":
+    from diffcodec.codec.recovery import recover
+
+    with reading_file(data):
+        return recover(data, model, progress, limits=limits)
+
+
+def _describe_damage(damage: Sequence[Damage]) -> str:
+    def describe(part: Damage) -> str:
+        place = ""
+        if part.box is not None:
+            place = " ({width} x {height} pixels at {left}, {top})".format(**part.box._asdict())
+        return f"{part.part}{place}: {part.reason}"
+
+    tiles = len({part.tile for part in damage} - {None})
+    lost = f"{tiles} tile{'' if tiles == 1 else 's'}"
+    return f"damaged; written but for {lost}. " + ". ".join(map(describe, damage))

@@ -1,0 +1,133 @@
+"""The command evaluate."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from diffcodec.cli.options import effort_option, model_option, quiet_option
+from diffcodec.cli.program import cli
+from diffcodec.cli.running import CommandError, failing_as, print_line
+from diffcodec.cli.train import VARIANCES
+from diffcodec.models.file import DEFAULT_MODEL, model_path, read_model_info
+from diffcodec.system.files import check_output
+
+if TYPE_CHECKING:
+    from diffcodec.models.model import Model
+    from diffcodec.training.data import Source
+
+
+@cli.command(short_help="Measure a model on images: the bound and whole files.")
+@click.option("--data", metavar="DIR", required=True, help="Folder of images, or a .npy or .npz.")
+@model_option(f"A shipped model, or a model file.  [default: {DEFAULT_MODEL}]")
+@effort_option("Which of the model's plans.")
+@click.option(
+    "--timesteps",
+    type=click.IntRange(min=2),
+    help="A chain of so many steps at constant ratio instead: the bound alone.",
+)
+@click.option("--held-out", is_flag=True, help="Only the images that train would hold out.")
+@click.option("--limit", metavar="N", type=click.IntRange(min=1), help="Only the first N images.")
+@click.option("--bound-only", is_flag=True, help="Write no files.")
+@click.option(
+    "--variance",
+    type=click.Choice(VARIANCES),
+    default="learned",
+    show_default=True,
+    help="Of the bound: the model's own, or DDPM's beta-tilde (small) or beta (large).",
+)
+@click.option(
+    "--labels", metavar="FILE", help="Classes of the images, for the bound of a model of classes."
+)
+@click.option(
+    "--picture", metavar="FILE", help="Write a picture (PNG) of the bound by noise level."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object, image by image.")
+@quiet_option
+def evaluate(
+    *,
+    data: str,
+    model: str | None,
+    effort: str,
+    timesteps: int | None,
+    held_out: bool,
+    limit: int | None,
+    bound_only: bool,
+    variance: str,
+    labels: str | None,
+    picture: str | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Measure a model on images: its variational bound, the bound's parts, and whole files.
+
+    Images of any size, in RGB of 8 bits, or grey. Means over images, in bits per dimension
+    (subpixel), with 95 % intervals.
+    """
+    name = model or DEFAULT_MODEL
+    is_float = labels is not None or timesteps is not None
+    if is_float or variance != "learned":
+        bound_only = True  # files know nothing of these
+    if picture is not None:
+        with failing_as(picture):
+            check_output(picture, data, force=True)
+            if find_spec("matplotlib") is None:
+                raise CommandError("pictures need matplotlib; pip install 'diffcodec[train]'")
+    from diffcodec.evaluation import measure
+    from diffcodec.evaluation.summary import format_summary, summarise
+
+    with failing_as(name):
+        from diffcodec.models.model import load_model
+
+        arithmetic = "float" if is_float else read_model_info(model_path(name))[0].arithmetic
+        loaded = load_model(name, arithmetic)
+        plan = measure.find_plan(loaded, effort, timesteps)
+    with failing_as(data):
+        sources, classes = _evaluation_images(data, labels, loaded, held_out)
+        results = list(
+            measure.evaluate(
+                *(loaded, sources[:limit], plan),
+                effort=None if bound_only else effort,
+                variance=variance,
+                labels=classes,
+                progress=not quiet,
+            )
+        )
+    settings = {"model": name, "id": loaded.info.id.hex(), "arithmetic": arithmetic}
+    settings |= {"effort": "" if timesteps else effort, "variance": variance}
+    summary: dict[str, Any] = settings | summarise(results, plan)
+    if picture is not None:
+        with failing_as(picture):
+            from diffcodec.training.pictures import draw_split
+
+            draw_split([part["bpd"] for part in summary["parts"]], plan.levels, Path(picture))
+    if as_json:
+        print_line(json.dumps(summary | {"results": [result.to_dict() for result in results]}))
+    else:
+        print_line(format_summary(summary))
+
+
+def _evaluation_images(
+    data: str, labels: str | None, model: "Model", held_out: bool
+) -> "tuple[list[Source], list[int] | None]":
+    """Images and their classes, if those are given."""
+    from diffcodec.training.data import (
+        check_labels,
+        find_images,
+        hold_out,
+        list_images,
+        read_labels,
+    )
+
+    sources = list_images(find_images(Path(data)))
+    classes: list[int] | None = None
+    if labels is not None:
+        read = read_labels(Path(labels))
+        check_labels(read, sources, model.network.config.classes)
+        classes = read.tolist()
+    if held_out:
+        sources = hold_out(sources)[1]
+        classes = classes and hold_out(classes)[1]
+    return sources, classes

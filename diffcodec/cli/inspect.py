@@ -1,0 +1,186 @@
+"""The commands info, verify, models and doctor."""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
+
+from diffcodec.cli.decode import decode_data
+from diffcodec.cli.options import (
+    json_option,
+    make_limits,
+    max_memory_option,
+    max_pixels_option,
+    model_option,
+    paths_argument,
+)
+from diffcodec.cli.program import cli
+from diffcodec.cli.running import (
+    EXIT_FAILURE,
+    failing_as,
+    for_each,
+    load_given,
+    parse_data,
+    print_line,
+)
+from diffcodec.container.info import describe, format_description
+from diffcodec.container.parts import Container
+from diffcodec.errors import DiffcodecError, ModelMismatchError
+from diffcodec.models.file import (
+    DEFAULT_MODEL,
+    ModelInfo,
+    count_parameters,
+    find_model_path,
+    model_path,
+    read_model_info,
+    shipped_models,
+)
+from diffcodec.system.files import read_file
+
+
+@cli.command(short_help="Show what files hold.")
+@paths_argument
+@model_option("The model file they were encoded with, if that is not a shipped one.")
+@click.option(
+    "--measure", is_flag=True, help="Code files anew that do not say what a timestep takes."
+)
+@max_pixels_option
+@json_option
+def info(
+    paths: tuple[str, ...], model: str | None, measure: bool, max_pixels: int, as_json: bool
+) -> None:
+    """Show the header of files, and the bits that each timestep takes.
+
+    Small files do not store the latter: --measure codes them again, if their model is at hand.
+    """
+    with failing_as(model or ""):
+        given = read_model_info(model_path(model))[0] if model else None
+
+    def work(path: str) -> None:
+        data = read_file(path)
+        container = parse_data(data, make_limits(max_pixels))
+        if measure:
+            container = _measured(data, container, model)
+        described = describe(data, container, given or _shipped_model(container))
+        text = json.dumps({"input": path} | described)
+        print_line(text if as_json else f"{path}\n{format_description(described)}")
+
+    for_each([(path,) for path in paths], work, as_json)
+
+
+def _measured(data: bytes, container: Container, model: str | None) -> Container:
+    from diffcodec.codec.decoding import measure_marks
+
+    try:
+        return measure_marks(data, model)
+    except DiffcodecError:  # whether it decodes is for verify to say
+        return container
+
+
+def _shipped_model(container: Container) -> ModelInfo | None:
+    try:
+        return read_model_info(find_model_path(container.model))[0]
+    except ModelMismatchError:
+        return None
+
+
+@cli.command(short_help="Check that files decode.")
+@paths_argument
+@model_option("The model file they were encoded with, if that is not a shipped one.")
+@click.option(
+    "--structure",
+    is_flag=True,
+    help="Check the structure and all checksums but that of the pixels, without decoding.",
+)
+@max_pixels_option
+@max_memory_option
+def verify(
+    paths: tuple[str, ...], model: str | None, structure: bool, max_pixels: int, max_memory: int
+) -> None:
+    """Decode files in full and check their pixels against their checksums."""
+    limits = make_limits(max_pixels, max_memory)
+
+    def work(path: str) -> None:
+        data = read_file(path)
+        if structure:
+            parse_data(data, limits)
+        else:
+            decode_data(data, timestep=None, model=model, progress=True, limits=limits)
+        print_line(f"{path}: OK")
+
+    load_given(model)
+    for_each([(path,) for path in paths], work)
+
+
+@cli.command(short_help="List the shipped models.")
+def models() -> None:
+    """List the models that come with the package."""
+    paths = shipped_models()
+    if not paths:
+        click.echo("no models come with this installation; give one by --model", err=True)
+    for path in paths:
+        with failing_as(path.stem):
+            about, data = read_model_info(path)
+            plans = [f"{name} {len(plan.levels)}" for name, plan in about.plans.items()]
+            rows = {
+                "id": about.id.hex(),
+                "arithmetic": about.arithmetic,
+                "parameters": count_parameters(data),
+                "size": f"{len(data)} bytes",
+                "timesteps": ", ".join(plans),
+                **about.about,
+            }
+            title = f"{about.name} (default)" if about.name == DEFAULT_MODEL else about.name
+            print_line("\n".join([title, *(f"  {key:14} {value}" for key, value in rows.items())]))
+
+
+@cli.command(short_help="Check that this machine computes what others compute.")
+@click.argument("names", nargs=-1, metavar="[MODEL]...")
+@json_option
+def doctor(names: tuple[str, ...], as_json: bool) -> None:
+    """Check that this machine computes what others compute, for the shipped models or those given.
+
+    Files decode wherever the known answers come out: those of the parts that all models share,
+    and of each model's network and chain. Exits with 1 where one does not.
+    """
+    from diffcodec.models.known_answers import (
+        SHARED_ANSWERS,
+        differing,
+        environment,
+        model_answers,
+        shared_answers,
+    )
+    from diffcodec.models.model import load_model
+
+    wrong_parts = differing(shared_answers(), SHARED_ANSWERS)
+    results: dict[str, Any] = {"environment": environment(), "shared": wrong_parts, "models": {}}
+    if not as_json:
+        rows = results["environment"] | {"shared parts": _verdict(SHARED_ANSWERS, wrong_parts)}
+        print_line("\n".join(f"{key:14} {value}" for key, value in rows.items()))
+
+    def work(name: str) -> None:
+        model = load_model(name)
+        expected = model.info.answers
+        if not expected:
+            raise ModelMismatchError("its file has no known answers; export it again")
+        wrong = differing(model_answers(model), expected)
+        results["models"][name] = wrong
+        if not as_json:
+            print_line(f"{model.info.name:14} {_verdict(expected, wrong)}")
+
+    for_each([(name,) for name in names or [path.stem for path in shipped_models()]], work)
+    exchanges = not wrong_parts and not any(results["models"].values())
+    if as_json:
+        print_line(json.dumps(results | {"exchanges_files": exchanges}))
+    elif exchanges:
+        print_line("this machine can exchange files with every other that says so")
+    else:
+        print_line("THIS MACHINE CANNOT EXCHANGE FILES: it computes other probabilities")
+    if not exchanges:
+        sys.exit(EXIT_FAILURE)
+
+
+def _verdict(expected: Iterable[str], wrong: Sequence[str]) -> str:
+    return ", ".join(f"{name} {'DIFFERS' if name in wrong else 'ok'}" for name in expected)

@@ -1,0 +1,158 @@
+"""The commands plan and quantize."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from diffcodec.cli.options import force_option, model_option, parse_numbers, quiet_option
+from diffcodec.cli.program import cli
+from diffcodec.cli.running import failing_as, print_line
+from diffcodec.container.parts import CHAIN_CODERS
+from diffcodec.errors import ModelMismatchError
+from diffcodec.models.file import DEFAULT_MODEL, ModelInfo, model_path, read_model_info
+from diffcodec.system.files import STANDARD, check_output, write_file
+
+if TYPE_CHECKING:
+    from diffcodec.models.model import Model
+
+
+@cli.command("plan", short_help="Find the noise levels that suit a model and your images.")
+@click.option("--data", metavar="DIR", required=True, help="Folder of images, or a .npy or .npz.")
+@model_option(f"A shipped model, or a model file.  [default: {DEFAULT_MODEL}]")
+@click.option("--out", metavar="FILE", help="Write the model with the plans found.")
+@click.option(
+    "--timesteps",
+    type=parse_numbers,
+    metavar="N,N,N",
+    help="Network evaluations of fast, default and best, at most.  [default: as the model has]",
+)
+@click.option(
+    "--crops",
+    type=click.IntRange(min=1),
+    default=24,
+    show_default=True,
+    metavar="N",
+    help="How many to search on, and how many to predict files for.",
+)
+@click.option(
+    "--crop",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Their sides.  [default: as in training]",
+)
+@force_option
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object, plans and all.")
+@quiet_option
+def find_plans(
+    *,
+    data: str,
+    model: str | None,
+    out: str | None,
+    timesteps: tuple[int, ...] | None,
+    crops: int,
+    crop: int | None,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Find the noise levels and lattices of fast, default and best for a model and your images.
+
+    Files are predicted for crops of every twentieth image, plans are searched on the others. An
+    integer model is quantised anew, by the images of DIR.
+    """
+    if out == STANDARD and as_json:
+        raise click.UsageError("--json needs standard output for itself; give another --out")
+    if timesteps is not None and len(timesteps) != len(CHAIN_CODERS):
+        raise click.UsageError(f"--timesteps takes {len(CHAIN_CODERS)} numbers: N,N,N")
+    name = model or DEFAULT_MODEL
+    with failing_as(name):
+        path = model_path(name)
+        info = read_model_info(path)[0]
+        if out is not None:
+            check_output(out, str(path), force)
+
+        from diffcodec.models.model import load_model
+        from diffcodec.planning import costs, propose
+        from diffcodec.training.calibration import calibration_images
+
+        loaded = load_model(path, "float")
+    most = len(costs.grid_levels()) + 1
+    if timesteps is not None and not 3 <= min(timesteps) <= max(timesteps) <= most:
+        raise click.UsageError(f"--timesteps must be from 3 to {most}")
+    side = _calibration_side(crop, info, loaded)
+    with failing_as(data):
+        x, held_out = propose.search_crops(data, side, crops, loaded.color)
+        proposals = propose.propose_plans(loaded, x, held_out, timesteps, not quiet)
+    if as_json:
+        described = {effort: proposal.to_dict() for effort, proposal in proposals.items()}
+        settings = {"model": name, "id": info.id.hex(), "crops": crops, "crop": side}
+        print_line(json.dumps(settings | {"plans": described}))
+    elif out != STANDARD:
+        print_line(propose.format_proposals(proposals))
+    if out is None:
+        return
+    plans = {effort: proposal.plan for effort, proposal in proposals.items()}
+    with failing_as(data):
+        calibration = calibration_images(data, side, loaded.color)
+    with failing_as(name):
+        written = propose.replace_plans(loaded, plans, calibration)
+    with failing_as(out):
+        write_file(out, written, force)
+    if out != STANDARD and not quiet:
+        click.echo(f"{name} -> {out}: {len(written)} bytes", err=True)
+
+
+def _calibration_side(crop: int | None, info: ModelInfo, model: "Model") -> int:
+    """Of crops: as given, or as in training."""
+    side, multiple = crop or info.about.get("crop"), model.network.config.multiple
+    if not isinstance(side, int) or side < 1 or side % multiple:
+        raise click.UsageError(f"give --crop, a multiple of {multiple} for this network")
+    return side
+
+
+QUANTIZED = ".integer.safetensors"
+
+
+@cli.command(short_help="Make an integer model of a float one.")
+@click.argument("source", metavar="FLOAT_MODEL")
+@click.argument("output", metavar="[OUT]", required=False)
+@click.option("--data", metavar="DIR", required=True, help="Folder of the training images.")
+@click.option(
+    "--crop",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Sides of the crops that show the range of its activations.  [default: as in training]",
+)
+@force_option
+def quantize(*, source: str, output: str | None, data: str, crop: int | None, force: bool) -> None:
+    """Make an integer model of a float one, by images like those that it was trained on.
+
+    OUT is FLOAT_MODEL with the suffix .integer.safetensors if it is not given.
+    """
+    with failing_as(source):
+        path = model_path(source)
+        target = output or str(Path(source).with_suffix(QUANTIZED))
+        info = read_model_info(path)[0]
+        if info.arithmetic != "float":
+            raise ModelMismatchError(
+                "it is an integer model already; give a float one, such as the float.safetensors "
+                "of a training run"
+            )
+        check_output(target, str(path), force)
+
+        from diffcodec.models.export import quantize_model
+        from diffcodec.models.model import load_model
+        from diffcodec.training.calibration import calibration_images
+
+        model = load_model(path, "float")
+    side = _calibration_side(crop, info, model)
+    with failing_as(data):
+        calibration = calibration_images(data, side, model.color)
+    with failing_as(source):
+        quantized = quantize_model(model, calibration)
+    with failing_as(target):
+        write_file(target, quantized, force)
+    if target != STANDARD:
+        click.echo(f"{source} -> {target}: {len(quantized)} bytes", err=True)

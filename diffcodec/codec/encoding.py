@@ -1,0 +1,184 @@
+"""Images to files and back: each tile by the chain or a fallback coder, whichever is smaller."""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from diffcodec.codec.batches import progress_bar, run
+from diffcodec.codec.estimates import expected_bytes
+from diffcodec.codec.jobs import Job, Part, encode_job, make_chain
+from diffcodec.codec.layered import Target, encode_layers
+from diffcodec.codec.planes import coded_channels, crop, integers
+from diffcodec.coding.bits_back import EncodedTile
+from diffcodec.container.parts import CHAIN_CODERS, MOST_DRAW, Container, Tile, tile_grid
+from diffcodec.container.writer import pack
+from diffcodec.errors import UnsupportedError
+from diffcodec.images.fallback import encode_fallback
+from diffcodec.images.metadata import get_metadata
+from diffcodec.images.modes import as_image, pixel_crc
+from diffcodec.limits import DEFAULT_LIMITS, Limits
+from diffcodec.models.file import DEFAULT_MODEL
+from diffcodec.models.model import Model, load_model
+
+ImageLike = Image.Image | NDArray[Any]
+EFFORTS = CHAIN_CODERS  # "fast", "default", "best"
+MARKS_FROM_PIXELS = 1 << 16  # smaller images carry no step marks, to save their bytes
+NO_MODEL = bytes(4)
+
+
+def encode(
+    image: ImageLike,
+    model: str | Model = DEFAULT_MODEL,
+    effort: str = "default",
+    progress: bool = False,
+    *,
+    timestep: int | None = None,
+    bpp: float | None = None,
+    psnr: float | None = None,
+    progressive: bool = False,
+    previews: Sequence[int] | None = None,
+    draws: int = 1,
+    limits: Limits = DEFAULT_LIMITS,
+) -> bytes:
+    """Code an image: without loss, or down to a timestep, or both in one file.
+
+    A timestep, a rate or a quality makes a lossy file, of which every beginning decodes to a
+    coarser image. ``progressive`` makes such a file that goes on to the exact image.
+
+    Args:
+        image: PIL image, or array: uint8 [h, w], [h, w, 2..4], uint16 [h, w] or bool [h, w].
+        model: a shipped model's name, a path or a loaded model. One that is loaded as "float" makes
+            files for research: they may not decode on another machine.
+        effort: "fast", "default" or "best": how many network evaluations per tile.
+        progress: show a bar on a terminal when it takes over two seconds.
+        timestep: stop at z_t. With ``progressive`` this and the next two say where previews end.
+        bpp: stop at the last timestep of no more bits per pixel, the whole file counted.
+        psnr: stop at the first timestep of at least so many dB.
+        progressive: previews first, then the exact image.
+        previews: the timesteps that the file can be cut at, instead of about every 1.5 dB.
+        draws: code each tile without loss so many times, with other shared randomness each, and
+            keep the smallest. It takes so many times as long, and decoding no longer. For tiny
+            images: 4 draws gain half a percent of 32 x 32 pixels, and of more the less.
+        limits: the sizes to accept; a larger image takes larger limits to decode, too.
+
+    Returns:
+        The file's bytes; :func:`decode` gives the image back; without loss the pixels, mode
+        and metadata exactly.
+
+    Raises:
+        UnsupportedError: for a kind of image that has no exact coding, or no chain where previews
+            are wanted; for a timestep, rate or quality that cannot be had.
+        LimitError: for an image that is over a limit.
+        ModelMismatchError: if there is no such model, or its numbers overflow.
+    """
+    target = Target(timestep, bpp, psnr, progressive, previews)
+    if target == Target():
+        return encode_many([image], model, effort, progress, draws=draws, limits=limits)[0]
+    if draws != 1:
+        raise UnsupportedError(
+            f"{draws} draws and previews: only files without loss and previews "
+            "are coded by several draws"
+        )
+    used = _load(model, effort)
+    source = as_image(image, limits)
+    limits.check_memory(expected_bytes(*source.size, uses_model=True, layered=True))
+    return encode_layers(source, used, effort, target, progress)
+
+
+def encode_many(
+    images: Sequence[ImageLike],
+    model: str | Model = DEFAULT_MODEL,
+    effort: str = "default",
+    progress: bool = False,
+    *,
+    draws: int = 1,
+    limits: Limits = DEFAULT_LIMITS,
+) -> list[bytes]:
+    """Code several images; small ones share the network's batches. See :func:`encode`.
+
+    Guarantee: the bytes of a file do not depend on the images coded beside it.
+    """
+    if not 1 <= draws <= MOST_DRAW + 1:
+        raise UnsupportedError(f"{draws} draws: expected 1 to {MOST_DRAW + 1}")
+    model = _load(model, effort)
+    sources = [as_image(image, limits) for image in images]
+    pixels = sum(source.width * source.height for source in sources)
+    limits.check_memory(expected_bytes(pixels, 1, uses_model=True, layered=False))
+    jobs = [
+        (source, Part(effort, index, box, draw))
+        for source in sources
+        if coded_channels(source.mode, model.color)
+        for index, box in enumerate(tile_grid(source.width, source.height))
+        for draw in range(draws)
+    ]
+    chains = (encode_part(model, *job) for job in jobs)
+    parts = [part for _, part in jobs]
+    with progress_bar(count_evaluations(parts, model), progress) as bar:
+        coded = _smallest(run(chains, parts, model, bar), draws)
+        return [_assemble(source, model, effort, coded) for source in sources]
+
+
+def _smallest(coded: Iterator[EncodedTile | None], draws: int) -> Iterator[EncodedTile | None]:
+    """Of the draws of each tile, which come one after another."""
+    while group := list(islice(coded, draws)):
+        yield min(filter(None, group), key=lambda tile: tile.size, default=None)
+
+
+def _load(model: str | Model, effort: str) -> Model:
+    if effort not in EFFORTS:
+        raise UnsupportedError(f"effort {effort!r}: expected one of {', '.join(EFFORTS)}")
+    model = load_model(model) if isinstance(model, str) else model
+    if effort not in model.plans:
+        raise UnsupportedError(
+            f"model {model.info.name} has no plan {effort!r}: expected one of "
+            f"{', '.join(model.plans)}"
+        )
+    return model
+
+
+def count_evaluations(parts: Sequence[Part], model: Model) -> int:
+    """Pixels through the network."""
+    return sum(len(model.plans[part.plan].levels) * part.pixels for part in parts)
+
+
+def encode_part(model: Model, source: Image.Image, part: Part) -> Job[EncodedTile | None]:
+    """One tile through the chain, or None where the chain has no code for it."""
+    x = integers(source, part.box, model.color).astype(np.float64)
+    return (yield from encode_job(model, make_chain(model, source.mode, part), x))
+
+
+def _assemble(
+    source: Image.Image, model: Model, effort: str, coded: Iterator[EncodedTile | None]
+) -> bytes:
+    """The smaller of two files: tile by tile the best coder, or one fallback for the whole."""
+    metadata, checksum = get_metadata(source), pixel_crc(source)
+    size = source.size
+
+    def container(tiles: Sequence[Tile], whole: bool) -> Container:
+        uses_model = any(tile.coder in CHAIN_CODERS for tile in tiles)
+        model_id = model.info.id if uses_model else NO_MODEL
+        return Container(
+            *(source.mode, *size, model_id, checksum, whole, metadata, tuple(tiles)),
+            float_arithmetic=uses_model and model.arithmetic == "float",
+        )
+
+    whole = Tile(*encode_fallback(source))
+    candidates = [pack(container([whole], whole=True))]
+    if coded_channels(source.mode, model.color):
+        boxes = tile_grid(*size)
+        marked = size[0] * size[1] >= MARKS_FROM_PIXELS
+        tiles = []
+        for box, chain in zip(boxes, coded, strict=False):
+            tile = whole if len(boxes) == 1 else Tile(*encode_fallback(crop(source, box)))
+            if chain is not None and chain.size < len(tile.payload):
+                marks = chain.marks if marked else ()
+                payload = chain.words.astype("<u4").tobytes()
+                how = (chain.preview, chain.preview_payload, chain.draw)
+                tile = Tile(effort, payload, chain.seed_words, marks, *how)
+            tiles.append(tile)
+        candidates.append(pack(container(tiles, whole=False)))
+    return min(candidates, key=len)

@@ -1,0 +1,31 @@
+"""Memory that coding takes."""
+
+from diffcodec.container.parts import Container
+from diffcodec.limits import Limits
+
+# What coding takes at most, measured (tests/test_limits.py): for a batch in the network, and bytes
+# per pixel of the image, more where all tiles go down together.
+BATCH_BYTES = 1 << 30
+PIXEL_BYTES, LAYERED_PIXEL_BYTES = 16, 64
+
+
+def check_memory(container: Container, limits: Limits, pictures: int = 0) -> None:
+    """Hold what decoding a file is expected to take against the limit of memory.
+
+    Args:
+        container: the file's.
+        limits: to hold it against.
+        pictures: how many more than the decoded one are held at a time.
+
+    Raises:
+        LimitError: if it is more.
+    """
+    uses_model, layered = container.uses_model, container.layers is not None
+    size = expected_bytes(container.width, container.height, uses_model, layered)
+    limits.check_memory(size + 3 * container.width * container.height * pictures)
+
+
+def expected_bytes(width: int, height: int, uses_model: bool, layered: bool) -> int:
+    """Memory that coding an image of such sides takes at most, the program itself left out."""
+    per_pixel = LAYERED_PIXEL_BYTES if layered else PIXEL_BYTES
+    return per_pixel * width * height + (BATCH_BYTES if uses_model else 0)

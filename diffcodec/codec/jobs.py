@@ -1,0 +1,152 @@
+"""Tiles and the coroutines that code them."""
+
+import math
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffcodec.arrays import Array
+from diffcodec.codec.planes import coded_channels, other_probabilities
+from diffcodec.coding.bits_back import (
+    EncodedTile,
+    OutOfRangeError,
+    Posterior,
+    Request,
+    SeedSpentError,
+    TileChain,
+    decode_tile,
+    encode_tile,
+)
+from diffcodec.coding.top_down import Descent, encode_below_preview
+from diffcodec.container.parts import CHAIN_CODERS, Box, Container, Tile
+from diffcodec.errors import CorruptError, ModelMismatchError
+from diffcodec.models.model import Model
+
+Result = TypeVar("Result")
+Job = Generator[Request, Posterior, Result]
+# Words of the seed that make another code worth trying, of all words of a tile; and those that
+# leave no doubt of it, in bits per sample and at least.
+EMPTY_STACK_SHARE = 0.01
+EMPTY_STACK_BITS, EMPTY_STACK_WORDS = 0.1, 256
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tile that the chain codes: by which plan, its number in the image, and where it lies.
+
+    ``draw`` is which seed and dither of the shared randomness its chain takes.
+    """
+
+    plan: str
+    index: int
+    box: Box
+    draw: int = 0
+
+    @property
+    def pixels(self) -> int:
+        """Area of the tile."""
+        return self.box.width * self.box.height
+
+
+def make_chain(model: Model, mode: str, part: Part) -> TileChain:
+    """The chain of a tile.
+
+    Raises:
+        CorruptError: if there is none of this plan for the mode.
+    """
+    coded = coded_channels(mode, model.color)
+    if part.plan not in model.plans or not coded:
+        raise CorruptError(f"a tile of a {mode} image is coded by {part.plan!r}, which cannot be")
+    shape = (part.box.height, part.box.width)
+    plan = model.plans[part.plan]
+    return TileChain(plan, model.domain, part.index, coded, shape, draw=part.draw)
+
+
+@contextmanager
+def encoding(model: Model) -> Iterator[None]:
+    """A ValueError of the chain is the model's."""
+    try:
+        yield
+    except ValueError as e:
+        raise ModelMismatchError(
+            f"model {model.info.name} cannot code this image ({e}); give another model"
+        ) from e
+
+
+@contextmanager
+def decoding(model: Model, index: int) -> Iterator[None]:
+    """A ValueError of the chain is the file's."""
+    try:
+        yield
+    except (ValueError, OutOfRangeError) as e:
+        raise CorruptError(
+            f"tile {index} does not decode ({e}): "
+            + other_probabilities(model.arithmetic == "float")
+        ) from e
+
+
+def chain_parts(container: Container) -> list[Part]:
+    """The tiles that are chains."""
+    pairs = zip(container.boxes(), container.tiles, strict=True)
+    return [
+        Part(tile.coder, index, box, tile.draw)
+        for index, (box, tile) in enumerate(pairs)
+        if tile.coder in CHAIN_CODERS
+    ]
+
+
+def encode_job(model: Model, chain: TileChain, x: Array) -> Job[EncodedTile | None]:
+    """The shortest code of a tile by a chain, or None where it has none.
+
+    Args:
+        model: of the chain.
+        chain: of the tile.
+        x: integers of the colour domain, [3, height, width].
+    """
+    allowed = max(EMPTY_STACK_BITS * x.size / 32, EMPTY_STACK_WORDS)
+    coded = None
+    try:
+        with encoding(model):
+            coded = yield from encode_tile(chain, x, math.inf if chain.preview else allowed)
+        heights = coded.heights
+    except OutOfRangeError:
+        return None
+    except SeedSpentError as e:
+        heights = e.heights
+    if coded and (chain.preview or coded.seed_words <= EMPTY_STACK_SHARE * len(coded.words)):
+        return coded
+    try:
+        with encoding(model):
+            other = yield from encode_below_preview(chain, x, heights)
+    except OutOfRangeError:
+        return coded
+    return min(coded, other, key=lambda tile: tile.size) if coded else other
+
+
+def decode_job(
+    model: Model,
+    chain: TileChain,
+    tile: Tile,
+    timestep: int,
+    how: str = "mean",
+    seed: int = 0,
+) -> Job[NDArray[np.float64]]:
+    """What a chain tile shows at a timestep, in the colour domain, [3, height, width]."""
+    words = np.frombuffer(tile.payload, "<u4") if len(tile.payload) % 4 == 0 else np.zeros(0)
+    with decoding(model, chain.tile):
+        if tile.preview:
+            descent = Descent(chain)
+            yield from descent.decode_layer(tile.preview_payload, tile.preview, timestep)
+            if timestep >= tile.preview:
+                return (yield from descent.continued(how, seed))
+            chain = descent.below()
+        if words.size == 0 or words[0] == 0:
+            raise ValueError("no stack of words")
+        x = yield from decode_tile(chain, words.astype(np.uint32), tile.seed_words, timestep)
+        if timestep and how != "mean":
+            x = yield from Descent(chain, timestep).continued(how, seed)
+    return x

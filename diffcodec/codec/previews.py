@@ -1,0 +1,143 @@
+"""All tiles of an image on their way down."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from diffcodec.arrays import Array, Bits
+from diffcodec.codec.batches import run
+from diffcodec.codec.jobs import (
+    Job,
+    Part,
+    Result,
+    decode_job,
+    decoding,
+    encode_job,
+    encoding,
+    make_chain,
+)
+from diffcodec.codec.planes import integers, paste
+from diffcodec.coding.bits_back import EncodedTile, TileChain
+from diffcodec.coding.top_down import Descent
+from diffcodec.container.parts import CHAIN_CODERS, Tile, tile_grid
+from diffcodec.images.fallback import decode_fallback
+from diffcodec.models.model import Model
+
+KEPT_PIXELS = 1 << 22  # of images in which the model's answers are kept, at 48 bytes each
+
+
+class Previews:
+    """All tiles of an image on their way down.
+
+    Between two steps they hold z_t, 24 bytes a pixel; of small images also what spares time.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        mode: str,
+        size: tuple[int, int],
+        plan: str,
+        bar: "tqdm[Any]",
+        encodes: bool = False,
+    ):
+        self.model, self.mode, self.size, self.bar = model, mode, size, bar
+        self.encodes = encodes
+        boxes = tile_grid(*size)
+        self.parts = [Part(plan, index, box) for index, box in enumerate(boxes)]
+        self.timestep = len(model.plans[plan].levels) + 1  # of all tiles
+        self._descents: list[Descent] = []
+
+    def descent(self, index: int) -> Descent:
+        """Of a tile; begun when it is its turn, as a file may claim any number of them."""
+        if index == len(self._descents):
+            part = self.parts[index]
+            self._descents.append(Descent(self._chain(part)))
+        return self._descents[index]
+
+    def _chain(self, part: Part) -> TileChain:
+        return make_chain(self.model, self.mode, part)
+
+    def encode_step(self, source: Image.Image) -> list[Bits]:
+        """One timestep down: its bits by tile."""
+
+        def job(part: Part, descent: Descent) -> Job[Bits]:
+            x = integers(source, part.box, self.model.color).astype(np.float64)
+            with encoding(self.model):
+                return (yield from descent.encode_step(x))
+
+        bits = list(self._run(job))
+        self.timestep -= 1
+        return bits
+
+    def decode_layer(self, payloads: Sequence[bytes], end: int, timestep: int) -> None:
+        """Down to the end of a layer, or to a timestep above it."""
+
+        def job(part: Part, descent: Descent) -> Job[None]:
+            with decoding(self.model, part.index):
+                yield from descent.decode_layer(payloads[part.index], end, timestep)
+
+        list(self._run(job))
+        self.timestep = max(end, timestep)
+
+    def show(self, how: str = "mean", seed: int = 0) -> Image.Image:
+        """The image at the present timestep."""
+
+        def job(part: Part, descent: Descent) -> Job[Array]:
+            with encoding(self.model) if self.encodes else decoding(self.model, part.index):
+                if how == "mean":
+                    return (yield from descent.mean())
+                other = Descent(descent.below(), descent.timestep)
+                return (yield from other.continued(how, seed))
+
+        return self.put_together(self._run(job))
+
+    def encode_rest(self, source: Image.Image) -> Iterator[EncodedTile | None]:
+        """The exact tiles by the chain below z_t, or None where it has no code."""
+
+        def job(part: Part, descent: Descent) -> Job[EncodedTile | None]:
+            x = integers(source, part.box, self.model.color).astype(np.float64)
+            return (yield from encode_job(self.model, descent.below(), x))
+
+        return self._run(job)
+
+    def decode_rest(self, tiles: Sequence[Tile], timestep: int, how: str, seed: int) -> Image.Image:
+        """The image at a timestep below z_t."""
+
+        def job(part: Part, descent: Descent) -> Job[Array | None]:
+            tile = tiles[part.index]
+            if tile.coder not in CHAIN_CODERS:
+                return None
+            return (yield from decode_job(self.model, descent.below(), tile, timestep, how, seed))
+
+        image = self.put_together(self._run(job))
+        for part, tile in zip(self.parts, tiles, strict=True):
+            if tile.coder not in CHAIN_CODERS:
+                size = (part.box.width, part.box.height)
+                decoded = decode_fallback(tile.coder, tile.payload, self.mode, size)
+                image.paste(decoded, (part.box.left, part.box.top))
+        return image
+
+    def put_together(self, shown: Iterator[Array | None]) -> Image.Image:
+        """An image of tiles in the colour domain."""
+        image = Image.new(self.mode, self.size)
+        for part, x in zip(self.parts, shown, strict=True):
+            if x is not None:
+                paste(image, part.box, x, self.model.color)
+        return image
+
+    def _run(self, job: Callable[[Part, Descent], Job[Result]]) -> Iterator[Result]:
+        """Of every tile."""
+        keep = self.size[0] * self.size[1] <= KEPT_PIXELS
+
+        def bounded(part: Part) -> Job[Result]:
+            descent = self.descent(part.index)
+            result = yield from job(part, descent)
+            if not keep:
+                descent.forget(self._chain(part))
+            return result
+
+        return run(map(bounded, self.parts), self.parts, self.model, self.bar)

@@ -1,0 +1,127 @@
+"""What is left of a damaged file: every tile whose parts of the file are whole."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from diffcodec.arrays import Array
+from diffcodec.codec.batches import progress_bar, run
+from diffcodec.codec.estimates import check_memory
+from diffcodec.codec.jobs import Job, Part, decode_job, decoding, make_chain
+from diffcodec.codec.lookup import find_model
+from diffcodec.codec.planes import check_pixels, paste
+from diffcodec.coding.top_down import Descent
+from diffcodec.container.parts import CHAIN_CODERS, Damage, Salvage
+from diffcodec.container.reader import salvage
+from diffcodec.images.fallback import decode_fallback
+from diffcodec.images.metadata import apply_metadata
+from diffcodec.limits import DEFAULT_LIMITS, Limits
+from diffcodec.models.model import Model
+
+SQUARE = 8  # pixels of a side in the checkerboard
+DARK, LIGHT = 85, 170
+
+
+class Recovered(NamedTuple):
+    """An image with its damage; none where the file is whole."""
+
+    image: Image.Image
+    damage: tuple[Damage, ...]
+
+
+def recover(
+    data: bytes,
+    model: str | Model | None = None,
+    progress: bool = False,
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+) -> Recovered:
+    """Decode what is whole of a file that is damaged or cut.
+
+    A tile that is lost shows the last preview before the damage, or a checkerboard if there is
+    none. The tiles beside it are exact.
+
+    Args:
+        data: a file's bytes.
+        model: the model it was encoded with, if it is not a shipped one.
+        progress: show a bar on a terminal when it takes over two seconds.
+        limits: the sizes to accept.
+
+    Raises:
+        FormatError: if nothing of it is whole, or the header is not.
+        UnsupportedError, ModelMismatchError, LimitError: see :func:`diffcodec.decode`.
+    """
+    found = salvage(data, limits)
+    container = replace(found.container, tiles=tuple(filter(None, found.tiles)))
+    check_memory(container, limits)
+    image = _checkerboard(container.mode, (container.width, container.height))
+    apply_metadata(image, container.metadata, limits)
+    if container.uses_model:
+        used = find_model(container, model)
+        parts = list(_chain_parts(found))
+        jobs = (_decode(used, found, part) for part in parts)
+        evaluations = sum(len(used.plans[part.plan].levels) * part.pixels for part in parts)
+        with progress_bar(evaluations, progress) as bar:
+            for part, x in zip(parts, run(jobs, parts, used, bar), strict=True):
+                if x is not None:
+                    paste(image, part.box, x, used.color)
+    for box, tile in zip(found.container.boxes(), found.tiles, strict=False):
+        if tile is not None and tile.coder not in CHAIN_CODERS:
+            size = (box.width, box.height)
+            decoded = decode_fallback(tile.coder, tile.payload, container.mode, size)
+            image.paste(decoded, (box.left, box.top))
+    if all(damage.tile is None for damage in found.damage):
+        check_pixels(image, container)
+    return Recovered(image, found.damage)
+
+
+def _chain_parts(found: Salvage) -> Iterator[Part]:
+    """The tiles that the chain shows something of."""
+    layers = found.container.layers
+    for index, box in enumerate(found.container.boxes()):
+        tile = found.tiles[index] if found.tiles else None
+        if tile is not None and tile.coder not in CHAIN_CODERS:
+            continue
+        plan = tile.coder if tile else layers.plan if layers else None
+        if plan is not None:
+            yield Part(plan, index, box, tile.draw if tile else 0)
+
+
+def _decode(model: Model, found: Salvage, part: Part) -> Job[Array | None]:
+    """A tile as far down as it goes, in the colour domain; None where there is nothing of it."""
+    mode, layers = found.container.mode, found.container.layers
+    tile = found.tiles[part.index] if found.tiles else None
+    if layers is None:
+        assert tile is not None
+        return (yield from decode_job(model, make_chain(model, mode, part), tile, 0))
+    descent = Descent(make_chain(model, mode, part))
+    for end, payloads in zip(layers.timesteps, found.payloads, strict=True):
+        payload = payloads[part.index]
+        if payload is None:
+            break
+        with decoding(model, part.index):
+            yield from descent.decode_layer(payload, end)
+    if tile is not None and descent.timestep == layers.timesteps[-1]:
+        return (yield from decode_job(model, descent.below(), tile, 0))
+    if descent.timestep > layers.timesteps[0]:
+        return None
+    with decoding(model, part.index):
+        return (yield from descent.mean())
+
+
+def _checkerboard(mode: str, size: tuple[int, int]) -> Image.Image:
+    """What is shown of tiles of which there is nothing."""
+    width, height = size
+    rows, columns = np.arange(height)[:, None] // SQUARE, np.arange(width) // SQUARE
+    light = (rows.astype(np.uint8) ^ columns.astype(np.uint8)) & 1
+    if mode == "1":
+        return Image.fromarray(light > 0)
+    if mode == "P":
+        return Image.frombytes(mode, size, light.tobytes())
+    grey = DARK + light * np.uint8(LIGHT - DARK)
+    if mode == "I;16":
+        return Image.fromarray(grey * np.uint16(257))
+    return Image.fromarray(grey).convert(mode)

@@ -1,0 +1,243 @@
+"""Previews: the chain of one tile from the top down, z_T, ..., z_s, by relative entropy coding.
+
+DDPM's Algorithms 3 and 4. Each step sends a sample of the posterior ``q(z_s | z_t, x)`` given
+``p(z_s | z_t)``, which both sides know (:mod:`diffcodec.relative_entropy`). The first is from
+``q(z_T | x) = N(x, sigma_T^2)`` given the prior: the same formulas with sigma_t infinite, so r = 0.
+No lattice: what the decoder returns is the encoder's z_s to the last bit.
+"""
+
+import copy
+import math
+from collections.abc import Generator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from diffcodec.arrays import Array, Bits
+from diffcodec.coding import randomness
+from diffcodec.coding.bits_back import (
+    EncodedTile,
+    Posterior,
+    Request,
+    Step,
+    TileChain,
+    coding_steps,
+    encode_tile,
+    make_levels,
+    most_seed_words,
+)
+from diffcodec.coding.relative_entropy.bits import BitReader, BitWriter
+from diffcodec.coding.relative_entropy.step import Decoder, Encoder
+from diffcodec.container.parts import LEAST_PREVIEW
+from diffcodec.diffusion.process import LOG2_E
+
+RECONSTRUCTIONS = ("mean", "flow", "sample")
+
+
+class Transition(NamedTuple):
+    """``p(z_s | z_t) = N(r z_t + (1 - r) xhat, Q + W)``; coded channels, [c, height, width]."""
+
+    r: Array  # sigma_s^2 / sigma_t^2, [c, 1, 1]
+    mean: Array
+    variance: Array  # Q = sigma_s^2 (1 - r)
+    excess: Array  # W = (1 - r)^2 v
+
+
+class Descent:
+    """A tile on its way down: z of the last timestep done, and what the model answered to it.
+
+    Args:
+        chain: of the tile.
+        timestep: where to start, with z_t in the chain; above the first if it is not given.
+    """
+
+    def __init__(self, chain: TileChain, timestep: int | None = None):
+        self.chain = chain
+        self.timestep = len(chain.levels) + 1 if timestep is None else timestep
+        # z_t of all channels, [3, height, width]
+        self.z: Array = np.zeros(chain.shape) if timestep is None else chain.z[timestep]
+        self._answer: Posterior | None = None
+        self._encoder, self._decoder = Encoder(chain.tile), Decoder(b"", chain.tile)
+
+    def posterior(self) -> Generator[Request, Posterior, Posterior]:
+        """Of x given z_t, all channels; asked once."""
+        if self._answer is None:
+            self._answer = yield Request(self.z, self.timestep)
+        return self._answer
+
+    def forget(self, chain: TileChain) -> None:
+        """Keep z_t alone: drop the model's answer, and with the chain what it holds.
+
+        Args:
+            chain: another one of the same tile.
+        """
+        self.chain, self._answer = chain, None
+
+    def below(self) -> TileChain:
+        """The chain of the same tile below z_t."""
+        c = self.chain
+        chain = TileChain(c.plan, c.domain, c.tile, c.coded, c.shape[1:], self.timestep, c.draw)
+        chain.z[self.timestep] = self.z
+        return chain
+
+    def mean(self) -> Generator[Request, Posterior, Array]:
+        """The posterior mean of x given z_t, [3, height, width]."""
+        posterior = yield from self.posterior()
+        return self._with_known(posterior.mean[: self.chain.coded], 0)
+
+    def encode_step(self, x: Array) -> Generator[Request, Posterior, Bits]:
+        """One timestep down.
+
+        Args:
+            x: integers of the colour domain, [3, height, width].
+
+        Raises:
+            ValueError: if the model's numbers are out of range.
+        """
+        c = slice(0, self.chain.coded)
+        p = yield from self._transition()
+        q_mean = p.r * self.z[c] + (1 - p.r) * x[c]
+        self._encoder.writer = BitWriter()
+        fields = (a.ravel() for a in (q_mean, p.mean, p.variance, p.excess))
+        self._arrive(self._encoder.encode_step(self.timestep - 1, *fields))
+        return self._encoder.writer.bits()
+
+    def decode_layer(
+        self, data: bytes, end: int, timestep: int = 0
+    ) -> Generator[Request, Posterior, None]:
+        """Down to a timestep by a layer.
+
+        Args:
+            data: of the layer.
+            end: the timestep that it reaches.
+            timestep: where to stop, if that is above the end.
+
+        Raises:
+            ValueError: if it cannot be what the encoder wrote.
+        """
+        reader = self._decoder.reader = BitReader(data)
+        while self.timestep > max(end, timestep):
+            p = yield from self._transition()
+            fields = (a.ravel() for a in (p.mean, p.variance, p.excess))
+            self._arrive(self._decoder.decode_step(self.timestep - 1, *fields))
+        if self.timestep == end and (reader.left >= 8 or reader.read(reader.left).any()):
+            raise ValueError("bits are left over")
+
+    def _transition(self) -> Generator[Request, Posterior, Transition]:
+        chain, t, c = self.chain, self.timestep, slice(0, self.chain.coded)
+        sigma = chain.levels[t - 2].sigma[c]
+        square = sigma * sigma
+        if t > len(chain.levels):
+            r = 0 * square
+            mean, std = (
+                np.broadcast_to(np.array(field)[c, None, None], self.z[c].shape)
+                for field in (chain.domain.center, chain.domain.data_std)
+            )
+            v = std * std
+        else:
+            above = chain.levels[t - 1].sigma[c]
+            r = square / (above * above)
+            posterior = yield from self.posterior()
+            mean, v = posterior.mean[c], posterior.variance[c]
+        rest = 1 - r
+        variance = np.broadcast_to(square * rest, mean.shape)
+        return Transition(r, r * self.z[c] + rest * mean, variance, rest * rest * v)
+
+    def _arrive(self, sample: Array) -> None:
+        self.timestep -= 1
+        coded = sample.reshape(self.chain.coded, *self.z.shape[1:])
+        self.z = self._with_known(coded, self.timestep)
+        self._answer = None
+
+    def _with_known(self, coded: Array, timestep: int) -> Array:
+        return np.concatenate([coded, self.chain.known_channels(timestep)])
+
+    def continued(self, how: str, seed: int = 0) -> Generator[Request, Posterior, Array]:
+        """What a decoder may show of x at z_t, without further bits, [3, height, width].
+
+        Args:
+            how: "mean", the posterior mean; "flow", its continuation by the probability-flow ODE
+                down to z_1, ``z_s = xhat + (sigma_s / sigma_t) (z_t - xhat)`` (DDIM, eta = 0);
+                "sample", by ancestral sampling of p(z_s | z_t).
+            seed: of the sample.
+        """
+        c = slice(0, self.chain.coded)
+        while how != "mean" and self.timestep > 1:
+            p = yield from self._transition()
+            s = self.timestep - 1
+            if how == "sample":
+                noise = randomness.reconstruction_normals(seed, self.chain.tile, s, p.mean.shape)
+                z = p.mean + np.sqrt(p.variance + p.excess) * noise
+            else:
+                mean = (yield from self.posterior()).mean[c]
+                z = mean + np.sqrt(p.r) * (self.z[c] - mean)
+            self._arrive(z)
+        return (yield from self.mean())
+
+
+def encode_below_preview(
+    chain: TileChain, x: Array, alone: Sequence[int]
+) -> Generator[Request, Posterior, EncodedTile]:
+    """Code a tile whose stack runs empty by a preview of its own and the chain below that.
+
+    What the pops of the lower timesteps take is not there yet in a smooth tile, so words of the
+    shared seed are used up. Relative entropy coding takes nothing beforehand.
+
+    Args:
+        chain: of the tile, without a preview.
+        x: integers of the colour domain, [3, height, width].
+        alone: heights of the stack after the steps of the chain alone, as far as that came, which
+            tell where it runs empty.
+
+    Raises:
+        OutOfRangeError: if the chain has no code for the tile.
+        ValueError: if the model's numbers are out of range.
+    """
+    descent = Descent(chain)
+    steps: list[Bits] = []
+    best, smallest = descent, math.inf
+    while descent.timestep > LEAST_PREVIEW:
+        steps.append((yield from descent.encode_step(x)))
+        if len(alone) < 2 * descent.timestep - 1:  # the chain has not come so far
+            continue
+        below, dip = _expected_below(chain, alone, descent.timestep)
+        expected = sum(map(len, steps)) + below + dip
+        if expected < smallest:
+            best, smallest = copy.copy(descent), expected
+        if dip == 0:
+            break
+    rest = yield from encode_tile(best.below(), x)
+    sent = steps[: len(chain.levels) + 1 - best.timestep]
+    payload = np.packbits(np.concatenate(sent)).tobytes()
+    return rest._replace(preview=best.timestep, preview_payload=payload)
+
+
+def _expected_below(chain: TileChain, alone: Sequence[int], preview: int) -> tuple[float, float]:
+    """Bits on the stack after the chain below a preview, and how many of the seed it uses up.
+
+    Every step as in the chain alone, but for two things. Below a preview z_t is drawn more
+    narrowly, on a lattice that is as much finer: to pop it takes as many bits, to push it one more
+    for each halving. And z_2 has less of the dither, ``1 - sigma_2^2 / sigma_s^2`` of it, than
+    p(z_1 | z_2) takes for granted; its cost, where xhat is x, follows from the Gaussians.
+
+    Args:
+        chain: of the tile, without a preview.
+        alone: heights of its stack after the steps of that chain, in words, as far as
+            ``p(z_{s-1} | z_s)`` at least.
+        preview: its timestep s.
+    """
+    changes = 32 * np.diff((most_seed_words(chain), *alone))
+    levels, samples = make_levels(chain.plan, chain.domain, preview), math.prod(chain.shape[1:])
+    first, second, top = (chain.plan.levels[t - 1] ** 2 for t in (1, 2, preview))
+    surprise = LOG2_E * first / (second - first) * second / top  # of z_1 for each sample
+    below = []
+    for step in coding_steps(0, preview):
+        bits = changes[coding_steps(preview).index(step)]
+        if step == Step("reverse", 1, True):
+            bits += samples * chain.coded * surprise
+        elif step.kind == "reverse":
+            own, finer = (each[step.timestep - 1].spacing for each in (chain.levels, levels))
+            bits += samples * np.log2(own / finer)[: chain.coded].sum()
+        below.append(bits)
+    heights = np.cumsum(below)
+    return float(heights[-1]), max(0.0, -float(heights.min()))

@@ -1,0 +1,182 @@
+"""A file as its parts, and the tables that name them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+from diffcodec.errors import FormatError
+
+MAGIC = b"\x89DFC"
+VERSION = 1
+MODES = {1: "1", 2: "L", 3: "LA", 4: "P", 5: "RGB", 6: "RGBA", 7: "I;16"}
+CODERS = {0: "raw", 1: "webp", 2: "png", 16: "fast", 17: "default", 18: "best"}
+CHAIN_CODERS = ("fast", "default", "best")
+CHAIN_MODES = ("L", "RGB")
+METADATA_NAMES = ("dpi", "exif", "icc", "palette", "transparency")
+TILE_SIDE = 512
+MOST_DRAW = 255  # of the shared randomness, beyond the first
+LEAST_PREVIEW = 2  # timestep of previews that tiles follow: below z_1 there is no chain left
+_EDGE_MULTIPLE = 8  # divides TILE_SIDE, so that rounding edges up keeps every side within it
+
+
+class Box(NamedTuple):
+    """A rectangle of the image, in pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One tile as coded.
+
+    Attributes:
+        coder: a name in ``CODERS``.
+        payload: the coder's bytes; of a chain, 32-bit little-endian words in decoding order.
+        seed_words: shared-seed 32-bit words that the chain consumed; 0 for other coders.
+        marks: for timesteps T, T-1, ..., 1, or those below a preview, the payload words that
+            reaching it takes; chains only.
+        preview: the timestep of a preview of the tile's own, or 0; chains only.
+        preview_payload: what leads there, coded as a layer.
+        draw: which seed and dither of the shared randomness the chain takes; chains only.
+    """
+
+    coder: str
+    payload: bytes
+    seed_words: int = 0
+    marks: tuple[int, ...] = ()
+    preview: int = 0
+    preview_payload: bytes = b""
+    draw: int = 0
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The previews of a file, from the coarsest on.
+
+    Attributes:
+        plan: of all tiles, a name in ``CHAIN_CODERS``.
+        stops: the timesteps that the layers reach, falling; a last 0 says that tiles follow, which
+            hold the exact image.
+        payloads: by layer and tile; of a file that is read in part, those that are there.
+    """
+
+    plan: str
+    stops: tuple[int, ...]
+    payloads: tuple[tuple[bytes, ...], ...]
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the file goes on to the exact image."""
+        return self.stops[-1] == 0
+
+    @property
+    def timesteps(self) -> tuple[int, ...]:
+        """What the layers reach."""
+        return self.stops[:-1] if self.is_exact else self.stops
+
+
+@dataclass(frozen=True)
+class Container:
+    """A file as its parts.
+
+    Attributes:
+        mode: the image mode, a name in ``MODES``.
+        width: in pixels, at least 1.
+        height: in pixels, at least 1.
+        model: the first 4 bytes of the SHA-256 of the model file; zeros if there are neither layers
+            nor a tile that is a chain.
+        pixel_crc: CRC-32 of the image's samples, in the layout of PIL's ``tobytes``; if the file
+            ends with a layer, of the image that the decoder shows then.
+        whole: one tile covers the whole image, whatever its size.
+        metadata: byte strings by name: those of ``METADATA_NAMES``, and others that begin with a
+            small letter, which decoding ignores.
+        tiles: in the order of :meth:`boxes`; none if the file ends with a layer.
+        float_arithmetic: the model was evaluated in floating point; only if there is a model.
+        layers: previews, if the file has any.
+    """
+
+    mode: str
+    width: int
+    height: int
+    model: bytes
+    pixel_crc: int
+    whole: bool
+    metadata: Mapping[str, bytes]
+    tiles: tuple[Tile, ...]
+    float_arithmetic: bool = False
+    layers: Layers | None = None
+
+    @property
+    def uses_model(self) -> bool:
+        """Whether decoding it takes a model."""
+        chains = any(tile.coder in CHAIN_CODERS for tile in self.tiles)
+        return self.layers is not None or chains
+
+    def boxes(self) -> list[Box]:
+        """The rectangle of each tile, in raster order."""
+        if self.whole:
+            return [Box(0, 0, self.width, self.height)]
+        return tile_grid(self.width, self.height)
+
+
+class Damage(NamedTuple):
+    """A part of a file that is lost.
+
+    Attributes:
+        part: its name, such as "tile 3 of 8".
+        tile: the tile's number from 0; None for bytes that belong to no tile.
+        box: the tile's pixels.
+        reason: what is wrong.
+    """
+
+    part: str
+    tile: int | None
+    box: Box | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Salvage:
+    """What is whole of a damaged file; see :func:`salvage`.
+
+    Attributes:
+        container: the header; its tiles, and its layers' payloads, are left out.
+        payloads: of the layers, by layer and tile; None where they are lost.
+        tiles: None where they are lost.
+        damage: what is lost, in the order of the file.
+    """
+
+    container: Container
+    payloads: tuple[tuple[bytes | None, ...], ...]
+    tiles: tuple[Tile | None, ...]
+    damage: tuple[Damage, ...]
+
+
+def tile_grid(width: int, height: int) -> list[Box]:
+    """Cut an image into tiles of nearly equal sides, at most ``TILE_SIDE``, in raster order.
+
+    A side n has k = ceil(n / 512) parts with edges at i n / k, rounded up to a multiple of 8.
+    """
+    columns, rows = list(pairwise(_edges(width))), list(pairwise(_edges(height)))
+    return [Box(x, y, right - x, bottom - y) for y, bottom in rows for x, right in columns]
+
+
+def _edges(side: int) -> list[int]:
+    parts = _ceil_divide(side, TILE_SIDE)
+    inner = (_ceil_divide(i * side, parts * _EDGE_MULTIPLE) for i in range(1, parts))
+    return [0, *(edge * _EDGE_MULTIPLE for edge in inner), side]
+
+
+def tile_count(width: int, height: int, whole: bool) -> int:
+    """The length of ``boxes()`` by arithmetic: the sides may be a hostile file's claim."""
+    if width < 1 or height < 1:
+        raise FormatError(f"the image is {width} x {height} pixels, expected at least 1 x 1")
+    return 1 if whole else _ceil_divide(width, TILE_SIDE) * _ceil_divide(height, TILE_SIDE)
+
+
+def _ceil_divide(a: int, b: int) -> int:
+    return -(-a // b)

@@ -1,0 +1,126 @@
+"""Numbers and checksums in bytes."""
+
+import struct
+import zlib
+from collections.abc import Mapping
+from typing import BinaryIO
+
+from diffcodec.container.parts import CODERS
+from diffcodec.errors import FormatError, TruncatedError, UnsupportedFileError
+
+MODE_BITS, LAYERS_BIT, WHOLE_BIT, METADATA_BIT, MARKS_BIT, FLOAT_BIT = (
+    0x07,
+    0x08,
+    0x10,
+    0x20,
+    0x40,
+    0x80,
+)
+CHAIN_BIT, PREVIEW_BIT, DRAW_BIT, MOST_CODER = 0x10, 0x08, 0x04, 0x1F  # of a coder's number
+CRC_BYTES = 4
+SMALLEST_PART_BYTES = 5  # a length of one byte, no content, CRC
+_VARINT_BYTES = 5
+WORD_BYTES = 4  # of a chain's payload
+_CHUNK_BYTES = 1 << 16  # read at once from a file, whatever length it claims
+
+
+def part_crc(header: bytes, section: int, tile: int, content: bytes) -> int:
+    """The CRC of a part covers the header and its place too."""
+    return zlib.crc32(content, zlib.crc32(struct.pack("<II", section, tile), zlib.crc32(header)))
+
+
+def name_of(table: Mapping[int, str], number: int, what: str) -> str:
+    """What a number in a file stands for."""
+    if number not in table:
+        raise FormatError(f"unknown {what}: {number}, expected one of {table}")
+    return table[number]
+
+
+def coder_of(number: int, what: str) -> str:
+    """The name of a coder; one that is not known may be a newer release's."""
+    if number not in CODERS:
+        raise UnsupportedFileError(
+            f"unknown {what}: {number}, expected one of {CODERS}; a newer diffcodec may know it"
+        )
+    return CODERS[number]
+
+
+def number_of(table: Mapping[int, str], name: str) -> int:
+    """Inverse of :func:`name_of`."""
+    for number, known in table.items():
+        if known == name:
+            return number
+    raise FormatError(f"{name!r} is not one of {list(table.values())}")
+
+
+def varint(value: int) -> bytes:
+    """LEB128, unsigned, in the fewest bytes: 7 bits a byte, low bits first."""
+    if not 0 <= value < 1 << 7 * _VARINT_BYTES:
+        raise FormatError(f"{value} does not fit the format, expected 0 to 2^{7 * _VARINT_BYTES}-1")
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])
+
+
+class ByteReader:
+    """A cursor over bytes or a stream; every read that passes its end is a TruncatedError."""
+
+    def __init__(self, source: bytes | BinaryIO) -> None:
+        self.data = source if isinstance(source, bytes) else bytearray()
+        self._stream = None if isinstance(source, bytes) else source
+        self.position = 0
+
+    @property
+    def remaining(self) -> int:
+        """Bytes that follow; of a stream whether any do."""
+        self.prepare(1)
+        return len(self.data) - self.position
+
+    def skip_to_end(self) -> None:
+        """Leave out what follows, of bytes."""
+        self.position = len(self.data)
+
+    def prepare(self, count: int) -> None:
+        """Have so many bytes at hand, if the stream has them."""
+        while self._stream is not None and (missing := count + self.position - len(self.data)) > 0:
+            chunk = self._stream.read(min(missing, _CHUNK_BYTES))
+            if not chunk:
+                break
+            self.data += chunk
+
+    def need(self, count: int, part: str) -> None:
+        """Refuse to go on where fewer bytes are left."""
+        self.prepare(count)
+        if count > len(self.data) - self.position:
+            raise TruncatedError(
+                f"the file ends early, in {part}: found {len(self.data)} bytes, expected at least "
+                f"{self.position + count}; get the whole file again"
+            )
+
+    def take(self, count: int, part: str) -> bytes:
+        """The next bytes."""
+        self.need(count, part)
+        self.position += count
+        return bytes(self.data[self.position - count : self.position])
+
+    def u8(self, part: str) -> int:
+        """A byte."""
+        return self.take(1, part)[0]
+
+    def u32(self, part: str) -> int:
+        """Four bytes, little-endian."""
+        return int.from_bytes(self.take(4, part), "little")
+
+    def varint(self, part: str) -> int:
+        """Seven bits a byte, the lowest first."""
+        value = 0
+        for i in range(_VARINT_BYTES):
+            byte = self.u8(part)
+            value |= (byte & 0x7F) << 7 * i
+            if byte < 0x80:
+                if byte == 0 and i > 0:
+                    raise FormatError(f"{part}: a number is not in its shortest form")
+                return value
+        raise FormatError(f"{part}: a number is longer than {_VARINT_BYTES} bytes")

@@ -1,0 +1,135 @@
+"""What every container must keep to, read or written."""
+
+import re
+from itertools import pairwise
+
+from diffcodec.container.parts import (
+    CHAIN_CODERS,
+    CHAIN_MODES,
+    CODERS,
+    LEAST_PREVIEW,
+    METADATA_NAMES,
+    MODES,
+    MOST_DRAW,
+    Container,
+    Tile,
+    tile_count,
+)
+from diffcodec.container.primitives import WORD_BYTES, number_of
+from diffcodec.errors import FormatError, UnsupportedFileError
+
+_NAME = re.compile("[A-Za-z][A-Za-z0-9-]*")  # of a metadata entry
+_LONGEST_NAME, _MOST_ENTRIES = 255, 255
+
+
+def check_header(container: Container) -> None:
+    """The rules that do not hang on what follows the header."""
+    number_of(MODES, container.mode)
+    if len(container.model) != 4:
+        raise FormatError(f"the model's identity is {container.model!r}, expected 4 bytes")
+    if not 0 <= container.pixel_crc < 2**32:
+        raise FormatError(f"the pixels' CRC is {container.pixel_crc}, expected 32 bits")
+    if len(container.metadata) > _MOST_ENTRIES:
+        raise FormatError(
+            f"there are {len(container.metadata)} metadata entries, expected at most "
+            f"{_MOST_ENTRIES}"
+        )
+    for name in container.metadata.keys() - set(METADATA_NAMES):
+        _check_unknown_name(name)
+    layers = container.layers
+    if layers:
+        if layers.plan not in CHAIN_CODERS:
+            raise FormatError(f"layers by {layers.plan!r}, expected one of {CHAIN_CODERS}")
+        if not layers.timesteps or any(a <= b for a, b in pairwise((*layers.stops, -1))):
+            raise FormatError(f"layers that reach the timesteps {layers.stops}: they must fall")
+        if layers.is_exact and layers.timesteps[-1] < LEAST_PREVIEW:
+            raise FormatError(
+                f"tiles follow timestep {layers.timesteps[-1]}, expected at least {LEAST_PREVIEW}"
+            )
+        if container.mode not in CHAIN_MODES or container.whole:
+            raise FormatError(
+                f"layers of a {container.mode} image{' in one tile' if container.whole else ''}: "
+                f"expected a tile grid and mode {' or '.join(CHAIN_MODES)}"
+            )
+
+
+def _check_unknown_name(name: str) -> None:
+    if len(name) > _LONGEST_NAME or not _NAME.fullmatch(name):
+        raise FormatError(
+            f"metadata name {name!r}, expected a letter and then letters, digits and hyphens"
+        )
+    if name[0].isupper():
+        raise UnsupportedFileError(
+            f"the file needs {name!r}, which this diffcodec does not know: a newer diffcodec is "
+            "needed"
+        )
+
+
+def check_container(container: Container) -> None:
+    """Refuse what the layout could carry but the format forbids; both directions call it."""
+    check_header(container)
+    layers = container.layers
+    count = tile_count(container.width, container.height, container.whole)
+    if layers:
+        if any(len(payload) != count for payload in layers.payloads):
+            raise FormatError(f"a layer has other than {count} tiles")
+        if len(layers.payloads) != len(layers.timesteps):
+            raise FormatError(
+                f"there are {len(layers.payloads)} layers, expected {len(layers.timesteps)}"
+            )
+        if not layers.is_exact:
+            count = 0
+    if len(container.tiles) != count:
+        raise FormatError(f"there are {len(container.tiles)} tiles, expected {count}")
+    if not container.uses_model:
+        if any(container.model):
+            raise FormatError("the file names a model that no tile uses, expected 4 zero bytes")
+        if container.float_arithmetic:
+            raise FormatError("the file names float arithmetic, but no tile is a chain")
+    has_marks = any(tile.marks for tile in container.tiles)
+    for index, tile in enumerate(container.tiles):
+        where = f"tile {index + 1} of {count}"
+        check_tile(tile, where, container)
+        if has_marks and tile.coder in CHAIN_CODERS and not tile.marks:
+            raise FormatError(f"{where} has no step marks, but other tiles have")
+
+
+def check_tile(tile: Tile, where: str, container: Container) -> None:
+    """Refuse a tile that its coder or the header rules out."""
+    number_of(CODERS, tile.coder)
+    if tile.coder not in CHAIN_CODERS:
+        if tile.seed_words or tile.marks or tile.preview or tile.draw:
+            raise FormatError(
+                f"{where} is {tile.coder!r}: only a chain has seed words, marks, preview and draw"
+            )
+        return
+    if tile.preview:
+        check_preview(tile.preview, where)
+    elif tile.preview_payload:
+        raise FormatError(f"{where} has a preview's payload without a preview")
+    if not 0 <= tile.draw <= MOST_DRAW:
+        raise FormatError(f"{where} has the draw {tile.draw}, expected 0 to {MOST_DRAW}")
+    if container.layers and (tile.preview or tile.draw):
+        raise FormatError(f"{where} has a preview or draw of its own below previews, expected none")
+    if container.mode not in CHAIN_MODES:
+        raise FormatError(f"{where} of a {container.mode} image is a chain, which cannot be")
+    if container.layers and tile.coder != container.layers.plan:
+        raise FormatError(
+            f"{where} is {tile.coder!r} below previews, expected {container.layers.plan!r}"
+        )
+    if len(tile.payload) % WORD_BYTES:
+        raise FormatError(
+            f"{where} has a payload of {len(tile.payload)} bytes, expected a multiple of "
+            f"{WORD_BYTES}"
+        )
+    words = len(tile.payload) // WORD_BYTES
+    if any(b < a for a, b in pairwise((0, *tile.marks, words))):
+        raise FormatError(f"the step marks of {where} are not in order within its {words} words")
+
+
+def check_preview(timestep: int, where: str) -> None:
+    """Refuse a preview that nothing can follow."""
+    if timestep < LEAST_PREVIEW:
+        raise FormatError(
+            f"the preview of {where} is at {timestep}, expected at least {LEAST_PREVIEW}"
+        )

@@ -1,0 +1,77 @@
+"""From the parts to the bytes."""
+
+import struct
+from itertools import pairwise
+
+from diffcodec.container.parts import CHAIN_CODERS, CODERS, MAGIC, MODES, VERSION, Container, Tile
+from diffcodec.container.primitives import (
+    DRAW_BIT,
+    FLOAT_BIT,
+    LAYERS_BIT,
+    MARKS_BIT,
+    METADATA_BIT,
+    PREVIEW_BIT,
+    WHOLE_BIT,
+    number_of,
+    part_crc,
+    varint,
+)
+from diffcodec.container.rules import check_container
+from diffcodec.limits import DEFAULT_LIMITS
+
+
+def pack(container: Container) -> bytes:
+    """The bytes of a file. ``parse(pack(container)) == container``.
+
+    Raises:
+        FormatError: the container breaks a rule of the format.
+        UnsupportedFileError: it has metadata that must not be ignored, and are not known here.
+        LimitError: its metadata are more than readers accept by default.
+    """
+    check_container(container)
+    DEFAULT_LIMITS.check_metadata(sum(map(len, container.metadata.values())))
+    has_marks = any(tile.marks for tile in container.tiles)
+    header = _pack_header(container, has_marks)
+    sections = [*(container.layers.payloads if container.layers else ())]
+    if container.tiles:
+        sections.append(tuple(_pack_tile(tile, has_marks) for tile in container.tiles))
+    parts = [header]
+    for number, section in enumerate(sections):
+        parts += [varint(len(content)) for content in section]
+        for tile, content in enumerate(section):
+            parts += [content, struct.pack("<I", part_crc(header, number, tile, content))]
+    return b"".join(parts)
+
+
+def _pack_header(container: Container, has_marks: bool) -> bytes:
+    flags = number_of(MODES, container.mode) | (WHOLE_BIT if container.whole else 0)
+    flags |= LAYERS_BIT if container.layers else 0
+    flags |= (METADATA_BIT if container.metadata else 0) | (MARKS_BIT if has_marks else 0)
+    flags |= FLOAT_BIT if container.float_arithmetic else 0
+    header = bytearray(MAGIC + bytes([VERSION, flags]))
+    header += varint(container.width) + varint(container.height)
+    header += container.model + struct.pack("<I", container.pixel_crc)
+    if container.metadata:
+        header.append(len(container.metadata))
+    for name, value in sorted(container.metadata.items()):
+        header += bytes([len(name)]) + name.encode("ascii") + varint(len(value)) + value
+    if container.layers:
+        stops = container.layers.stops
+        header.append(number_of(CODERS, container.layers.plan))
+        header += b"".join(map(varint, (len(stops), *stops)))
+    return bytes(header)
+
+
+def _pack_tile(tile: Tile, has_marks: bool) -> bytes:
+    flags = (PREVIEW_BIT if tile.preview else 0) | (DRAW_BIT if tile.draw else 0)
+    fields = bytearray([number_of(CODERS, tile.coder) | flags])
+    if tile.draw:
+        fields.append(tile.draw)
+    if tile.coder in CHAIN_CODERS:
+        fields += varint(tile.seed_words)
+        if has_marks:
+            increments = [b - a for a, b in pairwise((0, *tile.marks))]
+            fields += b"".join(map(varint, (len(increments), *increments)))
+    if tile.preview:
+        fields += varint(tile.preview) + varint(len(tile.preview_payload)) + tile.preview_payload
+    return bytes(fields) + tile.payload

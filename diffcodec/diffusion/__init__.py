@@ -1,0 +1,1 @@
+"""The mathematics: forward and reverse process, schedules, plans, bound and losses."""

@@ -1,0 +1,75 @@
+"""Colour: the integer domains in which images are diffused.
+
+``ycocg`` is the reversible YCoCg-R transform (Malvar and Sullivan 2003): luma in 0..255, the two
+chroma channels in -255..255. ``rgb`` is the identity.
+"""
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+IntArray = TypeVar("IntArray", NDArray[np.int16], NDArray[np.int32], torch.Tensor)
+
+
+@dataclass(frozen=True)
+class ColorDomain:
+    """What the model and the codec know of a colour domain, per channel.
+
+    ``quantiser_steps`` are M of the first level's dithered quantiser:
+    ``sigma_1 = sqrt((M^2 - 1) / 12)``. The noise multipliers follow from them, so that every level
+    is sigma_t times the multiplier: luma keeps sigma_t itself, and the noise is about isotropic in
+    RGB.
+    """
+
+    quantiser_steps: tuple[int, int, int]
+    center: tuple[float, float, float]  # subtracted before the network and in the prior
+    data_std: tuple[float, float, float]  # of photographs; scales the network, widens the prior
+
+    @property
+    def noise_multipliers(self) -> tuple[float, float, float]:
+        """sigma of each channel as a multiple of the schedule's sigma."""
+        first = [((m * m - 1) / 12) ** 0.5 for m in self.quantiser_steps]
+        return (first[0] / first[0], first[1] / first[0], first[2] / first[0])
+
+
+DOMAINS = {
+    "ycocg": ColorDomain((2, 4, 3), (127.5, 0.0, 0.0), (64.0, 32.0, 24.0)),
+    "rgb": ColorDomain((2, 2, 2), (127.5, 127.5, 127.5), (64.0, 64.0, 64.0)),
+}
+
+
+def rgb_to_ycocg(rgb: IntArray) -> IntArray:
+    """YCoCg-R of RGB integers; channels first: [..., 3, height, width]."""
+    r, g, b = rgb[..., 0, :, :], rgb[..., 1, :, :], rgb[..., 2, :, :]
+    co = r - b
+    t = b + (co >> 1)
+    cg = g - t
+    return _stack((t + (cg >> 1), co, cg))
+
+
+def ycocg_to_rgb(ycocg: IntArray) -> IntArray:
+    """Inverse of :func:`rgb_to_ycocg`, exact."""
+    y, co, cg = ycocg[..., 0, :, :], ycocg[..., 1, :, :], ycocg[..., 2, :, :]
+    t = y - (cg >> 1)
+    g = cg + t
+    b = t - (co >> 1)
+    return _stack((b + co, g, b))
+
+
+def _stack(channels: tuple[IntArray, IntArray, IntArray]) -> IntArray:
+    if isinstance(channels[0], torch.Tensor):
+        return torch.stack(channels, -3)
+    return np.stack(channels, -3)
+
+
+def to_domain(rgb: IntArray, color: str) -> IntArray:
+    """RGB integers to the named domain."""
+    return rgb_to_ycocg(rgb) if color == "ycocg" else rgb
+
+
+def from_domain(x: IntArray, color: str) -> IntArray:
+    """The named domain's integers back to RGB."""
+    return ycocg_to_rgb(x) if color == "ycocg" else x

@@ -1,0 +1,82 @@
+"""A plan: the noise levels of a chain and, for each, the lattice that its samples live on."""
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+LARGEST_NUMBER = 1e12  # of a plan; far above what any schedule comes to
+PREVIEW_RATIO = math.sqrt(2)  # of the noise of two previews, about 1.5 dB
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The timesteps of a file. Timestep t (1..T) is ``levels[t - 1]``; timestep 0 is the image.
+
+    Attributes:
+        levels: sigma_1 < ... < sigma_T in grey levels. sigma_1 belongs to the dithered quantiser.
+        lattice_ratios: for each level from the second on, the lattice spacing delta_t as a multiple
+            of tau'_t, the standard deviation of the draw (so there are T - 1 of them).
+    """
+
+    levels: tuple[float, ...]
+    lattice_ratios: tuple[float, ...]
+
+    def previews(self, last: int) -> tuple[int, ...]:
+        """The timesteps that are worth showing down to the last, about even in PSNR; falling.
+
+        PSNR rises by about 3 dB where the noise halves: each is the one whose noise is nearest to
+        ``PREVIEW_RATIO`` times that of the next.
+        """
+        timesteps = [last]
+        while timesteps[-1] < len(self.levels):
+            wanted = PREVIEW_RATIO * self.levels[timesteps[-1] - 1]
+            above = range(timesteps[-1] + 1, len(self.levels) + 1)
+            distance = [abs(math.log(self.levels[t - 1] / wanted)) for t in above]
+            timesteps.append(above[distance.index(min(distance))])
+        return tuple(reversed(timesteps))
+
+    def __post_init__(self) -> None:
+        if not _are_positive(self.levels) or any(a >= b for a, b in pairwise(self.levels)):
+            raise ValueError(f"noise levels must be positive and increase, found {self.levels!r}")
+        if len(self.lattice_ratios) != len(self.levels) - 1 or len(self.levels) < 2:
+            raise ValueError(
+                f"a plan of {len(self.levels)} levels needs {len(self.levels) - 1} lattices and at "
+                f"least 2 levels, found {len(self.lattice_ratios)} lattices"
+            )
+        if not _are_positive(self.lattice_ratios):
+            raise ValueError(f"lattices must be positive and finite, found {self.lattice_ratios}")
+
+
+def _are_positive(numbers: tuple[float, ...]) -> bool:
+    return all(0 < number < LARGEST_NUMBER for number in numbers)
+
+
+def geometric_plan(timesteps: int, sigma_max: float = 600.0) -> Plan:
+    """A first jump of 2.5, then levels at constant ratio."""
+    from diffcodec.diffusion.schedule import geometric
+
+    levels = (0.5, *geometric(timesteps - 1, 1.25, sigma_max))
+    return Plan(tuple(float(s) for s in levels), falling_lattices(timesteps))
+
+
+def falling_lattices(timesteps: int) -> tuple[float, ...]:
+    """Coarse at the bottom, where the stack is still empty, and finer the higher."""
+    return tuple(3.1 - 1.3 * t / (timesteps - 1) for t in range(timesteps - 1))
+
+
+def shipped_plan(*levels: float) -> Plan:
+    """A plan of levels with falling lattices (docs/plans.md)."""
+    return Plan(levels, falling_lattices(len(levels)))
+
+
+PLANS = {
+    "fast": shipped_plan(0.5, 1.17, 1.86, 3.2, 5.5, 10, 19, 41, 105, 370),
+    "default": shipped_plan(
+        *(0.5, 1.17, 1.9, 2.85, 4.1, 5.7, 7.8, 10.6),
+        *(14.5, 20, 28, 40, 60, 100, 190, 500),
+    ),
+    "best": shipped_plan(
+        *(0.5, 1.17, 1.9, 2.8, 3.9, 5.2, 6.8, 8.8, 11.3, 14.5),
+        *(18.5, 23.6, 30, 38, 49, 65, 90, 135, 230, 550),
+    ),
+}

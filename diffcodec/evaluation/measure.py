@@ -1,0 +1,221 @@
+"""What a model makes of a set of images: the bound, its parts, and the bytes of whole files."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from diffcodec.codec.batches import BATCH_PIXELS
+from diffcodec.codec.encoding import encode_many
+from diffcodec.codec.planes import coded_channels
+from diffcodec.container.parts import tile_grid
+from diffcodec.diffusion.bound import chain_bound_bits
+from diffcodec.diffusion.color import to_domain
+from diffcodec.diffusion.plan import Plan, geometric_plan
+from diffcodec.errors import UnsupportedError
+from diffcodec.models.model import Model
+from diffcodec.networks.float_unet import FloatUNet
+from diffcodec.training.data import Source, read_rgb
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Of one image.
+
+    Attributes:
+        name: its file's, or its place among the images.
+        width, height: in pixels.
+        channels: how many are coded: 3, or 1 of a grey image.
+        parts_bits: of the bound: remainder p(x | z_1), p(z_1 | z_2), the steps upward, the prior.
+        file_bytes: of the whole file, if it was written.
+    """
+
+    name: str
+    width: int
+    height: int
+    channels: int
+    parts_bits: NDArray[np.float64]
+    file_bytes: int | None = None
+
+    @property
+    def dimensions(self) -> int:
+        """Samples (subpixels)."""
+        return self.width * self.height * self.channels
+
+    @property
+    def parts_bpd(self) -> NDArray[np.float64]:
+        """The bound's parts in bits per dimension."""
+        return self.parts_bits / self.dimensions
+
+    @property
+    def file_bpd(self) -> float | None:
+        """The file in bits per dimension."""
+        return None if self.file_bytes is None else 8 * self.file_bytes / self.dimensions
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields and figures, of JSON's types."""
+        return {
+            "image": self.name,
+            "width": self.width,
+            "height": self.height,
+            "channels": self.channels,
+            "bound_bpd": float(self.parts_bpd.sum()),
+            "parts_bpd": self.parts_bpd.tolist(),
+            "file_bpd": self.file_bpd,
+            "file_bytes": self.file_bytes,
+        }
+
+
+class LabelledUNet(FloatUNet):
+    """A float network that has been told the labels of the images to come, [batch]."""
+
+    def __init__(self, network: FloatUNet, labels: Sequence[int]):
+        self.config, self.unet = network.config, network.unet
+        self.labels = torch.tensor(labels)
+
+    def posterior_x(self, z: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+        """See :meth:`FloatUNet.posterior_x`."""
+        mean, v = self.unet.posterior_x(z.float(), torch.full((len(z),), sigma), self.labels)
+        return mean.double(), v.double()
+
+
+def open_image(source: Source, color: str) -> Image.Image:
+    """An image as it is evaluated: RGB of 8 bits, or grey where its three channels are equal.
+
+    Raises:
+        DiffcodecError: if it cannot be read.
+    """
+    rgb = read_rgb(source) if isinstance(source, Path) else np.asarray(source)
+    is_grey = np.array_equal(rgb[0], rgb[1]) and np.array_equal(rgb[1], rgb[2])
+    if is_grey and coded_channels("L", color):
+        return Image.fromarray(np.ascontiguousarray(rgb[0]))
+    return Image.fromarray(np.ascontiguousarray(rgb.transpose(1, 2, 0)))
+
+
+def bound_bits(
+    model: Model,
+    images: Sequence[Image.Image],
+    plan: Plan,
+    generator: torch.Generator,
+    variance: str = "learned",
+    labels: Sequence[int] | None = None,
+) -> list[NDArray[np.float64]]:
+    """The chain's variational bound on each image, tile by tile as it is coded, by its parts.
+
+    Args:
+        model: integer or float; float for labels, and for levels that its own plans do not have.
+        images: in the modes L and RGB.
+        plan: of the chain.
+        generator: of one sample of the chain.
+        variance: one of ``bound.VARIANCES``.
+        labels: class of each image.
+
+    Returns:
+        Bits of each image, [T + 1]: see :func:`diffcodec.diffusion.bound.chain_bound_bits`.
+    """
+    totals = [np.zeros(len(plan.levels) + 1) for _ in images]
+    alike: dict[tuple[int, ...], list[tuple[int, NDArray[np.int16]]]] = {}
+    for i, image in enumerate(images):
+        rgb = np.asarray(image.convert("RGB")).transpose(2, 0, 1).astype(np.int16)
+        coded = coded_channels(image.mode, model.color)
+        for box in tile_grid(image.width, image.height):
+            tile = rgb[:, box.top : box.top + box.height, box.left : box.left + box.width]
+            alike.setdefault((coded, *tile.shape), []).append((i, to_domain(tile, model.color)))
+    for (coded, _, height, width), tiles in alike.items():
+        count = max(1, BATCH_PIXELS // (height * width))
+        for batch in (tiles[i : i + count] for i in range(0, len(tiles), count)):
+            numbers, arrays = zip(*batch, strict=True)
+            network = model.network
+            if labels is not None:
+                assert isinstance(network, FloatUNet)
+                network = LabelledUNet(network, [labels[i] for i in numbers])
+            x = torch.from_numpy(np.stack(arrays).astype(np.float64))
+            posterior = torch_posterior(Model(model.info, network))
+            parts = chain_bound_bits(posterior, x, model.color, plan, generator, variance, coded)
+            for i, bpd in zip(numbers, parts.numpy(), strict=True):
+                totals[i] += bpd * (x[0, 0].numel() * coded)
+    return totals
+
+
+def torch_posterior(model: Model) -> Any:
+    """A model as the bound asks it."""
+
+    def posterior(z: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        mean, v = model.posterior_x(z.numpy(), sigma[0].item())
+        return torch.from_numpy(mean), torch.from_numpy(v)
+
+    return posterior
+
+
+def find_plan(model: Model, effort: str, timesteps: int | None = None) -> Plan:
+    """The model's plan of an effort, or one of so many timesteps at constant ratio.
+
+    Raises:
+        UnsupportedError: if the model has no such plan.
+    """
+    if timesteps is not None:
+        return geometric_plan(timesteps)
+    if effort not in model.plans:
+        raise UnsupportedError(f"no plan {effort!r} in this model; it has {', '.join(model.plans)}")
+    return model.plans[effort]
+
+
+def evaluate(
+    model: Model,
+    sources: Sequence[Source],
+    plan: Plan,
+    *,
+    effort: str | None = None,
+    variance: str = "learned",
+    labels: Sequence[int] | None = None,
+    progress: bool = False,
+) -> Iterator[Evaluation]:
+    """Evaluate a model on images, one after the other.
+
+    Args:
+        model: integer or float; see :func:`bound_bits`.
+        sources: files or arrays, of any size; see :func:`open_image`.
+        plan: of the bound.
+        effort: of the files, lossless and whole; none are written if it is not given.
+        variance: of the bound, one of ``bound.VARIANCES``.
+        labels: class of each image, for the bound.
+        progress: whether to show a bar.
+
+    Raises:
+        DiffcodecError: if an image cannot be read.
+    """
+    with tqdm(total=len(sources), unit="image", disable=None if progress else True) as bar:
+        for first, images in groups(open_image(source, model.color) for source in sources):
+            chosen = None if labels is None else labels[first : first + len(images)]
+            generator = torch.Generator().manual_seed(first)
+            bounds = bound_bits(model, images, plan, generator, variance, chosen)
+            sizes: list[int | None] = [None] * len(images)
+            if effort is not None:
+                sizes = [len(data) for data in encode_many(images, model, effort)]
+            for i, (image, bits, size) in enumerate(zip(images, bounds, sizes, strict=True), first):
+                source = sources[i]
+                name = str(source) if isinstance(source, Path) else f"{i:05}"
+                channels = coded_channels(image.mode, model.color)
+                yield Evaluation(name, image.width, image.height, channels, bits, size)
+                bar.update()
+
+
+def groups(images: Iterable[Image.Image]) -> Iterator[tuple[int, list[Image.Image]]]:
+    """Images that go through the network together, with the number of the first of them."""
+    group: list[Image.Image] = []
+    first = pixels = 0
+    for number, image in enumerate(images):
+        if group and pixels + image.width * image.height > BATCH_PIXELS:
+            yield first, group
+            group, first, pixels = [], number, 0
+        group.append(image)
+        pixels += image.width * image.height
+    if group:
+        yield first, group

@@ -1,0 +1,63 @@
+"""Figures of many images as one table."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from diffcodec.diffusion.plan import Plan
+from diffcodec.evaluation.measure import Evaluation
+
+
+def mean_interval(values: Sequence[float]) -> dict[str, float | None]:
+    """Mean over images, and the half-width of its 95 % interval if there are several."""
+    half = 1.96 * float(np.std(values, ddof=1)) / math.sqrt(len(values)) if values[1:] else None
+    return {"mean": float(np.mean(values)), "half_width": half}
+
+
+def summarise(results: Sequence[Evaluation], plan: Plan) -> dict[str, Any]:
+    """Means over images in bits per dimension, and the bytes of all files.
+
+    ``parts`` names each part of the bound and the noise level that the network sees there.
+    """
+    means = np.mean([r.parts_bpd for r in results], axis=0)
+    names = part_names(len(plan.levels))
+    summary: dict[str, Any] = {
+        "images": len(results),
+        "bound_bpd": mean_interval([float(r.parts_bpd.sum()) for r in results]),
+        "parts": [
+            {"part": name, "sigma": sigma, "bpd": float(bpd)}
+            for name, sigma, bpd in zip(names, [*plan.levels, None], means, strict=True)
+        ],
+    }
+    sizes = [(r.file_bpd, r.file_bytes) for r in results if r.file_bpd and r.file_bytes]
+    if sizes:
+        summary["file_bpd"] = mean_interval([bpd for bpd, _ in sizes])
+        summary["file_bytes"] = sum(size for _, size in sizes)
+    return summary
+
+
+def part_names(timesteps: int) -> list[str]:
+    """The parts of the bound of a chain, from the image up."""
+    steps = [f"p(z_{t - 1} | z_{t})" for t in range(2, timesteps + 1)]
+    return ["p(x | z_1)", *steps, f"p(z_{timesteps})"]
+
+
+def format_summary(summary: dict[str, Any]) -> str:
+    """The summary for people."""
+
+    def interval(figure: dict[str, float | None]) -> str:
+        half = figure["half_width"]
+        return f"{figure['mean']:.4f}" + ("" if half is None else f" +- {half:.4f}")
+
+    rows = [f"{'part':16} {'sigma':>8} {'bpd':>8}"]
+    for part in summary["parts"]:
+        sigma = "" if part["sigma"] is None else f"{part['sigma']:.4g}"
+        rows.append(f"{part['part']:16} {sigma:>8} {part['bpd']:8.4f}")
+    rows.append(f"{'bound':16} {'':>8} {interval(summary['bound_bpd'])} bits per dimension")
+    if "file_bpd" in summary:
+        rows.append(f"{'files':16} {'':>8} {interval(summary['file_bpd'])} bits per dimension")
+        rows.append(f"{'':16} {'':>8} {summary['file_bytes']} bytes")
+    rows.append(f"means over {summary['images']} images, with 95 % intervals")
+    return "\n".join(rows)

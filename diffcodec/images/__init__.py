@@ -1,0 +1,1 @@
+"""Images as people have them: modes, metadata, reading, writing, and the fallback coders."""

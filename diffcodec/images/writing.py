@@ -1,0 +1,94 @@
+"""Images to files that keep every sample."""
+
+import io
+from os import PathLike
+from pathlib import PurePath
+from typing import IO, Any
+
+import numpy as np
+from PIL import Image
+
+from diffcodec.errors import UnsupportedError
+from diffcodec.images.metadata import kept_fields
+from diffcodec.images.modes import EXACT_MODES, WEBP_MAX_SIDE, as_image
+
+_SUFFIXES = {
+    ".png": "PNG",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".webp": "WEBP",
+    ".bmp": "BMP",
+    ".ppm": "PPM",
+    ".pgm": "PPM",
+    ".pbm": "PPM",
+}
+_SAVE_OPTIONS: dict[str, dict[str, Any]] = {
+    "TIFF": {"compression": "tiff_adobe_deflate"},
+    "WEBP": {"lossless": True, "exact": True},
+}
+
+
+def save_format(path: str | PathLike[str]) -> str:
+    """The format to write by a path's suffix, for :func:`write_image`.
+
+    Raises:
+        UnsupportedError: no format known to keep pixels exactly has that suffix.
+    """
+    suffix = PurePath(path).suffix.lower()
+    if suffix not in _SUFFIXES:
+        raise UnsupportedError(
+            f"found suffix '{suffix}', expected one of {', '.join(_SUFFIXES)}, which keep pixels "
+            "exactly: write .png"
+        )
+    return _SUFFIXES[suffix]
+
+
+def write_image(image: Image.Image, stream: IO[bytes], format: str = "PNG") -> None:
+    """Write an image so that :func:`read_image` gives back the same mode and samples.
+
+    Metadata is kept as far as the format can: all of it by PNG, which rounds the resolution to
+    pixels per metre, writes a palette as RGB with alphas, and lengthens one shorter than the
+    indices need; profile and EXIF by WebP, profile and resolution by TIFF (where Pillow would
+    rotate by the EXIF), resolution by BMP, none by PPM.
+
+    Raises:
+        UnsupportedError: the format does not keep this image exactly; PNG does.
+        OSError: the stream cannot be written.
+    """
+    image = as_image(image)
+    options = kept_fields(image)
+    plain = image.copy()
+    plain.info = {}
+    lost = ""
+    if plain.mode not in EXACT_MODES.get(format, ()):
+        lost = f"mode {plain.mode}"
+    elif format != "PNG" and "transparency" in options:
+        lost = "the transparent colour"
+    elif format == "WEBP" and max(plain.size) > WEBP_MAX_SIDE:
+        lost = f"sides over {WEBP_MAX_SIDE} pixels"
+    elif format == "WEBP" and plain.mode == "RGBA" and _is_opaque(plain):
+        lost = "an alpha channel that is opaque throughout"
+    if lost:
+        raise UnsupportedError(f"{format} does not keep {lost}: write PNG")
+    if plain.mode == "P":
+        _lengthen_palette(plain, options.get("transparency", 0))
+    if format == "TIFF":
+        options.pop("exif", None)
+    coded = io.BytesIO()  # Pillow seeks in the stream, which standard output cannot
+    plain.save(coded, format, **options, **_SAVE_OPTIONS.get(format, {}))
+    stream.write(coded.getbuffer())
+
+
+def _is_opaque(image: Image.Image) -> bool:
+    return image.getchannel("A").getextrema() == (255, 255)
+
+
+def _lengthen_palette(image: Image.Image, transparency: bytes | int) -> None:
+    """Give every index a colour: Pillow's PNG cuts the indices to the bits of a short palette."""
+    mode = image.palette.mode if image.palette else "RGB"
+    palette = bytes(image.getpalette(mode) or [])
+    indices = np.frombuffer(image.tobytes(), np.uint8)
+    last = len(transparency) - 1 if isinstance(transparency, bytes) else transparency
+    missing = max(int(indices.max()), last) + 1 - len(palette) // len(mode)
+    if missing > 0:
+        image.putpalette(palette + missing * bytes([0, 0, 0, 255][: len(mode)]), mode)

@@ -1,0 +1,1 @@
+"""A model at work, its file, its export, and its known answers."""

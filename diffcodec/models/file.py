@@ -1,0 +1,155 @@
+"""Model files: safetensors whose metadata holds the network's shape and the plans.
+
+No torch here.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffcodec.diffusion.plan import Plan
+from diffcodec.errors import ModelMismatchError
+
+DEFAULT_MODEL = "photo"
+MODEL_FOLDER = Path(__file__).parent / "zoo"
+FORMAT = "diffcodec-model-0"
+ARITHMETICS = ("integer", "float")
+ID_BYTES = 4
+MAX_HEADER_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model file says of itself.
+
+    Attributes:
+        name: the file's stem.
+        id: first bytes of the SHA-256 of the file; every encoded file carries it.
+        network: arguments of the network's configuration.
+        plans: by effort: "fast", "default", "best".
+        about: hours of training, data, held-out bpd.
+        arithmetic: that of its weights, one of ``ARITHMETICS``.
+        answers: digests of what an integer model computes (:mod:`diffcodec.models.known_answers`).
+    """
+
+    name: str
+    id: bytes
+    network: dict[str, Any]
+    plans: dict[str, Plan]
+    about: dict[str, Any]
+    arithmetic: str
+    answers: dict[str, str]
+
+    @property
+    def levels(self) -> list[float]:
+        """Every noise level of the plans, increasing."""
+        return sorted({sigma for plan in self.plans.values() for sigma in plan.levels})
+
+
+def read_model_info(path: Path) -> tuple[ModelInfo, bytes]:
+    """The description in a model file, and the file's bytes.
+
+    Raises:
+        ModelMismatchError: if it is not a diffcodec model.
+    """
+    data = path.read_bytes()
+    try:
+        size = int.from_bytes(data[:8], "little")
+        if not 0 < size <= min(MAX_HEADER_BYTES, len(data) - 8):
+            raise ValueError("no safetensors header")
+        metadata = json.loads(data[8 : 8 + size])["__metadata__"]
+        if metadata["format"] != FORMAT:
+            raise ValueError(f"its format is {metadata['format']!r}, expected {FORMAT!r}")
+        plans = {
+            name: Plan(tuple(plan["levels"]), tuple(plan["lattices"]))
+            for name, plan in json.loads(metadata["plans"]).items()
+        }
+        network, about = json.loads(metadata["network"]), json.loads(metadata["about"])
+        if not isinstance(about, dict):
+            raise ValueError("its description is no object")
+        arithmetic = metadata.get("arithmetic", "integer")  # not named in the first models
+        if arithmetic not in ARITHMETICS:
+            raise ValueError(f"its arithmetic is {arithmetic!r}, expected one of {ARITHMETICS}")
+        answers = dict(json.loads(metadata.get("answers", "{}")))
+        info = ModelInfo(path.stem, file_id(data), network, plans, about, arithmetic, answers)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        raise ModelMismatchError(f"{path}: not a diffcodec model file ({e})") from e
+    return info, data
+
+
+def count_parameters(data: bytes) -> int:
+    """Numbers in the tensors of a model file that :func:`read_model_info` has accepted."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    return sum(math.prod(t["shape"]) for name, t in header.items() if name != "__metadata__")
+
+
+def plan_to_dict(plan: Plan) -> dict[str, Any]:
+    """A plan as model files hold it."""
+    return {"levels": plan.levels, "lattices": plan.lattice_ratios}
+
+
+def make_metadata(
+    network: Mapping[str, Any],
+    plans: Mapping[str, Plan],
+    about: Mapping[str, Any],
+    arithmetic: str,
+    answers: Mapping[str, str],
+) -> dict[str, str]:
+    """The metadata that :func:`read_model_info` reads."""
+    return {
+        "format": FORMAT,
+        "network": json.dumps(network),
+        "plans": json.dumps({name: plan_to_dict(plan) for name, plan in plans.items()}),
+        "about": json.dumps(about),
+        "arithmetic": arithmetic,
+        "answers": json.dumps(answers),
+    }
+
+
+def file_id(data: bytes) -> bytes:
+    """Identity of a model file."""
+    return hashlib.sha256(data).digest()[:ID_BYTES]
+
+
+def shipped_models() -> list[Path]:
+    """Files of the models that come with the package, by name."""
+    return sorted(MODEL_FOLDER.glob("*.safetensors"))
+
+
+def model_path(name_or_path: str | Path) -> Path:
+    """The file of a shipped model by name, or of any model by path.
+
+    Raises:
+        ModelMismatchError: if there is none.
+    """
+    shipped = {p.stem: p for p in shipped_models()}
+    if str(name_or_path) in shipped:
+        return shipped[str(name_or_path)]
+    path = Path(name_or_path)
+    if not path.is_file():
+        raise ModelMismatchError(
+            f"no model {str(name_or_path)!r}: expected one of "
+            f"{', '.join([*shipped, 'the path of a model file'])}"
+        )
+    return path.resolve()
+
+
+def find_model_path(model_id: bytes) -> Path:
+    """The shipped model file with this identity.
+
+    Raises:
+        ModelMismatchError: if none has it.
+    """
+    known = {file_id(p.read_bytes()): p for p in shipped_models()}
+    if model_id in known:
+        return known[model_id]
+    shipped = ", ".join(f"{p.stem} ({i.hex()})" for i, p in known.items())
+    raise ModelMismatchError(
+        f"made with model {model_id.hex()}, which is none of the shipped ones ({shipped}); "
+        "give the model file that it was encoded with by --model"
+    )

@@ -1,0 +1,1 @@
+"""Networks that tell the posterior of x given z_t, in floats and in exact integers."""

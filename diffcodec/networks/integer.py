@@ -1,0 +1,350 @@
+"""The network in exact arithmetic: the same numbers on every machine, thread count and batch.
+
+Convolutions have integer weights and integer inputs, held in float32. While every partial sum
+stays below 2^24 each product and sum is exact, whatever the order; :func:`check_exact` proves it
+from the weights and the largest inputs. All else is element-wise IEEE arithmetic, one operation
+at a time (nothing that could be fused into a multiply-add), and look-up tables.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from diffcodec.diffusion.color import DOMAINS
+from diffcodec.errors import ModelMismatchError
+from diffcodec.networks.int8 import LOWER_DIGITS, ByteConv, kernels_work, shifted
+from diffcodec.networks.unet import FOURIER_PERIOD, LOG_VARIANCE_RANGE, NetworkConfig, split_detail
+
+EXACT_LIMIT = 2**24  # float32 holds every integer up to here
+PHASES = 512  # steps of one period of the Fourier features
+PHASE_AMPLITUDE = 127
+INPUT_SCALE = 2.0**12  # of the normalised input, clipped to -16..16 and cut into two bytes
+INPUT_LIMIT = 255 * 256
+SILU_STEPS = 1024  # entries per unit of the finest SiLU table
+SILU_RANGE = 64  # the coarsest covers -64..64
+SILU_HALF = 4096  # entries on each side of zero: what every table has
+VARIANCE_STEPS = 16  # table entries per unit of log variance
+VARIANCE_RANGE = 16
+OUTPUT_DIGIT = 128  # the last activation is cut into two digits of this base
+INPUT_RANGES = {  # of the first convolution's parts: bytes, the upper one with a sign, and phases
+    "conv_in.z": (-INPUT_LIMIT // 256, 255),
+    "conv_in.phase": (-PHASE_AMPLITUDE, PHASE_AMPLITUDE),
+}
+
+
+def round_bits(values: NDArray[np.float64], bits: int = 24) -> NDArray[np.float64]:
+    """Round to so many significant bits: what every maths library computes alike."""
+    mantissa, exponent = np.frexp(values)
+    rounded: NDArray[np.float64] = np.ldexp(np.rint(np.ldexp(mantissa, bits)), exponent - bits)
+    return rounded
+
+
+def silu_table() -> NDArray[np.float64]:
+    """silu(i / 1024) for i = -65536..65536."""
+    u = np.arange(-SILU_RANGE * SILU_STEPS, SILU_RANGE * SILU_STEPS + 1) / SILU_STEPS
+    return round_bits(u / (1 + np.exp(-u)))
+
+
+def silu_steps(top: float) -> int:
+    """Entries per unit of the finest table that reaches ``top``, a power of two from 64 to 1024."""
+    steps = SILU_STEPS
+    while steps * SILU_RANGE > SILU_HALF and steps * top > SILU_HALF:
+        steps //= 2
+    return steps
+
+
+def variance_table() -> NDArray[np.float64]:
+    """The factor of the variance for a network output i / 16, as :class:`UNet` defines it."""
+    limit = LOG_VARIANCE_RANGE
+    g = np.arange(-VARIANCE_RANGE * VARIANCE_STEPS, VARIANCE_RANGE * VARIANCE_STEPS + 1)
+    return round_bits(np.exp(limit * np.tanh(g / VARIANCE_STEPS / limit)))
+
+
+def phase_tables() -> tuple[Tensor, Tensor]:
+    """Sine and cosine of k / 512 of a turn, as integers up to 127."""
+    angle = 2 * np.pi * np.arange(PHASES) / PHASES
+    sine, cosine = (np.rint(PHASE_AMPLITUDE * f(angle)) for f in (np.sin, np.cos))
+    return torch.from_numpy(sine).float(), torch.from_numpy(cosine).float()
+
+
+def is_behind_silu(name: str) -> bool:
+    """Whether the named convolution's input is a SiLU's output, so bounded below."""
+    return name.startswith(("down", "up", "conv_out"))
+
+
+def takes_bytes(name: str, weight: Tensor) -> bool:
+    """Whether 8-bit kernels may do the named convolution: the sums of either digit are exact."""
+    if weight.dtype != torch.int8 or not is_behind_silu(name):
+        return False
+    return largest_sum(weight, [LOWER_DIGITS]) < EXACT_LIMIT
+
+
+def largest_sum(weight: Tensor, ranges: Iterable[tuple[int, int]]) -> int:
+    """Largest magnitude of any partial sum of a convolution, its inputs in one of the ranges."""
+    w = weight.flatten(1).to(torch.int64)
+    positive, negative = w.clamp_min(0).sum(1), -w.clamp_max(0).sum(1)
+    largest = 0
+    for low, high in set(ranges):
+        upper = positive * high - negative * low
+        lower = positive * low - negative * high
+        largest = max(largest, int(torch.maximum(upper.abs(), lower.abs()).max().item()))
+    return largest
+
+
+def check_exact(name: str, weight: Tensor, ranges: Iterable[tuple[int, int]]) -> None:
+    """Refuse a convolution whose sums may leave float32's exact integers.
+
+    Args:
+        name: of the convolution.
+        weight: its integers.
+        ranges: the lowest and the highest integer of its input, at each noise level.
+
+    Raises:
+        ModelMismatchError: with the largest sum, or if the weights are no integers.
+    """
+    if weight.is_floating_point():
+        raise ModelMismatchError(f"{name}: its weights are {weight.dtype}, expected integers")
+    found = largest_sum(weight, ranges)
+    if found >= EXACT_LIMIT:
+        raise ModelMismatchError(
+            f"{name}: a partial sum can reach {found}, and only sums below {EXACT_LIMIT} are "
+            "exact; quantise it to fewer bits"
+        )
+
+
+def per_channel(values: NDArray[np.float64]) -> Tensor:
+    """[c] -> float32 [1, c, 1, 1]; infinite what a hostile model has beyond that."""
+    with np.errstate(over="ignore"):
+        return torch.from_numpy(values.astype(np.float32))[None, :, None, None]
+
+
+class IntegerConv(NamedTuple):
+    """An exact convolution of integers that stand for other numbers."""
+
+    weight: Tensor  # integers as float32, [out, in, k, k]
+    scale: NDArray[np.float64]  # what one unit of its weights is worth, [out]
+    bias: NDArray[np.float64]  # [out]
+    units: list[float]  # what one unit of its inputs is worth, at each noise level
+    limits: list[int]  # the largest magnitude of its inputs, at each noise level
+    in_bytes: ByteConv | None = None  # the same by 8-bit kernels, where there are any
+
+    def sums(self, x: Tensor, stride: int = 1) -> Tensor:
+        """The exact integer sums."""
+        # Neither by NNPACK, whose Winograd transforms make fractions (torch takes it for batches
+        # of 16 and more where oneDNN is off or missing), nor in a caller's autocast to bfloat16.
+        with torch.backends.nnpack.flags(enabled=False), torch.autocast("cpu", enabled=False):
+            return F.conv2d(x, self.weight, None, stride, (self.weight.shape[2] - 1) // 2)
+
+
+class IntegerUNet:
+    """Inference of a quantised :class:`~diffcodec.networks.unet.UNet` at its tables' noise levels.
+
+    Tensors: ``levels`` [n]; for every convolution ``NAME.weight`` (int8; int16 for the first and
+    the last), ``NAME.scale`` and ``NAME.bias`` per output channel, ``NAME.input`` [n, 2] (unit and
+    limit of its integer inputs); for every residual block ``NAME.affine.table`` [n, 4 * channels].
+    The detail network, if there is one, has all of these once more behind ``detail.``.
+    """
+
+    def __init__(self, config: NetworkConfig, tensors: Mapping[str, Tensor]):
+        """Load and check.
+
+        Raises:
+            ModelMismatchError: if a convolution is not provably exact.
+            KeyError: if a tensor is missing.
+        """
+        self.config = config
+        domain = DOMAINS[config.color]
+        tensors, detail = split_detail(tensors)
+        self.detail = IntegerUNet(config.of_detail(), detail) if config.detail_up_to else None
+        self._levels = [float(s) for s in tensors["levels"].tolist()]
+        self._center = np.array(domain.center)[:, None, None]
+        self._data_std = np.array(domain.data_std)[:, None, None]
+        self._multipliers = np.array(domain.noise_multipliers)[:, None, None]
+        self._sine, self._cosine = phase_tables()
+        self._variance = torch.from_numpy(variance_table())
+        self._silu = silu_table()
+        self._affine = {
+            name.removesuffix(".affine.table"): t.double().numpy()
+            for name, t in tensors.items()
+            if name.endswith(".affine.table")
+        }
+        self._convs: dict[str, IntegerConv] = {}
+        self._tables: dict[tuple[str, int], Tensor] = {}
+        for name in (n.removesuffix(".input") for n in tensors if n.endswith(".input")):
+            inputs = tensors[f"{name}.input"].double()
+            if inputs.shape != (len(self._levels), 2) or not (inputs[:, 0] > 0).all():
+                raise ValueError(f"{name}.input: expected a unit and a limit for each noise level")
+            units, limits = inputs.unbind(1)
+            conv = IntegerConv(
+                tensors[f"{name}.weight"].float().contiguous(memory_format=torch.channels_last),
+                tensors[f"{name}.scale"].double().numpy(),
+                tensors[f"{name}.bias"].double().numpy(),
+                units.tolist(),
+                limits.long().tolist(),
+            )
+            ranges = [INPUT_RANGES.get(name, (-limit, limit)) for limit in conv.limits]
+            if is_behind_silu(name):
+                lowest = float(self._silu.min())
+                ranges = [
+                    (round(lowest / unit), limit)
+                    for unit, limit in zip(conv.units, conv.limits, strict=True)
+                ]
+            if name == "conv_out":
+                ranges = [
+                    (low // OUTPUT_DIGIT, max(OUTPUT_DIGIT - 1, high // OUTPUT_DIGIT))
+                    for low, high in ranges
+                ]
+            check_exact(name, tensors[f"{name}.weight"], ranges)
+            if takes_bytes(name, tensors[f"{name}.weight"]) and kernels_work():
+                conv = conv._replace(in_bytes=ByteConv(conv.weight))
+            self._convs[name] = conv
+
+    @property
+    def levels(self) -> list[float]:
+        """The noise levels that it knows."""
+        known = {*self._levels, *(self.detail.levels if self.detail else ())}
+        return sorted(sigma for sigma in known if sigma in self._network_at(sigma)._levels)
+
+    def _network_at(self, sigma: float) -> "IntegerUNet":
+        """This one or its detail network."""
+        if self.detail is not None and sigma <= self.config.detail_up_to:
+            return self.detail
+        return self
+
+    def posterior_x(self, z: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+        """Mean and variance of x given z_t, exact: see :meth:`.UNet.posterior_x`.
+
+        Args:
+            z: float64 [batch, 3, height, width]; sides multiples of ``config.multiple``.
+            sigma: one of ``levels``.
+
+        Returns:
+            Two tensors like z, float64.
+        """
+        network = self._network_at(sigma)
+        mean, v = network._posterior_of_view(z, sigma)
+        axes = self.config.view_axes(sigma)
+        if axes:
+            other_mean, other_v = network._posterior_of_view(z.flip(axes), sigma)
+            mean, v = (mean + other_mean.flip(axes)) / 2, (v + other_v.flip(axes)) / 2
+        return mean, v
+
+    def _posterior_of_view(self, z: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+        """From z_t as it is alone, by this network itself."""
+        level = self._levels.index(sigma)
+        s = sigma * self._multipliers
+        total = np.sqrt(s * s + self._data_std * self._data_std)
+        centered = z - torch.from_numpy(self._center)
+        h = self._input(z, centered / torch.from_numpy(total))
+        skips = []
+        last = len(self.config.channels) - 1
+        for i, count in enumerate(self.config.blocks):
+            for k in range(count):
+                h = self._block(f"down.{i}.{k}", level, h)
+            if i < last:
+                skips.append(h)
+                h = self._resample(f"shrink.{i}", level, h, stride=2)
+        for i in range(last, -1, -1):
+            if i < last:
+                h = F.pixel_shuffle(self._resample(f"grow.{i}", level, h, stride=1), 2)
+                h = h.contiguous(memory_format=torch.channels_last).add_(skips[i])
+            for k in range(self.config.blocks[i]):
+                h = self._block(f"up.{i}.{k}", level, h)
+        field, log_ratio = self._output(level, h).chunk(2, 1)
+        c_skip = torch.from_numpy(self._data_std * self._data_std / (total * total))
+        c_out = torch.from_numpy(s * self._data_std / total)
+        mean = (c_skip * centered + c_out * field.double()) + torch.from_numpy(self._center)
+        half = VARIANCE_RANGE * VARIANCE_STEPS
+        index = (log_ratio * VARIANCE_STEPS).clamp_(-half, half).round_().add_(half).long()
+        v = (c_out * c_out) * self._variance[index]
+        return mean, v
+
+    def _input(self, z: Tensor, normalised: Tensor) -> Tensor:
+        """First convolution: the normalised input in two bytes, and the phases."""
+        value = (normalised * INPUT_SCALE).round_().clamp_(-INPUT_LIMIT, INPUT_LIMIT)
+        high = (value / 256).floor_()
+        low = value - high * 256
+        turn = (z * (PHASES / FOURIER_PERIOD)).round_()
+        index = torch.remainder(turn, PHASES).to(torch.int32).flatten()
+        phases = [t.index_select(0, index).view(z.shape) for t in (self._sine, self._cosine)]
+        conv, phase_conv = self._convs["conv_in.z"], self._convs["conv_in.phase"]
+        sums = conv.sums(self._unshuffle(high)).mul_(256).add_(conv.sums(self._unshuffle(low)))
+        phase_sums = phase_conv.sums(self._unshuffle(torch.cat(phases, 1)))
+        h = sums.mul_(per_channel(conv.scale / INPUT_SCALE)).add_(per_channel(conv.bias))
+        return h.add_(phase_sums.mul_(per_channel(phase_conv.scale / PHASE_AMPLITUDE)))
+
+    def _unshuffle(self, x: Tensor) -> Tensor:
+        patches = F.pixel_unshuffle(x.float(), self.config.patch)
+        return patches.contiguous(memory_format=torch.channels_last)
+
+    def _block(self, name: str, level: int, h: Tensor) -> Tensor:
+        """Residual block; overwrites h unless it is the skip connection's."""
+        scale1, shift1, scale2, shift2 = np.split(self._affine[name][level], 4)
+        name1, name2 = f"{name}.conv1", f"{name}.conv2"
+        conv1, conv2 = self._convs[name1], self._convs[name2]
+        steps1, steps2 = self._steps(name1, level), self._steps(name2, level)
+        u = (h * per_channel((1 + scale1) * steps1)).add_(per_channel(shift1 * steps1))
+        sums = self._sums_of_silu(name1, level, u)
+        factor = (1 + scale2) * steps2
+        u = sums.mul_(per_channel(factor * (conv1.scale * conv1.units[level])))
+        u = u.add_(per_channel(factor * conv1.bias + shift2 * steps2))
+        return self._scaled(conv2, level, self._sums_of_silu(name2, level, u)).add_(h)
+
+    def _sums_of_silu(self, name: str, level: int, u: Tensor) -> Tensor:
+        """The named convolution's sums for u in table steps; overwrites u."""
+        conv, x = self._convs[name], self._activate(name, level, u)
+        return conv.sums(x) if conv.in_bytes is None else conv.in_bytes.sums(x)
+
+    def _scaled(self, conv: IntegerConv, level: int, sums: Tensor) -> Tensor:
+        """What the sums stand for; overwrites them."""
+        factor = per_channel(conv.scale * conv.units[level])
+        return sums.mul_(factor).add_(per_channel(conv.bias))
+
+    def _steps(self, name: str, level: int) -> int:
+        """Entries per unit of the SiLU table before the named convolution."""
+        conv = self._convs[name]
+        return silu_steps(conv.units[level] * conv.limits[level])
+
+    def _silu_integers(self, name: str, level: int) -> Tensor:
+        """SiLU from table steps to the integers that the named convolution takes, [8193]."""
+        if (name, level) not in self._tables:
+            conv = self._convs[name]
+            stride = SILU_STEPS // self._steps(name, level)
+            middle, reach = len(self._silu) // 2, SILU_HALF * stride
+            silu = self._silu[middle - reach : middle + reach + 1 : stride]
+            table = np.minimum(np.rint(silu / conv.units[level]), conv.limits[level])
+            integers = torch.from_numpy(table).float()
+            self._tables[name, level] = integers if conv.in_bytes is None else shifted(integers)
+        return self._tables[name, level]
+
+    def _activate(self, name: str, level: int, u: Tensor) -> Tensor:
+        """SiLU by table to the integers that the named convolution takes; overwrites u."""
+        index = u.clamp_(-SILU_HALF, SILU_HALF).round_().add_(SILU_HALF).long()
+        n, c, height, width = u.shape
+        flat = index.permute(0, 2, 3, 1).reshape(-1)  # memory order
+        try:  # gather takes all threads, which index_select does not
+            looked_up = self._silu_integers(name, level).gather(0, flat)
+        except RuntimeError as e:  # an index out of range
+            raise OverflowError(f"the input of {name} is not a number") from e
+        return looked_up.view(n, height, width, c).permute(0, 3, 1, 2)
+
+    def _resample(self, name: str, level: int, h: Tensor, stride: int) -> Tensor:
+        """A convolution of the rounded stream itself."""
+        conv = self._convs[name]
+        limit = conv.limits[level]
+        x = (h * (1 / conv.units[level])).round_().clamp_(-limit, limit)
+        return self._scaled(conv, level, conv.sums(x, stride))
+
+    def _output(self, level: int, h: Tensor) -> Tensor:
+        """Last convolution, its input in two digits."""
+        conv = self._convs["conv_out"]
+        x = self._activate("conv_out", level, h * self._steps("conv_out", level))
+        high = (x * (1 / OUTPUT_DIGIT)).floor_()
+        low = x.sub_(high * OUTPUT_DIGIT)
+        sums = conv.sums(high).mul_(OUTPUT_DIGIT).add_(conv.sums(low))
+        return F.pixel_shuffle(self._scaled(conv, level, sums), self.config.patch)

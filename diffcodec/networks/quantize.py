@@ -1,0 +1,245 @@
+"""From the trained float network to the integer one: post-training quantisation.
+
+Weights get a scale per output channel and are rounded one after another, each making up for the
+errors of those before (GPTQ, Frantar et al. 2022); the integer inputs of every convolution get as
+fine a unit as keeps its sums exact (see :mod:`diffcodec.networks.integer`).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffcodec.diffusion.process import q_sample
+from diffcodec.networks.integer import (
+    EXACT_LIMIT,
+    INPUT_SCALE,
+    OUTPUT_DIGIT,
+    PHASE_AMPLITUDE,
+    SILU_RANGE,
+    is_behind_silu,
+)
+from diffcodec.networks.unet import Conv, ResidualBlock, UNet, join_detail, split_detail
+
+HIDDEN_BITS = 8
+COVARIANCE_LEVELS, COVARIANCE_IMAGES = 8, 8  # of the calibration
+DAMPING = 0.01  # of the mean of the covariance's diagonal, added to it
+SILU_MINIMUM = 0.2785  # -silu is at most this
+LARGEST_INPUT = 4095  # the SiLU table is no finer
+HEADROOM = 1.25  # clipping point over the largest input seen: clipping costs more than rounding
+
+
+class InputStatistics:
+    """What enters every convolution, seen while calibration images pass through."""
+
+    def __init__(self, network: UNet):
+        self.top: dict[str, list[float]] = {}  # the largest magnitude at each noise level
+        # X X^T of the patches that the weights multiply, at some levels, [in k^2, in k^2]
+        self.covariance: dict[str, Tensor] = {}
+        self.sees_patches = True
+        self._hooks = [
+            module.register_forward_pre_hook(self._observe(name))
+            for name, module in network.named_modules()
+            if isinstance(module, Conv)
+        ]
+
+    def _observe(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            self.top.setdefault(name, []).append(HEADROOM * inputs[0].abs().max().item())
+            if self.sees_patches and is_hidden(name):
+                assert isinstance(module, Conv)
+                kernel = module.shape[2]
+                images = inputs[0][:COVARIANCE_IMAGES]
+                x = F.unfold(images, kernel, padding=(kernel - 1) // 2, stride=module.stride)
+                x = x.transpose(0, 1).flatten(1)
+                self.covariance[name] = self.covariance.get(name, 0) + x @ x.T
+
+        return hook
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        for hook in self._hooks:
+            hook.remove()
+
+
+def quantize_weight(weight: Tensor, largest: int) -> tuple[Tensor, Tensor]:
+    """Integers of magnitude up to ``largest`` and the scale per output channel.
+
+    The scale is the one of a few candidates that leaves the least squared error.
+    """
+    flat = weight.flatten(1)
+    top = flat.abs().amax(1, keepdim=True).clamp_min(1e-12)
+    best = torch.full_like(top, torch.inf)
+    best_scale = top / largest
+    for share in torch.linspace(0.7, 1.0, 16):
+        scale = top * share / largest
+        q = (flat / scale).round().clamp(-largest, largest)
+        error = ((q * scale - flat) ** 2).sum(1, keepdim=True)
+        best_scale = torch.where(error < best, scale, best_scale)
+        best = torch.minimum(error, best)
+    integers = (flat / best_scale).round().clamp(-largest, largest)
+    return integers.view(weight.shape), best_scale[:, 0]
+
+
+def round_weights(weight: Tensor, scale: Tensor, largest: int, covariance: Tensor) -> Tensor:
+    """Integers of magnitude up to ``largest`` that keep the convolution's output close.
+
+    Column by column; the error of each is spread over those that follow, in the way that leaves the
+    least squared error of the output for inputs of this covariance (GPTQ, algorithm 1).
+
+    Args:
+        weight: [out, in, k, k].
+        scale: what one is worth, [out].
+        largest: magnitude.
+        covariance: of the inputs, not normalised, [in k^2, in k^2].
+    """
+    rest = weight.flatten(1).double()
+    h = covariance.double()
+    h = h + DAMPING * h.diagonal().mean().clamp_min(1e-12) * torch.eye(len(h), dtype=h.dtype)
+    factor = torch.linalg.cholesky(torch.linalg.inv(h), upper=True)
+    integers = torch.empty_like(rest)
+    for j in range(len(h)):
+        integers[:, j] = (rest[:, j] / scale).round().clamp(-largest, largest)
+        error = (rest[:, j] - integers[:, j] * scale) / factor[j, j]
+        rest[:, j:] -= error[:, None] * factor[j, j:]
+    return integers.view(weight.shape)
+
+
+def widest_exact(weight: Tensor, high: float, low: float) -> Tensor:
+    """Largest magnitude M so that integer weights scaled to M keep sums below the limit."""
+    flat = weight.flatten(1) / weight.flatten(1).abs().amax(1, keepdim=True).clamp_min(1e-12)
+    positive, negative = flat.clamp_min(0).sum(1), -flat.clamp_max(0).sum(1)
+    worst = torch.maximum(positive * high + negative * low, positive * low + negative * high)
+    return (EXACT_LIMIT * 0.9) / worst.max()
+
+
+def quantize(network: UNet, calibration: Tensor, levels: Sequence[float]) -> dict[str, Tensor]:
+    """The tensors of an :class:`.IntegerUNet`, and the noise embedding's own.
+
+    Args:
+        network: trained.
+        calibration: integers of the colour domain as floats, [batch, 3, height, width].
+        levels: every noise level at which the plans evaluate the network.
+
+    Raises:
+        ValueError: if all levels are of the detail network, or none is.
+    """
+    if network.detail is not None:
+        limit = network.config.detail_up_to
+        low, high = [s for s in levels if s <= limit], [s for s in levels if s > limit]
+        if not (low and high):
+            raise ValueError(
+                f"a detail network up to the noise level {limit}: expected levels of the plans on "
+                f"both sides, found {levels[0]} to {levels[-1]}"
+            )
+        main = UNet(network.config.of_main())
+        main.load_state_dict(split_detail(network.state_dict())[0])
+        return join_detail(
+            quantize(main, calibration, high), quantize(network.detail, calibration, low)
+        )
+    network = network.eval().float()
+    seen = InputStatistics(network)
+    generator = torch.Generator().manual_seed(0)
+    with torch.inference_mode():
+        for i, sigma in enumerate(levels):
+            seen.sees_patches = i % max(1, len(levels) // COVARIANCE_LEVELS) == 0
+            noise = torch.randn(calibration.shape, generator=generator)
+            z = q_sample(calibration, sigma * network.noise_multipliers, noise)
+            network(z, torch.full((len(z),), sigma))
+        seen.close()
+        tensors = {"levels": torch.tensor(levels, dtype=torch.float64)}
+        tensors |= {k: t.half() for k, t in network.state_dict().items() if is_embedding(k)}
+        emb = network.embed(torch.tensor(levels, dtype=torch.float32))
+        for name, module in network.named_modules():
+            if isinstance(module, ResidualBlock):
+                tensors[f"{name}.affine.table"] = module.affine(emb)
+            elif isinstance(module, Conv) and name == "conv_in":
+                tensors |= _quantize_input(module, network.config.patch, len(levels))
+            elif isinstance(module, Conv):
+                covariance = seen.covariance.get(name)
+                tensors |= _quantize_conv(name, module, seen.top[name], covariance)
+    return {name: t.clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
+
+
+def is_embedding(name: str) -> bool:
+    """Whether a tensor makes the tables; kept so that other tables and more training can follow."""
+    return name.startswith("embed") or name.endswith((".affine.weight", ".affine.bias"))
+
+
+def float_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """State of a float network from the tensors of a quantised one."""
+    tensors, detail = split_detail(tensors)
+    state = {k: t.float() for k, t in tensors.items() if is_embedding(k)}
+    for name in (k.removesuffix(".input") for k in tensors if k.endswith(".input")):
+        flat = tensors[f"{name}.weight"].flatten(1) * tensors[f"{name}.scale"][:, None]
+        state |= {f"{name}.weight": flat, f"{name}.bias": tensors[f"{name}.bias"]}
+    parts = [state.pop(f"conv_in.{part}.weight") for part in ("z", "phase")]
+    state["conv_in.weight"] = torch.cat(parts, 1)
+    state["conv_in.bias"] = state.pop("conv_in.z.bias")
+    del state["conv_in.phase.bias"]
+    return join_detail(state, float_weights(detail) if detail else {})
+
+
+def is_hidden(name: str) -> bool:
+    """Whether the named convolution is neither the first nor the last."""
+    return not name.startswith("conv_")
+
+
+def _quantize_conv(
+    name: str, conv: Conv, tops: Sequence[float], covariance: Tensor | None
+) -> dict[str, Tensor]:
+    weight = conv.weight.detach().view(conv.shape)
+    if is_behind_silu(name):
+        tops = [min(max(top, SILU_MINIMUM), SILU_RANGE) for top in tops]
+        below = [SILU_MINIMUM / top for top in tops]  # the lowest input as a share of the top
+    else:
+        below = [1.0] * len(tops)
+    if covariance is None:
+        digits = max(OUTPUT_DIGIT, LARGEST_INPUT / OUTPUT_DIGIT)
+        widest = widest_exact(weight, digits, digits * max(below)).item()
+        integers, scale = quantize_weight(weight, int(min(2**15 - 1, widest)))
+        limits = [LARGEST_INPUT] * len(tops)
+    else:
+        largest = 2 ** (HIDDEN_BITS - 1) - 1
+        _, scale = quantize_weight(weight, largest)
+        integers = round_weights(weight, scale, largest, covariance)
+        limits = [largest_input(integers, share) for share in below]
+    return {
+        f"{name}.weight": integers.to(torch.int16 if covariance is None else torch.int8),
+        f"{name}.scale": scale.float(),
+        f"{name}.bias": conv.bias.detach().float(),
+        f"{name}.input": torch.tensor(
+            [[top / limit, limit] for top, limit in zip(tops, limits, strict=True)],
+            dtype=torch.float64,
+        ),
+    }
+
+
+def largest_input(weight: Tensor, below: float) -> int:
+    """Largest magnitude of integer inputs, the lowest ``below`` times it, that keeps sums exact."""
+    w = weight.flatten(1)
+    p, n = w.clamp_min(0).sum(1), -w.clamp_max(0).sum(1)
+    worst = max(1.0, torch.maximum(p + n * below, n + p * below).max().item())
+    # one less, and the rounding of the lowest input allowed for
+    exact = int((EXACT_LIMIT - 1 - max(p.max().item(), n.max().item())) / worst) - 1
+    return min(LARGEST_INPUT, exact)
+
+
+def _quantize_input(conv: Conv, patch: int, levels: int) -> dict[str, Tensor]:
+    """The first convolution in two parts: the image's bytes, and the phases."""
+    weight = conv.weight.detach().view(conv.shape)
+    count = 3 * patch**2
+    parts = {"z": (weight[:, :count], 255, 1 / INPUT_SCALE)}
+    parts["phase"] = (weight[:, count:], PHASE_AMPLITUDE, 1 / PHASE_AMPLITUDE)
+    tensors: dict[str, Tensor] = {}
+    for part, (w, limit, unit) in parts.items():
+        largest = int(min(2**15 - 1, widest_exact(w, limit, limit).item()))
+        integers, scale = quantize_weight(w, largest)
+        tensors |= {
+            f"conv_in.{part}.weight": integers.to(torch.int16),
+            f"conv_in.{part}.scale": scale.float(),
+            f"conv_in.{part}.bias": conv.bias.detach().float().clone(),
+            f"conv_in.{part}.input": torch.tensor([[unit, limit]] * levels, dtype=torch.float64),
+        }
+    return tensors

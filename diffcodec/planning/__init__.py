@@ -1,0 +1,1 @@
+"""The search for plans: noise levels and lattices that suit a model and images."""

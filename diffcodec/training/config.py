@@ -1,0 +1,45 @@
+"""The settings of a run."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from diffcodec.networks.unet import NetworkConfig, join_detail, split_detail
+
+VIEW_OF_AUGMENTATION = {"all": "rotation", "mirror": "mirror", "none": "none"}
+INIT_WARMUP = 100  # default of a run from a model's weights
+DEVICES = ("auto", "cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that a run was told; saved in its folder."""
+
+    data: str
+    labels: str | None = None  # file of the images' classes
+    steps: int = 20_000
+    batch: int = 32  # of all processes together
+    accumulate: int = 1  # passes that a process makes of its part of the batch
+    crop: int = 64
+    augment: str = "all"  # of data.AUGMENTATIONS
+    learning_rate: float = 2e-3
+    optimizer: str = "muon"  # of the hidden convolutions: "muon" or "adamw"
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    warmup: int = 200
+    ema: float = 0.999
+    loss: str = "vlb"
+    variance: str = "learned"  # of bound.VARIANCES
+    seed: int = 0
+    precision: str = "bfloat16"  # or "float32"
+    compile: bool = True
+    device: str = "auto"  # of DEVICES
+    tensorboard: bool = False
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+
+
+def with_detail(weights: Mapping[str, Tensor], config: NetworkConfig) -> dict[str, Tensor]:
+    """A model's weights for a network that may have a detail network where the model has none."""
+    main, detail = split_detail(weights)
+    return join_detail(main, (detail or main) if config.detail_up_to else {})

@@ -1,0 +1,258 @@
+"""Training images: folders of pictures, and arrays of pictures, as random crops."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from diffcodec.diffusion.color import to_domain
+from diffcodec.errors import DiffcodecError
+
+HELD_OUT_EVERY = 20  # one image in so many is kept for validation
+SUFFIXES = {".png", ".webp", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".ppm", ".pgm"}
+ARRAY_SUFFIXES = {".npy", ".npz"}
+AUGMENTATIONS = ("all", "mirror", "none")  # left and right; with "all" also rows and columns
+MAX_CLASSES = 100_000  # more is a mistake
+MAPPED_BYTES = 64 << 20  # a .npy file as large as this is memory-mapped, a smaller one is read
+
+Source = Path | NDArray[np.uint8]  # an image: its file, or its pixels, RGB [3, height, width]
+Labels = NDArray[np.int64]
+Item = TypeVar("Item")
+
+
+def find_images(data: Path) -> list[Path]:
+    """All files of images and of arrays below a folder, sorted; or the one file that is given.
+
+    Raises:
+        DiffcodecError: if there are none.
+    """
+    suffixes = SUFFIXES | ARRAY_SUFFIXES
+    kinds = ", ".join(sorted(suffixes))
+    if data.is_file():
+        if data.suffix.lower() not in suffixes:
+            raise DiffcodecError(f"{data}: not a file of images ({kinds}), nor a folder of them")
+        return [data]
+    if not data.is_dir():
+        raise DiffcodecError(
+            f"{data}: no such folder; --data takes a folder of images, or a .npy or .npz file"
+        )
+    paths = sorted(p for p in data.rglob("*") if p.suffix.lower() in suffixes)
+    if not paths:
+        raise DiffcodecError(f"{data}: holds no images ({kinds})")
+    return paths
+
+
+def list_images(sources: Sequence[Source]) -> list[Source]:
+    """The same with each file of arrays replaced by its images, in their order.
+
+    Raises:
+        DiffcodecError: if a file of arrays cannot be read.
+    """
+    images: list[Source] = []
+    for source in sources:
+        if isinstance(source, Path) and source.suffix.lower() in ARRAY_SUFFIXES:
+            for array in read_arrays(source):
+                images.extend(array)
+        else:
+            images.append(source)
+    return images
+
+
+def split_held_out(sources: Sequence[Source]) -> tuple[list[Source], list[Source]]:
+    """Training and held-out images: see :func:`hold_out`.
+
+    Raises:
+        DiffcodecError: if a file of arrays cannot be read.
+    """
+    return hold_out(list_images(sources))
+
+
+def hold_out(items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
+    """For training and held out: the latter are every twentieth in order (at least one)."""
+    places = range(len(items))
+    chosen = places[HELD_OUT_EVERY // 2 :: HELD_OUT_EVERY] or places[-1:]
+    held_out = [items[i] for i in chosen]
+    return [items[i] for i in places if i not in chosen] or held_out, held_out
+
+
+def read_labels(path: Path) -> Labels:
+    """The classes of images, in their order: a text of integers from 0 on, one a line.
+
+    Raises:
+        DiffcodecError: if it is anything else.
+    """
+    try:
+        labels = np.array([int(line) for line in path.read_text().split()], np.int64)
+    except (OSError, ValueError, OverflowError) as e:
+        raise DiffcodecError(f"{path}: not readable as labels, one integer a line ({e})") from e
+    if labels.size == 0 or labels.min() < 0 or labels.max() >= MAX_CLASSES:
+        raise DiffcodecError(
+            f"{path}: labels are integers from 0 to {MAX_CLASSES - 1}, one a line for each image"
+        )
+    return labels
+
+
+def check_labels(labels: Labels, images: Sequence[Source], classes: int) -> None:
+    """Hold labels against the images and the network that they are for.
+
+    Raises:
+        DiffcodecError: if they do not fit.
+    """
+    if len(labels) != len(images):
+        raise DiffcodecError(f"{len(labels)} labels for {len(images)} images; give one for each")
+    if not classes:
+        raise DiffcodecError("labels for a network without classes; leave out --labels")
+    if labels.max() >= classes:
+        raise DiffcodecError(
+            f"label {labels.max()} for a network of {classes} classes; give labels from 0 to "
+            f"{classes - 1}"
+        )
+
+
+def read_arrays(path: Path) -> list[NDArray[np.uint8]]:
+    """The arrays of a .npy or .npz file, each as RGB [images, 3, height, width], in order of name.
+
+    A large .npy file is memory-mapped; everything else is read whole.
+
+    Raises:
+        DiffcodecError: if it cannot be read, or an array in it is not of images.
+    """
+    try:
+        if path.suffix.lower() == ".npz":
+            with path.open("rb") as f, np.lib.npyio.NpzFile(f, allow_pickle=False) as archive:
+                arrays = {f"the array {name!r}": archive[name] for name in sorted(archive.files)}
+        else:
+            array = np.lib.format.open_memmap(path, mode="r")
+            arrays = {"the array": np.array(array) if array.nbytes < MAPPED_BYTES else array}
+    except Exception as e:  # NumPy and zipfile raise almost anything on damaged files
+        reason = " ".join(str(e).split())
+        raise DiffcodecError(
+            f"{path}: not readable as an array of numbers ({reason}); write it again with NumPy, "
+            "or take it out of --data"
+        ) from e
+    if not arrays:
+        raise DiffcodecError(f"{path}: holds no array; take it out of --data")
+    try:
+        return [as_rgb(array, name) for name, array in arrays.items()]
+    except DiffcodecError as e:
+        raise DiffcodecError(f"{path}: {e}") from e
+
+
+def as_rgb(array: Any, name: str) -> NDArray[np.uint8]:
+    """An array of images as RGB [images, 3, height, width], without a copy.
+
+    Three axes of which the last has length 3 are one colour image; any other three are grey images.
+
+    Raises:
+        DiffcodecError: if it is not of images, or not of 8 bits; names the array as ``name``.
+    """
+    shape: tuple[int, ...] = getattr(array, "shape", ())  # an archive may hold plain bytes too
+    kind = getattr(array, "dtype", type(array).__name__)
+    is_color = shape[-1:] == (3,)
+    if kind != np.uint8 or not (len(shape) == 3 or (len(shape) == 4 and is_color)) or 0 in shape:
+        raise DiffcodecError(
+            f"{name} is {kind} {list(shape)}; images are uint8 [n, h, w, 3], [n, h, w] (grey) or "
+            "[h, w, 3]: convert it, or take it out of --data"
+        )
+    plain = np.asarray(array)  # views of a memmap are slow to make
+    if not is_color:
+        return np.broadcast_to(plain[:, None], (shape[0], 3, *shape[1:]))
+    return plain.reshape(-1, *shape[-3:]).transpose(0, 3, 1, 2)
+
+
+def read_rgb(path: Path) -> NDArray[np.uint8]:
+    """One image as RGB [3, height, width].
+
+    Raises:
+        DiffcodecError: if it cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.ascontiguousarray(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
+    except Exception as e:  # Pillow's plug-ins raise almost anything on damaged files
+        raise DiffcodecError(f"{path}: not readable as an image ({e})") from e
+
+
+class Crop(NamedTuple):
+    """Where a crop lies in an image, by its number, and what is exchanged in it."""
+
+    image: int
+    top: int
+    left: int
+    mirror: bool
+    transpose: bool
+
+
+class CropSampler:
+    """Random crops, the same for the same seed and step.
+
+    ``augment``, one of ``AUGMENTATIONS``, says what is exchanged at random, with probability 1/2.
+    Image files are kept decoded in memory up to ``memory_bytes``; the others are read at each use.
+    Images of arrays stay where they are.
+    """
+
+    def __init__(
+        self, paths: Sequence[Source], crop: int, augment: str = "all", memory_bytes: int = 6 << 30
+    ):
+        self.crop = crop
+        self.augment = augment
+        self.paths = list_images(paths)
+        self.files = {i: path for i, path in enumerate(self.paths) if isinstance(path, Path)}
+        self.images = [None if isinstance(image, Path) else image for image in self.paths]
+        self.sizes = np.array([(0, 0) if i is None else i.shape[1:] for i in self.images], np.int64)
+        used = 0
+        hide = None if self.files else True
+        with ThreadPoolExecutor(2) as pool:
+            decoded = tqdm(
+                pool.map(read_rgb, self.files.values()), "images", len(self.files), disable=hide
+            )
+            for i, image in zip(self.files, decoded, strict=True):
+                self.sizes[i] = image.shape[1:]
+                if self.sizes[i].min() >= crop and used + image.nbytes <= memory_bytes:
+                    used += image.nbytes
+                    self.images[i] = image
+        areas = np.where(self.sizes.min(1) >= crop, self.sizes.prod(1), 0).astype("f8")
+        if areas.sum() == 0:
+            raise DiffcodecError(
+                f"no image is at least {crop} pixels on each side; use a smaller --crop"
+            )
+        self.cumulative = np.cumsum(areas / areas.sum())
+
+    def choose(self, size: int, seed: int, step: int) -> list[Crop]:
+        """The crops of a batch, images drawn in proportion to their area."""
+        rng = np.random.default_rng((seed, step))
+        crops = []
+        for _ in range(size):
+            i = min(int(np.searchsorted(self.cumulative, rng.random())), len(self.paths) - 1)
+            top, left = (int(rng.integers(side - self.crop + 1)) for side in self.sizes[i])
+            mirror = self.augment != "none" and rng.random() < 0.5
+            transpose = self.augment == "all" and rng.random() < 0.5
+            crops.append(Crop(i, top, left, mirror, transpose))
+        return crops
+
+    def cut(self, crop: Crop) -> NDArray[np.uint8]:
+        """The pixels of a crop, RGB [3, crop, crop]."""
+        image = self.images[crop.image]
+        if image is None:
+            image = read_rgb(self.files[crop.image])
+        part = image[:, crop.top : crop.top + self.crop, crop.left : crop.left + self.crop]
+        if crop.mirror:
+            part = part[:, :, ::-1]
+        return part.transpose(0, 2, 1) if crop.transpose else part
+
+    def batch(self, size: int, seed: int, step: int, rows: slice = slice(None)) -> torch.Tensor:
+        """RGB crops as int16 [size, 3, crop, crop], or those of some rows alone."""
+        crops = [self.cut(crop) for crop in self.choose(size, seed, step)[rows]]
+        return torch.from_numpy(np.stack(crops).astype(np.int16))
+
+
+def domain_batch(rgb: torch.Tensor, color: str) -> torch.Tensor:
+    """Crops in the colour domain as float32, channels last in memory."""
+    x = to_domain(rgb, color).float()
+    return x.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,409 @@
+"""Training of the epsilon-model with the codec's own code length as the loss."""
+
+import contextlib
+import copy
+import io
+import json
+import math
+import time
+from dataclasses import asdict, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from diffcodec.diffusion.bound import chain_bound_bits
+from diffcodec.diffusion.losses import Share, code_length_loss, hybrid_loss, simple_loss
+from diffcodec.diffusion.plan import PLANS
+from diffcodec.errors import DiffcodecError
+from diffcodec.models.export import serialise_float_model, serialise_model
+from diffcodec.networks.unet import UNet
+from diffcodec.system.files import write_file
+from diffcodec.training.board import open_board, write_scalars
+from diffcodec.training.calibration import calibration_crops
+from diffcodec.training.config import TrainConfig, with_detail
+from diffcodec.training.data import (
+    CropSampler,
+    check_labels,
+    domain_batch,
+    find_images,
+    hold_out,
+    read_labels,
+    split_held_out,
+)
+from diffcodec.training.devices import find_device
+from diffcodec.training.optimizers import make_optimizers
+from diffcodec.training.pictures import draw_split
+
+LOSSES = {"vlb": code_length_loss, "simple": simple_loss, "hybrid": hybrid_loss}
+UNITS = {"vlb": "bpd", "simple": "mse", "hybrid": "loss"}  # of the losses, for the log
+CHECKPOINT, CONFIG, LOG, CURVE = "checkpoint.pt", "config.json", "log.jsonl", "curve.png"
+SPLIT, BOARD = "split.png", "tensorboard"
+MODEL, FLOAT_MODEL = "model.safetensors", "float.safetensors"
+VALIDATION_CROPS, VALIDATION_BATCH = 128, 32
+TIMED_STEPS, UNTIMED_STEPS = 20, 5  # of a time budget; the first ones compile
+UNLABELLED = 0.1  # of the images: so that the network can do without labels
+
+
+class PosteriorModule(nn.Module):
+    """The network as a module whose forward pass is the posterior of x, by one view."""
+
+    def __init__(self, network: UNet):
+        super().__init__()
+        self.network = network
+
+    def forward(
+        self, z: Tensor, sigma: Tensor, labels: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`UNet.posterior_of_view`."""
+        return self.network.posterior_of_view(z, sigma, labels)
+
+
+class Trainer:
+    """A run in a folder: checkpoint, log, curve, and a usable model of the averaged weights.
+
+    Every random draw follows from the seed and the step, so a run that was stopped and resumed
+    equals an uninterrupted one up to floating point, and so does one in several processes or with
+    the batch in several passes. (The draws of a GPU are others than a CPU's.)
+
+    In the processes of :func:`joined_processes`, each has one of these; the first alone writes.
+
+    Raises:
+        DiffcodecError: if there are no usable images, the labels do not fit them, the batch cannot
+            be divided, or the device is not there.
+    """
+
+    def __init__(self, config: TrainConfig, out: Path, init: dict[str, Tensor] | None = None):
+        self.config = config
+        self.out = out
+        self.rank, self.processes = (
+            (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        )
+        shares = self.processes * config.accumulate
+        if config.batch % shares:
+            raise DiffcodecError(
+                f"a batch of {config.batch} cannot be divided into {config.accumulate} passes of "
+                f"{self.processes} processes; give --batch a multiple of {shares}"
+            )
+        self.device = find_device(config.device)
+        torch.manual_seed(config.seed)
+        self.model = UNet(config.network)
+        if init is not None:  # of a model that may have no classes and no detail network
+            self.model.load_state_dict(self.model.state_dict() | with_detail(init, config.network))
+        if config.variance != "learned":
+            self.model.reset_variance()
+        self.model.to(self.device)
+        self.ema = {k: p.detach().clone() for k, p in self.model.named_parameters()}
+        self.optimizers = make_optimizers(self.model, config)
+        self.step = 0
+        self.seconds = 0.0
+        sources = find_images(Path(config.data))
+        train, held_out = split_held_out(sources)
+        self.train_data = CropSampler(train, config.crop, config.augment)
+        self.held_out = CropSampler(held_out, config.crop, "none")
+        self.labels: dict[CropSampler, Tensor] = {}
+        if config.labels is not None:
+            labels = read_labels(Path(config.labels))
+            check_labels(labels, [*train, *held_out], config.network.classes)
+            parts = hold_out(labels.tolist())
+            for data, part in zip((self.train_data, self.held_out), parts, strict=True):
+                self.labels[data] = torch.tensor(part, device=self.device)
+
+    @cached_property
+    def forward(self) -> nn.Module:
+        """The network as it is trained: compiled if so configured, its gradients exchanged."""
+        module: nn.Module = PosteriorModule(self.model)
+        if self.config.compile:
+            module.compile()
+        if self.processes > 1:
+            # a process's images may all be at noise levels of one of two networks
+            two = self.config.network.detail_up_to > 0
+            module = DistributedDataParallel(module, find_unused_parameters=two)
+        return module
+
+    def resume(self) -> None:
+        """Continue from the folder's checkpoint."""
+        self.load_state(
+            torch.load(self.out / CHECKPOINT, weights_only=True, map_location=self.device)
+        )
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds; the tensors are the run's own."""
+        return {
+            "model": self.model.state_dict(),
+            "ema": self.ema,
+            "optimizers": [o.state_dict() for o in self.optimizers],
+            "step": self.step,
+            "seconds": self.seconds,
+            "network": self.config.network.to_dict(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Inverse of :meth:`state`."""
+        self.model.load_state_dict(state["model"])
+        self.ema = state["ema"]
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.step, self.seconds = state["step"], state["seconds"]
+
+    def save(self) -> None:
+        """Write the checkpoint, atomically."""
+        buffer = io.BytesIO()
+        torch.save(self.state(), buffer)
+        write_file(self.out / CHECKPOINT, buffer.getvalue(), force=True)
+
+    def averaged_network(self) -> UNet:
+        """The network with the exponential moving average of the weights, on the CPU."""
+        network = UNet(self.config.network)
+        network.load_state_dict(self.ema)
+        return network
+
+    def write_model(self, validation: dict[str, Any], final: bool = True) -> None:
+        """Write the averaged weights as model files, each atomically.
+
+        As they are, and if they are ``final`` also quantised, which takes a minute or more.
+        """
+        c = self.config
+        about = {
+            "images": len(self.train_data.paths),
+            "crops": self.step * c.batch,
+            "crop": c.crop,
+            "steps": self.step,
+            "hours": round(self.seconds / 3600, 3),
+            "held_out_bpd": round(validation["held_out_bpd"], 4),
+        }
+        network = self.averaged_network()
+        data = serialise_float_model(network, PLANS, about)
+        write_file(self.out / FLOAT_MODEL, data, force=True)
+        if not final:
+            return
+        calibration = calibration_crops(self.train_data, c.network.color)
+        data = serialise_model(network, calibration, PLANS, about)
+        write_file(self.out / MODEL, data, force=True)
+
+    def draw_pictures(self, validation: dict[str, Any]) -> None:
+        """Of the log, and of the bound by noise level; needs matplotlib (the extra ``train``)."""
+        try:
+            self.draw_curve()
+        except ImportError:
+            return
+        v = validation
+        parts = [v["remainder_bpd"], v["first_jump_bpd"], *v["step_bpd"], v["prior_bpd"]]
+        draw_split(parts, PLANS["default"].levels, self.out / SPLIT)
+
+    def draw_curve(self) -> None:
+        """Picture of the log.
+
+        Raises:
+            ImportError: without matplotlib.
+        """
+        from matplotlib.figure import Figure
+
+        lines = map(json.loads, (self.out / LOG).read_text().splitlines())
+        records = {r["step"]: r for r in lines}  # a resumed run repeats steps
+        figure = Figure(figsize=(7, 4.5), layout="constrained")
+        axes = figure.subplots()
+        lowest = math.inf
+        for name, label, style in (
+            ("train_bpd", "training loss, means of 50 steps", "-"),
+            ("held_out_bpd", f"held-out bound, {len(PLANS['default'].levels)} timesteps", "o-"),
+        ):
+            points = sorted((step, r[name]) for step, r in records.items() if name in r)
+            if points:
+                axes.plot(*zip(*points, strict=True), style, label=label, markersize=3, linewidth=1)
+                lowest = min(lowest, *(bpd for _, bpd in points))
+        axes.set(xlabel="step", ylabel="bits per dimension", ylim=(lowest - 0.1, lowest + 2))
+        axes.grid(alpha=0.3)
+        axes.legend()
+        figure.savefig(self.out / CURVE, dpi=120)
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append a line to the log and show it."""
+        print(json.dumps(record), flush=True)
+        with (self.out / LOG).open("a") as f:
+            f.write(json.dumps(record) + "\n")
+
+    def learning_rate(self) -> float:
+        """Linear warm-up, then cosine decay to a hundredth of the peak."""
+        c = self.config
+        warm = min(1.0, (self.step + 1) / c.warmup)
+        progress = min(1.0, self.step / c.steps)
+        return c.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+    def train_step(self) -> float:
+        """One update; returns the loss, in bits per dimension if it is the code length.
+
+        Raises:
+            DiffcodecError: if the loss or its gradient is not finite; the weights stay as they are.
+        """
+        c = self.config
+        total = torch.zeros((), device=self.device)
+        for k in range(c.accumulate):
+            with self.exchanging(k == c.accumulate - 1):
+                loss = self.loss(Share(self.rank * c.accumulate + k, self.processes * c.accumulate))
+                (self.processes * loss).backward()  # what is exchanged is the mean
+            total += loss.detach()
+        if self.processes > 1:
+            dist.all_reduce(total)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), c.clip)
+        if not (total.isfinite() and norm.isfinite()):
+            raise DiffcodecError(
+                f"the loss is not finite at step {self.step + 1}; lower --learning-rate and "
+                "resume from the last checkpoint"
+            )
+        rate = self.learning_rate()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        decay = min(c.ema, (1 + self.step) / (10 + self.step))
+        names, params = zip(*self.model.named_parameters(), strict=True)
+        averages = [self.ema[n] for n in names]
+        torch._foreach_lerp_(averages, [p.detach() for p in params], 1 - decay)
+        return total.item()
+
+    def exchanging(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        """For a pass: gradients of the processes are exchanged in the last one of a batch."""
+        if isinstance(self.forward, DistributedDataParallel) and not last:
+            return self.forward.no_sync()
+        return contextlib.nullcontext()
+
+    def loss(self, share: Share) -> Tensor:
+        """The loss of a share of the step's batch."""
+        c = self.config
+        generator = torch.Generator(self.device).manual_seed(hash_seed(c.seed, self.step))
+        rgb = self.train_data.batch(c.batch, c.seed, self.step, share.rows)
+        x = domain_batch(rgb.to(self.device, non_blocking=True), c.network.color)
+        with self.autocast():
+            labels = self.train_labels(share)
+            model = self.forward if labels is None else partial(self.forward, labels=labels)
+            return LOSSES[c.loss](model, x, c.network.color, generator, share, c.variance)
+
+    def train_labels(self, share: Share) -> Tensor | None:
+        """The labels of a share of the step's batch, some of them left out."""
+        labels = self.labels_of(self.train_data, self.config.batch, self.config.seed, self.step)
+        if labels is None:
+            return None
+        generator = torch.Generator().manual_seed(hash_seed(self.config.seed, self.step))
+        dropped = torch.rand(len(labels), generator=generator) < UNLABELLED
+        return labels.masked_fill(dropped.to(self.device), -1)[share.rows]
+
+    def labels_of(self, data: CropSampler, size: int, seed: int, step: int) -> Tensor | None:
+        """The labels of a batch of crops, -1 where there are none, if the network has classes."""
+        if not self.config.network.classes:
+            return None
+        if data not in self.labels:
+            return torch.full((size,), -1, device=self.device)
+        return self.labels[data][[crop.image for crop in data.choose(size, seed, step)]]
+
+    def autocast(self) -> torch.autocast:
+        """bf16 where asked for."""
+        return torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"
+        )
+
+    @torch.inference_mode()
+    def validate(self) -> dict[str, Any]:
+        """The averaged weights' bound on fixed held-out crops, mean and 95 % half-width."""
+        c = self.config
+        model = self.averaged_network().to(self.device)
+        values = []
+        for i in range(0, VALIDATION_CROPS, VALIDATION_BATCH):
+            rgb = self.held_out.batch(VALIDATION_BATCH, 12345, i)
+            x = domain_batch(rgb.to(self.device), c.network.color)
+            labels = self.labels_of(self.held_out, VALIDATION_BATCH, 12345, i)
+            posterior = partial(model.posterior_x, labels=labels)
+            generator = torch.Generator(self.device).manual_seed(i)
+            plan = PLANS["default"]
+            with self.autocast():
+                values.append(
+                    chain_bound_bits(posterior, x, c.network.color, plan, generator, c.variance)
+                )
+        parts = torch.cat(values)
+        total = parts.sum(1)
+        half = 1.96 * total.std().item() / math.sqrt(len(total))
+        return {
+            "held_out_bpd": total.mean().item(),
+            "held_out_bpd_half_width": half,
+            "remainder_bpd": parts[:, 0].mean().item(),
+            "first_jump_bpd": parts[:, 1].mean().item(),
+            "step_bpd": parts[:, 2:-1].mean(0).tolist(),
+            "prior_bpd": parts[:, -1].mean().item(),
+        }
+
+    def plan_steps(self, minutes: float) -> None:
+        """Set the number of steps to what so many minutes of training hold, on this machine now.
+
+        A few steps are timed after some that compile, and undone. Validation does not count.
+        """
+        before = copy.deepcopy(self.state())
+        times = []
+        for _ in range(UNTIMED_STEPS + TIMED_STEPS):
+            begin = time.monotonic()
+            self.train_step()
+            times.append(time.monotonic() - begin)
+        self.load_state(before)
+        seconds = torch.tensor(sorted(times[UNTIMED_STEPS:])[TIMED_STEPS // 2], device=self.device)
+        if self.processes > 1:
+            dist.broadcast(seconds, 0)
+        self.config = replace(self.config, steps=max(1, round(60 * minutes / seconds.item())))
+
+    def run(self, validate_every: int = 1000, save_every_seconds: float = 180) -> None:
+        """Train to the configured number of steps.
+
+        Every 50 steps a line of JSON goes to the log: ``step``, ``seconds`` of training so far,
+        ``train_bpd`` (L_simple: ``train_mse``, L_hybrid: ``train_loss``) as the mean of these
+        steps, ``crops_per_second`` and ``learning_rate``; after a validation also what
+        :meth:`validate` returns.
+
+        Raises:
+            DiffcodecError: if the loss is not finite, or TensorBoard is asked for and not there.
+        """
+        c = self.config
+        is_first = self.rank == 0
+        if is_first:
+            config = json.dumps(asdict(c), indent=2) + "\n"
+            write_file(self.out / CONFIG, config.encode(), force=True)
+        board = open_board(self.out / BOARD, self.step) if c.tensorboard and is_first else None
+        losses: list[float] = []
+        last_save = mark = time.monotonic()
+        while self.step < c.steps:
+            losses.append(self.train_step())
+            if self.step % 50 == 0 or self.step == c.steps:
+                now = time.monotonic()
+                self.seconds += now - mark
+                record: dict[str, Any] = {
+                    "step": self.step,
+                    "seconds": round(self.seconds, 1),
+                    f"train_{UNITS[c.loss]}": sum(losses) / len(losses),
+                    "crops_per_second": len(losses) * c.batch / (now - mark),
+                    "learning_rate": self.learning_rate(),
+                }
+                last = self.step == c.steps
+                if is_first and (self.step % validate_every == 0 or last):
+                    validation = self.validate()
+                    record |= validation
+                    self.log(record)
+                    self.write_model(validation, final=last)
+                    self.draw_pictures(validation)
+                elif is_first:
+                    self.log(record)
+                if board is not None:
+                    write_scalars(board, record)
+                if is_first and (now - last_save > save_every_seconds or last):
+                    self.save()
+                    last_save = now
+                losses, mark = [], time.monotonic()
+        if board is not None:
+            board.close()
+
+
+def hash_seed(seed: int, step: int) -> int:
+    """A 63-bit seed for one step of one run."""
+    return (seed * 1_000_003 + step * 7_919 + 1) % (1 << 63)

@@ -1,0 +1,197 @@
+"""Files shown timestep by timestep: as a page with a slider, and as a contact sheet."""
+
+import base64
+import html
+import io
+import json
+from collections.abc import Iterator, Sequence
+from importlib.resources import files
+from string import Template
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from diffcodec.codec.decoding import decode_timesteps, iter_decode, measure_marks
+from diffcodec.codec.estimates import check_memory
+from diffcodec.container.parts import Container
+from diffcodec.container.reader import FileReader
+from diffcodec.images.modes import psnr
+from diffcodec.limits import DEFAULT_LIMITS, Limits
+from diffcodec.models.model import Model
+
+LARGEST_SIDE = 2048  # of a picture on the page
+PANEL_SIDES = (224, 384)  # the least and the most of a picture on the contact sheet
+SHEET_WIDTH = 1600
+MARGIN, FONT_SIZE = 12, 14
+
+
+class Preview(NamedTuple):
+    """What a file shows at one timestep.
+
+    Attributes:
+        timestep: 0 is the exact image.
+        image: in the file's mode.
+        size: bytes of the file that it takes, header included.
+        psnr: in dB, infinite of the exact image; None where the file has no exact image.
+    """
+
+    timestep: int
+    image: Image.Image
+    size: int
+    psnr: float | None
+
+    @property
+    def bpp(self) -> float:
+        """Bits per pixel of the bytes that it takes."""
+        return 8 * self.size / (self.image.width * self.image.height)
+
+
+def previews(
+    data: bytes,
+    model: str | Model | None = None,
+    progress: bool = False,
+    limits: Limits = DEFAULT_LIMITS,
+) -> list[Preview]:
+    """What a file shows at each of its timesteps, the coarsest first.
+
+    Of a file with previews these are the timesteps behind which it may be cut, and the exact image
+    if it has it; of any other all timesteps of its tiles, each with the bytes that decoding down to
+    it consumes.
+
+    Args:
+        data: a file's bytes.
+        model: the model that it was encoded with, if it is not a shipped one.
+        progress: show a bar on a terminal when it takes over two seconds.
+        limits: the sizes to accept; all pictures are in memory at a time.
+
+    Raises:
+        DiffcodecError: if it does not decode; see :func:`diffcodec.decode`.
+    """
+    header = FileReader(data, limits).container
+    if header.layers:
+        check_memory(header, limits, len(header.layers.stops))
+        stream = io.BytesIO(data)
+        images = iter_decode(stream, model, limits=limits)
+        found = [(t, image, stream.tell()) for t, image in images]
+    else:
+        container = measure_marks(data, model, limits)
+        found = [
+            (t, image, len(data) - _unread(container, t))
+            for t, image in decode_timesteps(data, model, progress, limits)
+        ]
+    timestep, finest, _ = found[-1]
+    quality = (psnr(image, finest) if timestep == 0 else None for _, image, _ in found)
+    return [Preview(*row, q) for row, q in zip(found, quality, strict=True)]
+
+
+def _unread(container: Container, timestep: int) -> int:
+    """Bytes of payload that timestep t does not need; tiles that are no chains need all."""
+    if timestep == 0:
+        return 0
+    tiles = (tile for tile in container.tiles if timestep <= len(tile.marks))
+    return sum(len(tile.payload) - 4 * tile.marks[-timestep] for tile in tiles)
+
+
+# --- a page ---------------------------------------------------------------------------------------
+
+
+def page(shown: Sequence[Preview], title: str) -> str:
+    """A self-contained HTML page with a slider over the timesteps; ``#t=5`` opens it at z_5.
+
+    Args:
+        shown: the coarsest first.
+        title: the file's name.
+    """
+    finest = shown[-1]
+    width, height = finest.image.size
+    facts = f"{width} x {height} pixels, {finest.size:,} bytes, {finest.bpp:.3f} bits per pixel"
+    scaled = _on_screen(finest.image)
+    if scaled.size != finest.image.size:
+        facts += f"; the pictures are scaled to {scaled.width} x {scaled.height}"
+    return Template(files("diffcodec.viewing").joinpath("page.html").read_text("utf-8")).substitute(
+        title=html.escape(title),
+        facts=html.escape(facts),
+        width=scaled.width,
+        height=scaled.height,
+        last=len(shown) - 1,
+        previews=json.dumps([_row(preview) for preview in shown]).replace("<", "\\u003c"),
+    )
+
+
+def _row(preview: Preview) -> dict[str, Any]:
+    """What the page's script knows of a preview."""
+    buffer = io.BytesIO()
+    _on_screen(preview.image).save(buffer, "WEBP", lossless=True, quality=0, method=1)
+    picture = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return {
+        "timestep": preview.timestep,
+        "bytes": f"{preview.size:,}",
+        "bpp": f"{preview.bpp:.3f}",
+        "psnr": _quality(preview),
+        "src": f"data:image/webp;base64,{picture}",
+    }
+
+
+def _quality(preview: Preview) -> str:
+    if preview.timestep == 0:
+        return "exact"
+    return "unknown" if preview.psnr is None else f"{preview.psnr:.2f} dB"
+
+
+def _on_screen(image: Image.Image) -> Image.Image:
+    image = _displayable(image)
+    image.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.LANCZOS)
+    return image
+
+
+def _displayable(image: Image.Image) -> Image.Image:
+    """A copy of 8 bits, in colour, with its transparency."""
+    if image.mode == "I;16":
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGBA" if image.has_transparency_data else "RGB")
+
+
+# --- a contact sheet ------------------------------------------------------------------------------
+
+
+def contact_sheet(shown: Sequence[Preview]) -> Image.Image:
+    """All previews side by side, each above its timestep, PSNR, bytes and bits per pixel."""
+    panels = [_panel(preview) for preview in shown]
+    width, height = panels[0].size
+    columns = min(len(panels), max(1, SHEET_WIDTH // (width + MARGIN)))
+    rows = -(-len(panels) // columns)
+    size = (columns * (width + MARGIN) + MARGIN, rows * (height + MARGIN) + MARGIN)
+    sheet = Image.new("RGB", size, "white")
+    for i, panel in enumerate(panels):
+        row, column = divmod(i, columns)
+        sheet.paste(panel, (MARGIN + column * (width + MARGIN), MARGIN + row * (height + MARGIN)))
+    return sheet
+
+
+def _panel(preview: Preview) -> Image.Image:
+    picture = _displayable(preview.image)
+    least, most = PANEL_SIDES
+    side = max(picture.size)
+    if side > most:
+        picture.thumbnail((most, most), Image.Resampling.LANCZOS)
+    elif side < least:
+        picture = picture.resize(
+            [n * (least // side) for n in picture.size], Image.Resampling.NEAREST
+        )
+    font = ImageFont.load_default(FONT_SIZE)
+    lines = "\n".join(_caption(preview))
+    text = ImageDraw.Draw(picture).multiline_textbbox((0, 0), lines, font)
+    size = (max(picture.width, least), picture.height + round(text[3]) + MARGIN)
+    panel = Image.new("RGB", size, "white")
+    panel.paste(picture, (0, 0), picture if picture.mode == "RGBA" else None)
+    ImageDraw.Draw(panel).multiline_text((0, picture.height + 6), lines, "black", font)
+    return panel
+
+
+def _caption(preview: Preview) -> Iterator[str]:
+    if preview.timestep == 0:
+        yield "exact"
+    else:
+        yield f"timestep {preview.timestep}: PSNR {_quality(preview)}"
+    yield f"{preview.size:,} bytes, {preview.bpp:.3f} bpp"

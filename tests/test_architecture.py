@@ -1,0 +1,59 @@
+"""The floor plan that docs/architecture.md draws: who may import whom, and how long things are."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import diffcodec
+
+PACKAGE = Path(diffcodec.__file__).parent
+# From the ground up; each may import what stands before it.
+FLOORS = (
+    *("errors", "limits", "arrays"),
+    *("system", "container", "diffusion", "networks", "coding", "images", "models", "codec"),
+    *("training", "evaluation", "planning", "viewing", "cli"),
+)
+BESIDE = {("training", "codec")}  # training and coding stand side by side
+LONGEST_FILE, LONGEST_FUNCTION = 500, 60
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    """The folder, or the file beside the folders."""
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The rooms that a file names in an import, wherever that stands in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("diffcodec."):
+            yield (node.module or "").split(".")[1]
+        elif isinstance(node, ast.ImportFrom) and node.module == "diffcodec":
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.Import):
+            names = [alias.name.split(".") for alias in node.names]
+            yield from (parts[1] for parts in names if parts[0] == "diffcodec" and parts[1:])
+
+
+def test_every_room_has_its_floor() -> None:
+    assert {room(path) for path in FILES} == {*FLOORS, "__init__", "__main__"}
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+def test_a_room_imports_only_from_those_below(floor: str) -> None:
+    below = set(FLOORS[: FLOORS.index(floor) + 1]) | {"__version__"}
+    below -= {other for one, other in BESIDE if one == floor}
+    found = {(path.name, name) for path in FILES if room(path) == floor for name in imports(path)}
+    assert {(file, name) for file, name in found if name not in below} == set()
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_and_functions_are_short(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) < LONGEST_FILE
+    functions = (n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef))
+    lengths = {n.name: (n.end_lineno or 0) - n.lineno + 1 for n in functions}
+    assert {name: n for name, n in lengths.items() if n >= LONGEST_FUNCTION} == {}
+    assert ast.get_docstring(ast.parse(text))
