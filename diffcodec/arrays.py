@@ -1,4 +1,4 @@
-"""NumPy arrays by the type of their elements, for signatures.
+"""NumPy arrays by the type of their elements, for signatures, and how tables of them are rounded.
 
 Where a shape matters the signature tells it by jaxtyping, ``Float64[Array, "3 height width"]``,
 which the tests check.
@@ -18,3 +18,10 @@ if TYPE_CHECKING:
     AnyArray = NDArray[Any]
 else:  # what jaxtyping can look at: it tells the elements' type itself
     Array = Integers = Bits = Words = Bytes = AnyArray = np.ndarray
+
+
+def round_significant(values: Array, bits: int) -> Array:
+    """Round to so many significant bits, to which every maths library computes alike."""
+    mantissa, exponent = np.frexp(values)
+    rounded: Array = np.ldexp(np.rint(np.ldexp(mantissa, bits)), exponent - bits)
+    return rounded

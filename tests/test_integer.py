@@ -18,15 +18,16 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch import Tensor
 
+from diffcodec.arrays import round_significant
 from diffcodec.coding.randomness import random_words
 from diffcodec.diffusion.process import q_sample
 from diffcodec.errors import ModelMismatchError
 from diffcodec.models.file import make_metadata, read_model_info
 from diffcodec.models.model import load_model
+from diffcodec.networks.exact import EXACT_LIMIT, check_exact, largest_sum
 from diffcodec.networks.float_unet import FloatUNet
 from diffcodec.networks.int8 import kernels_work, shifted
 from diffcodec.networks.integer import (
-    EXACT_LIMIT,
     INPUT_RANGES,
     OUTPUT_DIGIT,
     PHASE_AMPLITUDE,
@@ -36,11 +37,8 @@ from diffcodec.networks.integer import (
     VARIANCE_STEPS,
     IntegerConv,
     IntegerUNet,
-    check_exact,
     is_behind_silu,
-    largest_sum,
     phase_tables,
-    round_bits,
     silu_steps,
     silu_table,
     takes_bytes,
@@ -131,7 +129,7 @@ def test_largest_sum_is_that_of_every_order_of_summation(first, second, low, hig
         for values in itertools.product((0, low, high), repeat=width)
     )
     weight = torch.tensor(rows, dtype=torch.int8)[:, :, None, None]
-    assert largest_sum(weight, [(low, high)]) == expected
+    assert largest_sum(weight.long(), low, high) == expected
 
 
 def test_sums_are_refused_from_two_to_the_24_on():
@@ -193,14 +191,16 @@ def test_every_convolution_is_exact_for_extreme_inputs(
         if conv.in_bytes is not None:
             bits = shifted(x).contiguous(memory_format=torch.channels_last)
             assert torch.equal(conv.in_bytes.sums(bits), found), name
-        assert expected.abs().max() <= largest_sum(conv.weight, [(low, high)]) < EXACT_LIMIT
+        assert expected.abs().max() <= largest_sum(conv.weight.long(), low, high) < EXACT_LIMIT
     assert len(integer._convs) == 3 + 2 * 2 * sum(CONFIG.blocks) + 2
 
 
 def test_hidden_units_use_the_room_that_exactness_leaves(in_float32: IntegerUNet) -> None:
     for name, conv in in_float32._convs.items():
         for level, limit in enumerate(conv.limits):
-            room = EXACT_LIMIT / largest_sum(conv.weight, [input_range(in_float32, name, level)])
+            room = EXACT_LIMIT / largest_sum(
+                conv.weight.long(), *input_range(in_float32, name, level)
+            )
             assert room < 1.25 or limit == LARGEST_INPUT, name
 
 
@@ -533,7 +533,7 @@ def test_tables_do_not_hang_on_the_last_bits_of_a_maths_library():
     for table, exact in ((silu_table(), silu), (variance_table(), variance)):
         assert table == pytest.approx(exact, rel=2**-24, abs=1e-300)
         assert ties(np.frexp(exact)[0] * 2.0**24) > 100 * 2.0**24 * EPS
-        assert np.array_equal(table, round_bits(table))
+        assert np.array_equal(table, round_significant(table, 24))
 
 
 # --- model files ----------------------------------------------------------------------------------

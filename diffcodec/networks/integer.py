@@ -6,7 +6,7 @@ from the weights and the largest inputs. All else is element-wise IEEE arithmeti
 at a time (nothing that could be fused into a multiply-add), and look-up tables.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -15,12 +15,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from diffcodec.arrays import round_significant
 from diffcodec.diffusion.color import DOMAINS
-from diffcodec.errors import ModelMismatchError
+from diffcodec.networks.exact import EXACT_LIMIT, check_exact, largest_sum
 from diffcodec.networks.int8 import LOWER_DIGITS, ByteConv, kernels_work, shifted
 from diffcodec.networks.unet import FOURIER_PERIOD, LOG_VARIANCE_RANGE, NetworkConfig, split_detail
 
-EXACT_LIMIT = 2**24  # float32 holds every integer up to here
+FLOAT32_BITS = 24  # of the tables
 PHASES = 512  # steps of one period of the Fourier features
 PHASE_AMPLITUDE = 127
 INPUT_SCALE = 2.0**12  # of the normalised input, clipped to -16..16 and cut into two bytes
@@ -37,17 +38,10 @@ INPUT_RANGES = {  # of the first convolution's parts: bytes, the upper one with 
 }
 
 
-def round_bits(values: NDArray[np.float64], bits: int = 24) -> NDArray[np.float64]:
-    """Round to so many significant bits: what every maths library computes alike."""
-    mantissa, exponent = np.frexp(values)
-    rounded: NDArray[np.float64] = np.ldexp(np.rint(np.ldexp(mantissa, bits)), exponent - bits)
-    return rounded
-
-
 def silu_table() -> NDArray[np.float64]:
     """silu(i / 1024) for i = -65536..65536."""
     u = np.arange(-SILU_RANGE * SILU_STEPS, SILU_RANGE * SILU_STEPS + 1) / SILU_STEPS
-    return round_bits(u / (1 + np.exp(-u)))
+    return round_significant(u / (1 + np.exp(-u)), FLOAT32_BITS)
 
 
 def silu_steps(top: float) -> int:
@@ -62,7 +56,7 @@ def variance_table() -> NDArray[np.float64]:
     """The factor of the variance for a network output i / 16, as :class:`UNet` defines it."""
     limit = LOG_VARIANCE_RANGE
     g = np.arange(-VARIANCE_RANGE * VARIANCE_STEPS, VARIANCE_RANGE * VARIANCE_STEPS + 1)
-    return round_bits(np.exp(limit * np.tanh(g / VARIANCE_STEPS / limit)))
+    return round_significant(np.exp(limit * np.tanh(g / VARIANCE_STEPS / limit)), FLOAT32_BITS)
 
 
 def phase_tables() -> tuple[Tensor, Tensor]:
@@ -81,40 +75,7 @@ def takes_bytes(name: str, weight: Tensor) -> bool:
     """Whether 8-bit kernels may do the named convolution: the sums of either digit are exact."""
     if weight.dtype != torch.int8 or not is_behind_silu(name):
         return False
-    return largest_sum(weight, [LOWER_DIGITS]) < EXACT_LIMIT
-
-
-def largest_sum(weight: Tensor, ranges: Iterable[tuple[int, int]]) -> int:
-    """Largest magnitude of any partial sum of a convolution, its inputs in one of the ranges."""
-    w = weight.flatten(1).to(torch.int64)
-    positive, negative = w.clamp_min(0).sum(1), -w.clamp_max(0).sum(1)
-    largest = 0
-    for low, high in set(ranges):
-        upper = positive * high - negative * low
-        lower = positive * low - negative * high
-        largest = max(largest, int(torch.maximum(upper.abs(), lower.abs()).max().item()))
-    return largest
-
-
-def check_exact(name: str, weight: Tensor, ranges: Iterable[tuple[int, int]]) -> None:
-    """Refuse a convolution whose sums may leave float32's exact integers.
-
-    Args:
-        name: of the convolution.
-        weight: its integers.
-        ranges: the lowest and the highest integer of its input, at each noise level.
-
-    Raises:
-        ModelMismatchError: with the largest sum, or if the weights are no integers.
-    """
-    if weight.is_floating_point():
-        raise ModelMismatchError(f"{name}: its weights are {weight.dtype}, expected integers")
-    found = largest_sum(weight, ranges)
-    if found >= EXACT_LIMIT:
-        raise ModelMismatchError(
-            f"{name}: a partial sum can reach {found}, and only sums below {EXACT_LIMIT} are "
-            "exact; quantise it to fewer bits"
-        )
+    return largest_sum(weight.long(), *LOWER_DIGITS) < EXACT_LIMIT
 
 
 def per_channel(values: NDArray[np.float64]) -> Tensor:

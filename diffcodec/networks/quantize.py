@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffcodec.diffusion.process import q_sample
+from diffcodec.networks.exact import EXACT_LIMIT, largest_sum
 from diffcodec.networks.integer import (
-    EXACT_LIMIT,
     INPUT_SCALE,
     OUTPUT_DIGIT,
     PHASE_AMPLITUDE,
@@ -106,12 +106,10 @@ def round_weights(weight: Tensor, scale: Tensor, largest: int, covariance: Tenso
     return integers.view(weight.shape)
 
 
-def widest_exact(weight: Tensor, high: float, low: float) -> Tensor:
-    """Largest magnitude M so that integer weights scaled to M keep sums below the limit."""
-    flat = weight.flatten(1) / weight.flatten(1).abs().amax(1, keepdim=True).clamp_min(1e-12)
-    positive, negative = flat.clamp_min(0).sum(1), -flat.clamp_max(0).sum(1)
-    worst = torch.maximum(positive * high + negative * low, positive * low + negative * high)
-    return (EXACT_LIMIT * 0.9) / worst.max()
+def widest_exact(weight: Tensor, low: float, high: float) -> int:
+    """Largest magnitude of integer weights, up to 15 bits, that keeps sums of such inputs exact."""
+    unit = weight / weight.flatten(1).abs().amax(1).clamp_min(1e-12)[:, None, None, None]
+    return int(min(2**15 - 1, 0.9 * EXACT_LIMIT / largest_sum(unit, low, high)))
 
 
 def quantize(network: UNet, calibration: Tensor, levels: Sequence[float]) -> dict[str, Tensor]:
@@ -197,8 +195,8 @@ def _quantize_conv(
         below = [1.0] * len(tops)
     if covariance is None:
         digits = max(OUTPUT_DIGIT, LARGEST_INPUT / OUTPUT_DIGIT)
-        widest = widest_exact(weight, digits, digits * max(below)).item()
-        integers, scale = quantize_weight(weight, int(min(2**15 - 1, widest)))
+        widest = widest_exact(weight, -digits * max(below), digits)
+        integers, scale = quantize_weight(weight, widest)
         limits = [LARGEST_INPUT] * len(tops)
     else:
         largest = 2 ** (HIDDEN_BITS - 1) - 1
@@ -218,12 +216,9 @@ def _quantize_conv(
 
 def largest_input(weight: Tensor, below: float) -> int:
     """Largest magnitude of integer inputs, the lowest ``below`` times it, that keeps sums exact."""
-    w = weight.flatten(1)
-    p, n = w.clamp_min(0).sum(1), -w.clamp_max(0).sum(1)
-    worst = max(1.0, torch.maximum(p + n * below, n + p * below).max().item())
     # one less, and the rounding of the lowest input allowed for
-    exact = int((EXACT_LIMIT - 1 - max(p.max().item(), n.max().item())) / worst) - 1
-    return min(LARGEST_INPUT, exact)
+    room = EXACT_LIMIT - 1 - largest_sum(weight, 0, 1)
+    return min(LARGEST_INPUT, int(room / max(1.0, largest_sum(weight, -below, 1))) - 1)
 
 
 def _quantize_input(conv: Conv, patch: int, levels: int) -> dict[str, Tensor]:
@@ -234,8 +229,7 @@ def _quantize_input(conv: Conv, patch: int, levels: int) -> dict[str, Tensor]:
     parts["phase"] = (weight[:, count:], PHASE_AMPLITUDE, 1 / PHASE_AMPLITUDE)
     tensors: dict[str, Tensor] = {}
     for part, (w, limit, unit) in parts.items():
-        largest = int(min(2**15 - 1, widest_exact(w, limit, limit).item()))
-        integers, scale = quantize_weight(w, largest)
+        integers, scale = quantize_weight(w, widest_exact(w, -limit, limit))
         tensors |= {
             f"conv_in.{part}.weight": integers.to(torch.int16),
             f"conv_in.{part}.scale": scale.float(),

@@ -1,0 +1,45 @@
+"""How large a convolution's sums can become: while they stay below 2^24, float32 is exact."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from diffcodec.errors import ModelMismatchError
+
+EXACT_LIMIT = 2**24  # float32 holds every integer up to here
+
+
+def largest_sum(weight: Tensor, low: float, high: float) -> float:
+    """Largest magnitude of any partial sum of a convolution, in the weight's own arithmetic.
+
+    Args:
+        weight: [out, ...], of any type.
+        low, high: the least and the greatest input; 0 is between them.
+    """
+    w = weight.flatten(1)
+    positive, negative = w.clamp_min(0).sum(1), -w.clamp_max(0).sum(1)
+    upper = positive * high - negative * low
+    lower = positive * low - negative * high
+    return torch.maximum(upper.abs(), lower.abs()).max().item()
+
+
+def check_exact(name: str, weight: Tensor, ranges: Iterable[tuple[int, int]]) -> None:
+    """Refuse a convolution whose sums may leave float32's exact integers.
+
+    Args:
+        name: of the convolution.
+        weight: its integers.
+        ranges: the lowest and the highest integer of its input, at each noise level.
+
+    Raises:
+        ModelMismatchError: with the largest sum, or if the weights are no integers.
+    """
+    if weight.is_floating_point():
+        raise ModelMismatchError(f"{name}: its weights are {weight.dtype}, expected integers")
+    found = max(largest_sum(weight.long(), low, high) for low, high in set(ranges))
+    if found >= EXACT_LIMIT:
+        raise ModelMismatchError(
+            f"{name}: a partial sum can reach {found}, and only sums below {EXACT_LIMIT} are "
+            "exact; quantise it to fewer bits"
+        )
