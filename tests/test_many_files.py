@@ -163,13 +163,13 @@ def test_a_worker_is_killed_half_way(
 ) -> None:
     printed: list[str] = []
 
-    def kill_at_the_eighth(text: str) -> None:
-        printed.append(text)
+    def kill_at_the_eighth(line: bytes) -> None:
+        printed.append(line.decode())
         if len(printed) == 8:
             os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
 
     with monkeypatch.context() as patch:
-        patch.setattr(running, "print_line", kill_at_the_eighth)
+        patch.setattr(running, "write_standard_output", kill_at_the_eighth)
         result = run(tiny, "encode --output-dir out --jobs 2 --json", images)
     assert result.exit_code == 1
     said = {line["input"]: line for line in map(json.loads, printed)}

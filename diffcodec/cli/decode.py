@@ -9,26 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from diffcodec.cli.options import (
-    force_option,
-    jobs_option,
-    make_limits,
-    max_memory_option,
-    max_pixels_option,
-    model_option,
-    output_dir_option,
-    output_option,
-    quiet_option,
-    skip_existing_option,
+    file_model_option,
+    file_options,
+    limit_options,
+    many_files_options,
 )
 from diffcodec.cli.program import cli
-from diffcodec.cli.running import (
-    for_each,
-    image_format,
-    load_given,
-    pair_outputs,
-    reading_file,
-    unless_skipped,
-)
+from diffcodec.cli.running import Files, image_format, load_given, reading_file
 from diffcodec.container.parts import Damage
 from diffcodec.errors import CorruptError
 from diffcodec.limits import Limits
@@ -42,9 +29,7 @@ RECONSTRUCTIONS = ("mean", "flow", "sample")  # as in descent.py, which loads nu
 
 
 @cli.command(short_help="Decode files to images.")
-@click.argument("paths", nargs=-1, required=True, metavar="IN [OUT]")
-@output_option
-@output_dir_option
+@file_options(".png")
 @click.option(
     "--timestep",
     type=click.IntRange(min=0),
@@ -82,31 +67,19 @@ RECONSTRUCTIONS = ("mean", "flow", "sample")  # as in descent.py, which loads nu
     show_default=True,
     help="Of --reconstruct sample.",
 )
-@model_option("The model file it was encoded with, if that is not a shipped one.")
-@max_pixels_option
-@max_memory_option
-@skip_existing_option
-@jobs_option
-@force_option
-@quiet_option
+@file_model_option
+@limit_options
+@many_files_options
 def decode(
     *,
-    paths: tuple[str, ...],
-    output: str | None,
-    output_dir: str | None,
+    files: Files,
     timestep: int | None,
     allow_partial: bool,
     recover: bool,
     max_bytes: int | None,
     reconstruct: str,
-    seed: int,
     model: str | None,
-    max_pixels: int,
-    max_memory: int,
-    skip_existing: bool,
-    processes: int,
-    force: bool,
-    quiet: bool,
+    **options: Any,
 ) -> None:
     """Decode a file to an image: decode IN [OUT], or decode --output-dir DIR IN...
 
@@ -118,27 +91,20 @@ def decode(
             "--recover takes whatever is whole; leave out --allow-partial, --timestep and "
             "--reconstruct"
         )
-    jobs = pair_outputs(paths, output, output_dir, ".png")
-
+    load_given(model)
     work = partial(
         _decode_file,
         timestep=timestep,
         model=model,
         recover=recover,
         max_bytes=max_bytes,
-        force=force,
-        progress=not quiet and processes == 1,
-        limits=make_limits(max_pixels, max_memory),
+        force=files.force,
+        progress=files.progress,
         allow_partial=allow_partial or max_bytes is not None,
         reconstruct=reconstruct,
-        seed=seed,
+        **options,
     )
-    load_given(model)
-    for_each(
-        *(jobs, unless_skipped(work, skip_existing, force)),
-        show=None if quiet else partial(click.echo, err=True),
-        processes=processes,
-    )
+    files.for_each(work)
 
 
 def _decode_file(

@@ -10,29 +10,15 @@ import click
 
 from diffcodec.cli.options import (
     effort_option,
-    force_option,
-    jobs_option,
+    file_options,
     json_option,
-    make_limits,
-    max_memory_option,
-    max_pixels_option,
-    model_option,
-    output_dir_option,
-    output_option,
+    limit_options,
+    many_files_options,
     parse_numbers,
-    quiet_option,
-    skip_existing_option,
+    used_model_option,
 )
 from diffcodec.cli.program import cli
-from diffcodec.cli.running import (
-    IMAGE_SUFFIXES,
-    CommandError,
-    failing_as,
-    for_each,
-    pair_outputs,
-    print_line,
-    unless_skipped,
-)
+from diffcodec.cli.running import IMAGE_SUFFIXES, CommandError, Files, load_given, print_line, say
 from diffcodec.container.info import dimensions, tiles_by_coder
 from diffcodec.container.parts import MAGIC, MOST_DRAW
 from diffcodec.container.reader import parse
@@ -46,9 +32,7 @@ if TYPE_CHECKING:
 
 
 @cli.command(options_metavar="[OPTIONS]", short_help="Code images, without loss or to a size.")
-@click.argument("paths", nargs=-1, required=True, metavar="IN [OUT]")
-@output_option
-@output_dir_option
+@file_options(".dfc")
 @effort_option("How many evaluations of the network to spend, in encoding and decoding.")
 @click.option(
     "--timestep",
@@ -89,7 +73,7 @@ if TYPE_CHECKING:
     help="Code each tile N times, by other shared randomness each, and keep the smallest: for tiny "
     "images without loss. Decoding takes no longer.",
 )
-@model_option(f"A shipped model, or a model file.  [default: {DEFAULT_MODEL}]")
+@used_model_option
 @click.option(
     "--arithmetic",
     type=click.Choice(ARITHMETICS),
@@ -98,40 +82,52 @@ if TYPE_CHECKING:
     help="Of the network. Files of float arithmetic are for research: they may not decode on "
     "another machine.",
 )
-@max_pixels_option
-@max_memory_option
-@skip_existing_option
-@jobs_option
-@force_option
+@limit_options
+@many_files_options
 @json_option
-@quiet_option
 def encode(
-    *,
-    paths: tuple[str, ...],
-    output: str | None,
-    output_dir: str | None,
-    effort: str,
-    timestep: int | None,
-    bpp: float | None,
-    psnr: float | None,
-    progressive: bool,
-    previews: tuple[int, ...] | None,
-    draws: int,
-    model: str | None,
-    arithmetic: str,
-    max_pixels: int,
-    max_memory: int,
-    skip_existing: bool,
-    processes: int,
-    force: bool,
-    as_json: bool,
-    quiet: bool,
+    *, files: Files, model: str | None, arithmetic: str, as_json: bool, **options: Any
 ) -> None:
     """Code an image: encode IN [OUT], or encode --output-dir DIR IN...
 
     Without loss, unless --timestep, --bpp or --psnr says otherwise, without --progressive. OUT is
     IN with the suffix .dfc if it is not given.
     """
+    _check_goals(**options)
+    for _, target in files.jobs:
+        if target.lower().endswith(IMAGE_SUFFIXES):
+            raise click.UsageError(
+                f"{target}: an image as output; for several inputs, --output-dir"
+            )
+        if target == STANDARD and as_json:
+            raise click.UsageError("--json needs standard output for itself; give an output file")
+    if files.processes > 1 and arithmetic == "float":
+        raise click.UsageError(
+            "--jobs changes the number of threads, which files of float arithmetic depend on"
+        )
+    name = model or DEFAULT_MODEL
+    load_given(name, arithmetic)
+    work = partial(
+        _encode_file,
+        model=name,
+        arithmetic=arithmetic,
+        force=files.force,
+        progress=files.progress,
+        **options,
+    )
+    files.for_each(work, as_json, partial(_show_result, as_json=as_json))
+
+
+def _check_goals(
+    *,
+    timestep: int | None,
+    bpp: float | None,
+    psnr: float | None,
+    progressive: bool,
+    previews: tuple[int, ...] | None,
+    draws: int,
+    **_: Any,
+) -> None:
     goals = sum(goal is not None for goal in (timestep, bpp, psnr))
     if goals > 1:
         raise click.UsageError("--timestep, --bpp and --psnr exclude each other")
@@ -139,55 +135,17 @@ def encode(
         raise click.UsageError("--previews needs --progressive, --timestep, --bpp or --psnr")
     if draws > 1 and (goals or progressive):
         raise click.UsageError("--draws is for files without loss and previews")
-    jobs = pair_outputs(paths, output, output_dir, ".dfc")
-    for _, target in jobs:
-        if target.lower().endswith(IMAGE_SUFFIXES):
-            raise click.UsageError(
-                f"{target}: an image as output; for several inputs, --output-dir"
-            )
-        if target == STANDARD and as_json:
-            raise click.UsageError("--json needs standard output for itself; give an output file")
-    if processes > 1 and arithmetic == "float":
-        raise click.UsageError(
-            "--jobs changes the number of threads, which files of float arithmetic depend on"
-        )
-    name = model or DEFAULT_MODEL
-    with failing_as(name):
-        from diffcodec.models.model import load_model
 
-        load_model(name, arithmetic)
 
-    def show(result: dict[str, Any]) -> None:
-        if as_json:
-            print_line(json.dumps(result))
-        elif result["output"] != STANDARD:
-            rate = "{bits_per_dimension:.3f} bits per dimension"
-            if result["timestep"]:
-                rate = "{bits_per_pixel:.3f} bits per pixel, timestep {timestep}"
-            text = f"{{input}} -> {{output}}: {{bytes_in}} -> {{bytes_out}} bytes, {rate}, "
-            text += "{seconds:.1f} s"
-            click.echo(text.format(**result), err=True)
-
-    work = partial(
-        _encode_file,
-        model=name,
-        arithmetic=arithmetic,
-        effort=effort,
-        limits=make_limits(max_pixels, max_memory),
-        force=force,
-        progress=not quiet and processes == 1,
-        timestep=timestep,
-        bpp=bpp,
-        psnr=psnr,
-        progressive=progressive,
-        previews=previews,
-        draws=draws,
-    )
-    for_each(
-        *(jobs, unless_skipped(work, skip_existing, force), as_json),
-        show=None if quiet and not as_json else show,
-        processes=processes,
-    )
+def _show_result(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_line(json.dumps(result))
+    elif result["output"] != STANDARD:
+        rate = "{bits_per_dimension:.3f} bits per dimension"
+        if result["timestep"]:
+            rate = "{bits_per_pixel:.3f} bits per pixel, timestep {timestep}"
+        text = f"{{input}} -> {{output}}: {{bytes_in}} -> {{bytes_out}} bytes, {rate}, "
+        say((text + "{seconds:.1f} s").format(**result))
 
 
 def _encode_file(

@@ -9,11 +9,9 @@ import click
 
 from diffcodec.cli.decode import decode_data
 from diffcodec.cli.options import (
+    file_model_option,
     json_option,
-    make_limits,
-    max_memory_option,
-    max_pixels_option,
-    model_option,
+    limit_options,
     paths_argument,
 )
 from diffcodec.cli.program import cli
@@ -28,6 +26,7 @@ from diffcodec.cli.running import (
 from diffcodec.container.info import describe, format_description
 from diffcodec.container.parts import Container
 from diffcodec.errors import DiffcodecError, ModelMismatchError
+from diffcodec.limits import Limits
 from diffcodec.models.file import (
     DEFAULT_MODEL,
     ModelInfo,
@@ -42,14 +41,14 @@ from diffcodec.system.files import read_file
 
 @cli.command(short_help="Show what files hold.")
 @paths_argument
-@model_option("The model file they were encoded with, if that is not a shipped one.")
+@file_model_option
 @click.option(
     "--measure", is_flag=True, help="Code files anew that do not say what a timestep takes."
 )
-@max_pixels_option
+@limit_options
 @json_option
 def info(
-    paths: tuple[str, ...], model: str | None, measure: bool, max_pixels: int, as_json: bool
+    *, paths: tuple[str, ...], model: str | None, measure: bool, limits: Limits, as_json: bool
 ) -> None:
     """Show the header of files, and the bits that each timestep takes.
 
@@ -60,9 +59,9 @@ def info(
 
     def work(path: str) -> None:
         data = read_file(path)
-        container = parse_data(data, make_limits(max_pixels))
+        container = parse_data(data, limits)
         if measure:
-            container = _measured(data, container, model)
+            container = _measured(data, container, model, limits)
         described = describe(data, container, given or _shipped_model(container))
         text = json.dumps({"input": path} | described)
         print_line(text if as_json else f"{path}\n{format_description(described)}")
@@ -70,11 +69,11 @@ def info(
     for_each([(path,) for path in paths], work, as_json)
 
 
-def _measured(data: bytes, container: Container, model: str | None) -> Container:
+def _measured(data: bytes, container: Container, model: str | None, limits: Limits) -> Container:
     from diffcodec.codec.decoding import measure_marks
 
     try:
-        return measure_marks(data, model)
+        return measure_marks(data, model, limits)
     except DiffcodecError:  # whether it decodes is for verify to say
         return container
 
@@ -88,19 +87,15 @@ def _shipped_model(container: Container) -> ModelInfo | None:
 
 @cli.command(short_help="Check that files decode.")
 @paths_argument
-@model_option("The model file they were encoded with, if that is not a shipped one.")
+@file_model_option
 @click.option(
     "--structure",
     is_flag=True,
     help="Check the structure and all checksums but that of the pixels, without decoding.",
 )
-@max_pixels_option
-@max_memory_option
-def verify(
-    paths: tuple[str, ...], model: str | None, structure: bool, max_pixels: int, max_memory: int
-) -> None:
+@limit_options
+def verify(*, paths: tuple[str, ...], model: str | None, structure: bool, limits: Limits) -> None:
     """Decode files in full and check their pixels against their checksums."""
-    limits = make_limits(max_pixels, max_memory)
 
     def work(path: str) -> None:
         data = read_file(path)

@@ -8,7 +8,7 @@ import click
 
 from diffcodec.cli.options import force_option, model_option, parse_numbers, quiet_option
 from diffcodec.cli.program import cli
-from diffcodec.cli.running import failing_as, print_line
+from diffcodec.cli.running import failing_as, print_line, say
 from diffcodec.container.parts import CHAIN_CODERS
 from diffcodec.errors import ModelMismatchError
 from diffcodec.models.file import DEFAULT_MODEL, ModelInfo, model_path, read_model_info
@@ -101,7 +101,7 @@ def find_plans(
     with failing_as(out):
         write_file(out, written, force)
     if out != STANDARD and not quiet:
-        click.echo(f"{name} -> {out}: {len(written)} bytes", err=True)
+        say(f"{name} -> {out}: {len(written)} bytes")
 
 
 def _calibration_side(crop: int | None, info: ModelInfo, model: "Model") -> int:
@@ -155,4 +155,4 @@ def quantize(*, source: str, output: str | None, data: str, crop: int | None, fo
     with failing_as(target):
         write_file(target, quantized, force)
     if target != STANDARD:
-        click.echo(f"{source} -> {target}: {len(quantized)} bytes", err=True)
+        say(f"{source} -> {target}: {len(quantized)} bytes")

@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,16 @@ class CommandError(Exception):
 FAILURES = (DiffcodecError, OSError, MemoryError, CommandError)
 
 
+def print_line(text: str) -> None:
+    """To standard output."""
+    write_standard_output(f"{text}\n".encode())
+
+
+def say(text: str) -> None:
+    """To standard error."""
+    click.echo(text, err=True)
+
+
 def pair_outputs(
     paths: Sequence[str], output: str | None, output_dir: str | None, suffix: str
 ) -> list[tuple[str, str]]:
@@ -76,13 +87,38 @@ def pair_outputs(
     return [(paths[0], output or default)]
 
 
-def unless_skipped(
-    work: Callable[..., Any], skip_existing: bool, force: bool
-) -> Callable[..., Any]:
-    """The work of a job, or nothing where its output exists."""
-    if skip_existing and force:
-        raise click.UsageError("--skip-existing and --force exclude each other")
-    return partial(_skip_existing_output, work) if skip_existing else work
+@dataclass(frozen=True)
+class Files:
+    """What the arguments and options say of inputs and outputs; ``jobs`` are pairs of their paths.
+
+    Made by :func:`diffcodec.cli.options.file_options`.
+    """
+
+    jobs: list[tuple[str, str]]
+    force: bool
+    quiet: bool
+    skip_existing: bool
+    processes: int
+
+    @property
+    def progress(self) -> bool:
+        """Whether to show a bar for each file: several would be in each other's way."""
+        return not self.quiet and self.processes == 1
+
+    def for_each(
+        self,
+        work: Callable[..., Any],
+        as_json: bool = False,
+        show: Callable[[Any], None] = say,
+    ) -> None:
+        """Work on each pair of paths; see :func:`for_each`."""
+        for_each(
+            self.jobs,
+            partial(_skip_existing_output, work) if self.skip_existing else work,
+            as_json,
+            show if as_json or not self.quiet else None,
+            self.processes,
+        )
 
 
 def _skip_existing_output(work: Callable[..., Any], source: str, target: str) -> Any:
@@ -105,13 +141,13 @@ def image_format(target: str) -> str:
         raise CommandError(str(e), path=target) from e
 
 
-def load_given(model: str | None) -> None:
+def load_given(model: str | None, arithmetic: str | None = None) -> None:
     """Let a wrong --model fail once, by its own name; what is loaded stays loaded."""
     if model is not None:
         from diffcodec.models.model import load_model
 
         with failing_as(model):
-            load_model(model, read_model_info(model_path(model))[0].arithmetic)
+            load_model(model, arithmetic or read_model_info(model_path(model))[0].arithmetic)
 
 
 def parse_data(data: bytes, limits: Limits) -> Container:
@@ -158,10 +194,10 @@ def for_each(
         elif show is not None and outcome is not None:
             show(outcome)
     if skipped and show is not None:
-        click.echo(f"diffcodec: {skipped} of {len(jobs)} outputs exist: skipped", err=True)
+        say(f"diffcodec: {skipped} of {len(jobs)} outputs exist: skipped")
     if failed and len(jobs) > 1:
         names = ", ".join(name for name, _ in failed)
-        click.echo(f"diffcodec: {len(failed)} of {len(jobs)} inputs failed: {names}", err=True)
+        say(f"diffcodec: {len(failed)} of {len(jobs)} inputs failed: {names}")
     codes = {code for _, code in failed}
     if codes:
         sys.exit(codes.pop() if len(codes) == 1 else EXIT_FAILURE)
@@ -217,12 +253,7 @@ def _report(name: str, error: Exception, as_json: bool = False) -> int:
         path, advice = error.filename or name, ADVICE.get(error.errno or 0)
         message = error.strerror + (f"; {advice}" if advice else "")
     message = " ".join(message.removeprefix(f"{path}: ").split())
-    click.echo(f"diffcodec: {path}: {message}", err=True)
+    say(f"diffcodec: {path}: {message}")
     if as_json:
         print_line(json.dumps({"input": name, "error": message, "exit_code": code}))
     return code
-
-
-def print_line(text: str) -> None:
-    """To standard output."""
-    write_standard_output(f"{text}\n".encode())
