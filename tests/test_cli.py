@@ -121,6 +121,18 @@ def same_image(path: str) -> bool:
         return image.mode == "RGB" and image.tobytes() == picture().tobytes()
 
 
+def test_files_that_pillow_only_warns_of_are_read_quietly(
+    folder: Path, files: dict[str, bytes]
+) -> None:
+    animation = b"acTL" + bytes(8)  # of no frames
+    chunk = struct.pack(">I", 8) + animation + struct.pack(">I", zlib.crc32(animation))
+    header, rest = files["photo.png"][:33], files["photo.png"][33:]
+    (folder / "odd.png").write_bytes(header + chunk + rest)
+    assert done(f"encode {MODEL} --quiet odd.png odd.dfc").stderr == ""
+    done(f"decode {MODEL} odd.dfc odd.bmp")
+    assert same_image("odd.bmp")
+
+
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(
     ("arguments", "output"),

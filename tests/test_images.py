@@ -3,7 +3,10 @@
 import io
 import re
 import struct
+import sys
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import numpy as np
@@ -19,9 +22,10 @@ from diffcodec.errors import (
     LimitError,
     UnsupportedError,
 )
+from diffcodec.images import fallback
 from diffcodec.images.metadata import apply_metadata, get_metadata
 from diffcodec.images.modes import EXACT_MODES, MODES, as_image, pixel_crc, pixels
-from diffcodec.images.reading import read_image
+from diffcodec.images.reading import read_image, webp_size
 from diffcodec.images.writing import save_format, write_image
 from diffcodec.limits import Limits
 
@@ -440,13 +444,6 @@ def test_several_frames_are_refused(format):
         as_image(Image.open(stream))
 
 
-def test_files_that_pillow_only_warns_of_are_read_quietly():
-    header = struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)
-    animation = struct.pack(">II", 0, 0)  # of no frames
-    chunks = [(b"IHDR", header), (b"acTL", animation), (b"IDAT", zlib.compress(b"\0\x07"))]
-    assert read_image(png_chunks(*chunks, (b"IEND", b""))).tobytes() == b"\x07"
-
-
 def test_gif_of_one_frame_is_read():
     image = make_image("P", (9, 7))
     image.info["transparency"] = 3
@@ -499,16 +496,56 @@ def test_a_file_of_too_many_pixels_is_refused_before_loading():
         read_image(stream)
     limits = Limits(pixels=12)
     assert read_image(saved(make_image("L", (3, 4))), limits).size == (3, 4)
-    with pytest.raises(LimitError, match="12 pixels"):
+    with pytest.raises(LimitError, match="the limit is 12"):
         read_image(saved(make_image("L", (13, 1))), limits)
     assert limit == Image.MAX_IMAGE_PIXELS
 
 
-def test_pillows_own_lower_limit_does_not_warn(monkeypatch):
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF", "GIF"])
+def test_pillows_own_lower_limit_neither_refuses_nor_warns(format, monkeypatch):
+    data = saved(make_image("L", (5, 4)), format).getvalue()
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 8)
-    stream = io.BytesIO()
-    write_image(make_image("L", (3, 4)), stream)
-    assert read_image(io.BytesIO(stream.getvalue())).size == (3, 4)
+    assert read_image(io.BytesIO(data)).size == (5, 4)
+    assert Image.MAX_IMAGE_PIXELS == 8
+
+
+@pytest.mark.parametrize("options", [{"lossless": True}, {"quality": 50}, {"exif": exif_bytes()}])
+def test_the_header_of_a_webp_gives_its_size_before_it_is_opened(options):
+    data = saved(Image.new("RGB", (300, 17)), "WEBP", **options).getvalue()
+    assert webp_size(data) == (300, 17)
+    with pytest.raises(LimitError, match="5100, the limit is 5099"):
+        read_image(io.BytesIO(data), Limits(pixels=5099))
+    assert webp_size(data[:24]) == webp_size(saved(Image.new("RGB", (9, 9))).getvalue()) == (0, 0)
+
+
+@pytest.mark.parametrize("limit", [1 << 16, 50])
+def test_threads_leave_pillow_and_the_warnings_to_the_application(limit, monkeypatch):
+    """Small and large images at once, within Pillow's limit, and over it where it is 50 pixels."""
+    images = [make_image("P", (side, side)) for side in (6, 250)]
+    images[1].paste(0, (0, 0, 250, 250))
+    coded = [fallback.encode_fallback(image) for image in images]
+    files = [saved(image, "WEBP").getvalue() for image in (images[0].convert("RGB"), images[1])]
+    own = saved(Image.new("L", (300, 200)), "PNG")  # of the application
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    before = (limit, list(warnings.filters))
+
+    def decode(thread: int) -> None:
+        for turn in range(40):
+            image, (coder, payload) = images[(thread + turn) % 2], coded[(thread + turn) % 2]
+            back = fallback.decode_fallback(coder, payload, "P", image.size)
+            assert back.tobytes() == image.tobytes()
+            assert read_image(io.BytesIO(files[turn % 2])).size == images[turn % 2].size
+            if limit > 50:
+                assert Image.open(io.BytesIO(own.getvalue())).size == (300, 200)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(6) as pool:
+            list(pool.map(decode, range(6)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert (Image.MAX_IMAGE_PIXELS, warnings.filters) == before
 
 
 @given(st.binary(max_size=200), st.sampled_from(sorted(EXACT_MODES)), st.integers(0, 199))

@@ -3,6 +3,7 @@
 import io
 import json
 import time
+import warnings
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -195,6 +196,7 @@ def _read_image(source: str, data: bytes, limits: Limits) -> "Image":
         raise CommandError("it is coded already; give an image, or use decode")
     stream = io.BytesIO(data)
     stream.name = source
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of files that it reads all the same
     try:
         return read_image(stream, limits)
     except FormatError as e:  # exit code 3 is for our own files

@@ -12,7 +12,7 @@ from PIL import Image
 
 from diffcodec.errors import CorruptError, UnsupportedError
 from diffcodec.images.modes import MODES, WEBP_MAX_SIDE
-from diffcodec.images.reading import strict_pillow
+from diffcodec.images.reading import open_image, webp_size
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 BITS_PER_PIXEL = {"1": 1, "L": 8, "LA": 16, "P": 8, "RGB": 24, "RGBA": 32, "I;16": 16}
@@ -97,36 +97,29 @@ def _sample_mode(mode: str) -> str:
     return "L" if mode == "P" else mode  # indices are coded as if grey levels
 
 
-def _claimed_size(coder: str, payload: bytes) -> tuple[int, int] | None:
-    """What a payload says of itself, or None where it is no such file.
+def _claimed_size(coder: str, payload: bytes) -> tuple[int, int]:
+    """What a payload says of itself; zeros where it is no such file.
 
-    Pillow takes memory by the header as soon as it opens a file. Of WebP only the simple lossless
-    kind: RIFF with a VP8L chunk alone.
+    Of WebP only the simple lossless kind: RIFF with a VP8L chunk alone.
     """
-    if coder == "png":
-        if len(payload) < 24 or payload[:8] != PNG_SIGNATURE or payload[12:16] != b"IHDR":
-            return None
-        width, height = struct.unpack_from(">2I", payload, 16)
-        return width, height
-    if len(payload) < 25 or payload[:4] != b"RIFF" or payload[8:16] != b"WEBPVP8L":
-        return None
-    fields = int.from_bytes(payload[21:25], "little")  # 14 bits each, then alpha and version
-    return 1 + (fields & 0x3FFF), 1 + (fields >> 14 & 0x3FFF)
+    if coder == "webp":
+        return webp_size(payload) if payload[12:16] == b"VP8L" else (0, 0)
+    if len(payload) < 24 or payload[:8] != PNG_SIGNATURE or payload[12:16] != b"IHDR":
+        return 0, 0
+    width, height = struct.unpack_from(">2I", payload, 16)
+    return width, height
 
 
 def _open(coder: str, payload: bytes, size: tuple[int, int]) -> Image.Image:
     claimed = _claimed_size(coder, payload)
-    if claimed is None:
+    if claimed == (0, 0):
         raise CorruptError(f"damaged {coder} payload: it does not begin as one")
-    if claimed != size:
-        raise CorruptError(f"found {coder} of size {claimed}, expected one of {size}")
     try:
-        with strict_pillow(size[0] * size[1]):
-            image = Image.open(io.BytesIO(payload), formats=[coder.upper()])
-            if image.size != size or getattr(image, "n_frames", 1) != 1:
-                raise CorruptError(f"found {coder} of size {image.size}, expected one of {size}")
-            image.load()
-            return image
+        image = open_image(payload, [coder.upper()]) if claimed == size else None
+        if image is None or image.size != size or getattr(image, "n_frames", 1) != 1:
+            raise CorruptError(f"found {coder} of size {claimed}, expected one of {size}")
+        image.load()
+        return image
     except CorruptError:
         raise
     except Exception as error:  # Pillow's plug-ins raise almost anything on damaged data
