@@ -35,7 +35,7 @@ from diffcodec.networks.unet import PRESETS, NetworkConfig, UNet, split_detail
 from diffcodec.training import calibration
 from diffcodec.training import trainer as trainer_module
 from diffcodec.training.calibration import calibration_images
-from diffcodec.training.config import TrainConfig
+from diffcodec.training.config import INIT_WARMUP, TrainConfig
 from diffcodec.training.data import CropSampler, domain_batch, find_images, split_held_out
 from diffcodec.training.trainer import (
     CHECKPOINT,
@@ -89,6 +89,11 @@ def config(data):
         compile=False,
         network=NETWORK,
     )
+
+
+def noisy_images():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(2, 3, 16, 16, generator=generator) * 40 + 100, torch.tensor([1.0, 30.0])
 
 
 def losses(trainer, count):
@@ -299,8 +304,7 @@ def test_a_fixed_variance_stays_that_of_gaussian_pixels(config, tmp_path, loss):
     weights = learned.averaged_network().state_dict()
     trainer = Trainer(replace(config, loss=loss, variance="fixed-large"), tmp_path, weights)
     losses(trainer, 5)
-    z, sigma = torch.randn(2, 3, 16, 16) * 40 + 100, torch.tensor([1.0, 30.0])
-    network = trainer.averaged_network()
+    network, (z, sigma) = trainer.averaged_network(), noisy_images()
     _, v = network.posterior_x(z, sigma)
     noise = (sigma[:, None, None, None] * network.noise_multipliers) ** 2
     expected = noise * network.data_std**2 / (noise + network.data_std**2)
@@ -354,13 +358,15 @@ def test_labels_follow_the_images(labelled, tmp_path):
 def test_labels_change_what_a_network_says_and_files_do_without(labelled, tmp_path):
     trainer = Trainer(labelled, tmp_path)
     losses(trainer, 10)
-    z, sigma = torch.randn(2, 3, 16, 16) * 40 + 100, torch.tensor([1.0, 30.0])
-    network = trainer.averaged_network()
+    network, (z, sigma) = trainer.averaged_network(), noisy_images()
     none = torch.tensor([-1, -1])
     assert torch.equal(network.posterior_x(z, sigma)[0], network.posterior_x(z, sigma, none)[0])
+    vectors = network.embed_label.weight.detach()
+    assert vectors[0].eq(0).all()  # of no label
+    assert len(vectors[1:].unique(dim=0)) == labelled.network.classes
+    vectors *= 1000  # ten steps have moved them by no more than shows in the last bits of x
     first, second = (network.posterior_x(z, sigma, torch.tensor([i, i]))[0] for i in (0, 1))
     assert not torch.allclose(first, second)
-    assert network.embed_label.weight[0].eq(0).all()  # of no label
 
     trainer.write_model({"held_out_bpd": 5.0})
     image = picture(7, (37, 21))
@@ -490,7 +496,7 @@ def test_files_of_a_run(config, tmp_path, capsys):
     assert checkpoint["step"] == 110 and checkpoint["network"] == config.network.to_dict()
 
     model = load_model(tmp_path / MODEL)
-    assert model.plans == plan.PLANS
+    assert model.plans == trainer_module.PLANS
     assert model.info.about == {
         "images": COUNT - 1,
         "crops": 110 * 8,
@@ -643,7 +649,7 @@ def test_training_on_from_a_model(config, tmp_path):
         else:
             assert (error <= original.abs() / 1024 + 1e-6).all(), name
     second = Trainer(config, tmp_path, weights)
-    z, sigma = torch.randn(2, 3, 16, 16) * 40 + 100, torch.tensor([1.0, 30.0])
+    z, sigma = noisy_images()
     with torch.inference_mode():
         mean, v = first.averaged_network().posterior_x(z, sigma)
         for of in (second.model, second.averaged_network()):
@@ -812,7 +818,7 @@ def test_fine_tuning_warms_up_in_fewer_steps(arguments, tmp_path, tiny, given):
     assert result.exit_code == 0, result.output
     config = saved_config(tmp_path)
     assert config["learning_rate"] == (1e-3 if given else TrainConfig.learning_rate)
-    assert config["warmup"] == config.INIT_WARMUP < TrainConfig.warmup
+    assert config["warmup"] == INIT_WARMUP < TrainConfig.warmup
 
 
 def test_minutes_set_the_number_of_steps(arguments, tmp_path, tiny):
@@ -956,7 +962,7 @@ def test_added_blocks_do_nothing_at_first(config, tmp_path, tiny):
     grown = Trainer(config, tmp_path / "run", weights).model
     network = UNet(shape)
     network.load_state_dict(weights)
-    z, sigma = 50 * torch.randn(2, 3, 16, 16), torch.tensor([1.0, 40.0])
+    z, sigma = noisy_images()
     with torch.no_grad():
         for found, expected in zip(grown(z, sigma), network(z, sigma), strict=True):
             assert torch.equal(found, expected)
