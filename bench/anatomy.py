@@ -48,7 +48,7 @@ from diffcodec.coding.bits_back import (
 )
 from diffcodec.coding.top_down import Descent
 from diffcodec.container.info import dimensions
-from diffcodec.container.parts import CHAIN_CODERS, Container
+from diffcodec.container.parts import Container
 from diffcodec.container.reader import parse
 from diffcodec.diffusion.plan import Plan
 from diffcodec.diffusion.process import LOG2_E
@@ -330,8 +330,8 @@ def dissect(data: bytes, given: str | Model | None = None) -> Row:
         payloads += [part for layer in container.layers.payloads for part in layer]
     blocks: Row = {"container": 8.0 * (len(data) - sum(map(len, payloads)))}
     for tile in container.tiles:
-        if tile.coder not in CHAIN_CODERS or container.layers:
-            label = "exact rest, by the chain" if tile.coder in CHAIN_CODERS else tile.coder
+        if not tile.plan or container.layers:
+            label = "exact rest, by the chain" if tile.plan else tile.coder
             blocks[label] = blocks.get(label, 0.0) + 8 * (
                 len(tile.payload) + len(tile.preview_payload)
             )

@@ -34,10 +34,10 @@ CROPS = (  # file, left, top, side
     ("kodim23.png", 150, 120, 32),
 )
 KINDS: dict[str, dict[str, Any]] = {
-    "lossless, fast": {"effort": "fast"},
-    "lossless, default": {"effort": "default"},
-    "progressive": {"effort": "fast", "progressive": True},
-    "lossy": {"effort": "fast", "timestep": 3},
+    "lossless, fast": {"plan": "fast"},
+    "lossless, default": {"plan": "default"},
+    "progressive": {"plan": "fast", "progressive": True},
+    "lossy": {"plan": "fast", "timestep": 3},
 }
 
 

@@ -31,7 +31,7 @@ from bench.report import OUT, Section, Table
 from bench.store import Row, Store, cpu, pixels_digest, source_digest, write_json
 from diffcodec import decode, encode, load_model
 from diffcodec.container.info import tiles_by_coder
-from diffcodec.container.parts import CHAIN_CODERS
+from diffcodec.container.parts import PLAN_NAMES
 from diffcodec.container.reader import parse
 from diffcodec.evaluation import measure as evaluation
 from diffcodec.models.file import DEFAULT_MODEL
@@ -304,7 +304,7 @@ def overhead_table(images: list[Row], ours: dict[str, list[Row]]) -> Table:
         kept = [
             (r, 3 * i["width"] * i["height"])
             for r, i in zip(rows, images, strict=True)
-            if set(r["tiles"]) <= set(CHAIN_CODERS)
+            if set(r["tiles"]) <= set(PLAN_NAMES)
         ]
         figures = [
             (

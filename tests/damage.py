@@ -15,10 +15,10 @@ from unittest import mock
 from diffcodec import Limits
 from diffcodec.container import primitives, writer
 from diffcodec.container.parts import (
-    CHAIN_CODERS,
     CODERS,
     METADATA_NAMES,
     MODES,
+    PLAN_NAMES,
     Container,
     Layers,
     Tile,
@@ -237,7 +237,7 @@ def other_tiles(tiles: tuple[Tile, ...], rng: random.Random, mutate: Mutate) -> 
 def other_layers(layers: Layers, rng: random.Random, mutate: Mutate) -> Layers:
     kind = rng.randrange(8)
     if kind == 0:
-        return replace(layers, plan=rng.choice(CHAIN_CODERS))
+        return replace(layers, plan=rng.choice(PLAN_NAMES))
     if kind == 1:
         stops = list(layers.stops)
         stops[rng.randrange(len(stops))] = rng.randrange(10)

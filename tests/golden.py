@@ -66,7 +66,7 @@ def with_transparency(value):
 two_tiles, grey_tiles = sized(520, 5), sized(5, 520, "L")
 MARKS, PREVIEW = "marks", "tile_preview"  # options of this file alone
 
-# name: image, effort, options; coded by the chain
+# name: image, plan, options; coded by the chain
 CHAIN = {
     "rgb-fast": (photograph, "fast", {}),
     "rgb-default": (photograph, "default", {}),
@@ -113,7 +113,7 @@ FALLBACK = {
 
 def mixed_plans():
     """Tiles by different plans."""
-    fast, best = (parse(coded(two_tiles(), effort)) for effort in ("fast", "best"))
+    fast, best = (parse(coded(two_tiles(), plan)) for plan in ("fast", "best"))
     return replace(fast, tiles=(best.tiles[0], fast.tiles[1]))
 
 
@@ -158,7 +158,7 @@ BUILT = {
 NAMES = (*CHAIN, *FALLBACK, *BUILT)
 
 
-def coded(image, effort, **options):
+def coded(image, plan, **options):
     """A file whose tiles are all chains."""
 
     def large(image):
@@ -181,12 +181,12 @@ def coded(image, effort, **options):
             patches.enter_context(mock.patch("diffcodec.codec.jobs.EMPTY_STACK_SHARE", -1))
             patches.enter_context(below)
             patches.enter_context(size)
-        return encode(image, load_model(MODEL), effort, **options)
+        return encode(image, load_model(MODEL), plan, **options)
 
 
 def coded_by_chain(name):
-    image, effort, options = CHAIN[name]
-    return coded(image(), effort, **options)
+    image, plan, options = CHAIN[name]
+    return coded(image(), plan, **options)
 
 
 def written(name):

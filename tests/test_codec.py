@@ -30,7 +30,7 @@ from diffcodec.coding.bits_back import (
     encode_tile,
     most_seed_words,
 )
-from diffcodec.container.parts import CHAIN_CODERS, LEAST_PREVIEW, MAGIC, MODES, Tile
+from diffcodec.container.parts import LEAST_PREVIEW, MAGIC, MODES, PLAN_NAMES, Tile
 from diffcodec.container.reader import parse
 from diffcodec.container.writer import pack
 from diffcodec.diffusion.color import DOMAINS
@@ -154,24 +154,24 @@ def test_metadata_come_back(model: Model) -> None:
 
 
 @pytest.mark.usefixtures("chain_only")
-@pytest.mark.parametrize("effort", CHAIN_CODERS)
-def test_effort_names_the_plan(model: Model, effort: str) -> None:
+@pytest.mark.parametrize("plan", PLAN_NAMES)
+def test_each_plan(model: Model, plan: str) -> None:
     image = smooth((24, 16))
-    data = encode(image, model, effort)
-    assert coders(data) == {effort}
+    data = encode(image, model, plan)
+    assert coders(data) == {plan}
     assert parse(data).tiles[0].marks == ()
-    assert len(measure_marks(data, model).tiles[0].marks) == TIMESTEPS[effort]
+    assert len(measure_marks(data, model).tiles[0].marks) == TIMESTEPS[plan]
     assert_same(decode(data, model=model), image)
 
 
-def test_unknown_effort(model: Model) -> None:
+def test_unknown_plan(model: Model) -> None:
     with pytest.raises(UnsupportedError, match=r"'fastest'.*fast, default, best"):
         encode(smooth((2, 2)), model, "fastest")
 
 
-def test_an_effort_that_the_model_lacks(tmp_path: Path) -> None:
+def test_a_plan_that_the_model_lacks(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="no plan 'best'"):
-        encode(smooth((2, 2)), str(tiny_model(tmp_path, efforts=("fast",))), "best")
+        encode(smooth((2, 2)), str(tiny_model(tmp_path, plans=("fast",))), "best")
 
 
 @pytest.mark.usefixtures("chain_only")
@@ -197,9 +197,9 @@ def test_no_images(model: Model) -> None:
 
 
 @pytest.mark.usefixtures("chain_only")
-def test_tiles_of_different_efforts(model: Model) -> None:
+def test_tiles_of_different_plans(model: Model) -> None:
     image = smooth((521, 9))
-    default, fast = (parse(encode(image, model, effort)) for effort in ("default", "fast"))
+    default, fast = (parse(encode(image, model, plan)) for plan in ("default", "fast"))
     mixed = pack(replace(default, tiles=(default.tiles[0], fast.tiles[1])))
     assert_same(decode(mixed, model=model), image)
 
@@ -277,16 +277,16 @@ def test_other_coders_have_no_timesteps(model: Model) -> None:
 
 
 @pytest.mark.usefixtures("chain_only")
-@pytest.mark.parametrize("effort", CHAIN_CODERS)
+@pytest.mark.parametrize("plan", PLAN_NAMES)
 def test_marks_are_measured_as_they_are_written(
-    model: Model, effort: str, monkeypatch: pytest.MonkeyPatch
+    model: Model, plan: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = smooth((521, 12))
-    plain = encode(image, model, effort)
+    plain = encode(image, model, plan)
     assert not any(tile.marks for tile in parse(plain).tiles)
     monkeypatch.setattr(encoding, "MARKS_FROM_PIXELS", 1)
-    marked = encode(image, model, effort)
-    assert all(len(tile.marks) == TIMESTEPS[effort] for tile in parse(marked).tiles)
+    marked = encode(image, model, plan)
+    assert all(len(tile.marks) == TIMESTEPS[plan] for tile in parse(marked).tiles)
     assert measure_marks(plain, model) == parse(marked)
     assert measure_marks(marked, model) == parse(marked)
     assert_same(decode(marked, model=model), image)
@@ -476,7 +476,7 @@ def test_a_shift_by_one_unit_in_the_last_place_is_found(
         decode(data, model=model)
 
 
-@given(st.binary(max_size=120), st.integers(0, 2**35 - 1), st.sampled_from(CHAIN_CODERS))
+@given(st.binary(max_size=120), st.integers(0, 2**35 - 1), st.sampled_from(PLAN_NAMES))
 def test_arbitrary_chain_payloads(
     model: Model, small: tuple[bytes, Image.Image], payload: bytes, seed_words: int, coder: str
 ) -> None:

@@ -16,12 +16,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from diffcodec.container.parts import (
-    CHAIN_CODERS,
     CHAIN_MODES,
     CODERS,
     METADATA_NAMES,
     MODES,
     MOST_DRAW,
+    PLAN_NAMES,
     TILE_SIDE,
     Box,
     Container,
@@ -112,7 +112,7 @@ by_value = pytest.mark.parametrize(
 @st.composite
 def tiles(draw: st.DrawFn, coders: Sequence[str], timesteps: int, may_have_preview: bool) -> Tile:
     coder = draw(st.sampled_from(coders))
-    if coder not in CHAIN_CODERS:
+    if coder not in PLAN_NAMES:
         return Tile(coder, draw(st.binary(max_size=200)))
     words = draw(st.integers(0, 40))
     payload = draw(st.binary(min_size=4 * words, max_size=4 * words))
@@ -130,14 +130,12 @@ def tiles(draw: st.DrawFn, coders: Sequence[str], timesteps: int, may_have_previ
 @st.composite
 def containers(draw: st.DrawFn) -> Container:
     width, height = draw(st.integers(1, 1100)), draw(st.integers(1, 1100))
-    plain = tuple(name for name in CODERS.values() if name not in CHAIN_CODERS)
-    layers = draw(
-        st.none() | st.builds(Layers, st.sampled_from(CHAIN_CODERS), stops(), st.just(()))
-    )
+    plain = tuple(name for name in CODERS.values() if name not in PLAN_NAMES)
+    layers = draw(st.none() | st.builds(Layers, st.sampled_from(PLAN_NAMES), stops(), st.just(())))
     mode = draw(st.sampled_from(CHAIN_MODES if layers else list(MODES.values())))
     whole = layers is None and draw(st.booleans())
     count = 1 if whole else len(tile_grid(width, height))
-    chains = (layers.plan,) if layers else CHAIN_CODERS if mode in CHAIN_MODES else ()
+    chains = (layers.plan,) if layers else PLAN_NAMES if mode in CHAIN_MODES else ()
     tile = tiles((*plain, *chains), timesteps=draw(st.integers(0, 4)), may_have_preview=not layers)
     drawn = tuple(draw(st.lists(tile, min_size=count, max_size=count)))
     if layers is not None:
@@ -146,7 +144,7 @@ def containers(draw: st.DrawFn) -> Container:
         payloads = draw(st.lists(payload, min_size=number, max_size=number))
         layers = replace(layers, payloads=tuple(payloads))
         drawn = drawn if layers.is_exact else ()
-    uses_model = layers is not None or any(tile.coder in CHAIN_CODERS for tile in drawn)
+    uses_model = layers is not None or any(tile.plan for tile in drawn)
     names = st.sampled_from(METADATA_NAMES) | st.from_regex(r"\A[a-z][A-Za-z0-9-]{0,9}\Z")
     return Container(
         mode=mode,

@@ -123,7 +123,7 @@ def test_evaluation_of_images_of_several_sizes(name, folder, request):
     path = request.getfixturevalue(name)
     model = load_model(path, "integer" if name == "tiny" else "float")
     sources = sorted(folder.glob("*.png"))
-    results = list(evaluate(model, sources, model.plans["fast"], effort="fast"))
+    results = list(evaluate(model, sources, model.plans["fast"], files_plan="fast"))
     assert [(r.width, r.height) for r in results] == SIZES
     assert [r.channels for r in results] == [3, 3, 3, 1]
     assert [r.name for r in results] == [str(source) for source in sources]
@@ -263,7 +263,7 @@ def test_the_command(folder, tiny, tmp_path):
     found = evaluated(*common, "--picture", picture_path)
     model = load_model(tiny)
     results = list(
-        evaluate(model, sorted(folder.glob("*.png")), model.plans["fast"], effort="fast")
+        evaluate(model, sorted(folder.glob("*.png")), model.plans["fast"], files_plan="fast")
     )
     expected = summarise(results, model.plans["fast"])
     assert expected.items() <= found.items()

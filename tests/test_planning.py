@@ -18,7 +18,7 @@ from diffcodec.codec.batches import progress_bar, run
 from diffcodec.codec.jobs import Job, Part, encode_job
 from diffcodec.coding.bits_back import TileChain, coding_steps, encode_tile, most_seed_words
 from diffcodec.coding.top_down import Descent
-from diffcodec.container.parts import CHAIN_CODERS, Box
+from diffcodec.container.parts import PLAN_NAMES, Box
 from diffcodec.container.reader import parse
 from diffcodec.diffusion.color import from_domain
 from diffcodec.diffusion.plan import Plan, geometric_plan
@@ -332,7 +332,7 @@ def chains_only(monkeypatch: pytest.MonkeyPatch) -> None:
 def folder(tmp_path: Path, coarse_grid: None, chains_only: None) -> Path:
     """Two models, and pictures."""
     network, about = untrained(), {"data": "none"}
-    plans = {effort: geometric_plan(count) for effort, count in TIMESTEPS.items()}
+    plans = {plan: geometric_plan(count) for plan, count in TIMESTEPS.items()}
     (tmp_path / "float.safetensors").write_bytes(serialise_float_model(network, plans, about))
     written = serialise_model(network, crops(2, 16), plans, about)
     (tmp_path / "integer.safetensors").write_bytes(written)
@@ -354,9 +354,9 @@ def test_the_command_prints_plans_with_predicted_sizes(folder: Path) -> None:
     assert result.exit_code == 0, result.stderr
     printed = json.loads(result.stdout)
     assert (printed["model"], printed["crops"], printed["crop"]) == (str(model), 6, 32)
-    assert list(printed["plans"]) == list(CHAIN_CODERS)
-    for effort, described in printed["plans"].items():
-        timesteps = TIMESTEPS[effort]
+    assert list(printed["plans"]) == list(PLAN_NAMES)
+    for name, described in printed["plans"].items():
+        timesteps = TIMESTEPS[name]
         assert described["timesteps"] == len(described["levels"]) <= timesteps
         plan = Plan(tuple(described["levels"]), tuple(described["lattices"]))
         own = described["own"]
@@ -380,13 +380,13 @@ def test_the_command_writes_the_model_with_the_plans_found(folder: Path, arithme
         load_model(out, arithmetic),
         load_model(folder / f"{arithmetic}.safetensors", arithmetic),
     )
-    counts = [len(model.plans[effort].levels) for effort in CHAIN_CODERS]
+    counts = [len(model.plans[plan].levels) for plan in PLAN_NAMES]
     assert counts[0] == 3 and counts == sorted(counts) and max(counts) <= 5
     assert model.info.arithmetic == arithmetic
     assert model.info.about == old.info.about
     image = Image.open(folder / "pictures" / "0.png")
-    for effort in CHAIN_CODERS:
-        assert decode(encode(image, model, effort), model=model).tobytes() == image.tobytes()
+    for plan in PLAN_NAMES:
+        assert decode(encode(image, model, plan), model=model).tobytes() == image.tobytes()
     refused = plan_command(folder, "--model", str(folder / "float.safetensors"), *options)
     assert refused.exit_code == 1 and "exists" in refused.stderr
 
@@ -411,7 +411,7 @@ def test_other_lattices_for_the_models_own_levels(
     found = {
         count: FoundPlan(plan, 99.0) for count, plan in zip((5, 6), plans.values(), strict=True)
     }
-    monkeypatch.setattr(propose, "CHAIN_CODERS", tuple(plans))
+    monkeypatch.setattr(propose, "PLAN_NAMES", tuple(plans))
     monkeypatch.setattr(propose, "search_plans", lambda *_, progress: found)
     proposals = propose_plans(model, x, x, [5, 6])
     assert proposals["default"].plan == found[5].plan  # its own has 6 timesteps

@@ -10,7 +10,7 @@ from golden import EXPECTED, FOLDER, MODEL
 from tiny import tiny_model
 
 from diffcodec import encode, load_model
-from diffcodec.container.parts import CHAIN_CODERS
+from diffcodec.container.parts import PLAN_NAMES
 from diffcodec.container.reader import parse
 
 NAMES = json.loads(EXPECTED.read_text())
@@ -42,7 +42,7 @@ def test_a_second_decoder_knows_the_second_view(tmp_path, chain_only, view):
     path = tiny_model(tmp_path, second_view=view, second_view_up_to=10.0)
     image = np.random.default_rng(1).integers(0, 256, (9, 7, 3), np.uint8)
     data = encode(image, load_model(path), "fast")
-    assert parse(data).tiles[0].coder in CHAIN_CODERS
+    assert parse(data).tiles[0].coder in PLAN_NAMES
     _, _, samples = reference.decode(data, reference.Model(path.read_bytes()))
     assert samples == image.tobytes()
 
@@ -52,6 +52,6 @@ def test_a_second_decoder_knows_the_detail_network(tmp_path, chain_only, blocks)
     path = tiny_model(tmp_path, detail_up_to=10.0, detail_blocks=blocks)
     image = np.random.default_rng(1).integers(0, 256, (9, 7, 3), np.uint8)
     data = encode(image, load_model(path), "fast")
-    assert parse(data).tiles[0].coder in CHAIN_CODERS
+    assert parse(data).tiles[0].coder in PLAN_NAMES
     _, _, samples = reference.decode(data, reference.Model(path.read_bytes()))
     assert samples == image.tobytes()

@@ -22,7 +22,7 @@ from tiny import tiny_model
 
 from diffcodec.cli.program import cli
 from diffcodec.codec import decoding, encoding
-from diffcodec.container.parts import CHAIN_CODERS
+from diffcodec.container.parts import PLAN_NAMES
 from diffcodec.container.reader import parse
 from diffcodec.diffusion import plan
 from diffcodec.diffusion.bound import VARIANCES
@@ -547,7 +547,7 @@ def test_the_model_of_a_run_codes_an_image_exactly(config, tmp_path, monkeypatch
     monkeypatch.setattr(encoding, "encode_fallback", lambda image: ("raw", bytes(1 << 20)))
     image = picture(7, (37, 21))
     coded = encoding.encode(image, model)
-    assert {tile.coder for tile in parse(coded).tiles} <= set(CHAIN_CODERS)
+    assert {tile.coder for tile in parse(coded).tiles} <= set(PLAN_NAMES)
     assert decoding.decode(coded, model=model).tobytes() == image.tobytes()
 
 

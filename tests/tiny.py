@@ -17,7 +17,7 @@ def tiny_model(
     folder: Path,
     seed: int = 0,
     name: str = "tiny",
-    efforts: Iterable[str] = tuple(TIMESTEPS),
+    plans: Iterable[str] = tuple(TIMESTEPS),
     arithmetic: str = "integer",
     **shape: Any,
 ) -> Path:
@@ -29,12 +29,12 @@ def tiny_model(
         network = UNet(config)
         for parameter in network.parameters():  # also those that start at zero
             torch.nn.init.normal_(parameter, std=0.05)
-    plans = {effort: geometric_plan(TIMESTEPS[effort]) for effort in efforts}
+    described = {plan: geometric_plan(TIMESTEPS[plan]) for plan in plans}
     path = folder / f"{name}.safetensors"
     calibration = torch.arange(2 * 3 * 16 * 16).view(2, 3, 16, 16) % 251.0
     about = {"data": "none"}
     if arithmetic == "float":
-        path.write_bytes(serialise_float_model(network, plans, about))
+        path.write_bytes(serialise_float_model(network, described, about))
     else:
-        path.write_bytes(serialise_model(network, calibration, plans, about))
+        path.write_bytes(serialise_model(network, calibration, described, about))
     return path

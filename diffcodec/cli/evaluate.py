@@ -89,7 +89,7 @@ def evaluate(
         results = list(
             measure.evaluate(
                 *(loaded, sources[:limit], plan),
-                effort=None if bound_only else effort,
+                files_plan=None if bound_only else effort,
                 variance=variance,
                 labels=classes,
                 progress=not quiet,

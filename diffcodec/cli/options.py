@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from diffcodec.cli.running import Files, pair_outputs
-from diffcodec.container.parts import CHAIN_CODERS
+from diffcodec.container.parts import PLAN_NAMES
 from diffcodec.limits import DEFAULT_LIMITS
 from diffcodec.models.file import DEFAULT_MODEL
 
@@ -36,7 +36,7 @@ def effort_option(description: str) -> Option:
     """Which of the model's plans."""
     return click.option(
         "--effort",
-        type=click.Choice(CHAIN_CODERS),
+        type=click.Choice(PLAN_NAMES),
         default="default",
         show_default=True,
         help=description,

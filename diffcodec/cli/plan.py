@@ -9,7 +9,7 @@ import click
 from diffcodec.cli.options import force_option, model_option, parse_numbers, quiet_option
 from diffcodec.cli.program import cli
 from diffcodec.cli.running import failing_as, print_line, say
-from diffcodec.container.parts import CHAIN_CODERS
+from diffcodec.container.parts import PLAN_NAMES
 from diffcodec.errors import ModelMismatchError
 from diffcodec.models.file import DEFAULT_MODEL, ModelInfo, model_path, read_model_info
 from diffcodec.system.files import STANDARD, check_output, write_file
@@ -64,8 +64,8 @@ def find_plans(
     """
     if out == STANDARD and as_json:
         raise click.UsageError("--json needs standard output for itself; give another --out")
-    if timesteps is not None and len(timesteps) != len(CHAIN_CODERS):
-        raise click.UsageError(f"--timesteps takes {len(CHAIN_CODERS)} numbers: N,N,N")
+    if timesteps is not None and len(timesteps) != len(PLAN_NAMES):
+        raise click.UsageError(f"--timesteps takes {len(PLAN_NAMES)} numbers: N,N,N")
     name = model or DEFAULT_MODEL
     with failing_as(name):
         path = model_path(name)
@@ -86,14 +86,14 @@ def find_plans(
         x, held_out = propose.search_crops(data, side, crops, loaded.color)
         proposals = propose.propose_plans(loaded, x, held_out, timesteps, not quiet)
     if as_json:
-        described = {effort: proposal.to_dict() for effort, proposal in proposals.items()}
+        described = {plan: proposal.to_dict() for plan, proposal in proposals.items()}
         settings = {"model": name, "id": info.id.hex(), "crops": crops, "crop": side}
         print_line(json.dumps(settings | {"plans": described}))
     elif out != STANDARD:
         print_line(propose.format_proposals(proposals))
     if out is None:
         return
-    plans = {effort: proposal.plan for effort, proposal in proposals.items()}
+    plans = {plan: proposal.plan for plan, proposal in proposals.items()}
     with failing_as(data):
         calibration = calibration_images(data, side, loaded.color)
     with failing_as(name):

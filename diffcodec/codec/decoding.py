@@ -16,7 +16,7 @@ from diffcodec.codec.layered import decode_layers, iter_layers
 from diffcodec.codec.lookup import find_model
 from diffcodec.codec.planes import check_pixels, coded_channels, paste
 from diffcodec.coding.top_down import RECONSTRUCTIONS
-from diffcodec.container.parts import CHAIN_CODERS, Container
+from diffcodec.container.parts import Container
 from diffcodec.container.reader import FileReader, parse
 from diffcodec.errors import UnsupportedError
 from diffcodec.images.fallback import decode_fallback
@@ -182,7 +182,7 @@ def _decode_tiles(
             for part, x in zip(parts, run(jobs, parts, used, bar), strict=True):
                 paste(image, part.box, x, used.color)
     for box, tile in zip(container.boxes(), container.tiles, strict=True):
-        if tile.coder not in CHAIN_CODERS and not container.whole:
+        if not tile.plan and not container.whole:
             size = (box.width, box.height)
             decoded = decode_fallback(tile.coder, tile.payload, container.mode, size)
             image.paste(decoded, (box.left, box.top))

@@ -14,7 +14,7 @@ from diffcodec.codec.jobs import Job, Part, encode_job, make_chain
 from diffcodec.codec.layered import Target, encode_layers
 from diffcodec.codec.planes import coded_channels, crop, integers
 from diffcodec.coding.bits_back import EncodedTile
-from diffcodec.container.parts import CHAIN_CODERS, MOST_DRAW, Container, Tile, tile_grid
+from diffcodec.container.parts import MOST_DRAW, PLAN_NAMES, Container, Tile, tile_grid
 from diffcodec.container.writer import pack
 from diffcodec.errors import UnsupportedError
 from diffcodec.images.fallback import encode_fallback
@@ -25,7 +25,7 @@ from diffcodec.models.file import DEFAULT_MODEL
 from diffcodec.models.model import Model, load_model
 
 ImageLike = Image.Image | NDArray[Any]
-EFFORTS = CHAIN_CODERS  # "fast", "default", "best"
+
 MARKS_FROM_PIXELS = 1 << 16  # smaller images carry no step marks, to save their bytes
 NO_MODEL = bytes(4)
 
@@ -33,7 +33,7 @@ NO_MODEL = bytes(4)
 def encode(
     image: ImageLike,
     model: str | Model = DEFAULT_MODEL,
-    effort: str = "default",
+    plan: str = "default",
     progress: bool = False,
     *,
     timestep: int | None = None,
@@ -53,7 +53,7 @@ def encode(
         image: PIL image, or array: uint8 [h, w], [h, w, 2..4], uint16 [h, w] or bool [h, w].
         model: a shipped model's name, a path or a loaded model. One that is loaded as "float" makes
             files for research: they may not decode on another machine.
-        effort: "fast", "default" or "best": how many network evaluations per tile.
+        plan: "fast", "default" or "best", from few network evaluations per tile to many.
         progress: show a bar on a terminal when it takes over two seconds.
         timestep: stop at z_t. With ``progressive`` this and the next two say where previews end.
         bpp: stop at the last timestep of no more bits per pixel, the whole file counted.
@@ -77,22 +77,22 @@ def encode(
     """
     target = Target(timestep, bpp, psnr, progressive, previews)
     if target == Target():
-        return encode_many([image], model, effort, progress, draws=draws, limits=limits)[0]
+        return encode_many([image], model, plan, progress, draws=draws, limits=limits)[0]
     if draws != 1:
         raise UnsupportedError(
             f"{draws} draws and previews: only files without loss and previews "
             "are coded by several draws"
         )
-    used = _load(model, effort)
+    used = _load(model, plan)
     source = as_image(image, limits)
     limits.check_memory(expected_bytes(*source.size, uses_model=True, layered=True))
-    return encode_layers(source, used, effort, target, progress)
+    return encode_layers(source, used, plan, target, progress)
 
 
 def encode_many(
     images: Sequence[ImageLike],
     model: str | Model = DEFAULT_MODEL,
-    effort: str = "default",
+    plan: str = "default",
     progress: bool = False,
     *,
     draws: int = 1,
@@ -104,12 +104,12 @@ def encode_many(
     """
     if not 1 <= draws <= MOST_DRAW + 1:
         raise UnsupportedError(f"{draws} draws: expected 1 to {MOST_DRAW + 1}")
-    model = _load(model, effort)
+    model = _load(model, plan)
     sources = [as_image(image, limits) for image in images]
     pixels = sum(source.width * source.height for source in sources)
     limits.check_memory(expected_bytes(pixels, 1, uses_model=True, layered=False))
     jobs = [
-        (source, Part(effort, index, box, draw))
+        (source, Part(plan, index, box, draw))
         for source in sources
         if coded_channels(source.mode, model.color)
         for index, box in enumerate(tile_grid(source.width, source.height))
@@ -119,7 +119,7 @@ def encode_many(
     parts = [part for _, part in jobs]
     with progress_bar(count_evaluations(parts, model), progress) as bar:
         coded = _smallest(run(chains, parts, model, bar), draws)
-        return [_assemble(source, model, effort, coded) for source in sources]
+        return [_assemble(source, model, plan, coded) for source in sources]
 
 
 def _smallest(coded: Iterator[EncodedTile | None], draws: int) -> Iterator[EncodedTile | None]:
@@ -128,13 +128,13 @@ def _smallest(coded: Iterator[EncodedTile | None], draws: int) -> Iterator[Encod
         yield min(filter(None, group), key=lambda tile: tile.size, default=None)
 
 
-def _load(model: str | Model, effort: str) -> Model:
-    if effort not in EFFORTS:
-        raise UnsupportedError(f"effort {effort!r}: expected one of {', '.join(EFFORTS)}")
+def _load(model: str | Model, plan: str) -> Model:
+    if plan not in PLAN_NAMES:
+        raise UnsupportedError(f"plan {plan!r}: expected one of {', '.join(PLAN_NAMES)}")
     model = load_model(model) if isinstance(model, str) else model
-    if effort not in model.plans:
+    if plan not in model.plans:
         raise UnsupportedError(
-            f"model {model.info.name} has no plan {effort!r}: expected one of "
+            f"model {model.info.name} has no plan {plan!r}: expected one of "
             f"{', '.join(model.plans)}"
         )
     return model
@@ -152,14 +152,14 @@ def encode_part(model: Model, source: Image.Image, part: Part) -> Job[EncodedTil
 
 
 def _assemble(
-    source: Image.Image, model: Model, effort: str, coded: Iterator[EncodedTile | None]
+    source: Image.Image, model: Model, plan: str, coded: Iterator[EncodedTile | None]
 ) -> bytes:
     """The smaller of two files: tile by tile the best coder, or one fallback for the whole."""
     metadata, checksum = get_metadata(source), pixel_crc(source)
     size = source.size
 
     def container(tiles: Sequence[Tile], whole: bool) -> Container:
-        uses_model = any(tile.coder in CHAIN_CODERS for tile in tiles)
+        uses_model = any(tile.plan for tile in tiles)
         model_id = model.info.id if uses_model else NO_MODEL
         return Container(
             *(source.mode, *size, model_id, checksum, whole, metadata, tuple(tiles)),
@@ -178,7 +178,7 @@ def _assemble(
                 marks = chain.marks if marked else ()
                 payload = chain.words.astype("<u4").tobytes()
                 how = (chain.preview, chain.preview_payload, chain.draw)
-                tile = Tile(effort, payload, chain.seed_words, marks, *how)
+                tile = Tile(plan, payload, chain.seed_words, marks, *how)
             tiles.append(tile)
         candidates.append(pack(container(tiles, whole=False)))
     return min(candidates, key=len)

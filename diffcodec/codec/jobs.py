@@ -22,7 +22,7 @@ from diffcodec.coding.bits_back import (
     encode_tile,
 )
 from diffcodec.coding.top_down import Descent, encode_below_preview
-from diffcodec.container.parts import CHAIN_CODERS, Box, Container, Tile
+from diffcodec.container.parts import Box, Container, Tile
 from diffcodec.errors import CorruptError, ModelMismatchError
 from diffcodec.models.model import Model
 
@@ -93,9 +93,9 @@ def chain_parts(container: Container) -> list[Part]:
     """The tiles that are chains."""
     pairs = zip(container.boxes(), container.tiles, strict=True)
     return [
-        Part(tile.coder, index, box, tile.draw)
+        Part(tile.plan, index, box, tile.draw)
         for index, (box, tile) in enumerate(pairs)
-        if tile.coder in CHAIN_CODERS
+        if tile.plan
     ]
 
 

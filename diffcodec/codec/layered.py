@@ -52,7 +52,7 @@ def last_preview(plan: Plan) -> int:
 
 
 def encode_layers(
-    source: Image.Image, model: Model, effort: str, target: Target, progress: bool = False
+    source: Image.Image, model: Model, plan: str, target: Target, progress: bool = False
 ) -> bytes:
     """A file with previews. See :func:`diffcodec.encode`."""
     if not coded_channels(source.mode, model.color):
@@ -61,17 +61,17 @@ def encode_layers(
             f"{'RGB or L' if model.color == 'ycocg' else 'RGB'}; convert it, or code it without "
             "previews"
         )
-    plan = model.plans[effort]
-    end = _check_target(target, plan)
-    levels, pixels = len(plan.levels), source.width * source.height
+    chosen = model.plans[plan]
+    end = _check_target(target, chosen)
+    levels, pixels = len(chosen.levels), source.width * source.height
     with progress_bar((levels + target.exact) * pixels, progress) as bar:
 
         def start() -> Previews:
-            return Previews(model, source.mode, source.size, effort, bar, encodes=True)
+            return Previews(model, source.mode, source.size, plan, bar, encodes=True)
 
         def file(steps: _Steps, last: Image.Image, tiles: Sequence[Tile] | None = None) -> bytes:
-            stops = _stops(steps, plan, target.previews)
-            layers = Layers(effort, stops, _payloads(steps, stops, levels))
+            stops = _stops(steps, chosen, target.previews)
+            layers = Layers(plan, stops, _payloads(steps, stops, levels))
             if tiles is not None:
                 layers = replace(layers, stops=(*stops, 0))
             return pack(
@@ -90,7 +90,7 @@ def encode_layers(
         )
         if not target.exact:
             return file(steps, shown)
-        stops = _stops(steps, plan, target.previews)
+        stops = _stops(steps, chosen, target.previews)
         if previews.timestep < stops[-1]:  # one timestep too far
             previews = start()
             for payload, stop in zip(_payloads(steps, stops, levels), stops, strict=True):
@@ -99,7 +99,7 @@ def encode_layers(
         for part, chain in zip(previews.parts, previews.encode_rest(source), strict=True):
             tile = Tile(*encode_fallback(crop(source, part.box)))
             if chain is not None and 4 * len(chain.words) < len(tile.payload):
-                tile = Tile(effort, chain.words.astype("<u4").tobytes(), chain.seed_words)
+                tile = Tile(plan, chain.words.astype("<u4").tobytes(), chain.seed_words)
             tiles.append(tile)
         return file(steps, source, tiles)
 

@@ -1,6 +1,6 @@
 """The model that a file needs."""
 
-from diffcodec.container.parts import CHAIN_CODERS, Container
+from diffcodec.container.parts import Container
 from diffcodec.errors import CorruptError, ModelMismatchError
 from diffcodec.models.file import ModelInfo, find_model_path, model_path, read_model_info
 from diffcodec.models.model import Model, load_model
@@ -26,13 +26,13 @@ def find_model(container: Container, given: str | Model | None) -> Model:
             f"the file was made with {arithmetic} arithmetic, the model given is loaded as "
             f"{model.arithmetic!r}; load it as {arithmetic!r}"
         )
-    plans = {tile.coder for tile in container.tiles if tile.coder in CHAIN_CODERS}
+    plans = {tile.plan for tile in container.tiles}
     for plan in plans | ({container.layers.plan} if container.layers else set()):
-        if plan not in model.plans:
+        if plan is not None and plan not in model.plans:
             raise CorruptError(f"a tile is coded by {plan!r}, which its model does not have")
     for tile in container.tiles:
-        if tile.preview and tile.preview > len(model.plans[tile.coder].levels):
-            levels = len(model.plans[tile.coder].levels)
+        levels = len(model.plans[tile.plan].levels) if tile.plan else 0
+        if tile.preview > levels:
             raise CorruptError(f"a preview at timestep {tile.preview}, of {levels}")
     if container.layers:
         stops, levels = container.layers.stops, len(model.plans[container.layers.plan].levels)

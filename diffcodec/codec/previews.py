@@ -22,7 +22,7 @@ from diffcodec.codec.jobs import (
 from diffcodec.codec.planes import integers, paste
 from diffcodec.coding.bits_back import EncodedTile, TileChain
 from diffcodec.coding.top_down import Descent
-from diffcodec.container.parts import CHAIN_CODERS, Tile, tile_grid
+from diffcodec.container.parts import Tile, tile_grid
 from diffcodec.images.fallback import decode_fallback
 from diffcodec.models.model import Model
 
@@ -109,13 +109,13 @@ class Previews:
 
         def job(part: Part, descent: Descent) -> Job[Array | None]:
             tile = tiles[part.index]
-            if tile.coder not in CHAIN_CODERS:
+            if not tile.plan:
                 return None
             return (yield from decode_job(self.model, descent.below(), tile, timestep, how, seed))
 
         image = self.put_together(self._run(job))
         for part, tile in zip(self.parts, tiles, strict=True):
-            if tile.coder not in CHAIN_CODERS:
+            if not tile.plan:
                 size = (part.box.width, part.box.height)
                 decoded = decode_fallback(tile.coder, tile.payload, self.mode, size)
                 image.paste(decoded, (part.box.left, part.box.top))

@@ -14,7 +14,7 @@ from diffcodec.codec.jobs import Job, Part, decode_job, decoding, make_chain
 from diffcodec.codec.lookup import find_model
 from diffcodec.codec.planes import check_pixels, paste
 from diffcodec.coding.top_down import Descent
-from diffcodec.container.parts import CHAIN_CODERS, Damage, Salvage
+from diffcodec.container.parts import Damage, Salvage
 from diffcodec.container.reader import salvage
 from diffcodec.images.fallback import decode_fallback
 from diffcodec.images.metadata import apply_metadata
@@ -69,7 +69,7 @@ def recover(
                 if x is not None:
                     paste(image, part.box, x, used.color)
     for box, tile in zip(found.container.boxes(), found.tiles, strict=False):
-        if tile is not None and tile.coder not in CHAIN_CODERS:
+        if tile is not None and not tile.plan:
             size = (box.width, box.height)
             decoded = decode_fallback(tile.coder, tile.payload, container.mode, size)
             image.paste(decoded, (box.left, box.top))
@@ -83,9 +83,9 @@ def _chain_parts(found: Salvage) -> Iterator[Part]:
     layers = found.container.layers
     for index, box in enumerate(found.container.boxes()):
         tile = found.tiles[index] if found.tiles else None
-        if tile is not None and tile.coder not in CHAIN_CODERS:
+        if tile is not None and not tile.plan:
             continue
-        plan = tile.coder if tile else layers.plan if layers else None
+        plan = tile.plan if tile else layers.plan if layers else None
         if plan is not None:
             yield Part(plan, index, box, tile.draw if tile else 0)
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from diffcodec.container.parts import CHAIN_CODERS, MAGIC, Container, Layers
+from diffcodec.container.parts import MAGIC, PLAN_NAMES, Container, Layers
 from diffcodec.errors import ModelMismatchError
 from diffcodec.models.file import ModelInfo
 
@@ -65,10 +65,10 @@ def _timesteps(container: Container, model: ModelInfo | None) -> Iterator[dict[s
     if container.layers:
         yield from _layer_timesteps(container, container.layers, model)
         return
-    fixed = sum(8 * len(t.payload) for t in container.tiles if t.coder not in CHAIN_CODERS)
-    for effort in CHAIN_CODERS:
-        tiles = [tile for tile in container.tiles if tile.coder == effort]
-        levels = model.plans[effort].levels if model and effort in model.plans else ()
+    fixed = sum(8 * len(t.payload) for t in container.tiles if not t.plan)
+    for plan in PLAN_NAMES:
+        tiles = [tile for tile in container.tiles if tile.plan == plan]
+        levels = model.plans[plan].levels if model and plan in model.plans else ()
         last = max((len(tile.marks) for tile in tiles), default=0) or len(levels)
         for t in range(last, -1, -1) if tiles else ():
             bits: int | None = fixed
@@ -76,23 +76,23 @@ def _timesteps(container: Container, model: ModelInfo | None) -> Iterator[dict[s
                 words = len(tile.payload) // 4 if t == 0 else _words_to(tile.marks, t)
                 bits = None if bits is None or words is None else bits + 32 * words
             noise = 0.0 if t == 0 else levels[t - 1] if t <= len(levels) else None
-            yield {"effort": effort, "timestep": t, "noise_grey_levels": noise, "bits": bits}
+            yield {"effort": plan, "timestep": t, "noise_grey_levels": noise, "bits": bits}
 
 
 def _layer_timesteps(
     container: Container, layers: Layers, model: ModelInfo | None
 ) -> Iterator[dict[str, Any]]:
     """Where a file with previews may be cut."""
-    effort = layers.plan
-    levels = model.plans[effort].levels if model and effort in model.plans else ()
+    plan = layers.plan
+    levels = model.plans[plan].levels if model and plan in model.plans else ()
     bits = 0
     for t, payload in zip(layers.timesteps, layers.payloads, strict=True):
         bits += 8 * sum(map(len, payload))
         noise = levels[t - 1] if t <= len(levels) else None
-        yield {"effort": effort, "timestep": t, "noise_grey_levels": noise, "bits": bits}
+        yield {"effort": plan, "timestep": t, "noise_grey_levels": noise, "bits": bits}
     if layers.is_exact:
         bits += sum(8 * len(tile.payload) for tile in container.tiles)
-        yield {"effort": effort, "timestep": 0, "noise_grey_levels": 0.0, "bits": bits}
+        yield {"effort": plan, "timestep": 0, "noise_grey_levels": 0.0, "bits": bits}
 
 
 def _words_to(marks: tuple[int, ...], timestep: int) -> int | None:

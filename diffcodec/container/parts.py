@@ -10,8 +10,8 @@ from diffcodec.errors import FormatError
 MAGIC = b"\x89DFC"
 VERSION = 1
 MODES = {1: "1", 2: "L", 3: "LA", 4: "P", 5: "RGB", 6: "RGBA", 7: "I;16"}
-CODERS = {0: "raw", 1: "webp", 2: "png", 16: "fast", 17: "default", 18: "best"}
-CHAIN_CODERS = ("fast", "default", "best")
+PLAN_NAMES = ("fast", "default", "best")
+CODERS = {0: "raw", 1: "webp", 2: "png"} | dict(enumerate(PLAN_NAMES, 16))
 CHAIN_MODES = ("L", "RGB")
 METADATA_NAMES = ("dpi", "exif", "icc", "palette", "transparency")
 TILE_SIDE = 512
@@ -34,7 +34,7 @@ class Tile:
     """One tile as coded.
 
     Attributes:
-        coder: a name in ``CODERS``.
+        coder: a name in ``CODERS``: a fallback coder's, or of a chain its plan's.
         payload: the coder's bytes; of a chain, 32-bit little-endian words in decoding order.
         seed_words: shared-seed 32-bit words that the chain consumed; 0 for other coders.
         marks: for timesteps T, T-1, ..., 1, or those below a preview, the payload words that
@@ -52,13 +52,18 @@ class Tile:
     preview_payload: bytes = b""
     draw: int = 0
 
+    @property
+    def plan(self) -> str | None:
+        """The plan of a chain; None where a fallback coder has coded the tile."""
+        return self.coder if self.coder in PLAN_NAMES else None
+
 
 @dataclass(frozen=True)
 class Layers:
     """The previews of a file, from the coarsest on.
 
     Attributes:
-        plan: of all tiles, a name in ``CHAIN_CODERS``.
+        plan: of all tiles, a name in ``PLAN_NAMES``.
         stops: the timesteps that the layers reach, falling; a last 0 says that tiles follow, which
             hold the exact image.
         payloads: by layer and tile; of a file that is read in part, those that are there.
@@ -113,7 +118,7 @@ class Container:
     @property
     def uses_model(self) -> bool:
         """Whether decoding it takes a model."""
-        chains = any(tile.coder in CHAIN_CODERS for tile in self.tiles)
+        chains = any(tile.plan for tile in self.tiles)
         return self.layers is not None or chains
 
     def boxes(self) -> list[Box]:

@@ -4,13 +4,13 @@ import re
 from itertools import pairwise
 
 from diffcodec.container.parts import (
-    CHAIN_CODERS,
     CHAIN_MODES,
     CODERS,
     LEAST_PREVIEW,
     METADATA_NAMES,
     MODES,
     MOST_DRAW,
+    PLAN_NAMES,
     Container,
     Tile,
     tile_count,
@@ -38,8 +38,8 @@ def check_header(container: Container) -> None:
         _check_unknown_name(name)
     layers = container.layers
     if layers:
-        if layers.plan not in CHAIN_CODERS:
-            raise FormatError(f"layers by {layers.plan!r}, expected one of {CHAIN_CODERS}")
+        if layers.plan not in PLAN_NAMES:
+            raise FormatError(f"layers by {layers.plan!r}, expected one of {PLAN_NAMES}")
         if not layers.timesteps or any(a <= b for a, b in pairwise((*layers.stops, -1))):
             raise FormatError(f"layers that reach the timesteps {layers.stops}: they must fall")
         if layers.is_exact and layers.timesteps[-1] < LEAST_PREVIEW:
@@ -90,14 +90,14 @@ def check_container(container: Container) -> None:
     for index, tile in enumerate(container.tiles):
         where = f"tile {index + 1} of {count}"
         check_tile(tile, where, container)
-        if has_marks and tile.coder in CHAIN_CODERS and not tile.marks:
+        if has_marks and tile.plan and not tile.marks:
             raise FormatError(f"{where} has no step marks, but other tiles have")
 
 
 def check_tile(tile: Tile, where: str, container: Container) -> None:
     """Refuse a tile that its coder or the header rules out."""
     number_of(CODERS, tile.coder)
-    if tile.coder not in CHAIN_CODERS:
+    if not tile.plan:
         if tile.seed_words or tile.marks or tile.preview or tile.draw:
             raise FormatError(
                 f"{where} is {tile.coder!r}: only a chain has seed words, marks, preview and draw"

@@ -3,7 +3,7 @@
 import struct
 from itertools import pairwise
 
-from diffcodec.container.parts import CHAIN_CODERS, CODERS, MAGIC, MODES, VERSION, Container, Tile
+from diffcodec.container.parts import CODERS, MAGIC, MODES, VERSION, Container, Tile
 from diffcodec.container.primitives import (
     DRAW_BIT,
     FLOAT_BIT,
@@ -67,7 +67,7 @@ def _pack_tile(tile: Tile, has_marks: bool) -> bytes:
     fields = bytearray([number_of(CODERS, tile.coder) | flags])
     if tile.draw:
         fields.append(tile.draw)
-    if tile.coder in CHAIN_CODERS:
+    if tile.plan:
         fields += varint(tile.seed_words)
         if has_marks:
             increments = [b - a for a, b in pairwise((0, *tile.marks))]

@@ -154,17 +154,17 @@ def torch_posterior(model: Model) -> Any:
     return posterior
 
 
-def find_plan(model: Model, effort: str, timesteps: int | None = None) -> Plan:
-    """The model's plan of an effort, or one of so many timesteps at constant ratio.
+def find_plan(model: Model, plan: str, timesteps: int | None = None) -> Plan:
+    """The model's plan of a name, or one of so many timesteps at constant ratio.
 
     Raises:
         UnsupportedError: if the model has no such plan.
     """
     if timesteps is not None:
         return geometric_plan(timesteps)
-    if effort not in model.plans:
-        raise UnsupportedError(f"no plan {effort!r} in this model; it has {', '.join(model.plans)}")
-    return model.plans[effort]
+    if plan not in model.plans:
+        raise UnsupportedError(f"no plan {plan!r} in this model; it has {', '.join(model.plans)}")
+    return model.plans[plan]
 
 
 def evaluate(
@@ -172,7 +172,7 @@ def evaluate(
     sources: Sequence[Source],
     plan: Plan,
     *,
-    effort: str | None = None,
+    files_plan: str | None = None,
     variance: str = "learned",
     labels: Sequence[int] | None = None,
     progress: bool = False,
@@ -183,7 +183,7 @@ def evaluate(
         model: integer or float; see :func:`bound_bits`.
         sources: files or arrays, of any size; see :func:`open_image`.
         plan: of the bound.
-        effort: of the files, lossless and whole; none are written if it is not given.
+        files_plan: of the files, lossless and whole; none are written if it is not given.
         variance: of the bound, one of ``bound.VARIANCES``.
         labels: class of each image, for the bound.
         progress: whether to show a bar.
@@ -197,8 +197,8 @@ def evaluate(
             generator = torch.Generator().manual_seed(first)
             bounds = bound_bits(model, images, plan, generator, variance, chosen)
             sizes: list[int | None] = [None] * len(images)
-            if effort is not None:
-                sizes = [len(data) for data in encode_many(images, model, effort)]
+            if files_plan is not None:
+                sizes = [len(data) for data in encode_many(images, model, files_plan)]
             for i, (image, bits, size) in enumerate(zip(images, bounds, sizes, strict=True), first):
                 source = sources[i]
                 name = str(source) if isinstance(source, Path) else f"{i:05}"

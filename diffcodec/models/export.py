@@ -29,7 +29,7 @@ def serialise_model(
         network: trained.
         calibration: images that show the range of its activations: integers of its colour domain
             as floats, [batch, 3, height, width], sides multiples of ``config.multiple``.
-        plans: by effort.
+        plans: by name.
         about: description, of JSON's types.
 
     Raises:

@@ -30,7 +30,7 @@ class ModelInfo:
         name: the file's stem.
         id: first bytes of the SHA-256 of the file; every encoded file carries it.
         network: arguments of the network's configuration.
-        plans: by effort: "fast", "default", "best".
+        plans: by name: "fast", "default", "best".
         about: hours of training, data, held-out bpd.
         arithmetic: that of its weights, one of ``ARITHMETICS``.
         answers: digests of what an integer model computes (:mod:`diffcodec.models.known_answers`).

@@ -87,7 +87,7 @@ def model_answers(model: "Model") -> dict[str, str]:
     """
     x = to_domain(sample_image(), model.color).astype(np.float64)
     answers = {"network": _digest(*_network_outputs(model, x))}
-    for effort, plan in model.plans.items():
+    for name, plan in model.plans.items():
 
         def chain(plan: Plan = plan) -> TileChain:
             return TileChain(plan, model.domain, 0, 3, (HEIGHT, WIDTH))
@@ -95,12 +95,12 @@ def model_answers(model: "Model") -> dict[str, str]:
         try:
             coded = _drive(encode_tile(chain(), x), model, plan.levels)
         except OutOfRangeError:
-            answers[effort] = NO_CODE
+            answers[name] = NO_CODE
             continue
         again = _drive(decode_tile(chain(), coded.words, coded.seed_words), model, plan.levels)
         if not np.array_equal(again, x):
-            raise ValueError(f"an image coded by the plan {effort!r} does not come back")
-        answers[effort] = _digest(coded.words, np.array([coded.seed_words]))
+            raise ValueError(f"an image coded by the plan {name!r} does not come back")
+        answers[name] = _digest(coded.words, np.array([coded.seed_words]))
     return answers
 
 

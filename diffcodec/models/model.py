@@ -44,7 +44,7 @@ class Model:
 
     @property
     def plans(self) -> dict[str, Plan]:
-        """By effort: "fast", "default", "best"."""
+        """By name: "fast", "default", "best"."""
         return self.info.plans
 
     def posterior_x(

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffcodec.arrays import Array
-from diffcodec.container.parts import CHAIN_CODERS
+from diffcodec.container.parts import PLAN_NAMES
 from diffcodec.diffusion.bound import PosteriorModel
 from diffcodec.diffusion.color import from_domain
 from diffcodec.diffusion.plan import PLANS, Plan
@@ -86,7 +86,7 @@ def search_plans(
 
 @dataclass(frozen=True)
 class Proposal:
-    """A plan for an effort beside the one that the model has.
+    """A plan beside the one that the model has.
 
     Attributes:
         plan: found.
@@ -134,13 +134,13 @@ def propose_plans(
     timesteps: Sequence[int] | None = None,
     progress: bool = False,
 ) -> dict[str, Proposal]:
-    """Plans for each effort of a model.
+    """Better plans for a model, by name.
 
     Args:
         model: loaded as "float".
         x: crops to search on, integers of its colour domain as floats, [crops, 3, height, width].
         held_out: crops of other images, to predict files for.
-        timesteps: at most, of each effort; as many as the model has if they are not given.
+        timesteps: at most, of each plan; as many as the model has if they are not given.
         progress: whether to show a bar.
 
     Raises:
@@ -149,7 +149,7 @@ def propose_plans(
     assert isinstance(model.network, FloatUNet)
     network, color = model.network.unet.posterior_x, model.color
     if timesteps is None:
-        timesteps = [len(model.plans.get(e, PLANS[e]).levels) for e in CHAIN_CODERS]
+        timesteps = [len(model.plans.get(e, PLANS[e]).levels) for e in PLAN_NAMES]
     others, held_out_others = fallback_bpd(x, color), fallback_bpd(held_out, color)
 
     def mean_file(plan: Plan) -> float:
@@ -160,8 +160,8 @@ def propose_plans(
 
     found = search_plans(network, x, color, timesteps, others, progress=progress)
     proposals = {}
-    for effort, count in zip(CHAIN_CODERS, timesteps, strict=True):
-        own = model.plans.get(effort)
+    for name, count in zip(PLAN_NAMES, timesteps, strict=True):
+        own = model.plans.get(name)
         choice = [(found[count].bpd, found[count].plan)]
         if own is not None and len(own.levels) <= count:
             plans = [
@@ -171,7 +171,7 @@ def propose_plans(
             choice += [(mean_file(p), p) for p in plans]
         plan = min(choice, key=itemgetter(0))[1]
         own_files = None if own is None else held_out_files(own)
-        proposals[effort] = Proposal(plan, held_out_files(plan), own, own_files)
+        proposals[name] = Proposal(plan, held_out_files(plan), own, own_files)
     return proposals
 
 
@@ -183,7 +183,7 @@ def replace_plans(model: Model, plans: Mapping[str, Plan], calibration: Tensor) 
 
     Args:
         model: loaded as "float", whatever the arithmetic of its file.
-        plans: by effort.
+        plans: by name.
         calibration: see :func:`diffcodec.models.export.serialise_model`.
 
     Raises:
@@ -199,10 +199,10 @@ def format_proposals(proposals: dict[str, Proposal]) -> str:
     """For people."""
     names = ("timesteps", "predicted bpd", "model has", "predicted")
     rows = ["effort   {:>9} {:>20} {:>9} {:>9}".format(*names)]
-    for effort, proposal in proposals.items():
+    for name, proposal in proposals.items():
         mean, half = mean_interval([float(bpd) for bpd in proposal.files_bpd]).values()
         text = f"{mean:.4f}" + ("" if half is None else f" +- {half:.4f}")
-        row = f"{effort:8} {len(proposal.plan.levels):9} {text:>20}"
+        row = f"{name:8} {len(proposal.plan.levels):9} {text:>20}"
         if proposal.own is not None and proposal.own_files_bpd is not None:
             row += f" {len(proposal.own.levels):9} {proposal.own_files_bpd.mean():9.4f}"
         rows.append(row)

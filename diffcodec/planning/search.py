@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from diffcodec.arrays import Array
-from diffcodec.container.parts import CHAIN_CODERS, Container, Tile
+from diffcodec.container.parts import PLAN_NAMES, Container, Tile
 from diffcodec.container.writer import pack
 from diffcodec.diffusion.bound import FIRST_SIGMA
 from diffcodec.diffusion.plan import Plan
@@ -181,6 +181,6 @@ def with_fallback(payload: Array, others_bpd: Array | None) -> Array:
 
 def bytes_around(width: int, height: int) -> int:
     """What a file of one tile has beside its payload."""
-    tile = Tile(CHAIN_CODERS[0], bytes(width * height))
+    tile = Tile(PLAN_NAMES[0], bytes(width * height))
     container = Container("RGB", width, height, b"some", 0, False, {}, (tile,))
     return len(pack(container)) - len(tile.payload)
