@@ -15,7 +15,7 @@ from PIL import Image
 
 from bench.codecs import lossless_codecs
 from diffcodec import encode, load_model
-from diffcodec.container.info import CHANNELS
+from diffcodec.container.parts import MODES
 from diffcodec.errors import UnsupportedError
 from diffcodec.models.file import DEFAULT_MODEL
 from diffcodec.viewing.show import Preview, contact_sheet, previews
@@ -71,7 +71,7 @@ def main(photo: Path, effort: str, model_name: str, out: Path) -> None:
         raise SystemExit("the decoded image differs from the original")
     print("decoded: mode and every sample equal the original")
     sizes = other_codecs(image) | {"diffcodec, with previews": len(data)}
-    print_sizes(sizes, image.width * image.height * CHANNELS[image.mode])
+    print_sizes(sizes, image.width * image.height * MODES[image.mode].channels)
 
     print_previews(shown, model.plans[effort].levels)
     for preview in shown:

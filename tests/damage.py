@@ -191,7 +191,7 @@ def with_other_part(data: bytes, rng: random.Random, mutate: Mutate) -> bytes:
 
 def other_container(parts: Container, rng: random.Random, mutate: Mutate) -> Container:
     choices: list[Callable[[], Container]] = [
-        lambda: replace(parts, mode=rng.choice(list(MODES.values()))),
+        lambda: replace(parts, mode=rng.choice(list(MODES))),
         lambda: replace(parts, width=other_number(parts.width, rng) % 600 + 1),
         lambda: replace(parts, height=other_number(parts.height, rng) % 600 + 1),
         lambda: replace(parts, float_arithmetic=not parts.float_arithmetic),
@@ -216,7 +216,7 @@ def other_tiles(tiles: tuple[Tile, ...], rng: random.Random, mutate: Mutate) -> 
     tile = tiles[index]
     kind = rng.randrange(8)
     if kind == 0:
-        tile = replace(tile, coder=rng.choice(list(CODERS.values())))
+        tile = replace(tile, coder=rng.choice(list(CODERS)))
     elif kind == 1:
         tile = replace(tile, seed_words=other_number(tile.seed_words, rng))
     elif kind == 2:

@@ -130,9 +130,9 @@ def tiles(draw: st.DrawFn, coders: Sequence[str], timesteps: int, may_have_previ
 @st.composite
 def containers(draw: st.DrawFn) -> Container:
     width, height = draw(st.integers(1, 1100)), draw(st.integers(1, 1100))
-    plain = tuple(name for name in CODERS.values() if name not in PLAN_NAMES)
+    plain = tuple(name for name in CODERS if name not in PLAN_NAMES)
     layers = draw(st.none() | st.builds(Layers, st.sampled_from(PLAN_NAMES), stops(), st.just(())))
-    mode = draw(st.sampled_from(CHAIN_MODES if layers else list(MODES.values())))
+    mode = draw(st.sampled_from(CHAIN_MODES if layers else list(MODES)))
     whole = layers is None and draw(st.booleans())
     count = 1 if whole else len(tile_grid(width, height))
     chains = (layers.plan,) if layers else PLAN_NAMES if mode in CHAIN_MODES else ()

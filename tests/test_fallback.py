@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from diffcodec.container.parts import MODES
 from diffcodec.errors import CorruptError, UnsupportedError
 from diffcodec.images import fallback
 from diffcodec.images.fallback import decode_fallback, encode_fallback
-from diffcodec.images.modes import MODES
 
 CODERS = ("webp", "png", "raw")
 SIZES = [(1, 1), (1, 9), (31, 1), (7, 5), (33, 32)]
@@ -47,7 +47,7 @@ def test_every_mode_and_size_comes_back(mode, size, levels):
 
 
 @given(
-    st.sampled_from(MODES),
+    st.sampled_from(list(MODES)),
     st.tuples(st.integers(1, 40), st.integers(1, 40)),
     st.sampled_from([2, 4, 256]),
     st.integers(0, 2**32 - 1),
@@ -142,7 +142,7 @@ def test_each_webp_setting_wins_somewhere(monkeypatch):
 
 @given(
     st.sampled_from(CODERS),
-    st.sampled_from(MODES),
+    st.sampled_from(list(MODES)),
     st.tuples(st.integers(0, 9), st.integers(0, 9)),
     st.binary(max_size=90),
 )

@@ -36,9 +36,9 @@ def test_the_corpus_is_whole():
     assert set(NAMES) == {*CHAIN, *FALLBACK, *BUILT}
     containers = [parse(read(name)) for name in NAMES]
     assert {read(name)[4] for name in NAMES} == {VERSION}
-    assert {container.mode for container in containers} == set(MODES.values())
+    assert {container.mode for container in containers} == set(MODES)
     tiles = [tile for container in containers for tile in container.tiles]
-    assert {tile.coder for tile in tiles} == set(CODERS.values())
+    assert {tile.coder for tile in tiles} == set(CODERS)
     assert {bool(tile.preview) for tile in tiles} == {True, False}
     assert {bool(tile.marks) for tile in tiles} == {True, False}
     layers = [container.layers for container in containers if container.layers]

@@ -19,11 +19,12 @@ from diffcodec.cli.options import (
     used_model_option,
 )
 from diffcodec.cli.program import cli
-from diffcodec.cli.running import IMAGE_SUFFIXES, CommandError, Files, load_given, print_line, say
+from diffcodec.cli.running import CommandError, Files, load_given, print_line, say
 from diffcodec.container.info import dimensions, tiles_by_coder
 from diffcodec.container.parts import MAGIC, MOST_DRAW
 from diffcodec.container.reader import parse
 from diffcodec.errors import FormatError
+from diffcodec.images.formats import SUFFIXES
 from diffcodec.limits import Limits
 from diffcodec.models.file import ARITHMETICS, DEFAULT_MODEL
 from diffcodec.system.files import STANDARD, check_output, read_file, write_file
@@ -96,7 +97,7 @@ def encode(
     """
     _check_goals(**options)
     for _, target in files.jobs:
-        if target.lower().endswith(IMAGE_SUFFIXES):
+        if target.lower().endswith(tuple(SUFFIXES)):
             raise click.UsageError(
                 f"{target}: an image as output; for several inputs, --output-dir"
             )

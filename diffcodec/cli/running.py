@@ -24,15 +24,12 @@ from diffcodec.errors import (
     UnsupportedFileError,
     WorkerDiedError,
 )
+from diffcodec.images.formats import save_format
 from diffcodec.limits import Limits
 from diffcodec.models.file import model_path, read_model_info
 from diffcodec.system.files import STANDARD, remove_temporaries, write_standard_output
 
 EXIT_FAILURE, EXIT_BAD_FILE, EXIT_WRONG_MODEL = 1, 3, 4  # click exits with 2 on wrong usage
-IMAGE_SUFFIXES = (
-    *(".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".qoi"),
-    *(".tif", ".tiff", ".webp"),
-)
 SKIPPED = "skipped"  # instead of a result
 ADVICE = {
     errno.EACCES: "check its permissions",
@@ -131,8 +128,6 @@ def _skip_existing_output(work: Callable[..., Any], source: str, target: str) ->
 
 def image_format(target: str) -> str:
     """Of an output, by its suffix."""
-    from diffcodec.images.writing import save_format
-
     if target == STANDARD:
         return "PNG"
     try:

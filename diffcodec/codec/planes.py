@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from diffcodec.container.parts import Box, Container
+from diffcodec.container.parts import CHAIN_MODES, MODES, Box, Container
 from diffcodec.diffusion.color import from_domain, to_domain
 from diffcodec.errors import CorruptError
 from diffcodec.images.modes import pixel_crc
@@ -12,9 +12,9 @@ from diffcodec.images.modes import pixel_crc
 
 def coded_channels(mode: str, color: str) -> int:
     """How many channels the chain codes: 3, 1 for grey (its chroma is known), 0 for none."""
-    if mode == "RGB":
-        return 3
-    return 1 if mode == "L" and color == "ycocg" else 0
+    if mode not in CHAIN_MODES or (mode == "L" and color != "ycocg"):
+        return 0
+    return MODES[mode].channels
 
 
 def crop(source: Image.Image, box: Box) -> Image.Image:

@@ -4,16 +4,14 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from diffcodec.container.parts import MAGIC, PLAN_NAMES, Container, Layers
+from diffcodec.container.parts import MAGIC, MODES, PLAN_NAMES, Container, Layers
 from diffcodec.errors import ModelMismatchError
 from diffcodec.models.file import ModelInfo
-
-CHANNELS = {"1": 1, "L": 1, "LA": 2, "P": 1, "RGB": 3, "RGBA": 4, "I;16": 1}
 
 
 def dimensions(container: Container) -> int:
     """Samples of the image: width times height times channels."""
-    return container.width * container.height * CHANNELS[container.mode]
+    return container.width * container.height * MODES[container.mode].channels
 
 
 def tiles_by_coder(container: Container) -> dict[str, int]:
@@ -120,7 +118,7 @@ def format_description(described: dict[str, Any]) -> str:
     lines += [f"  metadata  {metadata or 'none'}"]
     if described["timesteps"]:
         lines.append("  effort   timestep  noise (grey levels)        bits  bits per dimension")
-    samples = described["width"] * described["height"] * CHANNELS[described["mode"]]
+    samples = described["width"] * described["height"] * MODES[described["mode"]].channels
     for row in described["timesteps"]:
         noise = "-" if row["noise_grey_levels"] is None else f"{row['noise_grey_levels']:.2f}"
         bits, rate = "-", "-"

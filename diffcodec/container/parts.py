@@ -9,15 +9,41 @@ from diffcodec.errors import FormatError
 
 MAGIC = b"\x89DFC"
 VERSION = 1
-MODES = {1: "1", 2: "L", 3: "LA", 4: "P", 5: "RGB", 6: "RGBA", 7: "I;16"}
-PLAN_NAMES = ("fast", "default", "best")
-CODERS = {0: "raw", 1: "webp", 2: "png"} | dict(enumerate(PLAN_NAMES, 16))
-CHAIN_MODES = ("L", "RGB")
 METADATA_NAMES = ("dpi", "exif", "icc", "palette", "transparency")
 TILE_SIDE = 512
 MOST_DRAW = 255  # of the shared randomness, beyond the first
 LEAST_PREVIEW = 2  # timestep of previews that tiles follow: below z_1 there is no chain left
 _EDGE_MULTIPLE = 8  # divides TILE_SIDE, so that rounding edges up keeps every side within it
+
+
+class Mode(NamedTuple):
+    """What the format says of an image mode.
+
+    Attributes:
+        number: in the header of files.
+        channels: samples of a pixel.
+        bits: of a pixel, in the layout of the samples; each row begins a new byte.
+        by_chain: whether a chain can code it.
+    """
+
+    number: int
+    channels: int
+    bits: int
+    by_chain: bool = False
+
+
+MODES = {  # by Pillow's names
+    "1": Mode(1, channels=1, bits=1),
+    "L": Mode(2, channels=1, bits=8, by_chain=True),
+    "LA": Mode(3, channels=2, bits=16),
+    "P": Mode(4, channels=1, bits=8),
+    "RGB": Mode(5, channels=3, bits=24, by_chain=True),
+    "RGBA": Mode(6, channels=4, bits=32),
+    "I;16": Mode(7, channels=1, bits=16),
+}
+CHAIN_MODES = tuple(name for name, mode in MODES.items() if mode.by_chain)
+PLAN_NAMES = ("fast", "default", "best")
+CODERS = {"raw": 0, "webp": 1, "png": 2, "fast": 16, "default": 17, "best": 18}  # their numbers
 
 
 class Box(NamedTuple):

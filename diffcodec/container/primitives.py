@@ -2,10 +2,10 @@
 
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import BinaryIO
 
-from diffcodec.container.parts import CODERS
+from diffcodec.container.parts import CODERS, MODES
 from diffcodec.errors import FormatError, TruncatedError, UnsupportedFileError
 
 MODE_BITS, LAYERS_BIT, WHOLE_BIT, METADATA_BIT, MARKS_BIT, FLOAT_BIT = (
@@ -29,28 +29,28 @@ def part_crc(header: bytes, section: int, tile: int, content: bytes) -> int:
     return zlib.crc32(content, zlib.crc32(struct.pack("<II", section, tile), zlib.crc32(header)))
 
 
-def name_of(table: Mapping[int, str], number: int, what: str) -> str:
-    """What a number in a file stands for."""
-    if number not in table:
-        raise FormatError(f"unknown {what}: {number}, expected one of {table}")
-    return table[number]
+def mode_of(number: int) -> str:
+    """The name of an image mode."""
+    names = {mode.number: name for name, mode in MODES.items()}
+    if number not in names:
+        raise FormatError(f"unknown image mode: {number}, expected one of {names}")
+    return names[number]
 
 
 def coder_of(number: int, what: str) -> str:
     """The name of a coder; one that is not known may be a newer release's."""
-    if number not in CODERS:
-        raise UnsupportedFileError(
-            f"unknown {what}: {number}, expected one of {CODERS}; a newer diffcodec may know it"
-        )
-    return CODERS[number]
+    for name, known in CODERS.items():
+        if known == number:
+            return name
+    raise UnsupportedFileError(
+        f"unknown {what}: {number}, expected one of {CODERS}; a newer diffcodec may know it"
+    )
 
 
-def number_of(table: Mapping[int, str], name: str) -> int:
-    """Inverse of :func:`name_of`."""
-    for number, known in table.items():
-        if known == name:
-            return number
-    raise FormatError(f"{name!r} is not one of {list(table.values())}")
+def check_name(table: Iterable[str], name: str) -> None:
+    """Refuse a name that stands for nothing."""
+    if name not in table:
+        raise FormatError(f"{name!r} is not one of {list(table)}")
 
 
 def varint(value: int) -> bytes:

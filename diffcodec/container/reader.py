@@ -6,7 +6,6 @@ from typing import BinaryIO
 
 from diffcodec.container.parts import (
     MAGIC,
-    MODES,
     MOST_DRAW,
     VERSION,
     Container,
@@ -31,7 +30,7 @@ from diffcodec.container.primitives import (
     WHOLE_BIT,
     ByteReader,
     coder_of,
-    name_of,
+    mode_of,
     part_crc,
 )
 from diffcodec.container.rules import check_container, check_header, check_preview, check_tile
@@ -90,7 +89,7 @@ class FileReader:
         _read_magic(reader)
         _check_version(reader.u8("the version"))
         flags = reader.u8("the image mode")
-        mode = name_of(MODES, flags & MODE_BITS, "image mode")
+        mode = mode_of(flags & MODE_BITS)
         whole, self._has_marks = bool(flags & WHOLE_BIT), bool(flags & MARKS_BIT)
         width, height = reader.varint("the width"), reader.varint("the height")
         self._tile_count = tile_count(width, height, whole)

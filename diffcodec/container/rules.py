@@ -15,7 +15,7 @@ from diffcodec.container.parts import (
     Tile,
     tile_count,
 )
-from diffcodec.container.primitives import WORD_BYTES, number_of
+from diffcodec.container.primitives import WORD_BYTES, check_name
 from diffcodec.errors import FormatError, UnsupportedFileError
 
 _NAME = re.compile("[A-Za-z][A-Za-z0-9-]*")  # of a metadata entry
@@ -24,7 +24,7 @@ _LONGEST_NAME, _MOST_ENTRIES = 255, 255
 
 def check_header(container: Container) -> None:
     """The rules that do not hang on what follows the header."""
-    number_of(MODES, container.mode)
+    check_name(MODES, container.mode)
     if len(container.model) != 4:
         raise FormatError(f"the model's identity is {container.model!r}, expected 4 bytes")
     if not 0 <= container.pixel_crc < 2**32:
@@ -96,7 +96,7 @@ def check_container(container: Container) -> None:
 
 def check_tile(tile: Tile, where: str, container: Container) -> None:
     """Refuse a tile that its coder or the header rules out."""
-    number_of(CODERS, tile.coder)
+    check_name(CODERS, tile.coder)
     if not tile.plan:
         if tile.seed_words or tile.marks or tile.preview or tile.draw:
             raise FormatError(

@@ -12,7 +12,6 @@ from diffcodec.container.primitives import (
     METADATA_BIT,
     PREVIEW_BIT,
     WHOLE_BIT,
-    number_of,
     part_crc,
     varint,
 )
@@ -44,7 +43,7 @@ def pack(container: Container) -> bytes:
 
 
 def _pack_header(container: Container, has_marks: bool) -> bytes:
-    flags = number_of(MODES, container.mode) | (WHOLE_BIT if container.whole else 0)
+    flags = MODES[container.mode].number | (WHOLE_BIT if container.whole else 0)
     flags |= LAYERS_BIT if container.layers else 0
     flags |= (METADATA_BIT if container.metadata else 0) | (MARKS_BIT if has_marks else 0)
     flags |= FLOAT_BIT if container.float_arithmetic else 0
@@ -57,14 +56,14 @@ def _pack_header(container: Container, has_marks: bool) -> bytes:
         header += bytes([len(name)]) + name.encode("ascii") + varint(len(value)) + value
     if container.layers:
         stops = container.layers.stops
-        header.append(number_of(CODERS, container.layers.plan))
+        header.append(CODERS[container.layers.plan])
         header += b"".join(map(varint, (len(stops), *stops)))
     return bytes(header)
 
 
 def _pack_tile(tile: Tile, has_marks: bool) -> bytes:
     flags = (PREVIEW_BIT if tile.preview else 0) | (DRAW_BIT if tile.draw else 0)
-    fields = bytearray([number_of(CODERS, tile.coder) | flags])
+    fields = bytearray([CODERS[tile.coder] | flags])
     if tile.draw:
         fields.append(tile.draw)
     if tile.plan:

@@ -10,12 +10,12 @@ from typing import Any
 
 from PIL import Image
 
+from diffcodec.container.parts import MODES
 from diffcodec.errors import CorruptError, UnsupportedError
-from diffcodec.images.modes import MODES, WEBP_MAX_SIDE
+from diffcodec.images.formats import WEBP_MAX_SIDE
 from diffcodec.images.reading import open_image, webp_size
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-BITS_PER_PIXEL = {"1": 1, "L": 8, "LA": 16, "P": 8, "RGB": 24, "RGBA": 32, "I;16": 16}
 
 # WebP's (method, quality); none is always the best. Pillow's default wins on small photographs, by
 # 1 %; method 6 at 90 on larger ones, by 1 %, and on grey, by 3 %; each takes 1 to 3 seconds a
@@ -81,7 +81,7 @@ def decode_fallback(coder: str, payload: bytes, mode: str, size: tuple[int, int]
     if min(size) < 1:
         raise CorruptError(f"found an image of size {size}, expected some pixels")
     if coder == "raw":
-        expected = (size[0] * BITS_PER_PIXEL[mode] + 7) // 8 * size[1]
+        expected = (size[0] * MODES[mode].bits + 7) // 8 * size[1]
         if len(payload) != expected:
             raise CorruptError(f"found {len(payload)} bytes of samples, expected {expected}")
         return Image.frombytes(mode, size, payload)

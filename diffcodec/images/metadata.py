@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image
 
+from diffcodec.container.parts import MODES
 from diffcodec.errors import CorruptError, FormatError, UnsupportedError
 from diffcodec.limits import DEFAULT_LIMITS, Limits
 
@@ -42,10 +43,11 @@ def _is_transparency(value: object, mode: str) -> bool:
     """Whether it is a transparent colour, or the alphas of a palette, as Pillow has for a mode."""
     if mode == "P" and isinstance(value, bytes):
         return 1 <= len(value) <= 256
+    if mode in ("LA", "RGBA"):  # which have an alpha of their own
+        return False
     channels = value if isinstance(value, tuple) else (value,)
-    expected = {"1": 1, "L": 1, "P": 1, "I;16": 1, "RGB": 3}.get(mode)
     largest = 255 if mode == "P" else 65535
-    return len(channels) == expected and all(
+    return len(channels) == MODES[mode].channels and all(
         isinstance(channel, int) and 0 <= channel <= largest for channel in channels
     )
 

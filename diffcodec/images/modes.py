@@ -8,19 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin
 
+from diffcodec.container.parts import MODES
 from diffcodec.errors import FormatError, UnsupportedError
 from diffcodec.images.metadata import kept_fields
 from diffcodec.limits import DEFAULT_LIMITS, Limits
 
-MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
-EXACT_MODES = {  # what each format gives back with the same mode and samples
-    "PNG": MODES,
-    "TIFF": ("1", "L", "LA", "RGB", "RGBA", "I;16"),
-    "WEBP": ("RGB", "RGBA"),
-    "BMP": ("1", "L", "RGB"),
-    "PPM": ("1", "L", "RGB"),
-}
-WEBP_MAX_SIDE = 16383
 _ARRAY_MODES = {
     ("bool", 1): "1",
     ("uint8", 1): "L",

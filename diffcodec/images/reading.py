@@ -18,10 +18,10 @@ from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
 from diffcodec.errors import DiffcodecError, FormatError, LimitError
+from diffcodec.images.formats import READ_FORMATS
 from diffcodec.images.modes import as_image
 from diffcodec.limits import DEFAULT_LIMITS, Limits
 
-READ_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "QOI", "TIFF", "WEBP")
 _PREFIX_BYTES = 16  # by which plug-ins know their files
 _lock = threading.Lock()
 

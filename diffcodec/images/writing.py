@@ -1,46 +1,20 @@
 """Images to files that keep every sample."""
 
 import io
-from os import PathLike
-from pathlib import PurePath
 from typing import IO, Any
 
 import numpy as np
 from PIL import Image
 
 from diffcodec.errors import UnsupportedError
+from diffcodec.images.formats import EXACT_MODES, WEBP_MAX_SIDE
 from diffcodec.images.metadata import kept_fields
-from diffcodec.images.modes import EXACT_MODES, WEBP_MAX_SIDE, as_image
+from diffcodec.images.modes import as_image
 
-_SUFFIXES = {
-    ".png": "PNG",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".webp": "WEBP",
-    ".bmp": "BMP",
-    ".ppm": "PPM",
-    ".pgm": "PPM",
-    ".pbm": "PPM",
-}
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "TIFF": {"compression": "tiff_adobe_deflate"},
     "WEBP": {"lossless": True, "exact": True},
 }
-
-
-def save_format(path: str | PathLike[str]) -> str:
-    """The format to write by a path's suffix, for :func:`write_image`.
-
-    Raises:
-        UnsupportedError: no format known to keep pixels exactly has that suffix.
-    """
-    suffix = PurePath(path).suffix.lower()
-    if suffix not in _SUFFIXES:
-        raise UnsupportedError(
-            f"found suffix '{suffix}', expected one of {', '.join(_SUFFIXES)}, which keep pixels "
-            "exactly: write .png"
-        )
-    return _SUFFIXES[suffix]
 
 
 def write_image(image: Image.Image, stream: IO[bytes], format: str = "PNG") -> None:

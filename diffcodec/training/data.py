@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from diffcodec.diffusion.color import to_domain
 from diffcodec.errors import DiffcodecError
+from diffcodec.images.formats import SUFFIXES
 
 HELD_OUT_EVERY = 20  # one image in so many is kept for validation
-SUFFIXES = {".png", ".webp", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".ppm", ".pgm"}
 ARRAY_SUFFIXES = {".npy", ".npz"}
 AUGMENTATIONS = ("all", "mirror", "none")  # left and right; with "all" also rows and columns
 MAX_CLASSES = 100_000  # more is a mistake
@@ -32,7 +32,7 @@ def find_images(data: Path) -> list[Path]:
     Raises:
         DiffcodecError: if there are none.
     """
-    suffixes = SUFFIXES | ARRAY_SUFFIXES
+    suffixes = ARRAY_SUFFIXES | set(SUFFIXES)
     kinds = ", ".join(sorted(suffixes))
     if data.is_file():
         if data.suffix.lower() not in suffixes:

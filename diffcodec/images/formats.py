@@ -1,0 +1,47 @@
+"""The formats of image files. No Pillow here: suffixes are looked at before it is needed."""
+
+from os import PathLike
+from pathlib import PurePath
+
+from diffcodec.container.parts import MODES
+from diffcodec.errors import UnsupportedError
+
+SUFFIXES = {  # of the formats that are read
+    ".bmp": "BMP",
+    ".gif": "GIF",
+    ".jpeg": "JPEG",
+    ".jpg": "JPEG",
+    ".pbm": "PPM",
+    ".pgm": "PPM",
+    ".png": "PNG",
+    ".ppm": "PPM",
+    ".qoi": "QOI",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".webp": "WEBP",
+}
+READ_FORMATS = tuple(sorted(set(SUFFIXES.values())))
+EXACT_MODES = {  # what each format that is written gives back with the same mode and samples
+    "PNG": tuple(MODES),
+    "TIFF": ("1", "L", "LA", "RGB", "RGBA", "I;16"),
+    "WEBP": ("RGB", "RGBA"),
+    "BMP": ("1", "L", "RGB"),
+    "PPM": ("1", "L", "RGB"),
+}
+WEBP_MAX_SIDE = 16383
+
+
+def save_format(path: str | PathLike[str]) -> str:
+    """The format to write by a path's suffix, for :func:`diffcodec.images.writing.write_image`.
+
+    Raises:
+        UnsupportedError: no format known to keep pixels exactly has that suffix.
+    """
+    suffix = PurePath(path).suffix.lower()
+    written = {suffix: format for suffix, format in SUFFIXES.items() if format in EXACT_MODES}
+    if suffix not in written:
+        raise UnsupportedError(
+            f"found suffix '{suffix}', expected one of {', '.join(written)}, which keep pixels "
+            "exactly: write .png"
+        )
+    return written[suffix]
