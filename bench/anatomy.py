@@ -36,16 +36,11 @@ from diffcodec.codec.batches import progress_bar, run
 from diffcodec.codec.jobs import Job, Part, chain_parts
 from diffcodec.codec.lookup import find_model
 from diffcodec.codec.planes import coded_channels, crop, integers
-from diffcodec.coding.ans import Stack, truncated_gaussian
-from diffcodec.coding.bits_back import (
-    EncodedTile,
-    Posterior,
-    Step,
-    TileChain,
-    encode_tile,
-    most_seed_words,
-    seed,
-)
+from diffcodec.coding.ans import Stack
+from diffcodec.coding.bits_back import EncodedTile, encode_tile, most_seed_words, seed
+from diffcodec.coding.chain import Posterior, TileChain
+from diffcodec.coding.codecs import Candidates, Codec, GaussianBins
+from diffcodec.coding.steps import Forward, Step, coding_steps
 from diffcodec.coding.top_down import Descent
 from diffcodec.container.info import dimensions
 from diffcodec.container.parts import Container
@@ -59,35 +54,21 @@ LEAST_PROBABILITY = 2.0**-24  # that the coder gives a symbol
 
 
 class MeasuredChain(TileChain):
-    """A chain that notes the code length of each step by channel; popped bits count as negative."""
+    """A chain that keeps its variables, and then tells the code length of each step by channel."""
 
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)
-        self.bits: dict[tuple[str, int], Array] = {}  # by kind and timestep, [channels]
-        self.kept = Keeping()
+        self.z = Keeping()
+        self.bits: dict[Step, Array] = {}  # [channels]; popped bits are negative
 
-    def code(self, stack: Stack, step: Step, push: bool, mean: Array, std: Array) -> None:
-        """See :meth:`TileChain.code`."""
-        super().code(stack, step, push, mean, std)
-        sign = 1 if push else -1
-        self.bits[step.kind, step.timestep] = sign * self._code_length(step, mean, std)
-
-    def _code_length(self, step: Step, mean: Array, std: Array) -> Array:
-        t, channels = step.timestep, range(self.coded)
-        if step.kind == "remainder":
-            lowest = self.z[1] - (self.levels[0].spacing - 1) / 2
+    def measure(self) -> Job[None]:
+        """Find the code lengths, of a tile that has been coded."""
+        for step in coding_steps(len(self.levels), self.preview):
             bits = []
-            for c in channels:
-                table = truncated_gaussian(
-                    (mean[c] - lowest[c]).ravel(), std[c].ravel(), self.domain.quantiser_steps[c]
-                )
-                symbols = (self.z[0][c] - lowest[c]).ravel().astype(int)
-                bits.append(-np.log2(table[np.arange(len(symbols)), symbols]).sum())
-            return np.array(bits)
-        spacing = self.levels[t - 1].spacing[: self.coded]
-        mass = log_bin((self.z[t][: self.coded] - mean) / std, spacing / std)
-        nats: Array = np.maximum(mass, math.log(LEAST_PROBABILITY)).sum((1, 2))
-        return -LOG2_E * nats
+            for c in range(self.coded):
+                codec = yield from step.codec(self, slice(c, c + 1))
+                bits.append(code_length(codec, self.z[step.timestep][c : c + 1]))
+            self.bits[step] = np.array(bits) if step.pushes else -np.array(bits)
 
     def marginal_bits(self) -> dict[int, Array]:
         """-log2 q(z_t | z_1) delta_t of the popped z_t, given the preview too, [channels].
@@ -97,7 +78,7 @@ class MeasuredChain(TileChain):
         c = slice(0, self.coded)
         first, top = np.ones((3, 1, 1)), np.zeros((3, 1, 1))  # coefficients of z_1 and the preview
         variance = np.zeros((3, 1, 1))
-        preview = self.kept[self.preview] if self.preview else np.zeros(1)
+        preview = self.z[self.preview] if self.preview else np.zeros(1)
         found = {}
         for t in range(2, self.top + 1):
             level = self.levels[t - 1]
@@ -107,11 +88,11 @@ class MeasuredChain(TileChain):
             )
             noise = level.draw_std**2 + level.spacing**2 / 12
             variance = (1 - level.bridge_weight) ** 2 * variance + noise
-            error = (self.kept[t] - first * self.kept[1] - top * preview) ** 2 / variance
+            error = (self.z[t] - first * self.z[1] - top * preview) ** 2 / variance
             bits = 0.5 * LOG2_E * error + 0.5 * np.log2(2 * math.pi * variance / level.spacing**2)
             found[t] = bits[c].sum((1, 2))
         if 2 in found:
-            found[2] = -self.bits["forward", 2]
+            found[2] = -self.bits[Forward(2)]
         return found
 
     @property
@@ -119,17 +100,22 @@ class MeasuredChain(TileChain):
         """The last timestep on the stack."""
         return self.preview - 1 if self.preview else len(self.levels)
 
-    def set_image(self, x: Array) -> None:
-        """See :meth:`TileChain.set_image`."""
-        self.z = self.kept
-        super().set_image(x)
-
 
 class Keeping(dict[int, Array]):
     """Forgets nothing."""
 
     def __delitem__(self, key: int) -> None:
         pass
+
+
+def code_length(codec: Codec, values: Array) -> float:
+    """What a codec pushes for values, in bits."""
+    if isinstance(codec, Candidates):
+        symbols = (values - codec.lowest).ravel().astype(int)
+        return float(-np.log2(codec.table[np.arange(len(symbols)), symbols]).sum())
+    assert isinstance(codec, GaussianBins)
+    mass = log_bin((values - codec.mean) / codec.std, codec.spacing / codec.std)
+    return float(-LOG2_E * np.maximum(mass, math.log(LEAST_PROBABILITY)).sum())
 
 
 def log_bin(centre: Array, width: Array) -> Array:
@@ -218,8 +204,9 @@ def dissect_chain(container: Container, model: Model, image: Image.Image) -> tup
             layer = descent.decode_layer(tile.preview_payload, tile.preview)
             expected = yield from expected_of_preview(layer, model, fields[0], size)
             add_preview(rows, expected, 8 * len(tile.preview_payload))
-            chain.kept[tile.preview] = descent.z
+            chain.z[tile.preview] = descent.z
         again = yield from encode_tile(chain, integers(image, part.box, model.color).astype("f8"))
+        yield from chain.measure()
         if again.words.astype("<u4").tobytes() != tile.payload:
             raise click.ClickException(f"tile {part.index} came out otherwise when coded again")
         add_tile(rows, chain, again)
@@ -267,20 +254,20 @@ def add_tile(rows: list[Row], chain: MeasuredChain, tile: EncodedTile) -> None:
     """Bits of one tile to the rows of their timesteps, real ones by the words on the stack."""
     start = Stack(seed(chain.tile, most_seed_words(chain))).height
     changes = np.diff([start, *tile.heights]) * 32.0
-    names = [(step.kind, step.timestep) for step in chain.steps()]
-    real = dict(zip(names, changes, strict=True))
+    steps = coding_steps(len(chain.levels), chain.preview)
+    real = dict(zip(steps, changes, strict=True))
     marginal = chain.marginal_bits()
     for row in rows[: chain.top + 1]:
         t = row["timestep"]
-        kind = "remainder" if t == 0 else "prior" if t == len(chain.levels) else "reverse"
-        bits, channels = real[kind, t], chain.bits[kind, t]
+        push = next(step for step in steps if step.pushes and step.timestep == t)
+        bits, channels = real[push], chain.bits[push]
         row["pushed_bits"] += float(bits)
         if t >= 2:
-            row["popped_bits"] -= float(real["forward", t])
+            row["popped_bits"] -= float(real[Forward(t)])
             bits, channels = bits - marginal[t].sum(), channels - marginal[t]
         if 2 <= t < chain.top:
-            bits += real["forward", t + 1] + marginal[t + 1].sum()
-            channels = channels + chain.bits["forward", t + 1] + marginal[t + 1]
+            bits += real[Forward(t + 1)] + marginal[t + 1].sum()
+            channels = channels + chain.bits[Forward(t + 1)] + marginal[t + 1]
         row["bits"] += float(bits)
         for name, value in zip(row["by_channel"], channels, strict=True):
             row["by_channel"][name] += float(value)

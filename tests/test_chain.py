@@ -12,21 +12,19 @@ from hypothesis import strategies as st
 
 from diffcodec.arrays import Array
 from diffcodec.coding import bits_back as chain
+from diffcodec.coding.ans import Stack
 from diffcodec.coding.bits_back import (
     SPARE_SEED_WORDS,
     EncodedTile,
-    OutOfRangeError,
-    Posterior,
-    Request,
-    Step,
-    TileChain,
-    coding_steps,
     decode_tile,
     encode_tile,
-    make_levels,
     most_seed_words,
     seed,
 )
+from diffcodec.coding.chain import Posterior, Request, TileChain
+from diffcodec.coding.codecs import Candidates, Codec, GaussianBins
+from diffcodec.coding.levels import make_levels
+from diffcodec.coding.steps import Forward, OutOfRangeError, Prior, Remainder, Reverse, coding_steps
 from diffcodec.diffusion.bound import PosteriorModel, chain_bound_bits
 from diffcodec.diffusion.color import DOMAINS
 from diffcodec.diffusion.plan import PLANS, Plan, geometric_plan
@@ -87,8 +85,8 @@ class Toy(NamedTuple):
     tile: int = 0
     coded: int = 3
 
-    def chain(self, kind: type[TileChain] = TileChain) -> TileChain:
-        return kind(self.plan, DOMAINS[self.color], self.tile, self.coded, self.shape)
+    def chain(self) -> TileChain:
+        return TileChain(self.plan, DOMAINS[self.color], self.tile, self.coded, self.shape)
 
     def model(self, request: Request) -> Posterior:
         return posterior(self.color, request.z, self.plan.levels[request.timestep - 1])
@@ -108,12 +106,12 @@ class Toy(NamedTuple):
 
 def test_steps_are_in_the_order_of_bit_swap():
     assert coding_steps(3) == [
-        Step("remainder", 0, True),  # x given z_1
-        Step("forward", 2, False),  # z_2 given z_1
-        Step("reverse", 1, True),  # z_1 given z_2
-        Step("forward", 3, False),  # z_3 given z_2
-        Step("reverse", 2, True),  # z_2 given z_3
-        Step("prior", 3, True),  # z_3
+        Remainder(),  # x given z_1
+        Forward(2),  # z_2 given z_1
+        Reverse(1),  # z_1 given z_2
+        Forward(3),  # z_3 given z_2
+        Reverse(2),  # z_2 given z_3
+        Prior(3),  # z_3
     ]
 
 
@@ -122,6 +120,41 @@ def test_every_variable_is_pushed_once_and_popped_once_but_for_the_image_and_the
     steps = coding_steps(timesteps)
     assert sorted(s.timestep for s in steps if s.pushes) == list(range(timesteps + 1))
     assert [s.timestep for s in steps if not s.pushes] == list(range(2, timesteps + 1))
+
+
+# --- the codecs -----------------------------------------------------------------------------------
+
+
+def check_codec(codec: Codec, values: Array, rng: np.random.Generator) -> None:
+    """Push and pop are inverse to each other, whichever comes first, on any stack."""
+    words = rng.integers(1, 2**32, 5000, dtype=np.uint32)
+    stack = Stack(words)
+    assert codec.push(stack, values)
+    assert np.array_equal(codec.pop(stack), values)
+    assert np.array_equal(stack.words(), words)
+    drawn = codec.pop(stack)
+    assert drawn.shape == values.shape
+    assert codec.push(stack, drawn)
+    assert np.array_equal(stack.words(), words)
+
+
+@given(st.data())
+def test_codecs_are_inverted(data):
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    shape = data.draw(st.sampled_from([(3, 4, 5), (1, 7, 7), (11,), (0,)]))
+    lowest = rng.integers(-300, 300, shape).astype(np.float64)
+    spacing, offset = rng.uniform(0.1, 30, (2, *shape))
+    table = rng.dirichlet(np.ones(4), lowest.size)
+    check_codec(Candidates(lowest, table), lowest + rng.integers(0, 4, shape), rng)
+    mean, std = rng.normal(0, 300, shape), spacing * rng.uniform(0.25, 9, shape)
+    values = spacing * np.rint((mean - offset) / spacing + rng.normal(size=shape)) + offset
+    check_codec(GaussianBins(mean, std, spacing, offset, radius=100), values, rng)
+
+
+def test_a_value_out_of_reach_has_no_code():
+    one, stack = np.ones(1), Stack(np.ones(9, np.uint32))
+    assert not GaussianBins(one, one, one, one, radius=5).push(stack, 7 * one)
+    assert np.array_equal(stack.words(), np.ones(9))
 
 
 # --- the levels -----------------------------------------------------------------------------------
@@ -155,29 +188,37 @@ def test_the_first_level_is_the_dithered_quantiser(color):
     noise = chain.z[1] - x
     assert noise.std((1, 2)) == pytest.approx(first.sigma.ravel(), rel=0.03)
     assert np.abs(noise).max((1, 2)).tolist() == ((m - 1) / 2).tolist()
-    lattice = (chain.z[1] - chain._first_offset()) / first.spacing
+    lattice = (chain.z[1] - chain.first_offset) / first.spacing
     assert np.array_equal(lattice, np.rint(lattice))
 
 
 # --- the distributions ----------------------------------------------------------------------------
 
 
-class Watched(TileChain):
-    """Keeps how far the variables lie from their distributions' means, in standard deviations."""
+class Keeping(dict):
+    """Forgets nothing."""
 
-    def __init__(self, *args):
-        super().__init__(*args)
-        self.deviations = {}  # (kind, timestep) -> [c, height, width]
+    def __delitem__(self, key):
+        pass
 
-    def code(self, stack, step, push, mean, std):
-        super().code(stack, step, push, mean, std)
-        if step.kind != "remainder":
-            # The coded distribution is the Gaussian over a bin: the bin's width widens it.
-            width = self.levels[step.timestep - 1].spacing
-            width = width if step.kind != "forward" else 0 * width
-            total = np.sqrt(std**2 + width[: self.coded] ** 2 / 12)
-            z = self.z[step.timestep][: self.coded]
-            self.deviations[step.kind, step.timestep] = (z - mean) / total
+
+def keeping(chain):
+    """The chain, which then keeps all its variables."""
+    chain.z = Keeping(chain.z)
+    return chain
+
+
+def deviations_of(chain, model):
+    """How far a coded chain's variables lie from their means, in standard deviations, by step."""
+    found = {}
+    for step in coding_steps(len(chain.levels), chain.preview)[1:]:
+        part = slice(0, chain.coded)
+        codec = drive(step.codec(chain, part), model)
+        # The coded distribution is the Gaussian over a bin: the bin's width widens it.
+        width = codec.spacing if step.pushes else 0
+        total = np.sqrt(codec.std**2 + width**2 / 12)
+        found[step] = (chain.z[step.timestep][part] - codec.mean) / total
+    return found
 
 
 LATTICE = 1.5  # fine enough that a mean may lie anywhere between two points of a lattice. Coarse
@@ -187,14 +228,14 @@ LATTICE = 1.5  # fine enough that a mean may lie anywhere between two points of 
 def deviations(color):
     """Of a tile large enough for statistics, coded in 24 timesteps."""
     toy = Toy(color, Plan(geometric_plan(24).levels, (LATTICE,) * 23), (128, 128))
-    chain = toy.chain(Watched)
+    chain = keeping(toy.chain())
     drive(encode_tile(chain, gaussian_image(color, toy.shape)), toy.model)
-    return chain.deviations
+    return deviations_of(chain, toy.model)
 
 
 @every_domain
 def test_reverse_transitions_are_calibrated_on_every_level(color):
-    reverse = {t: d for (kind, t), d in deviations(color).items() if kind == "reverse"}
+    reverse = {s.timestep: d for s, d in deviations(color).items() if isinstance(s, Reverse)}
     assert sorted(reverse) == list(range(1, 24))
     means = {t: d.mean() for t, d in reverse.items()}
     stds = {t: d.std() for t, d in reverse.items()}
@@ -204,11 +245,11 @@ def test_reverse_transitions_are_calibrated_on_every_level(color):
 
 @every_domain
 def test_draws_have_the_noise_of_their_level(color):
-    for (kind, t), d in deviations(color).items():
-        if kind == "forward":
-            assert d.mean() == pytest.approx(0, abs=0.02), t
-            assert d.std() == pytest.approx(math.sqrt(1 + LATTICE**2 / 12), abs=0.02), t
-        elif kind == "prior":
+    for step, d in deviations(color).items():
+        if isinstance(step, Forward):
+            assert d.mean() == pytest.approx(0, abs=0.02), step
+            assert d.std() == pytest.approx(math.sqrt(1 + LATTICE**2 / 12), abs=0.02), step
+        elif isinstance(step, Prior):
             assert d.std() == pytest.approx(1, abs=0.02)
 
 
@@ -255,6 +296,17 @@ def toys(draw):
     x = gaussian_image(color, shape, draw(st.sampled_from([0.0, 1.0, 20.0, 100.0])))
     x[coded:] = 0
     return Toy(color, plan, shape, draw(st.integers(0, 70_000)), coded), x
+
+
+@given(toys())
+def test_every_step_of_a_chain_is_inverted(toy_and_image):
+    toy, x = toy_and_image
+    chain, rng = keeping(toy.chain()), np.random.default_rng(0)
+    drive(encode_tile(chain, x), toy.model)
+    for step in coding_steps(len(chain.levels)):
+        for part in step.parts(chain):
+            codec = drive(step.codec(chain, part), toy.model)
+            check_codec(codec, chain.z[step.timestep][part], rng)
 
 
 def asked(requests):

@@ -21,15 +21,9 @@ from tiny import TIMESTEPS, tiny_model
 from diffcodec.codec import encoding
 from diffcodec.codec.decoding import decode, measure_marks
 from diffcodec.codec.encoding import encode, encode_many
-from diffcodec.coding.bits_back import (
-    EncodedTile,
-    OutOfRangeError,
-    Posterior,
-    TileChain,
-    decode_tile,
-    encode_tile,
-    most_seed_words,
-)
+from diffcodec.coding.bits_back import EncodedTile, decode_tile, encode_tile, most_seed_words
+from diffcodec.coding.chain import Posterior, TileChain
+from diffcodec.coding.steps import OutOfRangeError
 from diffcodec.container.parts import LEAST_PREVIEW, MAGIC, MODES, PLAN_NAMES, Tile
 from diffcodec.container.reader import parse
 from diffcodec.container.writer import pack

@@ -7,15 +7,20 @@ import pytest
 import test_chain
 from hypothesis import given
 from hypothesis import strategies as st
-from test_chain import SPREAD, Toy, Watched, column, drive, every_domain, gaussian_image
-
-from diffcodec.coding.bits_back import (
-    OutOfRangeError,
-    SeedSpentError,
-    TileChain,
-    decode_tile,
-    encode_tile,
+from test_chain import (
+    SPREAD,
+    Toy,
+    column,
+    deviations_of,
+    drive,
+    every_domain,
+    gaussian_image,
+    keeping,
 )
+
+from diffcodec.coding.bits_back import SeedSpentError, decode_tile, encode_tile
+from diffcodec.coding.chain import TileChain
+from diffcodec.coding.steps import OutOfRangeError, Reverse
 from diffcodec.coding.top_down import Descent, encode_below_preview
 from diffcodec.diffusion.color import DOMAINS
 from diffcodec.diffusion.plan import PLANS, Plan, geometric_plan
@@ -151,8 +156,8 @@ def test_reconstructions():
 # --- the exact chain below a preview --------------------------------------------------------------
 
 
-def below(toy, preview, kind):
-    return kind(toy.plan, DOMAINS[toy.color], toy.tile, toy.coded, toy.shape, preview)
+def below(toy, preview):
+    return TileChain(toy.plan, DOMAINS[toy.color], toy.tile, toy.coded, toy.shape, preview)
 
 
 def noisy(toy, x, preview):
@@ -164,20 +169,11 @@ def noisy(toy, x, preview):
 def test_below_a_preview_every_level_has_its_noise_and_is_calibrated(color):
     toy = Toy(color, Plan(PLANS["default"].levels, (1.5,) * 15), (128, 128))
     x = gaussian_image(color, toy.shape)
-    chain = below(toy, 8, Watched)
+    chain = keeping(below(toy, 8))
     chain.z[8] = noisy(toy, x, 8)
-    drawn = {}
-    code = chain.code
-
-    def watch(stack, step, push, mean, std):
-        code(stack, step, push, mean, std)
-        if step.kind == "forward":
-            drawn[step.timestep] = chain.z[step.timestep] - x
-
-    chain.code = watch
     drive(encode_tile(chain, x), toy.model)
     multipliers = column(DOMAINS[color].noise_multipliers)
-    assert sorted(drawn) == list(range(2, 8))
+    drawn = {t: chain.z[t] - x for t in range(2, 8)}
     top = (chain.z[8] - x) / multipliers
     for t, noise in drawn.items():
         sigma = toy.plan.levels[t - 1]
@@ -187,7 +183,8 @@ def test_below_a_preview_every_level_has_its_noise_and_is_calibrated(color):
         if t > 2:
             shared = (noise * drawn[t - 1] / multipliers**2).mean() / toy.plan.levels[t - 2] ** 2
             assert shared == pytest.approx(1, abs=0.03), t
-    reverse = {t: d for (kind, t), d in chain.deviations.items() if kind == "reverse"}
+    found = deviations_of(chain, toy.model)
+    reverse = {s.timestep: d for s, d in found.items() if isinstance(s, Reverse)}
     assert sorted(reverse) == list(range(1, 8))
     for t, d in reverse.items():
         assert d.mean() == pytest.approx(0, abs=0.02), t
@@ -199,7 +196,7 @@ def test_preview_and_rest_cost_little_more_than_the_plain_file(color):
     toy = Toy(color, PLANS["default"], (96, 96))
     x = gaussian_image(color, toy.shape)
     plain = 32 * len(toy.encode(x).words)
-    descent = Descent(below(toy, 7, Watched))
+    descent = Descent(below(toy, 7))
     bits = sum(len(drive(descent.encode_step(x), toy.model)) for _ in range(10))
     descent.chain.z[7] = descent.z
     rest = drive(encode_tile(descent.chain, x), toy.model)
@@ -215,7 +212,7 @@ def test_the_bridge_itself_costs_nothing(color):
     x = gaussian_image(color, toy.shape)
     plain = 32 * len(toy.encode(x).words)
     for preview in (4, 7):
-        chain = below(toy, preview, TileChain)
+        chain = below(toy, preview)
         chain.z[preview] = noisy(toy, x, preview)
         rest = 32 * len(drive(encode_tile(chain, x), toy.model).words)
         told = sum(
@@ -231,7 +228,7 @@ def test_the_rest_comes_back(toy_and_image, data):
     preview = data.draw(st.integers(2, len(toy.plan.levels)))
     z = noisy(toy, x, preview)
     z[toy.coded :] = toy.chain().known_channels(preview)
-    chains = [below(toy, preview, TileChain) for _ in range(3)]
+    chains = [below(toy, preview) for _ in range(3)]
     for chain in chains:
         chain.z[preview] = z
     coded = drive(encode_tile(chains[0], x), toy.model)
@@ -245,10 +242,10 @@ def test_the_rest_comes_back(toy_and_image, data):
 def test_another_preview_does_not_decode():
     toy = Toy("ycocg", PLAN, (8, 8))
     x = gaussian_image("ycocg", toy.shape)
-    chain = below(toy, 6, Watched)
+    chain = below(toy, 6)
     chain.z[6] = noisy(toy, x, 6)
     coded = drive(encode_tile(chain, x), toy.model)
-    other = below(toy, 6, Watched)
+    other = below(toy, 6)
     other.z[6] = chain.z[6] + 3
     with pytest.raises((ValueError, OutOfRangeError)):
         drive(decode_tile(other, coded.words, coded.seed_words), toy.model)

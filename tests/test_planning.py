@@ -16,7 +16,9 @@ from diffcodec.cli.program import cli
 from diffcodec.codec import encoding
 from diffcodec.codec.batches import progress_bar, run
 from diffcodec.codec.jobs import Job, Part, encode_job
-from diffcodec.coding.bits_back import TileChain, coding_steps, encode_tile, most_seed_words
+from diffcodec.coding.bits_back import encode_tile, most_seed_words
+from diffcodec.coding.chain import TileChain
+from diffcodec.coding.steps import coding_steps
 from diffcodec.coding.top_down import Descent
 from diffcodec.container.parts import PLAN_NAMES, Box
 from diffcodec.container.reader import parse

@@ -7,7 +7,7 @@ import numpy as np
 from tqdm import tqdm
 
 from diffcodec.codec.jobs import Job, Part, Result
-from diffcodec.coding.bits_back import Posterior, Request
+from diffcodec.coding.chain import Posterior, Request
 from diffcodec.models.model import Model, is_posterior
 
 BATCH_PIXELS = 1 << 18  # of the tiles that go through the network together

@@ -11,16 +11,9 @@ from numpy.typing import NDArray
 
 from diffcodec.arrays import Array
 from diffcodec.codec.planes import coded_channels, other_probabilities
-from diffcodec.coding.bits_back import (
-    EncodedTile,
-    OutOfRangeError,
-    Posterior,
-    Request,
-    SeedSpentError,
-    TileChain,
-    decode_tile,
-    encode_tile,
-)
+from diffcodec.coding.bits_back import EncodedTile, SeedSpentError, decode_tile, encode_tile
+from diffcodec.coding.chain import Posterior, Request, TileChain
+from diffcodec.coding.steps import OutOfRangeError
 from diffcodec.coding.top_down import Descent, encode_below_preview
 from diffcodec.container.parts import Box, Container, Tile
 from diffcodec.errors import CorruptError, ModelMismatchError

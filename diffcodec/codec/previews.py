@@ -20,7 +20,8 @@ from diffcodec.codec.jobs import (
     make_chain,
 )
 from diffcodec.codec.planes import integers, paste
-from diffcodec.coding.bits_back import EncodedTile, TileChain
+from diffcodec.coding.bits_back import EncodedTile
+from diffcodec.coding.chain import TileChain
 from diffcodec.coding.top_down import Descent
 from diffcodec.container.parts import Tile, tile_grid
 from diffcodec.images.fallback import decode_fallback

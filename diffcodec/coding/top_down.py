@@ -1,7 +1,7 @@
 """Previews: the chain of one tile from the top down, z_T, ..., z_s, by relative entropy coding.
 
 DDPM's Algorithms 3 and 4. Each step sends a sample of the posterior ``q(z_s | z_t, x)`` given
-``p(z_s | z_t)``, which both sides know (:mod:`diffcodec.relative_entropy`). The first is from
+``p(z_s | z_t)``, which both sides know (:mod:`diffcodec.coding.relative_entropy`). The first is of
 ``q(z_T | x) = N(x, sigma_T^2)`` given the prior: the same formulas with sigma_t infinite, so r = 0.
 No lattice: what the decoder returns is the encoder's z_s to the last bit.
 """
@@ -15,19 +15,12 @@ import numpy as np
 
 from diffcodec.arrays import Array, Bits
 from diffcodec.coding import randomness
-from diffcodec.coding.bits_back import (
-    EncodedTile,
-    Posterior,
-    Request,
-    Step,
-    TileChain,
-    coding_steps,
-    encode_tile,
-    make_levels,
-    most_seed_words,
-)
+from diffcodec.coding.bits_back import EncodedTile, encode_tile, most_seed_words
+from diffcodec.coding.chain import Posterior, Request, TileChain
+from diffcodec.coding.levels import make_levels
 from diffcodec.coding.relative_entropy.bits import BitReader, BitWriter
 from diffcodec.coding.relative_entropy.step import Decoder, Encoder
+from diffcodec.coding.steps import Reverse, coding_steps
 from diffcodec.container.parts import LEAST_PREVIEW
 from diffcodec.diffusion.process import LOG2_E
 
@@ -233,9 +226,9 @@ def _expected_below(chain: TileChain, alone: Sequence[int], preview: int) -> tup
     below = []
     for step in coding_steps(0, preview):
         bits = changes[coding_steps(preview).index(step)]
-        if step == Step("reverse", 1, True):
+        if step == Reverse(1):
             bits += samples * chain.coded * surprise
-        elif step.kind == "reverse":
+        elif isinstance(step, Reverse):
             own, finer = (each[step.timestep - 1].spacing for each in (chain.levels, levels))
             bits += samples * np.log2(own / finer)[: chain.coded].sum()
         below.append(bits)

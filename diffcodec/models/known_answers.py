@@ -17,14 +17,9 @@ from numpy.typing import NDArray
 from diffcodec.arrays import Array
 from diffcodec.coding import randomness
 from diffcodec.coding.ans import Stack, lower_tail, truncated_gaussian
-from diffcodec.coding.bits_back import (
-    OutOfRangeError,
-    Posterior,
-    Request,
-    TileChain,
-    decode_tile,
-    encode_tile,
-)
+from diffcodec.coding.bits_back import decode_tile, encode_tile
+from diffcodec.coding.chain import Posterior, Request, TileChain
+from diffcodec.coding.steps import OutOfRangeError
 from diffcodec.diffusion.color import to_domain
 from diffcodec.diffusion.plan import Plan
 from diffcodec.networks import integer

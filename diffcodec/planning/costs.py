@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from diffcodec.arrays import Array
 from diffcodec.codec.planes import coded_channels
-from diffcodec.coding.bits_back import FORWARD_RADIUS, MIN_STD_BINS
+from diffcodec.coding.steps import FORWARD_RADIUS, MIN_STD_BINS
 from diffcodec.container.parts import LEAST_PREVIEW
 from diffcodec.diffusion.bound import (
     FIRST_SIGMA,
@@ -110,7 +110,7 @@ class Course:
 
     Attributes:
         heights: of the stack after each coding step of the encoder, from 0, [2 T, c]. The order is
-            that of :func:`diffcodec.coding.bits_back.coding_steps`.
+            that of :func:`diffcodec.coding.steps.coding_steps`.
         sent: KL of z_2 .. z_T, each given the one above, if it is sent from the top, [T - 1, c].
     """
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from diffcodec.arrays import Array
-from diffcodec.coding.bits_back import make_levels
+from diffcodec.coding.levels import make_levels
 from diffcodec.diffusion.bound import (
     PosteriorModel,
     above,

@@ -1,0 +1,103 @@
+"""The chain of one tile: its variables z_T, ..., z_1 and the image, and what is known of them.
+
+Every z_t lives on a lattice ``spacing * n + offset``; what is coded is the integer n. On the
+first level the lattice is that of a dithered quantiser, so z_1 is a function of x.
+"""
+
+from collections.abc import Generator
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from diffcodec.arrays import Array
+from diffcodec.coding import randomness
+from diffcodec.coding.levels import make_levels
+from diffcodec.diffusion.color import ColorDomain
+from diffcodec.diffusion.plan import Plan
+
+
+class Request(NamedTuple):
+    """What the chain asks of the model: the posterior of x at z_t."""
+
+    z: Array  # [3, height, width]
+    timestep: int
+
+
+class Posterior(NamedTuple):
+    """The model's answer: mean and variance of x given z_t, [3, height, width]."""
+
+    mean: Array
+    variance: Array
+
+
+class TileChain:
+    """The variables of one tile, and what encoder and decoder both know of them.
+
+    Args:
+        plan, domain: of the model.
+        tile: its number in the image, for the shared randomness.
+        coded: leading channels that are coded: 3, or 1 for grey images, whose chroma is known to be
+            zero and gets its noise from shared randomness.
+        shape: height and width.
+        preview: the timestep s whose z_s is known beforehand and must lie in ``z``; 0 for none.
+        draw: which seed and dither of the shared randomness it takes.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        domain: ColorDomain,
+        tile: int,
+        coded: int,
+        shape: tuple[int, int],
+        preview: int = 0,
+        draw: int = 0,
+    ):
+        self.plan, self.domain = plan, domain
+        self.tile, self.coded, self.preview, self.draw = tile, coded, preview, draw
+        self.shape = (3, *shape)
+        self.levels = make_levels(plan, domain, preview)
+        self.z: dict[int, Array] = {}  # timestep -> z_t; 0 is the image
+        self._known: dict[int, Array] = {}
+        self._answered: tuple[Array, Posterior] | None = None
+
+    @cached_property
+    def dither(self) -> Array:
+        """Of the first level, [3, height, width]."""
+        return randomness.dither(self.tile, self.shape, self.domain.quantiser_steps, self.draw)
+
+    @property
+    def first_offset(self) -> Array:
+        """Of the lattice of z_1, [3, height, width]."""
+        return (self.levels[0].spacing - 1) / 2 - self.dither
+
+    def set_image(self, x: Array) -> None:
+        """Start of encoding: x and, a function of it, z_1."""
+        self.z[0] = x
+        self.z[1] = self._quantise(x)
+
+    def _quantise(self, x: Array) -> Array:
+        m = self.levels[0].spacing
+        return m * np.floor((x + self.dither) / m) + self.first_offset
+
+    def posterior(self, t: int) -> Generator[Request, Posterior, Posterior]:
+        """Of x given z_t, by the model; asked once, however many codecs need it."""
+        if self._answered is None or self._answered[0] is not self.z[t]:
+            self._answered = self.z[t], (yield Request(self.z[t], t))
+        return self._answered[1]
+
+    def known_channels(self, t: int) -> Array:
+        """z_t of the channels that are not coded: zero plus shared noise, a walk over t."""
+        if t not in self._known:
+            c = slice(self.coded, 3)
+            if t == 0:
+                value = np.zeros(self.shape)[c]
+            elif t == 1:
+                value = self._quantise(np.zeros(self.shape))[c]
+            else:
+                low, high = self.levels[t - 2].sigma[c], self.levels[t - 1].sigma[c]
+                noise = randomness.approximate_normals(self.tile, t, self.known_channels(0).shape)
+                value = self.known_channels(t - 1) + np.sqrt(high * high - low * low) * noise
+            self._known[t] = value
+        return self._known[t]

@@ -1,0 +1,171 @@
+"""The coding steps of the chain, written once: encoder and decoder both drive them.
+
+Bit-Swap order (Kingma et al. 2019). Upward, the encoder pushes the remainder of x given z_1, then
+for t = 2..T pops ``z_t ~ q(z_t | z_{t-1})`` and pushes ``z_{t-1} ~ p(z_{t-1} | z_t)``, and at last
+pushes z_T under its prior. The decoder runs the same list backward with push and pop exchanged.
+
+Below a preview z_s, which relative entropy coding has sent (:mod:`diffcodec.coding.top_down`),
+the chain ends at z_{s-1}: its pops are from the bridge ``q(z_t | z_{t-1}, z_s)``, and instead of a
+prior there is ``p(z_{s-1} | z_s)``.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from diffcodec.arrays import Array
+from diffcodec.coding.ans import Stack, truncated_gaussian
+from diffcodec.coding.chain import Posterior, Request, TileChain
+from diffcodec.coding.codecs import Candidates, Codec, GaussianBins
+from diffcodec.diffusion.process import p_first, p_reverse
+
+FORWARD_RADIUS = 16  # bins: a wider window pops an outlier once in a thousand symbols
+REVERSE_RADIUS = 2000
+MIN_STD_BINS = 0.25  # least width of a reverse transition after the variance correction
+
+Part = int | slice  # of a variable, as an index into [3, height, width]
+
+
+class OutOfRangeError(Exception):
+    """A symbol lies outside the coder's window: the tile must be coded another way."""
+
+
+@dataclass(frozen=True)
+class Step(ABC):
+    """A variable of the chain and the distribution that codes it.
+
+    It is coded part by part, in the order in which the decoder comes to know them: the codec of a
+    part may depend on the parts before it, which then lie in the chain.
+
+    Attributes:
+        timestep: of the variable.
+        pushes: whether the encoder pushes it; the decoder does the inverse.
+    """
+
+    timestep: int
+    pushes: ClassVar[bool] = True
+
+    @abstractmethod
+    def codec(self, chain: TileChain, part: Part) -> Generator[Request, Posterior, Codec]:
+        """Of a part; a coroutine that yields what it asks of the model."""
+
+    def parts(self, chain: TileChain) -> list[Part]:
+        """What is coded at once, in the decoder's order."""
+        return [slice(0, chain.coded)]
+
+    def push(self, chain: TileChain, stack: Stack) -> Generator[Request, Posterior, None]:
+        """Push the variable, and forget it.
+
+        Raises:
+            OutOfRangeError: if a value has no code.
+        """
+        for part in reversed(self.parts(chain)):
+            codec = yield from self.codec(chain, part)
+            if not codec.push(stack, chain.z[self.timestep][part]):
+                raise OutOfRangeError(f"timestep {self.timestep}")
+        del chain.z[self.timestep]
+
+    def pop(self, chain: TileChain, stack: Stack) -> Generator[Request, Posterior, None]:
+        """Pop the variable, and keep it."""
+        unknown = np.zeros((chain.coded, *chain.shape[1:]))
+        z = np.concatenate([unknown, chain.known_channels(self.timestep)])
+        chain.z[self.timestep] = z
+        for part in self.parts(chain):
+            codec = yield from self.codec(chain, part)
+            z[part] = codec.pop(stack)
+
+
+class Remainder(Step):
+    """The image by ``p(x | z_1)``: a Gaussian truncated to the M integers that z_1 leaves of each.
+
+    Channel by channel, the last first.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(timestep=0)
+
+    def parts(self, chain: TileChain) -> list[Part]:
+        """See :meth:`Step.parts`."""
+        return list(reversed(range(chain.coded)))
+
+    def codec(self, chain: TileChain, part: Part) -> Generator[Request, Posterior, Codec]:
+        """See :meth:`Step.codec`."""
+        mean, variance = yield from chain.posterior(1)
+        candidates = chain.levels[0].spacing[part]
+        lowest = chain.z[1][part] - (candidates - 1) / 2
+        table = truncated_gaussian(
+            (mean[part] - lowest).ravel(), np.sqrt(variance[part]).ravel(), int(candidates.item())
+        )
+        return Candidates(lowest, table)
+
+
+class Forward(Step):
+    """The noise from ``q(z_t | z_{t-1})``, or below a preview from ``q(z_t | z_{t-1}, z_s)``."""
+
+    pushes = False
+
+    def codec(self, chain: TileChain, part: Part) -> Generator[Request, Posterior, Codec]:
+        """See :meth:`Step.codec`."""
+        yield from ()  # it asks nothing
+        level, mean = chain.levels[self.timestep - 1], chain.z[self.timestep - 1]
+        if chain.preview:
+            weight = level.bridge_weight
+            mean = (1 - weight) * mean + weight * chain.z[chain.preview]
+        return bins(chain, self.timestep, part, mean, level.draw_std, FORWARD_RADIUS)
+
+
+class Reverse(Step):
+    """The model's ``p(z_t | z_{t+1})``."""
+
+    def codec(self, chain: TileChain, part: Part) -> Generator[Request, Posterior, Codec]:
+        """See :meth:`Step.codec`."""
+        t = self.timestep
+        mean, variance = yield from chain.posterior(t + 1)
+        below, above = chain.levels[t - 1], chain.levels[t]
+        fields = [mean, variance, chain.z[t + 1], below.sigma, above.sigma]
+        if t == 1:
+            fields.append(below.spacing)
+        transition = p_first if t == 1 else p_reverse
+        mean, variance = (a.numpy() for a in transition(*map(torch.from_numpy, fields)))
+        if t > 1:
+            variance = narrowed(variance, below.spacing)
+        return bins(chain, t, part, mean, np.sqrt(variance), REVERSE_RADIUS)
+
+
+class Prior(Step):
+    """``p(z_T)``: the domain's centre, with the data's variance added to the noise's."""
+
+    def codec(self, chain: TileChain, part: Part) -> Generator[Request, Posterior, Codec]:
+        """See :meth:`Step.codec`."""
+        yield from ()  # it asks nothing
+        level, domain = chain.levels[self.timestep - 1], chain.domain
+        std, mean = (np.array(a)[:, None, None] for a in (domain.data_std, domain.center))
+        variance = narrowed(level.sigma**2 + std * std, level.spacing)
+        return bins(chain, self.timestep, part, mean, np.sqrt(variance), REVERSE_RADIUS)
+
+
+def narrowed(variance: Array, spacing: Array) -> Array:
+    """The variance less what integrating over a bin adds to it, ``spacing^2 / 12``."""
+    return np.maximum(variance - spacing**2 / 12, (MIN_STD_BINS * spacing) ** 2)
+
+
+def bins(
+    chain: TileChain, t: int, part: Part, mean: Array, std: Array, radius: int
+) -> GaussianBins:
+    """A part of z_t under a Gaussian of all channels."""
+    offset = chain.first_offset if t == 1 else np.zeros((3, 1, 1))
+    fields = (mean, std, chain.levels[t - 1].spacing, offset)
+    mean, std, spacing, offset = (np.broadcast_to(a, chain.shape)[part] for a in fields)
+    return GaussianBins(mean, std, spacing, offset, radius)
+
+
+def coding_steps(timesteps: int, preview: int = 0) -> list[Step]:
+    """The steps of a chain of T timesteps in the encoder's order; with a preview those below it."""
+    steps: list[Step] = [Remainder()]
+    for t in range(2, preview or timesteps + 1):
+        steps += [Forward(t), Reverse(t - 1)]
+    return [*steps, Reverse(preview - 1) if preview else Prior(timesteps)]
