@@ -109,7 +109,7 @@ def round_weights(weight: Tensor, scale: Tensor, largest: int, covariance: Tenso
 def widest_exact(weight: Tensor, low: float, high: float) -> int:
     """Largest magnitude of integer weights, up to 15 bits, that keeps sums of such inputs exact."""
     unit = weight / weight.flatten(1).abs().amax(1).clamp_min(1e-12)[:, None, None, None]
-    return int(min(2**15 - 1, 0.9 * EXACT_LIMIT / largest_sum(unit, low, high)))
+    return int(min(2**15 - 1, 0.9 * EXACT_LIMIT / max(1.0, largest_sum(unit, low, high))))
 
 
 def quantize(network: UNet, calibration: Tensor, levels: Sequence[float]) -> dict[str, Tensor]:
