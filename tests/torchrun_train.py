@@ -10,15 +10,15 @@ import sys
 from pathlib import Path
 
 import torch
+from double import train_in_double
 
 from diffcodec.cli.program import cli
-from diffcodec.diffusion import plan
 from diffcodec.diffusion.plan import geometric_plan
 from diffcodec.training import calibration, trainer
 from diffcodec.training.data import CropSampler
 
 trainer.VALIDATION_CROPS = trainer.VALIDATION_BATCH = calibration.CALIBRATION_CROPS = 8
-plan.PLANS = {"default": geometric_plan(4)}
+trainer.PLANS = {"default": geometric_plan(4)}
 
 
 def main(notes: Path, *arguments: str) -> None:
@@ -41,4 +41,5 @@ def main(notes: Path, *arguments: str) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    train_in_double()
     main(Path(sys.argv[1]), *sys.argv[2:])
