@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from diffcodec import errors
+from diffcodec.errors import DiffcodecError
 from diffcodec.limits import Limits
 
 __version__ = "0.1.0"
@@ -14,7 +16,17 @@ if TYPE_CHECKING:
     from diffcodec.codec.recovery import recover as recover
     from diffcodec.models.model import load_model as load_model
 
-__all__ = ["Limits", "decode", "encode", "encode_many", "iter_decode", "load_model", "recover"]
+__all__ = [
+    "DiffcodecError",
+    "Limits",
+    "decode",
+    "encode",
+    "encode_many",
+    "errors",
+    "iter_decode",
+    "load_model",
+    "recover",
+]
 
 _HOMES = {
     "decode": "codec.decoding",
@@ -33,3 +45,7 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     return getattr(import_module(f"diffcodec.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

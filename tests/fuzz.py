@@ -41,6 +41,7 @@ def fuzz(name: str, seconds: int, out: Path) -> None:
         from targets import TARGETS
 
         from diffcodec.errors import DiffcodecError
+        from diffcodec.system.memory import keep_freed_memory
 
     torch.set_num_threads(1)
     warnings.simplefilter("error")
@@ -86,6 +87,7 @@ def fuzz(name: str, seconds: int, out: Path) -> None:
         "artifact_prefix": f"{findings}/{name}-",
     }
     arguments = [f"-{key}={value}" for key, value in options.items()]
+    keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # libFuzzer's own then says what it has done
     atheris.Setup([sys.argv[0], *arguments, str(corpus)], run, custom_mutator=mutator)
     atheris.Fuzz()

@@ -1,6 +1,8 @@
 """The floor plan that docs/architecture.md draws: who may import whom, and how long things are."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,3 +59,20 @@ def test_files_and_functions_are_short(path: Path) -> None:
     lengths = {n.name: (n.end_lineno or 0) - n.lineno + 1 for n in functions}
     assert {name: n for name, n in lengths.items() if n >= LONGEST_FUNCTION} == {}
     assert ast.get_docstring(ast.parse(text))
+
+
+PUBLIC_NAMES = """
+import sys
+import diffcodec
+
+names = set(dir(diffcodec))
+assert {"decode", "encode", "encode_many", "iter_decode", "load_model", "recover"} <= names
+assert {"DiffcodecError", "Limits", "errors", "__version__"} <= names
+assert issubclass(diffcodec.errors.CorruptError, diffcodec.DiffcodecError)
+assert not {"torch", "numpy", "PIL"} & set(sys.modules)
+assert all(getattr(diffcodec, name) is not None for name in diffcodec.__all__)
+"""
+
+
+def test_public_names_are_seen_before_torch_is_loaded() -> None:
+    subprocess.run([sys.executable, "-c", PUBLIC_NAMES], check=True, cwd=PACKAGE.parent)

@@ -9,7 +9,9 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,56 @@ def test_overwriting_needs_force(tmp_path: Path, name: str) -> None:
     assert contents(tmp_path) == {name: OLD}
     write_file(str(path), NEW, force=True)
     assert contents(tmp_path) == {name: NEW}
+
+
+def without_hard_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refused)
+
+
+@pytest.mark.parametrize("hard_links", [True, False])
+def test_of_many_who_write_without_force_one_succeeds(
+    tmp_path: Path, hard_links: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have all found that there is no such file before any takes the name."""
+    if not hard_links:
+        without_hard_links(monkeypatch)
+    count, fsync = 8, os.fsync
+    barrier = threading.Barrier(count)
+
+    def meet(descriptor: int) -> None:
+        fsync(descriptor)
+        barrier.wait(60)
+
+    def write(i: int) -> int | None:
+        try:
+            write_file(tmp_path / "file", 100 * bytes([i]), force=False)
+        except FileExistsError as e:
+            assert e.strerror == "it exists already"
+            return None
+        return i
+
+    monkeypatch.setattr(os, "fsync", meet)
+    with ThreadPoolExecutor(count) as pool:
+        [first] = set(pool.map(write, range(count))) - {None}
+    assert first is not None
+    assert contents(tmp_path) == {"file": 100 * bytes([first])}
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "broken"), KeyboardInterrupt()])
+def test_a_new_file_that_cannot_take_its_name_leaves_nothing(
+    tmp_path: Path, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    without_hard_links(monkeypatch)
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(type(error)):
+        write_file(tmp_path / "file", NEW, force=False)
+    assert not contents(tmp_path)
 
 
 def test_permissions(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import sys
+from pathlib import Path
 from subprocess import run
 
 import pytest
@@ -23,7 +24,7 @@ def test_what_is_free_goes_back() -> None:
         ctypes.memset(piece, 1, PIECE)
     for piece in pieces[:-1]:  # the last one keeps the heap from shrinking by itself
         library.free(piece)
-    heap = Heap(slack_bytes=0)
+    heap = Heap(is_ours=True, slack_bytes=0)
     before = heap.resident_bytes()
     heap.release_unused()
     library.free(pieces[-1])
@@ -40,7 +41,9 @@ def test_only_when_it_has_grown(monkeypatch: pytest.MonkeyPatch) -> None:
     heap, sizes = Heap(slack_bytes=10), iter([40, 30, 35, 41, 31])
     monkeypatch.setattr(heap, "resident_bytes", lambda: next(sizes))
     heap.__dict__["allocator"] = allocator = Allocator()
-    states = []
+    heap.release_unused()
+    assert allocator.trims == 0  # a process that is not ours
+    heap.is_ours, states = True, []
     for _ in range(3):
         heap.release_unused()
         states.append((allocator.trims, heap.left_bytes))
@@ -73,10 +76,35 @@ def test_large_tensors_use_the_same_memory() -> None:
 
 
 def test_a_setting_from_outside_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffcodec.system.memory.HEAP", Heap())
     monkeypatch.setattr("ctypes.CDLL", lambda _: None)  # a C library without mallopt
     monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
     keep_freed_memory()
     assert os.environ["THP_MEM_ALLOC_ENABLE"] == "0"
+
+
+LIBRARY_CALLS = """
+import ctypes, sys
+from unittest import mock
+from diffcodec import decode, encode, load_model
+from diffcodec.system import memory
+
+if sys.argv[2] == "program":
+    memory.keep_freed_memory()
+memory.HEAP.slack_bytes = 0
+memory.HEAP.__dict__["allocator"] = allocator = mock.Mock()
+from PIL import Image
+model = load_model(sys.argv[1])
+decode(encode(Image.effect_noise((8, 8), 9), model, "fast", timestep=1), model=model)
+print(allocator.malloc_trim.call_count)
+"""
+
+
+@pytest.mark.parametrize("caller", ["application", "program"])
+def test_library_calls_leave_the_process_alone(tiny: Path, caller: str) -> None:
+    command = [sys.executable, "-c", LIBRARY_CALLS, str(tiny), caller]
+    trims = int(run(command, check=True, capture_output=True, text=True).stdout)
+    assert (trims > 0) == (caller == "program")
 
 
 @pytest.mark.parametrize("error", [OSError, AttributeError])
@@ -86,7 +114,7 @@ def test_other_systems_are_left_alone(
     def missing() -> int:
         raise error
 
-    heap = Heap()
+    heap = Heap(is_ours=True)
     monkeypatch.setattr(heap, "resident_bytes", missing)
     heap.release_unused()
     assert heap.allocator is None

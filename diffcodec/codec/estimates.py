@@ -3,8 +3,8 @@
 from diffcodec.container.parts import Container
 from diffcodec.limits import Limits
 
-# What coding takes at most, measured (tests/test_limits.py): for a batch in the network, and bytes
-# per pixel of the image, more where all tiles go down together.
+# What coding takes at most, measured (tests/test_limits.py) with and without keep_freed_memory: for
+# a batch in the network, and bytes per pixel of the image, more where all tiles go down together.
 BATCH_BYTES = 1 << 30
 PIXEL_BYTES, LAYERED_PIXEL_BYTES = 16, 64
 

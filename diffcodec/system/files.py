@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from diffcodec.errors import DiffcodecError
 
+EXISTS = (errno.EEXIST, "it exists already")
 STANDARD = "-"  # input or output
 _ENDING = (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))  # the latter not everywhere
 
@@ -51,7 +52,8 @@ def check_output(path: str, source: str, force: bool) -> None:
         raise FileNotFoundError(errno.ENOENT, f"there is no folder {target.parent}", path)
     if source != STANDARD and target.exists() and target.samefile(source):
         raise DiffcodecError("the output is the input itself; give another output")
-    _check_absent(target, force)
+    if target.is_file() and not force:
+        raise FileExistsError(*EXISTS, path)
 
 
 def write_file(path: str | Path, data: bytes, force: bool) -> None:
@@ -59,9 +61,10 @@ def write_file(path: str | Path, data: bytes, force: bool) -> None:
 
     A symbolic link is followed. A device or named pipe is written to as it is.
 
-    Guarantee: on any exception, an interrupt included, an old file is left as it was and no
+    Guarantees: on any exception, an interrupt included, an old file is left as it was and no
     temporary file stays. Of a process that is killed outright (SIGKILL) the old file is left too,
-    but the temporary, a hidden file ``.diffcodec-*.tmp``, may stay.
+    but the temporary, a hidden file ``.diffcodec-*.tmp``, may stay. Without ``force`` no file is
+    ever overwritten, not even one that appears in the last moment.
 
     Raises:
         OSError: with the path in ``filename``.
@@ -74,7 +77,7 @@ def write_file(path: str | Path, data: bytes, force: bool) -> None:
         if target.exists() and not target.is_file():
             target.write_bytes(data)
         else:
-            _replace(target, data, force)
+            _write_beside(target, data, force)
     except OSError as e:
         raise OSError(e.errno, e.strerror, str(path)) from e
 
@@ -114,26 +117,42 @@ def _leave(number: int, frame: FrameType | None) -> NoReturn:
     sys.exit(128 + number)
 
 
-def _check_absent(target: Path, force: bool) -> None:
-    if target.is_file() and not force:
-        raise FileExistsError(errno.EEXIST, "it exists already", str(target))
-
-
 def _temporary_name(process: int, token: str) -> str:
     return f".diffcodec-{process}-{token}.tmp"
 
 
-def _replace(target: Path, data: bytes, force: bool) -> None:
+def _write_beside(target: Path, data: bytes, force: bool) -> None:
     temporary = target.with_name(_temporary_name(os.getpid(), secrets.token_hex(8)))
     try:
         with temporary.open("xb") as f:
             f.write(data)
             f.flush()
             os.fsync(f.fileno())
+        if not force:
+            _take_name(temporary, target)
+            return
         if target.exists():
             shutil.copymode(target, temporary)
-        _check_absent(target, force)  # once more: it may have appeared meanwhile
         temporary.replace(target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _take_name(temporary: Path, target: Path) -> None:
+    """Rename a file, never over another: a hard link, unlike a rename, fails where one is."""
+    try:
+        try:
+            target.hardlink_to(temporary)
+            temporary.unlink()
+        except FileExistsError:
+            raise
+        except (OSError, NotImplementedError):  # no hard links here: FAT, some network drives
+            target.open("xb").close()  # the name is ours from here on
+            try:
+                temporary.replace(target)
+            except BaseException:
+                target.unlink()
+                raise
+    except FileExistsError as e:
+        raise FileExistsError(*EXISTS, str(target)) from e

@@ -4,6 +4,8 @@ Left alone, glibc's allocator returns each of them to the system at once, which 
 many pages for the next: a third of the time of decoding. So the commands keep what is freed
 (:func:`keep_freed_memory`). But in aligned blocks glibc may fail to use the same memory again: now
 and then a process that works on 300 MB holds 3 GB. That is given back (:class:`Heap`).
+
+Both change the whole process, so they are for programs: a call of the library does neither.
 """
 
 import ctypes
@@ -18,13 +20,15 @@ NEVER = (1 << 31) - 1  # bytes
 
 
 def keep_freed_memory() -> None:
-    """Have this process use freed memory again, in huge pages; nothing where glibc is not used.
+    """Have this process use freed memory again, in huge pages, and give back what it cannot use.
 
-    Numbers stay the same. It is for programs, since it changes the whole process: call it before
-    torch takes memory. MALLOC_MMAP_MAX_ and MALLOC_TRIM_THRESHOLD_ of glibc and
-    THP_MEM_ALLOC_ENABLE of torch do the same from outside; the last, where set, is left alone.
+    Numbers stay the same; nothing happens where glibc is not used. It is for programs, since it
+    changes the whole process: call it before torch takes memory. MALLOC_MMAP_MAX_ and
+    MALLOC_TRIM_THRESHOLD_ of glibc and THP_MEM_ALLOC_ENABLE of torch do the same from outside,
+    except for giving back; the last, where set, is left alone.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    HEAP.is_ours = True
     with suppress(AttributeError, OSError, TypeError):
         library = ctypes.CDLL(None)
         library.mallopt(M_MMAP_MAX, 0)  # large blocks are taken from the heap too
@@ -32,10 +36,15 @@ def keep_freed_memory() -> None:
 
 
 class Heap:
-    """This process's, which may grow by so much over what it was left at the last time."""
+    """This process's, which may grow by so much over what it was left at the last time.
 
-    def __init__(self, slack_bytes: int = SLACK_BYTES):
-        self.slack_bytes, self.left_bytes = slack_bytes, 0
+    Args:
+        is_ours: whether the process is, so that its memory may be given back.
+        slack_bytes: how much.
+    """
+
+    def __init__(self, is_ours: bool = False, slack_bytes: int = SLACK_BYTES):
+        self.is_ours, self.slack_bytes, self.left_bytes = is_ours, slack_bytes, 0
 
     @cached_property
     def allocator(self) -> ctypes.CDLL | None:
@@ -58,8 +67,8 @@ class Heap:
         return int(pages) * os.sysconf("SC_PAGESIZE")
 
     def release_unused(self) -> None:
-        """Give unused memory back, if the heap has grown by the slack; nothing without glibc."""
-        library = self.allocator
+        """Give unused memory of our own process back, if it has grown by the slack."""
+        library = self.allocator if self.is_ours else None
         if library is not None and self.resident_bytes() > self.left_bytes + self.slack_bytes:
             library.malloc_trim(0)
             self.left_bytes = self.resident_bytes()
