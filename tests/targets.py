@@ -43,7 +43,7 @@ def parse(data: bytes) -> None:
     except DiffcodecError:
         return
     assert reader.parse(writer.pack(parts)) == parts
-    describe(data, parts, None)
+    describe(data, parts)
 
 
 def decode(data: bytes) -> None:

@@ -62,7 +62,13 @@ def info(
         container = parse_data(data, limits)
         if measure:
             container = _measured(data, container, model, limits)
-        described = describe(data, container, given or _shipped_model(container))
+        used = (given or _shipped_model(container)) if container.uses_model else None
+        if used is None:
+            described = describe(data, container)
+        else:
+            used.check_made(container.model)
+            levels = {name: plan.levels for name, plan in used.plans.items()}
+            described = describe(data, container, used.name, levels)
         text = json.dumps({"input": path} | described)
         print_line(text if as_json else f"{path}\n{format_description(described)}")
 

@@ -2,7 +2,7 @@
 
 from diffcodec.container.parts import Container
 from diffcodec.errors import CorruptError, ModelMismatchError
-from diffcodec.models.file import ModelInfo, find_model_path, model_path, read_model_info
+from diffcodec.models.file import find_model_path, model_path, read_model_info
 from diffcodec.models.model import Model, load_model
 
 
@@ -15,11 +15,11 @@ def find_model(container: Container, given: str | Model | None) -> Model:
     """
     arithmetic = "float" if container.float_arithmetic else "integer"
     if isinstance(given, Model):
-        _check_model(given.info, container)
+        given.info.check_made(container.model)
         model = given
     else:
         path = find_model_path(container.model) if given is None else model_path(given)
-        _check_model(read_model_info(path)[0], container)
+        read_model_info(path)[0].check_made(container.model)
         model = load_model(path, arithmetic)
     if model.arithmetic != arithmetic:
         raise ModelMismatchError(
@@ -39,11 +39,3 @@ def find_model(container: Container, given: str | Model | None) -> Model:
         if max(stops) > levels:
             raise CorruptError(f"layers that reach {stops}, of {levels} timesteps")
     return model
-
-
-def _check_model(info: ModelInfo, container: Container) -> None:
-    if info.id != container.model:
-        raise ModelMismatchError(
-            f"the file was made with model {container.model.hex()}, the one given is "
-            f"{info.name} {info.id.hex()}; give the model that it was encoded with"
-        )

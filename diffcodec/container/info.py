@@ -1,12 +1,12 @@
 """What ``diffcodec info`` tells of a file. Pure Python."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
-from diffcodec.container.parts import MAGIC, MODES, PLAN_NAMES, Container, Layers
-from diffcodec.errors import ModelMismatchError
-from diffcodec.models.file import ModelInfo
+from diffcodec.container.parts import MAGIC, MODES, PLAN_NAMES, Container, Tile
+from diffcodec.container.primitives import WORD_BYTES
 
 
 def dimensions(container: Container) -> int:
@@ -19,23 +19,21 @@ def tiles_by_coder(container: Container) -> dict[str, int]:
     return dict(Counter(tile.coder for tile in container.tiles))
 
 
-def describe(data: bytes, container: Container, model: ModelInfo | None) -> dict[str, Any]:
+def describe(
+    data: bytes,
+    container: Container,
+    model_name: str | None = None,
+    levels: Mapping[str, Sequence[float]] = MappingProxyType({}),
+) -> dict[str, Any]:
     """What ``info`` shows of a file, by the names of its JSON.
 
     Args:
         data: the file's bytes.
         container: its parts.
-        model: its model, if that is at hand.
-
-    Raises:
-        ModelMismatchError: the file was made with another model.
+        model_name: of its model, if that is at hand.
+        levels: the noise levels of its model's plans, by the plan's name.
     """
     uses_model = container.uses_model
-    if uses_model and model is not None and model.id != container.model:
-        raise ModelMismatchError(
-            f"made with model {container.model.hex()}, the one given is {model.name} "
-            f"{model.id.hex()}; give the model that it was encoded with"
-        )
     arithmetic = "float" if container.float_arithmetic else "integer"
     return {
         "version": data[len(MAGIC)],
@@ -46,55 +44,59 @@ def describe(data: bytes, container: Container, model: ModelInfo | None) -> dict
         "bits_per_pixel": 8 * len(data) / (container.width * container.height),
         "bits_per_dimension": 8 * len(data) / dimensions(container),
         "model_id": container.model.hex() if uses_model else None,
-        "model": model.name if uses_model and model else None,
+        "model": model_name if uses_model else None,
         "arithmetic": arithmetic if uses_model else None,
         "tiles": tiles_by_coder(container),
         "layers": len(container.layers.payloads) if container.layers else 0,
         "metadata_bytes": {name: len(value) for name, value in container.metadata.items()},
-        "timesteps": list(_timesteps(container, model)),
+        "timesteps": list(_timesteps(container, levels)),
     }
 
 
-def _timesteps(container: Container, model: ModelInfo | None) -> Iterator[dict[str, Any]]:
+def _timesteps(
+    container: Container, levels: Mapping[str, Sequence[float]]
+) -> Iterator[dict[str, Any]]:
     """For each timestep its noise level and the bits of all payloads that it takes.
 
     Tiles that are no chains have no timesteps; their bits count in full.
     """
-    if container.layers:
-        yield from _layer_timesteps(container, container.layers, model)
-        return
-    fixed = sum(8 * len(t.payload) for t in container.tiles if not t.plan)
+    rows = _layer_bits(container) if container.layers else _chain_bits(container, levels)
+    for plan, t, bits in rows:
+        noise = (0.0, *levels.get(plan, ()))
+        known = noise[t] if t < len(noise) else None
+        yield {"effort": plan, "timestep": t, "noise_grey_levels": known, "bits": bits}
+
+
+def _chain_bits(
+    container: Container, levels: Mapping[str, Sequence[float]]
+) -> Iterator[tuple[str, int, int | None]]:
+    """Plan, timestep and bits, those only where the tiles have marks."""
+    fixed = sum(8 * len(tile.payload) for tile in container.tiles if not tile.plan)
     for plan in PLAN_NAMES:
         tiles = [tile for tile in container.tiles if tile.plan == plan]
-        levels = model.plans[plan].levels if model and plan in model.plans else ()
-        last = max((len(tile.marks) for tile in tiles), default=0) or len(levels)
+        last = max((len(tile.marks) for tile in tiles), default=0) or len(levels.get(plan, ()))
         for t in range(last, -1, -1) if tiles else ():
-            bits: int | None = fixed
-            for tile in tiles:
-                words = len(tile.payload) // 4 if t == 0 else _words_to(tile.marks, t)
-                bits = None if bits is None or words is None else bits + 32 * words
-            noise = 0.0 if t == 0 else levels[t - 1] if t <= len(levels) else None
-            yield {"effort": plan, "timestep": t, "noise_grey_levels": noise, "bits": bits}
+            words = [_words_to(tile, t) for tile in tiles]
+            known = [count for count in words if count is not None]
+            yield plan, t, fixed + 32 * sum(known) if len(known) == len(words) else None
 
 
-def _layer_timesteps(
-    container: Container, layers: Layers, model: ModelInfo | None
-) -> Iterator[dict[str, Any]]:
+def _words_to(tile: Tile, timestep: int) -> int | None:
+    if timestep == 0:
+        return len(tile.payload) // WORD_BYTES
+    return tile.marks[-timestep] if timestep <= len(tile.marks) else None
+
+
+def _layer_bits(container: Container) -> Iterator[tuple[str, int, int]]:
     """Where a file with previews may be cut."""
-    plan = layers.plan
-    levels = model.plans[plan].levels if model and plan in model.plans else ()
+    layers = container.layers
+    assert layers is not None
     bits = 0
     for t, payload in zip(layers.timesteps, layers.payloads, strict=True):
         bits += 8 * sum(map(len, payload))
-        noise = levels[t - 1] if t <= len(levels) else None
-        yield {"effort": plan, "timestep": t, "noise_grey_levels": noise, "bits": bits}
+        yield layers.plan, t, bits
     if layers.is_exact:
-        bits += sum(8 * len(tile.payload) for tile in container.tiles)
-        yield {"effort": plan, "timestep": 0, "noise_grey_levels": 0.0, "bits": bits}
-
-
-def _words_to(marks: tuple[int, ...], timestep: int) -> int | None:
-    return marks[-timestep] if timestep <= len(marks) else None
+        yield layers.plan, 0, bits + sum(8 * len(tile.payload) for tile in container.tiles)
 
 
 def format_description(described: dict[str, Any]) -> str:
@@ -105,14 +107,13 @@ def format_description(described: dict[str, Any]) -> str:
         model = f"{name} ({described['model_id']}), {described['arithmetic']} arithmetic"
     tiles = ", ".join(f"{count} {coder}" for coder, count in described["tiles"].items())
     metadata = ", ".join(f"{k} ({n} bytes)" for k, n in described["metadata_bytes"].items())
-    lines = [
-        "  image     {width} x {height} {mode}",
+    text = (
+        "  image     {width} x {height} {mode}\n"
         "  file      {bytes} bytes, {bits_per_pixel:.3f} bits per pixel, "
-        "{bits_per_dimension:.3f} per dimension",
-        "  format    version {version}",
-    ]
-    lines = [line.format(**described) for line in lines]
-    lines += [f"  model     {model}", f"  tiles     {tiles or 'none'}"]
+        "{bits_per_dimension:.3f} per dimension\n"
+        "  format    version {version}"
+    )
+    lines = [text.format(**described), f"  model     {model}", f"  tiles     {tiles or 'none'}"]
     if described["layers"]:
         lines += [f"  layers    {described['layers']}"]
     lines += [f"  metadata  {metadata or 'none'}"]

@@ -49,6 +49,18 @@ class ModelInfo:
         """Every noise level of the plans, increasing."""
         return sorted({sigma for plan in self.plans.values() for sigma in plan.levels})
 
+    def check_made(self, model_id: bytes) -> None:
+        """Refuse a file that carries the identity of another model.
+
+        Raises:
+            ModelMismatchError: it does.
+        """
+        if self.id != model_id:
+            raise ModelMismatchError(
+                f"the file was made with model {model_id.hex()}, the one given is {self.name} "
+                f"{self.id.hex()}; give the model that it was encoded with"
+            )
+
 
 def read_model_info(path: Path) -> tuple[ModelInfo, bytes]:
     """The description in a model file, and the file's bytes.
