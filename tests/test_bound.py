@@ -13,7 +13,6 @@ from scipy.stats import norm
 
 from diffcodec.diffusion.bound import (
     FIRST_SIGMA,
-    VARIANCES,
     chain_bound_bits,
     channels,
     dithered_quantise,
@@ -35,6 +34,7 @@ from diffcodec.diffusion.losses import (
 from diffcodec.diffusion.plan import Plan
 from diffcodec.diffusion.process import discretized_gaussian_bits, gaussian_kl_bits, p_reverse
 from diffcodec.diffusion.schedule import geometric
+from diffcodec.diffusion.variances import VARIANCES
 
 every_m = pytest.mark.parametrize("m", [2, 3, 4])
 every_domain = pytest.mark.parametrize("color", DOMAINS)

@@ -11,13 +11,12 @@ from click.testing import CliRunner
 from PIL import Image
 
 from diffcodec.cli import evaluate as command
-from diffcodec.cli import train as train_command
 from diffcodec.cli.program import cli
 from diffcodec.codec import encoding
-from diffcodec.diffusion import bound
 from diffcodec.diffusion.bound import chain_bound_bits
 from diffcodec.diffusion.color import to_domain
 from diffcodec.diffusion.plan import Plan, geometric_plan
+from diffcodec.diffusion.variances import VARIANCES
 from diffcodec.errors import DiffcodecError, UnsupportedError
 from diffcodec.evaluation.measure import (
     Evaluation,
@@ -147,7 +146,7 @@ def test_groups_are_bounded(monkeypatch):
     assert list(groups([])) == []
 
 
-@pytest.mark.parametrize("variance", bound.VARIANCES)
+@pytest.mark.parametrize("variance", VARIANCES)
 def test_variance_of_the_bound(model, variance):
     images, plan = [picture(0, (12, 8))], model.plans["fast"]
     [parts] = bound_bits(model, images, plan, seeded(), variance)
@@ -297,9 +296,8 @@ def test_more_timesteps_than_the_plans(folder, tiny):
 def test_other_variances(folder, tiny):
     bounds = [
         evaluated("--data", folder, "--model", tiny, "--variance", v, "--limit", 1)["bound_bpd"]
-        for v in train_command.VARIANCES
+        for v in VARIANCES
     ]
-    assert train_command.VARIANCES == bound.VARIANCES
     assert len({b["mean"] for b in bounds}) == 3
 
 

@@ -26,9 +26,9 @@ from diffcodec.codec import decoding, encoding
 from diffcodec.container.parts import PLAN_NAMES
 from diffcodec.container.reader import parse
 from diffcodec.diffusion import plan
-from diffcodec.diffusion.bound import VARIANCES
 from diffcodec.diffusion.losses import Share
 from diffcodec.diffusion.plan import geometric_plan
+from diffcodec.diffusion.variances import VARIANCES
 from diffcodec.errors import DiffcodecError, ModelMismatchError
 from diffcodec.models.export import quantize_model, serialise_float_model
 from diffcodec.models.model import load_model, load_weights
@@ -928,7 +928,7 @@ def test_options_that_do_not_fit(arguments, more, code, message):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (("--channels", "8,8"), "--init has a shape; leave out --preset, --channels"),
+        (("--channels", "8,8"), "--init has a shape; leave out --preset and --channels"),
         (("--blocks", "2,1"), "--init has blocks 1,2; --blocks may only add to each"),
         (("--blocks", "2,2,2"), "--init has blocks 1,2; --blocks may only add to each"),
         (

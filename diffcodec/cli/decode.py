@@ -16,6 +16,7 @@ from diffcodec.cli.options import (
 )
 from diffcodec.cli.program import cli
 from diffcodec.cli.running import Files, image_format, load_given, reading_file
+from diffcodec.coding.reconstructions import RECONSTRUCTIONS
 from diffcodec.container.parts import Damage
 from diffcodec.errors import CorruptError
 from diffcodec.limits import Limits
@@ -23,9 +24,6 @@ from diffcodec.system.files import STANDARD, check_output, read_file, write_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-
-RECONSTRUCTIONS = ("mean", "flow", "sample")  # as in descent.py, which loads numerics
 
 
 @cli.command(short_help="Decode files to images.")

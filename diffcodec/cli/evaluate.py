@@ -7,21 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from diffcodec.cli.options import effort_option, model_option, quiet_option
+from diffcodec.cli.options import data_option, effort_option, quiet_option, used_model_option
 from diffcodec.cli.program import cli
 from diffcodec.cli.running import CommandError, failing_as, print_line
-from diffcodec.cli.train import VARIANCES
+from diffcodec.diffusion.variances import VARIANCES
 from diffcodec.models.file import DEFAULT_MODEL, model_path, read_model_info
 from diffcodec.system.files import check_output
 
 if TYPE_CHECKING:
+    from diffcodec.diffusion.plan import Plan
     from diffcodec.models.model import Model
     from diffcodec.training.data import Source
 
 
 @cli.command(short_help="Measure a model on images: the bound and whole files.")
-@click.option("--data", metavar="DIR", required=True, help="Folder of images, or a .npy or .npz.")
-@model_option(f"A shipped model, or a model file.  [default: {DEFAULT_MODEL}]")
+@data_option
+@used_model_option
 @effort_option("Which of the model's plans.")
 @click.option(
     "--timesteps",
@@ -71,10 +72,7 @@ def evaluate(
     if is_float or variance != "learned":
         bound_only = True  # files know nothing of these
     if picture is not None:
-        with failing_as(picture):
-            check_output(picture, data, force=True)
-            if find_spec("matplotlib") is None:
-                raise CommandError("pictures need matplotlib; pip install 'diffcodec[train]'")
+        _check_picture(picture, data)
     from diffcodec.evaluation import measure
     from diffcodec.evaluation.summary import format_summary, summarise
 
@@ -88,7 +86,9 @@ def evaluate(
         sources, classes = _evaluation_images(data, labels, loaded, held_out)
         results = list(
             measure.evaluate(
-                *(loaded, sources[:limit], plan),
+                loaded,
+                sources[:limit],
+                plan,
                 files_plan=None if bound_only else effort,
                 variance=variance,
                 labels=classes,
@@ -99,14 +99,26 @@ def evaluate(
     settings |= {"effort": "" if timesteps else effort, "variance": variance}
     summary: dict[str, Any] = settings | summarise(results, plan)
     if picture is not None:
-        with failing_as(picture):
-            from diffcodec.training.pictures import draw_split
-
-            draw_split([part["bpd"] for part in summary["parts"]], plan.levels, Path(picture))
+        _draw_picture(picture, summary, plan)
     if as_json:
         print_line(json.dumps(summary | {"results": [result.to_dict() for result in results]}))
     else:
         print_line(format_summary(summary))
+
+
+def _check_picture(path: str, data: str) -> None:
+    """Before anything is measured."""
+    with failing_as(path):
+        check_output(path, data, force=True)
+        if find_spec("matplotlib") is None:
+            raise CommandError("pictures need matplotlib; pip install 'diffcodec[train]'")
+
+
+def _draw_picture(path: str, summary: dict[str, Any], plan: "Plan") -> None:
+    with failing_as(path):
+        from diffcodec.training.pictures import draw_split
+
+        draw_split([part["bpd"] for part in summary["parts"]], plan.levels, Path(path))
 
 
 def _evaluation_images(

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from diffcodec.cli.options import force_option, model_option, parse_numbers, quiet_option
+from diffcodec.cli.options import (
+    crop_option,
+    data_option,
+    force_option,
+    parse_numbers,
+    quiet_option,
+    used_model_option,
+)
 from diffcodec.cli.program import cli
 from diffcodec.cli.running import failing_as, print_line, say
 from diffcodec.container.parts import PLAN_NAMES
@@ -15,12 +22,16 @@ from diffcodec.models.file import DEFAULT_MODEL, ModelInfo, model_path, read_mod
 from diffcodec.system.files import STANDARD, check_output, write_file
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
     from diffcodec.models.model import Model
 
 
 @cli.command("plan", short_help="Find the noise levels that suit a model and your images.")
-@click.option("--data", metavar="DIR", required=True, help="Folder of images, or a .npy or .npz.")
-@model_option(f"A shipped model, or a model file.  [default: {DEFAULT_MODEL}]")
+@data_option
+@used_model_option
 @click.option("--out", metavar="FILE", help="Write the model with the plans found.")
 @click.option(
     "--timesteps",
@@ -36,12 +47,7 @@ if TYPE_CHECKING:
     metavar="N",
     help="How many to search on, and how many to predict files for.",
 )
-@click.option(
-    "--crop",
-    metavar="N",
-    type=click.IntRange(min=1),
-    help="Their sides.  [default: as in training]",
-)
+@crop_option
 @force_option
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object, plans and all.")
 @quiet_option
@@ -74,13 +80,10 @@ def find_plans(
             check_output(out, str(path), force)
 
         from diffcodec.models.model import load_model
-        from diffcodec.planning import costs, propose
-        from diffcodec.training.calibration import calibration_images
+        from diffcodec.planning import propose
 
         loaded = load_model(path, "float")
-    most = len(costs.grid_levels()) + 1
-    if timesteps is not None and not 3 <= min(timesteps) <= max(timesteps) <= most:
-        raise click.UsageError(f"--timesteps must be from 3 to {most}")
+    _check_timesteps(timesteps)
     side = _calibration_side(crop, info, loaded)
     with failing_as(data):
         x, held_out = propose.search_crops(data, side, crops, loaded.color)
@@ -93,15 +96,25 @@ def find_plans(
         print_line(propose.format_proposals(proposals))
     if out is None:
         return
+
     plans = {plan: proposal.plan for plan, proposal in proposals.items()}
-    with failing_as(data):
-        calibration = calibration_images(data, side, loaded.color)
-    with failing_as(name):
-        written = propose.replace_plans(loaded, plans, calibration)
-    with failing_as(out):
-        write_file(out, written, force)
-    if out != STANDARD and not quiet:
-        say(f"{name} -> {out}: {len(written)} bytes")
+    _write_model(
+        loaded,
+        lambda calibration: propose.replace_plans(loaded, plans, calibration),
+        paths=(name, out),
+        data=data,
+        side=side,
+        force=force,
+        quiet=quiet,
+    )
+
+
+def _check_timesteps(timesteps: tuple[int, ...] | None) -> None:
+    from diffcodec.planning.costs import grid_levels
+
+    most = len(grid_levels()) + 1
+    if timesteps is not None and not 3 <= min(timesteps) <= max(timesteps) <= most:
+        raise click.UsageError(f"--timesteps must be from 3 to {most}")
 
 
 def _calibration_side(crop: int | None, info: ModelInfo, model: "Model") -> int:
@@ -112,19 +125,48 @@ def _calibration_side(crop: int | None, info: ModelInfo, model: "Model") -> int:
     return side
 
 
+def _write_model(
+    model: "Model",
+    serialise: "Callable[[Tensor], bytes]",
+    *,
+    paths: tuple[str, str],
+    data: str,
+    side: int,
+    force: bool,
+    quiet: bool = False,
+) -> None:
+    """Write what a model becomes by crops of images that show the range of its activations.
+
+    Args:
+        model: loaded as "float".
+        serialise: the bytes of its new file.
+        paths: the model's and the output's.
+        data: the images.
+        side: of the crops.
+        force: whether to overwrite.
+        quiet: whether to say nothing of it.
+    """
+    from diffcodec.training.calibration import calibration_images
+
+    source, target = paths
+    with failing_as(data):
+        calibration = calibration_images(data, side, model.color)
+    with failing_as(source):
+        written = serialise(calibration)
+    with failing_as(target):
+        write_file(target, written, force)
+    if target != STANDARD and not quiet:
+        say(f"{source} -> {target}: {len(written)} bytes")
+
+
 QUANTIZED = ".integer.safetensors"
 
 
 @cli.command(short_help="Make an integer model of a float one.")
 @click.argument("source", metavar="FLOAT_MODEL")
 @click.argument("output", metavar="[OUT]", required=False)
-@click.option("--data", metavar="DIR", required=True, help="Folder of the training images.")
-@click.option(
-    "--crop",
-    metavar="N",
-    type=click.IntRange(min=1),
-    help="Sides of the crops that show the range of its activations.  [default: as in training]",
-)
+@data_option
+@crop_option
 @force_option
 def quantize(*, source: str, output: str | None, data: str, crop: int | None, force: bool) -> None:
     """Make an integer model of a float one, by images like those that it was trained on.
@@ -144,15 +186,14 @@ def quantize(*, source: str, output: str | None, data: str, crop: int | None, fo
 
         from diffcodec.models.export import quantize_model
         from diffcodec.models.model import load_model
-        from diffcodec.training.calibration import calibration_images
 
         model = load_model(path, "float")
     side = _calibration_side(crop, info, model)
-    with failing_as(data):
-        calibration = calibration_images(data, side, model.color)
-    with failing_as(source):
-        quantized = quantize_model(model, calibration)
-    with failing_as(target):
-        write_file(target, quantized, force)
-    if target != STANDARD:
-        say(f"{source} -> {target}: {len(quantized)} bytes")
+    _write_model(
+        model,
+        lambda calibration: quantize_model(model, calibration),
+        paths=(source, target),
+        data=data,
+        side=side,
+        force=force,
+    )

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import fields, replace
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ import click
 from diffcodec.cli.options import parse_numbers
 from diffcodec.cli.program import cli
 from diffcodec.cli.running import CommandError, failing_as
+from diffcodec.diffusion.variances import VARIANCES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from diffcodec.training.trainer import Trainer
 
 
-VARIANCES = ("learned", "fixed-small", "fixed-large")  # as in bound.py
+POSITIVE = click.IntRange(min=1)
 
 
 class _TrainCommand(click.Command):
@@ -29,102 +30,124 @@ class _TrainCommand(click.Command):
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         if not self.params:
-            self.params = list(_train_options())
+            from diffcodec.networks.unet import NetworkConfig
+            from diffcodec.training.config import TrainConfig
+
+            kinds = (TrainConfig, NetworkConfig)
+            defaults = {f.name: f.default for kind in kinds for f in fields(kind)}
+            groups = (_files_options(), _recipe_options(), _network_options(), _machine_options())
+            self.params = [_with_default(*each, defaults) for group in groups for each in group]
         return super().get_params(ctx)
 
 
-def _train_options() -> Iterable[click.Parameter]:
-    from diffcodec.diffusion.color import DOMAINS
-    from diffcodec.networks.unet import PRESETS, NetworkConfig
-    from diffcodec.training.config import DEVICES, TrainConfig
+Described = tuple[str, str, dict[str, Any]]  # names, help, and what else click.Option takes
+
+
+def _with_default(
+    names: str, description: str, more: dict[str, Any], defaults: dict[str, Any]
+) -> click.Option:
+    """An option; its default is that of the field of its name, if there is one."""
+    declared = names.split()
+    name = declared[0].split("/")[0].removeprefix("--").replace("-", "_")
+    default = defaults.get(name, MISSING)
+    if default is not MISSING:
+        if isinstance(default, tuple):
+            more |= {"type": parse_numbers, "metavar": "N,N,..."}
+            default = ",".join(map(str, default)) or None
+        more |= {"default": default, "show_default": True}
+    return click.Option(declared, help=description, **more)
+
+
+def _files_options() -> Iterable[Described]:
+    return (
+        (
+            "--data",
+            "Folder of training images, or a file of them (.npy, .npz).",
+            {"metavar": "DIR", "required": True},
+        ),
+        ("--out", "Folder of the run.", {"metavar": "DIR", "required": True}),
+        (
+            "--labels",
+            "Classes of the images in their order, an integer a line: train with labels.",
+            {"metavar": "FILE"},
+        ),
+        (
+            "--init",
+            "Start from a model's weights, in its shape; --blocks may add to it.",
+            {"metavar": "MODEL"},
+        ),
+        (
+            "--resume",
+            "Continue the run in --out; what is not given is as it was.",
+            {"is_flag": True},
+        ),
+    )
+
+
+def _recipe_options() -> Iterable[Described]:
     from diffcodec.training.data import AUGMENTATIONS
     from diffcodec.training.trainer import LOSSES
 
-    defaults = {f.name: f.default for kind in (TrainConfig, NetworkConfig) for f in fields(kind)}
-
-    def option(names: str, description: str, **more: Any) -> click.Option:
-        declared = names.split()
-        name = declared[0].split("/")[0].removeprefix("--").replace("-", "_")
-        default = defaults[name]
-        if isinstance(default, tuple):
-            shown = ",".join(map(str, default)) or None
-            more |= {"type": parse_numbers, "metavar": "N,N,...", "default": shown}
-        else:
-            more |= {"default": default}
-        return click.Option(declared, help=description, show_default=True, **more)
-
-    positive = click.IntRange(min=1)
     return (
-        click.Option(
-            ["--data"],
-            metavar="DIR",
-            required=True,
-            help="Folder of training images, or a file of them (.npy, .npz).",
+        ("--steps", "Updates of the weights.", {"type": POSITIVE}),
+        (
+            "--minutes",
+            "As many steps as take so long here; validation does not count.",
+            {"type": click.FloatRange(min=0, min_open=True)},
         ),
-        click.Option(["--out"], metavar="DIR", required=True, help="Folder of the run."),
-        option("--steps", "Updates of the weights.", type=positive),
-        click.Option(
-            ["--minutes"],
-            type=click.FloatRange(min=0, min_open=True),
-            help="As many steps as take so long here; validation does not count.",
-        ),
-        option("--batch", "Crops in each update.", type=click.IntRange(min=8)),
-        option("--accumulate", "Passes in which a batch is worked on.", type=positive),
-        option("--crop", "Sides of a crop in pixels.", type=positive),
-        option("--augment", "What is exchanged at random.", type=click.Choice(AUGMENTATIONS)),
-        option("--learning-rate", "Peak of the learning rate."),
-        option(
+        ("--batch", "Crops in each update.", {"type": click.IntRange(min=8)}),
+        ("--crop", "Sides of a crop in pixels.", {"type": POSITIVE}),
+        ("--augment", "What is exchanged at random.", {"type": click.Choice(AUGMENTATIONS)}),
+        ("--learning-rate", "Peak of the learning rate.", {}),
+        (
             "--loss",
             "Code length, DDPM's L_simple, or Improved DDPM's L_hybrid.",
-            type=click.Choice(list(LOSSES)),
+            {"type": click.Choice(list(LOSSES))},
         ),
-        option(
+        (
             "--variance",
             "Of the steps: the network's, or DDPM's beta-tilde (small) or beta (large).",
-            type=click.Choice(VARIANCES),
+            {"type": click.Choice(VARIANCES)},
         ),
-        option("--seed", "Of weights, crops and noise.", type=click.IntRange(min=0)),
-        click.Option(
-            ["--preset"],
-            type=click.Choice(list(PRESETS)),
-            default="default",
-            show_default=True,
-            help="Shape of the network, where --channels and --blocks are not given.",
+        ("--seed", "Of weights, crops and noise.", {"type": click.IntRange(min=0)}),
+    )
+
+
+def _network_options() -> Iterable[Described]:
+    from diffcodec.networks.unet import PRESETS
+
+    return (
+        (
+            "--preset",
+            "Shape of the network, where --channels and --blocks are not given.",
+            {"type": click.Choice(list(PRESETS)), "default": "default", "show_default": True},
         ),
-        option("--channels", "Of the network, from its finest resolution down."),
-        option("--blocks", "Residual blocks at each resolution, on the way down and up."),
-        option("--color", "Colour domain.", type=click.Choice(list(DOMAINS))),
-        option(
+        ("--channels", "Of the network, from its finest resolution down.", {}),
+        ("--blocks", "Residual blocks at each resolution, on the way down and up.", {}),
+        (
             "--second-view-up-to",
             "Noise level up to which coding also asks the network for the image mirrored (with "
             "--augment mirror) or turned (with all), and takes the mean; 0 for none.",
-            type=click.FloatRange(min=0),
+            {"type": click.FloatRange(min=0)},
         ),
-        option(
+        (
             "--detail-up-to",
             "Noise level up to which a second network answers; 0 for none.",
-            type=click.FloatRange(min=0),
+            {"type": click.FloatRange(min=0)},
         ),
-        option("--detail-blocks", "Residual blocks of that one, if not as many as of the first."),
-        option("--precision", "Of training.", type=click.Choice(["bfloat16", "float32"])),
-        option("--compile/--no-compile", "Compile the network first."),
-        option("--device", "auto is a GPU if there is one.", type=click.Choice(DEVICES)),
-        option("--tensorboard", "Write the log for TensorBoard too.", is_flag=True),
-        click.Option(
-            ["--labels"],
-            metavar="FILE",
-            help="Classes of the images in their order, an integer a line: train with labels.",
-        ),
-        click.Option(
-            ["--resume"],
-            is_flag=True,
-            help="Continue the run in --out; what is not given is as it was.",
-        ),
-        click.Option(
-            ["--init"],
-            metavar="MODEL",
-            help="Start from a model's weights, in its shape; --blocks may add to it.",
-        ),
+        ("--detail-blocks", "Residual blocks of that one, if not as many as of the first.", {}),
+    )
+
+
+def _machine_options() -> Iterable[Described]:
+    from diffcodec.training.config import DEVICES
+
+    return (
+        ("--accumulate", "Passes in which a batch is worked on.", {"type": POSITIVE}),
+        ("--precision", "Of training.", {"type": click.Choice(["bfloat16", "float32"])}),
+        ("--compile/--no-compile", "Compile the network first.", {}),
+        ("--device", "auto is a GPU if there is one.", {"type": click.Choice(DEVICES)}),
+        ("--tensorboard", "Write the log for TensorBoard too.", {"is_flag": True}),
     )
 
 
@@ -205,8 +228,8 @@ def _initial_network(
 
     with failing_as(init):
         network, weights = load_weights(init)
-    if any(_is_given(ctx, name) for name in ("preset", "channels", "color")):
-        raise click.UsageError("--init has a shape; leave out --preset, --channels and --color")
+    if any(_is_given(ctx, name) for name in ("preset", "channels")):
+        raise click.UsageError("--init has a shape; leave out --preset and --channels")
     if _is_given(ctx, "blocks"):
         _check_added("--blocks", wanted.blocks, network.blocks)
         network = replace(network, blocks=wanted.blocks)

@@ -15,7 +15,7 @@ from diffcodec.codec.jobs import Job, Part, chain_parts, decode_job, decoding, m
 from diffcodec.codec.layered import decode_layers, iter_layers
 from diffcodec.codec.lookup import find_model
 from diffcodec.codec.planes import check_pixels, coded_channels, paste
-from diffcodec.coding.top_down import RECONSTRUCTIONS
+from diffcodec.coding.reconstructions import RECONSTRUCTIONS
 from diffcodec.container.parts import Container
 from diffcodec.container.reader import FileReader, parse
 from diffcodec.errors import UnsupportedError

@@ -24,8 +24,6 @@ from diffcodec.coding.steps import Reverse, coding_steps
 from diffcodec.container.parts import LEAST_PREVIEW
 from diffcodec.diffusion.process import LOG2_E
 
-RECONSTRUCTIONS = ("mean", "flow", "sample")
-
 
 class Transition(NamedTuple):
     """``p(z_s | z_t) = N(r z_t + (1 - r) xhat, Q + W)``; coded channels, [c, height, width]."""

@@ -35,7 +35,6 @@ from diffcodec.diffusion.process import (
 # (z_t [batch, 3, h, w], sigma_t [batch]) -> posterior mean and variance of x
 PosteriorModel = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 FIRST_SIGMA = 0.5
-VARIANCES = ("learned", "fixed-small", "fixed-large")
 
 
 def channels(values: tuple[float, ...] | tuple[int, ...], like: Tensor) -> Tensor:
@@ -124,7 +123,7 @@ def chain_bound_bits(
         color: of x.
         plan: its levels count.
         generator: on the device of x.
-        variance: one of ``VARIANCES``.
+        variance: one of ``variances.VARIANCES``.
         coded: leading channels that count: 3, or 1 for grey images in a domain with luma.
 
     Returns:

@@ -170,7 +170,7 @@ def code_length_loss(
         generator: on the device of x; at the same state for every share of a batch.
         share: which images of the batch x holds. The losses of all shares add up to the batch's. A
             batch has at least 8 images, each share as many as the others.
-        variance: one of ``VARIANCES``.
+        variance: one of ``variances.VARIANCES``.
 
     Returns:
         Scalar, differentiable.

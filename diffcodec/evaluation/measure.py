@@ -114,7 +114,7 @@ def bound_bits(
         images: in the modes L and RGB.
         plan: of the chain.
         generator: of one sample of the chain.
-        variance: one of ``bound.VARIANCES``.
+        variance: one of ``variances.VARIANCES``.
         labels: class of each image.
 
     Returns:
@@ -184,7 +184,7 @@ def evaluate(
         sources: files or arrays, of any size; see :func:`open_image`.
         plan: of the bound.
         files_plan: of the files, lossless and whole; none are written if it is not given.
-        variance: of the bound, one of ``bound.VARIANCES``.
+        variance: of the bound, one of ``variances.VARIANCES``.
         labels: class of each image, for the bound.
         progress: whether to show a bar.
 

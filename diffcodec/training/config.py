@@ -30,7 +30,7 @@ class TrainConfig:
     warmup: int = 200
     ema: float = 0.999
     loss: str = "vlb"
-    variance: str = "learned"  # of bound.VARIANCES
+    variance: str = "learned"  # of variances.VARIANCES
     seed: int = 0
     precision: str = "bfloat16"  # or "float32"
     compile: bool = True
