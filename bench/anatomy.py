@@ -24,6 +24,7 @@ from typing import Any
 
 import click
 import numpy as np
+import torch
 from PIL import Image
 from scipy.special import log_ndtr
 
@@ -45,8 +46,9 @@ from diffcodec.coding.top_down import Descent
 from diffcodec.container.info import dimensions
 from diffcodec.container.parts import Container
 from diffcodec.container.reader import parse
+from diffcodec.diffusion.color import channels
 from diffcodec.diffusion.plan import Plan
-from diffcodec.diffusion.process import LOG2_E
+from diffcodec.diffusion.process import LOG2_E, expected_step_bits
 from diffcodec.models.model import Model
 
 CHANNELS = {"ycocg": ("Y", "Co", "Cg"), "rgb": ("R", "G", "B")}
@@ -130,26 +132,24 @@ def expected_bits(model: Model, plan: Plan, timestep: int, v: Array) -> Array:
     """0.5 log2(1 + (1 - r)^2 v / Q) summed over pixels: of z_s given the v of z_t, t = s + 1.
 
     Args:
-        timestep: t, at least 2.
+        timestep: t, at least 2; the prior is the step from T + 1, where v is the data's variance.
         v: variance of x given z_t, [..., 3, height, width].
 
     Returns:
         [3]
     """
-    below, sigma = plan.levels[timestep - 2], plan.levels[timestep - 1]
-    r = (below / sigma) ** 2
-    q = (below * np.array(model.domain.noise_multipliers)[:, None, None]) ** 2 * (1 - r)
-    bits: Array = 0.5 * np.log2(1 + (1 - r) ** 2 * v / q)
-    axes = tuple(axis for axis in range(v.ndim) if axis != v.ndim - 3)
-    summed: Array = bits.sum(axes)
+    multipliers = torch.tensor(model.domain.noise_multipliers, dtype=torch.float64)[:, None, None]
+    levels = (*plan.levels, math.inf)
+    sigmas = (levels[t - 1] * multipliers for t in (timestep - 1, timestep))
+    bits: Array = expected_step_bits(torch.from_numpy(v), *sigmas).numpy()
+    summed: Array = bits.sum(tuple(axis for axis in range(v.ndim) if axis != v.ndim - 3))
     return summed
 
 
 def expected_prior_bits(model: Model, plan: Plan, pixels: int) -> Array:
     """The same of z_T given the prior, [3]."""
-    sigma = plan.levels[-1] * np.array(model.domain.noise_multipliers)
-    bits: Array = pixels * 0.5 * np.log2(1 + (np.array(model.domain.data_std) / sigma) ** 2)
-    return bits
+    v = np.square(channels(model.domain.data_std, np.zeros(1)))
+    return pixels * expected_bits(model, plan, len(plan.levels) + 1, v)
 
 
 class Watching:

@@ -41,19 +41,15 @@ from bench.store import write_json
 from diffcodec import decode, encode
 from diffcodec.arrays import Array
 from diffcodec.container.reader import parse
-from diffcodec.diffusion.bound import (
-    PosteriorModel,
-    channels,
-    gaussian_pixel_variance,
-    prior_distribution,
-)
-from diffcodec.diffusion.color import DOMAINS, from_domain, to_domain
+from diffcodec.diffusion.bound import PosteriorModel, gaussian_pixel_variance
+from diffcodec.diffusion.color import DOMAINS, channels, from_domain, to_domain
 from diffcodec.diffusion.losses import MAX_SIGMA
 from diffcodec.diffusion.plan import Plan, falling_lattices
 from diffcodec.diffusion.process import (
     Gaussian,
     discretized_gaussian_bits,
     gaussian_kl_bits,
+    p_prior,
     p_reverse,
     q_posterior,
     q_sample,
@@ -132,7 +128,7 @@ def send_all(
         sigma = float(levels[t - 1]) * multipliers
         if place == 0:
             q = Gaussian(x, (sigma**2).expand_as(x))
-            p = prior_distribution(domain, sigma)
+            p = p_prior(domain, sigma)
         else:
             q, p = q_posterior(x, z, sigma, above), p_reverse(xhat, v, z, sigma, above)
         rate = rate + to_bits_per_dimension(gaussian_kl_bits(q, p))

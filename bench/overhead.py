@@ -26,8 +26,8 @@ from bench.store import write_json
 from diffcodec.arrays import Array
 from diffcodec.coding.relative_entropy.step import Decoder, Encoder
 from diffcodec.coding.relative_entropy.trellis import RATE, STATE_BITS
-from diffcodec.diffusion.color import DOMAINS, from_domain, to_domain
-from diffcodec.diffusion.process import LOG2_E
+from diffcodec.diffusion.color import DOMAINS, channels, from_domain, to_domain
+from diffcodec.diffusion.process import LOG2_E, p_excess, q_posterior
 from diffcodec.models.file import DEFAULT_MODEL
 from diffcodec.models.model import load_weights
 from diffcodec.networks.unet import UNet
@@ -162,7 +162,7 @@ class Chain:
         self.network = UNet(config).eval()
         self.network.load_state_dict(weights)
         self.color, self.domain = config.color, DOMAINS[config.color]
-        self.multipliers = np.array(self.domain.noise_multipliers)[:, None, None]
+        self.multipliers = channels(self.domain.noise_multipliers, np.zeros(1))
 
     def posterior(self, z: Array, sigma: float) -> tuple[Array, Array]:
         """Mean and variance of x given z_t, [3, height, width]."""
@@ -176,18 +176,14 @@ class Chain:
         """Per level: bits per pixel so far, PSNR, noise of the step, noise of z_t. [levels, 4]"""
         x = to_domain(rgb, self.color).astype(np.float64)
         rng, bits = np.random.default_rng(tile), 0.0
-        rows, above = [], np.inf
+        rows, above = [], np.inf * self.multipliers
         z = np.zeros(x.shape)
-        mean, v = (
-            np.array(a)[:, None, None]
-            for a in (self.domain.center, np.square(self.domain.data_std))
-        )
+        mean, v = channels(self.domain.center, z), channels(self.domain.data_std, z) ** 2
         for i, sigma in enumerate(LEVELS):
-            s, r = sigma * self.multipliers, (sigma / above) ** 2
-            q, p = r * z + (1 - r) * x, r * z + (1 - r) * mean
+            s = sigma * self.multipliers
+            (q, variance), (p, _) = (q_posterior(a, z, s, above) for a in (x, mean))
             q, p, variance, excess = (
-                np.broadcast_to(a, x.shape).ravel()
-                for a in (q, p, s * s * (1 - r), (1 - r) ** 2 * v)
+                np.broadcast_to(a, x.shape).ravel() for a in (q, p, variance, p_excess(v, s, above))
             )
             if encoder:
                 sample = encoder.encode_step(len(LEVELS) - i, q, p, variance, excess)
@@ -195,7 +191,7 @@ class Chain:
                 sample = q + np.sqrt(variance) * rng.normal(size=x.size)
             found = measure(q, p, variance, excess, sample)
             bits = encoder.writer.count if encoder else bits + found.kl
-            z, above = sample.reshape(x.shape), sigma
+            z, above = sample.reshape(x.shape), s
             mean, v = self.posterior(z, sigma)
             shown = np.clip(from_domain(np.rint(mean).astype(np.int32), self.color), 0, 255)
             psnr = 10 * np.log10(255**2 / np.mean((shown - rgb) ** 2))

@@ -11,10 +11,9 @@ from ddpm import linear_schedule
 from tiny import tiny_model
 
 from bench import ddpm
-from diffcodec.diffusion.bound import channels, prior_distribution
-from diffcodec.diffusion.color import DOMAINS
+from diffcodec.diffusion.color import DOMAINS, channels
 from diffcodec.diffusion.losses import MAX_SIGMA
-from diffcodec.diffusion.process import Gaussian, gaussian_kl_bits
+from diffcodec.diffusion.process import Gaussian, gaussian_kl_bits, p_prior
 from diffcodec.diffusion.schedule import linear
 
 
@@ -55,9 +54,7 @@ def test_of_gaussian_pixels_the_chain_sends_what_one_step_would(monkeypatch):
     rows, _ = ddpm.send_all(model, x, "ycocg", [1000, 700, *reversed(ddpm.ROWS)], seed=1)
     for timestep, (rate, error) in rows.items():
         sigma = ddpm.noise_levels("ycocg")[timestep - 1] * channels(domain.noise_multipliers, x)
-        once = gaussian_kl_bits(
-            Gaussian(x, (sigma**2).expand_as(x)), prior_distribution(domain, sigma)
-        )
+        once = gaussian_kl_bits(Gaussian(x, (sigma**2).expand_as(x)), p_prior(domain, sigma))
         assert rate.mean() == pytest.approx(once.mean().item(), rel=0.05, abs=1e-3)
         assert (error > 0).all()
 

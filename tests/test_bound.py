@@ -14,14 +14,11 @@ from scipy.stats import norm
 from diffcodec.diffusion.bound import (
     FIRST_SIGMA,
     chain_bound_bits,
-    channels,
-    dithered_quantise,
     draw_dither,
     gaussian_pixel_variance,
-    prior_distribution,
     remainder_bits,
 )
-from diffcodec.diffusion.color import DOMAINS
+from diffcodec.diffusion.color import DOMAINS, channels
 from diffcodec.diffusion.losses import (
     END_SHARE,
     HYBRID_WEIGHT,
@@ -32,7 +29,13 @@ from diffcodec.diffusion.losses import (
     simple_loss,
 )
 from diffcodec.diffusion.plan import Plan
-from diffcodec.diffusion.process import discretized_gaussian_bits, gaussian_kl_bits, p_reverse
+from diffcodec.diffusion.process import (
+    discretized_gaussian_bits,
+    dithered_quantise,
+    gaussian_kl_bits,
+    p_prior,
+    p_reverse,
+)
 from diffcodec.diffusion.schedule import geometric
 from diffcodec.diffusion.variances import VARIANCES
 
@@ -346,7 +349,7 @@ def test_simple_loss_draws_sigma_uniformly_in_its_logarithm(color):
 def test_prior_is_the_top_level_of_average_data(color):
     domain = DOMAINS[color]
     top = 600.0 * channels(domain.noise_multipliers, torch.zeros(1))
-    prior = prior_distribution(domain, top)
+    prior = p_prior(domain, top)
     assert prior.mean.flatten().tolist() == list(domain.center)
     expected = [
         (600.0 * m) ** 2 + s**2

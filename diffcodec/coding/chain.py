@@ -15,6 +15,7 @@ from diffcodec.coding import randomness
 from diffcodec.coding.levels import make_levels
 from diffcodec.diffusion.color import ColorDomain
 from diffcodec.diffusion.plan import Plan
+from diffcodec.diffusion.process import dithered_quantise
 
 
 class Request(NamedTuple):
@@ -78,8 +79,8 @@ class TileChain:
         self.z[1] = self._quantise(x)
 
     def _quantise(self, x: Array) -> Array:
-        m = self.levels[0].spacing
-        return m * np.floor((x + self.dither) / m) + self.first_offset
+        z_1, _ = dithered_quantise(x, self.dither, self.levels[0].spacing)
+        return z_1
 
     def posterior(self, t: int) -> Generator[Request, Posterior, Posterior]:
         """Of x given z_t, by the model; asked once, however many codecs need it."""

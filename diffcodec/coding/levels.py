@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from diffcodec.arrays import Array
-from diffcodec.diffusion.color import ColorDomain
+from diffcodec.diffusion.color import ColorDomain, channels
 from diffcodec.diffusion.plan import Plan
 
 
@@ -25,8 +25,8 @@ def make_levels(plan: Plan, domain: ColorDomain, preview: int = 0) -> list[Level
     ``tau_t^2 = sigma_t^2 - sigma_{t-1}^2 = tau'^2 + delta^2 / 12``: rounding to the lattice is
     part of the noise. Below a preview tau_t^2 is the variance of the bridge.
     """
-    multipliers = np.array(domain.noise_multipliers)[:, None, None]
-    steps = np.array(domain.quantiser_steps, dtype=np.float64)[:, None, None]
+    multipliers = channels(domain.noise_multipliers, np.zeros(1))
+    steps = channels(domain.quantiser_steps, multipliers)
     levels = [Level(plan.levels[0] * multipliers, steps, 0 * multipliers, 0 * multipliers)]
     for sigma, lattice in zip(plan.levels[1:], plan.lattice_ratios, strict=True):
         s, below = sigma * multipliers, levels[-1].sigma

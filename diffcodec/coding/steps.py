@@ -15,17 +15,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
 
 from diffcodec.arrays import Array
 from diffcodec.coding.ans import Stack, truncated_gaussian
 from diffcodec.coding.chain import Posterior, Request, TileChain
 from diffcodec.coding.codecs import Candidates, Codec, GaussianBins
-from diffcodec.diffusion.process import p_first, p_reverse
+from diffcodec.diffusion.process import on_lattice, p_first, p_prior, p_reverse
 
 FORWARD_RADIUS = 16  # bins: a wider window pops an outlier once in a thousand symbols
 REVERSE_RADIUS = 2000
-MIN_STD_BINS = 0.25  # least width of a reverse transition after the variance correction
 
 Part = int | slice  # of a variable, as an index into [3, height, width]
 
@@ -124,16 +122,14 @@ class Reverse(Step):
     def codec(self, chain: TileChain, part: Part) -> Generator[Request, Posterior, Codec]:
         """See :meth:`Step.codec`."""
         t = self.timestep
-        mean, variance = yield from chain.posterior(t + 1)
-        below, above = chain.levels[t - 1], chain.levels[t]
-        fields = [mean, variance, chain.z[t + 1], below.sigma, above.sigma]
-        if t == 1:
-            fields.append(below.spacing)
-        transition = p_first if t == 1 else p_reverse
-        mean, variance = (a.numpy() for a in transition(*map(torch.from_numpy, fields)))
-        if t > 1:
-            variance = narrowed(variance, below.spacing)
-        return bins(chain, t, part, mean, np.sqrt(variance), REVERSE_RADIUS)
+        xhat, v = yield from chain.posterior(t + 1)
+        z, below, above = chain.z[t + 1], chain.levels[t - 1], chain.levels[t]
+        with np.errstate(all="ignore"):  # what is not finite the coder refuses
+            if t == 1:
+                p = p_first(xhat, v, z, below.sigma, above.sigma, below.spacing)
+            else:
+                p = on_lattice(p_reverse(xhat, v, z, below.sigma, above.sigma), below.spacing)
+            return bins(chain, t, part, p.mean, np.sqrt(p.variance), REVERSE_RADIUS)
 
 
 class Prior(Step):
@@ -142,15 +138,9 @@ class Prior(Step):
     def codec(self, chain: TileChain, part: Part) -> Generator[Request, Posterior, Codec]:
         """See :meth:`Step.codec`."""
         yield from ()  # it asks nothing
-        level, domain = chain.levels[self.timestep - 1], chain.domain
-        std, mean = (np.array(a)[:, None, None] for a in (domain.data_std, domain.center))
-        variance = narrowed(level.sigma**2 + std * std, level.spacing)
-        return bins(chain, self.timestep, part, mean, np.sqrt(variance), REVERSE_RADIUS)
-
-
-def narrowed(variance: Array, spacing: Array) -> Array:
-    """The variance less what integrating over a bin adds to it, ``spacing^2 / 12``."""
-    return np.maximum(variance - spacing**2 / 12, (MIN_STD_BINS * spacing) ** 2)
+        level = chain.levels[self.timestep - 1]
+        p = on_lattice(p_prior(chain.domain, level.sigma), level.spacing)
+        return bins(chain, self.timestep, part, p.mean, np.sqrt(p.variance), REVERSE_RADIUS)
 
 
 def bins(

@@ -22,16 +22,17 @@ from diffcodec.coding.relative_entropy.bits import BitReader, BitWriter
 from diffcodec.coding.relative_entropy.step import Decoder, Encoder
 from diffcodec.coding.steps import Reverse, coding_steps
 from diffcodec.container.parts import LEAST_PREVIEW
-from diffcodec.diffusion.process import LOG2_E
+from diffcodec.diffusion.color import channels
+from diffcodec.diffusion.process import LOG2_E, p_excess, q_posterior
 
 
 class Transition(NamedTuple):
-    """``p(z_s | z_t) = N(r z_t + (1 - r) xhat, Q + W)``; coded channels, [c, height, width]."""
+    """``p(z_s | z_t) = N(mean, Q + W)``; coded channels, [c, height, width]."""
 
-    r: Array  # sigma_s^2 / sigma_t^2, [c, 1, 1]
+    sigmas: tuple[Array, Array]  # sigma_s and sigma_t, [c, 1, 1]
     mean: Array
-    variance: Array  # Q = sigma_s^2 (1 - r)
-    excess: Array  # W = (1 - r)^2 v
+    variance: Array  # Q
+    excess: Array  # W
 
 
 class Descent:
@@ -87,7 +88,7 @@ class Descent:
         """
         c = slice(0, self.chain.coded)
         p = yield from self._transition()
-        q_mean = p.r * self.z[c] + (1 - p.r) * x[c]
+        q_mean = q_posterior(x[c], self.z[c], *p.sigmas).mean
         self._encoder.writer = BitWriter()
         fields = (a.ravel() for a in (q_mean, p.mean, p.variance, p.excess))
         self._arrive(self._encoder.encode_step(self.timestep - 1, *fields))
@@ -116,23 +117,19 @@ class Descent:
 
     def _transition(self) -> Generator[Request, Posterior, Transition]:
         chain, t, c = self.chain, self.timestep, slice(0, self.chain.coded)
-        sigma = chain.levels[t - 2].sigma[c]
-        square = sigma * sigma
-        if t > len(chain.levels):
-            r = 0 * square
-            mean, std = (
-                np.broadcast_to(np.array(field)[c, None, None], self.z[c].shape)
-                for field in (chain.domain.center, chain.domain.data_std)
-            )
+        sigma_s = chain.levels[t - 2].sigma
+        if t > len(chain.levels):  # z_t is all noise: what is known of x is the prior's
+            sigma_t = np.full(sigma_s.shape, np.inf)
+            fields = (chain.domain.center, chain.domain.data_std)
+            xhat, std = (np.broadcast_to(channels(f, sigma_s), chain.shape) for f in fields)
             v = std * std
         else:
-            above = chain.levels[t - 1].sigma[c]
-            r = square / (above * above)
-            posterior = yield from self.posterior()
-            mean, v = posterior.mean[c], posterior.variance[c]
-        rest = 1 - r
-        variance = np.broadcast_to(square * rest, mean.shape)
-        return Transition(r, r * self.z[c] + rest * mean, variance, rest * rest * v)
+            sigma_t = chain.levels[t - 1].sigma
+            xhat, v = yield from self.posterior()
+        xhat, v, z, sigma_s, sigma_t = (a[c] for a in (xhat, v, self.z, sigma_s, sigma_t))
+        mean, variance = q_posterior(xhat, z, sigma_s, sigma_t)
+        excess = p_excess(v, sigma_s, sigma_t)
+        return Transition((sigma_s, sigma_t), mean, np.broadcast_to(variance, mean.shape), excess)
 
     def _arrive(self, sample: Array) -> None:
         self.timestep -= 1
@@ -161,7 +158,9 @@ class Descent:
                 z = p.mean + np.sqrt(p.variance + p.excess) * noise
             else:
                 mean = (yield from self.posterior()).mean[c]
-                z = mean + np.sqrt(p.r) * (self.z[c] - mean)
+                sigma_s, sigma_t = p.sigmas
+                r = (sigma_s * sigma_s) / (sigma_t * sigma_t)
+                z = mean + np.sqrt(r) * (self.z[c] - mean)
             self._arrive(z)
         return (yield from self.mean())
 

@@ -18,15 +18,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from diffcodec.diffusion.color import DOMAINS, ColorDomain
+from diffcodec.diffusion.color import DOMAINS, ColorDomain, channels
 from diffcodec.diffusion.plan import Plan
 from diffcodec.diffusion.process import (
     LOG2_E,
     Gaussian,
     discretized_gaussian_bits,
+    dithered_quantise,
     gaussian_kl_bits,
     log_bin_mass,
     p_first,
+    p_prior,
     p_reverse,
     q_posterior,
     to_bits_per_dimension,
@@ -35,26 +37,6 @@ from diffcodec.diffusion.process import (
 # (z_t [batch, 3, h, w], sigma_t [batch]) -> posterior mean and variance of x
 PosteriorModel = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 FIRST_SIGMA = 0.5
-
-
-def channels(values: tuple[float, ...] | tuple[int, ...], like: Tensor) -> Tensor:
-    """Per-channel constants as a tensor [3, 1, 1] that broadcasts over images."""
-    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]
-
-
-def dithered_quantise(x: Tensor, dither: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
-    """First level: ``k = floor((x + d) / M)``, ``z_1 = M k + (M - 1) / 2 - d``.
-
-    Args:
-        x: integers, as floats.
-        dither: d in 0..M-1, same shape.
-        steps: M per channel.
-
-    Returns:
-        z_1 and the remainder ``x + d - M k`` in 0..M-1.
-    """
-    k = torch.floor((x + dither) / steps)
-    return steps * k + (steps - 1) / 2 - dither, x + dither - steps * k
 
 
 def remainder_bits(
@@ -155,13 +137,7 @@ def chain_bound_bits(
             bits = gaussian_kl_bits(q, p)
         parts.append(to_bits_per_dimension(bits[:, :coded]))
     top = levels[-1]
-    prior = prior_distribution(domain, top)
+    prior = p_prior(domain, top)
     q_top = Gaussian(z_1, (above(top, levels[0]) ** 2).expand_as(x))
     parts.append(to_bits_per_dimension(gaussian_kl_bits(q_top, prior)[:, :coded]))
     return torch.stack(parts, 1)
-
-
-def prior_distribution(domain: ColorDomain, sigma_top: Tensor) -> Gaussian:
-    """p(z_T): Gaussian around the domain's centre with the data's variance added."""
-    std = channels(domain.data_std, sigma_top)
-    return Gaussian(channels(domain.center, sigma_top), sigma_top**2 + std**2)

@@ -4,6 +4,7 @@
 chroma channels in -255..255. ``rgb`` is the identity.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -11,6 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from diffcodec.arrays import Array
+
+Numbers = TypeVar("Numbers", Array, torch.Tensor)  # of float64 arrays and of tensors alike
 IntArray = TypeVar("IntArray", NDArray[np.int16], NDArray[np.int32], torch.Tensor)
 
 
@@ -39,6 +43,13 @@ DOMAINS = {
     "ycocg": ColorDomain((2, 4, 3), (127.5, 0.0, 0.0), (64.0, 32.0, 24.0)),
     "rgb": ColorDomain((2, 2, 2), (127.5, 127.5, 127.5), (64.0, 64.0, 64.0)),
 }
+
+
+def channels(values: Sequence[float], like: Numbers) -> Numbers:
+    """Per-channel constants, [3, 1, 1], that broadcast over images of the same kind."""
+    if isinstance(like, torch.Tensor):
+        return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]
+    return np.array(values, dtype=np.float64)[:, None, None]
 
 
 def rgb_to_ycocg(rgb: IntArray) -> IntArray:

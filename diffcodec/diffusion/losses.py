@@ -10,16 +10,15 @@ from diffcodec.diffusion.bound import (
     FIRST_SIGMA,
     PosteriorModel,
     above,
-    channels,
-    dithered_quantise,
     draw_dither,
     fix_variance,
     remainder_bits,
     step_variance,
 )
-from diffcodec.diffusion.color import DOMAINS
+from diffcodec.diffusion.color import DOMAINS, channels
 from diffcodec.diffusion.process import (
     discretized_gaussian_bits,
+    dithered_quantise,
     gaussian_kl_bits,
     p_first,
     p_reverse,

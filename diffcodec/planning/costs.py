@@ -13,26 +13,26 @@ from tqdm import tqdm
 
 from diffcodec.arrays import Array
 from diffcodec.codec.planes import coded_channels
-from diffcodec.coding.steps import FORWARD_RADIUS, MIN_STD_BINS
+from diffcodec.coding.steps import FORWARD_RADIUS
 from diffcodec.container.parts import LEAST_PREVIEW
 from diffcodec.diffusion.bound import (
     FIRST_SIGMA,
     PosteriorModel,
     above,
-    channels,
-    dithered_quantise,
     draw_dither,
-    prior_distribution,
     remainder_bits,
 )
-from diffcodec.diffusion.color import DOMAINS
+from diffcodec.diffusion.color import DOMAINS, channels
 from diffcodec.diffusion.losses import MAX_SIGMA, SECOND_SIGMA
 from diffcodec.diffusion.process import (
     LOG2_E,
     Gaussian,
     discretized_gaussian_bits,
+    dithered_quantise,
     gaussian_kl_bits,
+    on_lattice,
     p_first,
+    p_prior,
     p_reverse,
     q_posterior,
     q_sample,
@@ -178,20 +178,21 @@ def tabulate_pops(levels: Sequence[float], spacings: Array) -> Array:
     return pops
 
 
-def density_bits(q: Gaussian, p: Gaussian) -> Tensor:
+def density_bits(q: Gaussian[Tensor], p: Gaussian[Tensor]) -> Tensor:
     """Cross-entropy of two Gaussians' densities, in bits: ``-E_q log2 p``.
 
     On a lattice of spacing delta it becomes, where that is fine, ``log2 delta`` bits less.
     """
     squared = (q.variance + (q.mean - p.mean) ** 2) / p.variance
-    return 0.5 * LOG2_E * (squared + torch.log(2 * math.pi * p.variance))
+    bits: Tensor = 0.5 * LOG2_E * (squared + torch.log(2 * math.pi * p.variance))
+    return bits
 
 
 def lattice_excess_bits(
     z_1: Tensor,
     z_t: Tensor,
-    q: Gaussian,
-    p: Gaussian,
+    q: Gaussian[Tensor],
+    p: Gaussian[Tensor],
     variances: tuple[Tensor, Tensor],
     delta: Tensor,
 ) -> Tensor:
@@ -207,7 +208,7 @@ def lattice_excess_bits(
         variances: of z_s around z_1, and of z_t around z_s.
         delta: the lattice's spacing.
     """
-    std = corrected(p, delta).variance.sqrt()
+    std = on_lattice(p, delta).variance.sqrt()
     drawn, climbed = (variances[0] - delta**2 / 12).clamp_min(1e-6), variances[1]
     distance, total = z_t - z_1, drawn + climbed
     width = (drawn * climbed / total).sqrt()
@@ -295,7 +296,7 @@ def measure_costs(
         if level <= SECOND_SIGMA[1] or j == 0:
             p_1 = p_first(xhat, v, z, first, sigma_t, dither)
             costs.jumps[j] = mean(coder_bits(z_1, p_1, dither))
-        prior = prior_distribution(domain, sigma_t)
+        prior = p_prior(domain, sigma_t)
         around = Gaussian(z_1, (sigma_t**2 - first**2).expand_as(x))
         costs.priors[j] = mean(density_bits(around, prior))
         costs.priors[j] -= lattice_bits(deltas, coded)[:, None]
@@ -334,12 +335,6 @@ def channels_coded(x: Tensor, color: str) -> int:
     return coded_channels("RGB" if x[:, 1:].any() else "L", color) or x.shape[1]
 
 
-def corrected(p: Gaussian, delta: Tensor) -> Gaussian:
-    """The chain's correction of a variance whose mass over a bin of width delta is taken."""
-    floor = (MIN_STD_BINS * delta) ** 2
-    return Gaussian(p.mean, torch.maximum(p.variance - delta**2 / 12, floor))
-
-
-def coder_bits(z: Tensor, p: Gaussian, delta: Tensor) -> Tensor:
+def coder_bits(z: Tensor, p: Gaussian[Tensor], delta: Tensor) -> Tensor:
     """Code length of a point of a lattice by the mass of its bin, at most the coder's."""
     return discretized_gaussian_bits(z, *p, delta).clamp_max(-math.log2(LEAST_MASS))

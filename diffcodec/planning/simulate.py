@@ -6,20 +6,16 @@ from torch import Tensor
 
 from diffcodec.arrays import Array
 from diffcodec.coding.levels import make_levels
-from diffcodec.diffusion.bound import (
-    PosteriorModel,
-    above,
-    dithered_quantise,
-    draw_dither,
-    prior_distribution,
-    remainder_bits,
-)
+from diffcodec.diffusion.bound import PosteriorModel, above, draw_dither, remainder_bits
 from diffcodec.diffusion.color import DOMAINS
 from diffcodec.diffusion.plan import Plan
 from diffcodec.diffusion.process import (
     Gaussian,
+    dithered_quantise,
     gaussian_kl_bits,
+    on_lattice,
     p_first,
+    p_prior,
     p_reverse,
     q_posterior,
     to_bits_per_dimension,
@@ -29,7 +25,6 @@ from diffcodec.planning.costs import (
     batched,
     channels_coded,
     coder_bits,
-    corrected,
 )
 from diffcodec.planning.search import bytes_around, with_fallback
 
@@ -66,11 +61,11 @@ def simulate(
             step = p_reverse(xhat, v, z_t, sigma[t - 1], sigma[t])
             noise = above(sigma[t - 1], sigma[0]), above(sigma[t], sigma[0])
             sent.append(gaussian_kl_bits(q_posterior(z_1, z_t, *noise), step))
-            p = corrected(step, delta[t - 1])
+            p = on_lattice(step, delta[t - 1])
         changes.append(coder_bits(z, p, delta[t - 1]))
         z = z_t
-    prior = prior_distribution(domain, sigma[-1])
-    changes.append(coder_bits(z, corrected(prior, delta[-1]), delta[-1]))
+    prior = p_prior(domain, sigma[-1])
+    changes.append(coder_bits(z, on_lattice(prior, delta[-1]), delta[-1]))
     around = Gaussian(z_1, (above(sigma[-1], sigma[0]) ** 2).expand_as(x))
     sent.append(gaussian_kl_bits(around, prior))
     coded = channels_coded(x, color)
