@@ -23,7 +23,7 @@ from diffcodec.container.parts import (
     Layers,
     Tile,
 )
-from diffcodec.container.reader import FileReader
+from diffcodec.container.reader import FileReader, parse
 from diffcodec.container.writer import pack
 from diffcodec.errors import DiffcodecError
 
@@ -42,14 +42,6 @@ class Field(NamedTuple):
     kind: str  # "varint" or "bytes"
     start: int
     stop: int
-
-
-def read_all(data: bytes) -> Container:
-    reader = FileReader(data)
-    while reader.more_layers:
-        reader.read_layer()
-    reader.read_tiles()
-    return reader.container
 
 
 def traced(data: bytes) -> list[Field]:
@@ -76,7 +68,7 @@ def traced(data: bytes) -> list[Field]:
         mock.patch.object(reader_class, "varint", traced_varint),
         suppress(DiffcodecError),
     ):
-        read_all(data)
+        parse(data)
     return fields
 
 
@@ -85,15 +77,14 @@ def repaired(data: bytes) -> bytes:
     out = bytearray(data)
 
     def repair(self, section, tile, length):
-        reader = self._reader
-        content = reader.take(length, "a part")
-        crc = primitives.part_crc(self._header, section, tile, content)
-        reader.take(4, "a checksum")
-        out[reader.position - 4 : reader.position] = crc.to_bytes(4, "little")
+        content = self.cursor.take(length, "a part")
+        crc = primitives.part_crc(self.header.data, section, tile, content)
+        self.cursor.take(4, "a checksum")
+        out[self.cursor.position - 4 : self.cursor.position] = crc.to_bytes(4, "little")
         return content
 
-    with mock.patch.object(FileReader, "_read_part", repair), suppress(DiffcodecError):
-        read_all(data)
+    with mock.patch.object(FileReader, "read_part", repair), suppress(DiffcodecError):
+        parse(data)
     return bytes(out)
 
 
@@ -183,7 +174,7 @@ def with_other_field(data: bytes, rng: random.Random, mutate: Mutate) -> bytes:
 def with_other_part(data: bytes, rng: random.Random, mutate: Mutate) -> bytes:
     """A payload or metadata value, a header field or the order of parts changed; lengths fit."""
     try:
-        parts = read_all(data)
+        parts = parse(data)
         return pack_unchecked(other_container(parts, rng, mutate))
     except DiffcodecError:
         return repaired(mutate(data))

@@ -17,7 +17,7 @@ from damage import GOLDEN, LIMITS, MODEL, Mutate, edited, mutated, other_number
 from PIL import Image
 
 from diffcodec.codec import decoding, encoding, recovery
-from diffcodec.container import reader, writer
+from diffcodec.container import reader, salvage, writer
 from diffcodec.container.info import describe
 from diffcodec.errors import DiffcodecError
 from diffcodec.models import model as models
@@ -37,7 +37,7 @@ FOLDER = Path("/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettemp
 def parse(data: bytes) -> None:
     """The container alone: what is read is written and read as the same."""
     with suppress(DiffcodecError):
-        reader.salvage(data)
+        salvage.salvage(data)
     try:
         parts = reader.parse(data)
     except DiffcodecError:

@@ -158,7 +158,7 @@ def layer_ends(data: bytes) -> list[int]:
     reader, ends = FileReader(data), []
     while reader.more_layers:
         reader.read_layer()
-        ends.append(reader._reader.position)
+        ends.append(reader.cursor.position)
     return ends
 
 

@@ -17,7 +17,7 @@ from diffcodec.cli.options import (
 from diffcodec.cli.program import cli
 from diffcodec.cli.running import Files, image_format, load_given, reading_file
 from diffcodec.coding.reconstructions import RECONSTRUCTIONS
-from diffcodec.container.parts import Damage
+from diffcodec.container.salvage import Damage
 from diffcodec.errors import CorruptError
 from diffcodec.limits import Limits
 from diffcodec.system.files import STANDARD, check_output, read_file, write_file

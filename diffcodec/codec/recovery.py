@@ -14,8 +14,7 @@ from diffcodec.codec.jobs import Job, Part, decode_job, decoding, make_chain
 from diffcodec.codec.lookup import find_model
 from diffcodec.codec.planes import check_pixels, paste
 from diffcodec.coding.top_down import Descent
-from diffcodec.container.parts import Damage, Salvage
-from diffcodec.container.reader import salvage
+from diffcodec.container.salvage import Damage, Salvage, salvage
 from diffcodec.images.fallback import decode_fallback
 from diffcodec.images.metadata import apply_metadata
 from diffcodec.limits import DEFAULT_LIMITS, Limits

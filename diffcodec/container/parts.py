@@ -142,6 +142,16 @@ class Container:
     layers: Layers | None = None
 
     @property
+    def layer_count(self) -> int:
+        """How many layers the header claims."""
+        return len(self.layers.timesteps) if self.layers else 0
+
+    @property
+    def has_tiles(self) -> bool:
+        """Whether the header claims tiles."""
+        return self.layers is None or self.layers.is_exact
+
+    @property
     def uses_model(self) -> bool:
         """Whether decoding it takes a model."""
         chains = any(tile.plan for tile in self.tiles)
@@ -152,39 +162,6 @@ class Container:
         if self.whole:
             return [Box(0, 0, self.width, self.height)]
         return tile_grid(self.width, self.height)
-
-
-class Damage(NamedTuple):
-    """A part of a file that is lost.
-
-    Attributes:
-        part: its name, such as "tile 3 of 8".
-        tile: the tile's number from 0; None for bytes that belong to no tile.
-        box: the tile's pixels.
-        reason: what is wrong.
-    """
-
-    part: str
-    tile: int | None
-    box: Box | None
-    reason: str
-
-
-@dataclass(frozen=True)
-class Salvage:
-    """What is whole of a damaged file; see :func:`salvage`.
-
-    Attributes:
-        container: the header; its tiles, and its layers' payloads, are left out.
-        payloads: of the layers, by layer and tile; None where they are lost.
-        tiles: None where they are lost.
-        damage: what is lost, in the order of the file.
-    """
-
-    container: Container
-    payloads: tuple[tuple[bytes | None, ...], ...]
-    tiles: tuple[Tile | None, ...]
-    damage: tuple[Damage, ...]
 
 
 def tile_grid(width: int, height: int) -> list[Box]:
