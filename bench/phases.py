@@ -26,8 +26,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from diffcodec.diffusion.bound import channels, dithered_quantise
-from diffcodec.diffusion.process import LOG2_E
+from diffcodec.diffusion.color import channels
+from diffcodec.diffusion.process import LOG2_E, dithered_quantise
 from diffcodec.models.model import load_weights
 from diffcodec.networks.unet import UNet
 from diffcodec.training.data import CropSampler, domain_batch, find_images, split_held_out
