@@ -44,6 +44,13 @@ class Field(NamedTuple):
     stop: int
 
 
+def flipped(data: bytes, bit: int) -> bytes:
+    """The same but for one bit, the lowest of the first byte being number 0."""
+    damaged = bytearray(data)
+    damaged[bit // 8] ^= 1 << bit % 8
+    return bytes(damaged)
+
+
 def traced(data: bytes) -> list[Field]:
     """The fields of a file, as far as it can be read."""
     fields: list[Field] = []
@@ -144,14 +151,6 @@ def other_number(number: int, rng: random.Random) -> int:
     return min(max(other, 0), 2**35 - 1)
 
 
-def varint(number: int) -> bytes:
-    out = bytearray()
-    while number >= 0x80:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes([*out, number])
-
-
 def with_other_field(data: bytes, rng: random.Random, mutate: Mutate) -> bytes:
     """One or two fields replaced; lengths that speak of them stay as they are."""
     for _ in range(rng.randint(1, 2)):
@@ -162,7 +161,7 @@ def with_other_field(data: bytes, rng: random.Random, mutate: Mutate) -> bytes:
         old = data[start:stop]
         if kind == "varint":
             number = sum((byte & 0x7F) << 7 * i for i, byte in enumerate(old))
-            new = varint(other_number(number, rng))
+            new = primitives.varint(other_number(number, rng))
         else:
             new = mutate(old)
             if rng.randrange(2):

@@ -13,6 +13,7 @@ from pkgutil import iter_modules
 from typing import Any
 
 import pytest
+from damage import flipped
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -31,6 +32,7 @@ from diffcodec.container.parts import (
     Tile,
     tile_grid,
 )
+from diffcodec.container.primitives import varint
 from diffcodec.container.reader import FileReader, parse
 from diffcodec.container.salvage import Damage, Salvage, salvage
 from diffcodec.container.writer import pack
@@ -82,6 +84,7 @@ LAYERED_BYTES = bytes.fromhex(
     "89444643 01 0d ac02 05 a1b2c3d4 78563412"  # RGB with layers, 300 x 5
     "11 03 0c 08 00  02 aabb ce794ccb  01 cc 03e20a91  06 11 03 01020304 d84e209a"
 )
+PARTS_OF_LAYERED = ((0, 22), (22, 29), (29, 35), (35, None))
 LAYERED = replace(
     GOLDEN,
     metadata={},
@@ -181,11 +184,6 @@ def file(head: bytes, *contents: bytes) -> bytes:
     return b"".join(parts)
 
 
-def varint(n: int) -> bytes:
-    low = bytes([n & 0x7F | (0x80 if n >> 7 else 0)])
-    return low + varint(n >> 7) if n >> 7 else low
-
-
 def check_refused_or_sound(data: bytes) -> None:
     try:
         container = parse(data)
@@ -197,20 +195,16 @@ def check_refused_or_sound(data: bytes) -> None:
 # Layout
 
 
-def test_golden_bytes() -> None:
-    assert pack(GOLDEN) == GOLDEN_BYTES
-    assert parse(GOLDEN_BYTES) == GOLDEN
-
-
-def test_golden_bytes_of_layers() -> None:
-    assert pack(LAYERED) == LAYERED_BYTES
-    assert parse(LAYERED_BYTES) == LAYERED
-
-
-def test_documented_example_of_layers() -> None:
-    block = (ROOT / "docs/format.md").read_text(encoding="utf-8").split("```")[3]
-    data = bytes.fromhex("".join(line.split("#")[0] for line in block.splitlines()))
-    assert data == LAYERED_BYTES
+@pytest.mark.parametrize(
+    ("container", "data", "block"), [(GOLDEN, GOLDEN_BYTES, 1), (LAYERED, LAYERED_BYTES, 3)]
+)
+def test_golden_bytes_are_those_of_the_documented_examples(
+    container: Container, data: bytes, block: int
+) -> None:
+    assert pack(container) == data
+    assert parse(data) == container
+    example = (ROOT / "docs/format.md").read_text(encoding="utf-8").split("```")[block]
+    assert bytes.fromhex("".join(line.split("#")[0] for line in example.splitlines())) == data
 
 
 @by_value
@@ -220,17 +214,10 @@ def test_streams_are_read_as_bytes_are(container: Container, chunk: int) -> None
         def read(self, size: int | None = -1) -> bytes:
             return super().read(chunk if size is None else min(size, chunk))
 
-    reader = FileReader(Slow(pack(container)))
-    while reader.more_layers:
-        reader.read_layer()
-    reader.read_tiles()
-    assert reader.container == container
+    assert parse(Slow(pack(container))) == container
     for data in (pack(container)[:-1], pack(container) + b"\0"):
         with pytest.raises(FormatError):
-            reader = FileReader(Slow(data))
-            while reader.more_layers:
-                reader.read_layer()
-            reader.read_tiles()
+            parse(Slow(data))
 
 
 def test_layers_are_read_before_what_follows() -> None:
@@ -241,27 +228,16 @@ def test_layers_are_read_before_what_follows() -> None:
         reader.read_layer()
 
 
-def test_a_part_that_is_there_twice() -> None:
-    first, second = LAYERED_BYTES[22:29], LAYERED_BYTES[29:35]
-    for data in (
-        LAYERED_BYTES[:22] + first + first + second + LAYERED_BYTES[35:],
-        LAYERED_BYTES[:22] + first + second + second + LAYERED_BYTES[35:],
-        LAYERED_BYTES + LAYERED_BYTES[35:],
-    ):
-        with pytest.raises(FormatError):
-            parse(data)
-
-
-def test_layers_out_of_place() -> None:
-    first, second = LAYERED_BYTES[22:29], LAYERED_BYTES[29:35]
-    assert LAYERED_BYTES[:22] + first + second + LAYERED_BYTES[35:] == LAYERED_BYTES
+def test_layers_out_of_place_or_there_twice() -> None:
+    head, first, second, tile = (LAYERED_BYTES[slice(*s)] for s in PARTS_OF_LAYERED)
+    assert head + first + second + tile == LAYERED_BYTES
     with pytest.raises(CorruptError, match="layer 1 of 2"):
-        parse(LAYERED_BYTES[:22] + second + first + LAYERED_BYTES[35:])
-
-
-def test_documented_example_is_the_golden_file() -> None:
-    block = (ROOT / "docs/format.md").read_text(encoding="utf-8").split("```")[1]
-    assert bytes.fromhex("".join(line.split("#")[0] for line in block.splitlines())) == GOLDEN_BYTES
+        parse(head + second + first + tile)
+    for parts in ((first, first, second, tile), (first, second, second, tile)):
+        with pytest.raises(FormatError):
+            parse(head + b"".join(parts))
+    with pytest.raises(FormatError):
+        parse(LAYERED_BYTES + tile)
 
 
 def test_float_arithmetic_is_bit_7_of_the_mode() -> None:
@@ -337,30 +313,20 @@ def test_every_cut_is_a_truncation(container: Container) -> None:
             parse(data[:size])
 
 
-def test_empty_input_is_not_a_file() -> None:
-    with pytest.raises(FormatError, match="empty") as caught:
-        parse(b"")
-    assert caught.type is FormatError
-
-
 @by_value
 def test_every_bit_flip_is_detected(container: Container) -> None:
     data = pack(container)
     for bit in range(8 * len(data)):
-        damaged = bytearray(data)
-        damaged[bit // 8] ^= 1 << bit % 8
         with pytest.raises(DiffcodecError):
-            parse(bytes(damaged))
+            parse(flipped(data, bit))
 
 
 def test_damaged_payload_names_its_tile() -> None:
-    data = bytearray(pack(PLAIN))
-    data[-5] ^= 1
-    with pytest.raises(CorruptError, match="tile 2 of 2"):
-        parse(bytes(data))
-    data[PLAIN_HEADER_BYTES + 3] ^= 1
-    with pytest.raises(CorruptError, match="tile 1 of 2"):
-        parse(bytes(data))
+    data = pack(PLAIN)
+    for position, tile in ((len(data) - 5, 2), (PLAIN_HEADER_BYTES + 3, 1)):
+        data = flipped(data, 8 * position)
+        with pytest.raises(CorruptError, match=f"tile {tile} of 2"):
+            parse(data)
 
 
 def test_damage_to_a_tile_leaves_the_checksums_of_others() -> None:
@@ -414,11 +380,6 @@ def test_mutated_files_raise_only_our_errors(edits: list[tuple[int, int]]) -> No
 # Rules
 
 
-def test_other_files_are_told_by_their_first_bytes() -> None:
-    with pytest.raises(FormatError, match="starts with the bytes 89 50 4e 47, expected 89 44 46"):
-        parse(b"\x89PNG\r\n\x1a\n")
-
-
 @pytest.mark.parametrize(
     ("version", "message"), [(0, "draft that was never released"), (2, "newer diffcodec")]
 )
@@ -430,6 +391,8 @@ def test_other_versions(version: int, message: str) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
+        (b"", "the data is empty"),
+        (b"\x89PNG\r\n\x1a\n", "starts with the bytes 89 50 4e 47, expected 89 44 46"),
         (file(header(mode=0x82), b"\0"), "float arithmetic, but no tile is a chain"),
         (file(header(mode=0), b"\0"), "unknown image mode: 0"),
         (file(header(mode=8), b"\0"), "unknown image mode: 0"),
@@ -497,10 +460,9 @@ def test_what_a_newer_writer_may_use_is_unsupported(data: bytes, message: str) -
 
 
 def test_damage_to_critical_metadata_is_damage() -> None:
-    data = bytearray(file(header(0x22) + b"\1\3Abc\0", b"\0"))
-    data[-1] ^= 1
+    data = file(header(0x22) + b"\1\3Abc\0", b"\0")
     with pytest.raises(CorruptError):
-        parse(bytes(data))
+        parse(flipped(data, 8 * len(data) - 1))
 
 
 def test_ancillary_metadata_is_kept() -> None:
@@ -565,11 +527,6 @@ def test_pack_refuses_what_parse_would(changes: dict[str, Any], message: str) ->
 
 
 # Limits
-
-
-def padded_varint(n: int) -> bytes:
-    """In five bytes, as no writer would."""
-    return bytes([n >> s & 0x7F | (0x80 if s < 28 else 0) for s in range(0, 35, 7)])
 
 
 HUGE_CLAIMS = {
@@ -700,9 +657,8 @@ def test_nothing_is_lost_of_a_whole_file(container: Container) -> None:
 @pytest.mark.parametrize("container", [LARGE, LARGE_TILES], ids=["layers", "tiles"])
 @pytest.mark.parametrize("index", range(6))
 def test_damage_to_a_tile_costs_that_tile(container: Container, index: int) -> None:
-    data = bytearray(pack(container))
-    data[len(data) - PART_BYTES * (6 - index) + 5] ^= 4
-    found = salvage(bytes(data))
+    data = pack(container)
+    found = salvage(flipped(data, 8 * (len(data) - PART_BYTES * (6 - index) + 5)))
     assert lost_tiles(found) == [index]
     assert found.tiles[:index] + found.tiles[index + 1 :] == (
         container.tiles[:index] + container.tiles[index + 1 :]
@@ -719,9 +675,7 @@ def test_every_damaged_byte_of_the_tiles_costs_at_most_one_tile() -> None:
     data = pack(LARGE_TILES)
     start = len(data) - 6 * PART_BYTES - 6
     for position in range(start, len(data)):
-        damaged = bytearray(data)
-        damaged[position] ^= 1
-        found = salvage(bytes(damaged))
+        found = salvage(flipped(data, 8 * position))
         assert len(found.damage) == 1
         assert len(lost_tiles(found)) == 1
 
@@ -750,10 +704,8 @@ def test_what_is_whole_of_a_cut_file() -> None:
 
 
 def test_damage_to_a_layer_costs_one_tile_of_it() -> None:
-    data = bytearray(pack(LARGE))
-    position = bytes(data).index(21 * b"\1")
-    data[position] ^= 1
-    found = salvage(bytes(data))
+    data = pack(LARGE)
+    found = salvage(flipped(data, 8 * data.index(21 * b"\1")))
     assert [damage.part for damage in found.damage] == ["layer 1 of 2, tile 2 of 6"]
     assert found.payloads[0][1] is None
     assert found.payloads[1] == LARGE.layers.payloads[1]
@@ -762,10 +714,8 @@ def test_damage_to_a_layer_costs_one_tile_of_it() -> None:
 
 
 def test_damage_to_the_lengths_of_a_layer_costs_what_follows() -> None:
-    data = bytearray(pack(LARGE))
-    position = bytes(data).index(bytes(range(20, 26))) + 2
-    data[position] ^= 1
-    found = salvage(bytes(data))
+    data = pack(LARGE)
+    found = salvage(flipped(data, 8 * (data.index(bytes(range(20, 26))) + 2)))
     assert found.payloads[0][:2] == LARGE.layers.payloads[0][:2]
     assert set(found.payloads[0][2:] + found.payloads[1] + found.tiles) == {None}
 
@@ -782,10 +732,8 @@ def test_bytes_behind_the_end_are_damage_of_no_tile() -> None:
 def test_a_damaged_header_leaves_nothing(container: Container) -> None:
     data = pack(container)
     for bit in range(8 * 25):  # as far as the header of both goes
-        damaged = bytearray(data)
-        damaged[bit // 8] ^= 1 << bit % 8
         with pytest.raises(DiffcodecError):
-            salvage(bytes(damaged))
+            salvage(flipped(data, bit))
 
 
 def test_a_whole_part_that_breaks_a_rule_is_refused() -> None:

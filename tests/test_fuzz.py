@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from damage import LIMITS, MODEL, edited, mutated, repaired, traced
+from damage import LIMITS, MODEL, edited, flipped, mutated, repaired, traced
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -108,11 +108,10 @@ def test_mutations_reach_what_lies_behind_the_checksums(name: str) -> None:
     assert [field.stop for field in fields[:-1]] == [field.start for field in fields[1:]]
     assert (fields[0].start, fields[-1].stop) == (0, len(data))
     payload = max(fields, key=lambda field: field.stop - field.start)
-    damaged = bytearray(data)
-    damaged[payload.start + 8] ^= 1
+    damaged = flipped(data, 8 * (payload.start + 8))
     with pytest.raises(DiffcodecError):
-        parse_file(bytes(damaged))
-    again = repaired(bytes(damaged))
+        parse_file(damaged)
+    again = repaired(damaged)
     assert pack(parse_file(again)) == again != data
     assert repaired(data) == data
 

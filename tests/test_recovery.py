@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from damage import flipped
 from PIL import Image
 
 from diffcodec import decode, encode, load_model, recover
@@ -38,13 +39,6 @@ def picture(mode: str = "RGB") -> Image.Image:
     return image.convert(mode)
 
 
-def flipped(data: bytes, *positions: int) -> bytes:
-    damaged = bytearray(data)
-    for position in positions:
-        damaged[position] ^= 16
-    return bytes(damaged)
-
-
 def crop(image: Image.Image, box: Box) -> bytes:
     left, top, width, height = box
     return image.crop((left, top, left + width, top + height)).tobytes()
@@ -67,7 +61,7 @@ def test_damage_to_a_chain_tile_costs_that_tile(model: Model, mode: str, lost: i
     data = encode(image, model, "fast")
     lengths = [len(tile.payload) for tile in parse(data).tiles]
     position = len(data) - sum(lengths[lost:]) - 4 * (3 - lost) + 5
-    found, damage = recover(flipped(data, position), model)
+    found, damage = recover(flipped(data, 8 * position), model)
     assert [(part.tile, part.box) for part in damage] == [(lost, BOXES[lost])]
     for index, box in enumerate(BOXES):
         if index == lost:
@@ -96,7 +90,7 @@ def test_other_coders(mode: str, values: tuple[int, int]) -> None:
     tiles = tuple(parts.Tile("raw", part.tobytes()) for part in cut)
     data = pack(replace(whole, whole=False, pixel_crc=crc, tiles=tiles))
     assert decode(data).tobytes() == image.tobytes()
-    found, damage = recover(flipped(data, len(data) - 20))
+    found, damage = recover(flipped(data, 8 * (len(data) - 20)))
     assert found.mode == mode
     assert [part.tile for part in damage] == [2]
     assert crop(found, BOXES[0]) == crop(image, BOXES[0])
@@ -128,7 +122,7 @@ def test_a_lost_tile_shows_its_last_preview(
     image, data = progressive
     sizes = [len(tile.payload) for tile in parse(data).tiles]
     position = len(data) - sizes[1] - sizes[2] - 8 + 9
-    found, damage = recover(flipped(data, position), model)
+    found, damage = recover(flipped(data, 8 * position), model)
     assert [part.part for part in damage] == ["tile 2 of 3"]
     preview = decode(data, 2, model)
     assert crop(found, BOXES[1]) == crop(preview, BOXES[1]) != crop(image, BOXES[1])
@@ -143,7 +137,7 @@ def test_a_tile_lost_in_a_layer_shows_the_one_before(
     image, data = progressive
     payload = parse(data).layers.payloads[layer][1]
     position = data.index(payload)
-    found, damage = recover(flipped(data, position), model)
+    found, damage = recover(flipped(data, 8 * position), model)
     assert [part.part for part in damage] == [f"layer {layer + 1} of 3, tile 2 of 3"]
     if layer == 0:
         assert is_checkerboard(found, BOXES[1], (85, 170))
@@ -157,7 +151,7 @@ def test_a_tile_lost_in_a_layer_shows_the_one_before(
 def test_a_lossy_file(model: Model) -> None:
     data = encode(picture(), model, "fast", timestep=2, previews=(4, 3, 2))
     payload = parse(data).layers.payloads[2][0]
-    found, damage = recover(flipped(data, data.index(payload)), model)
+    found, damage = recover(flipped(data, 8 * data.index(payload)), model)
     assert [part.part for part in damage] == ["layer 3 of 3, tile 1 of 3"]
     coarse, fine = decode(data, 3, model), decode(data, model=model)
     assert crop(found, BOXES[0]) == crop(coarse, BOXES[0]) != crop(fine, BOXES[0])
@@ -169,7 +163,7 @@ def test_a_tile_of_another_coder_needs_no_preview(model: Model) -> None:
     data = encode(image, model, "fast", progressive=True, timestep=3)  # the chain never wins
     assert {tile.coder for tile in parse(data).tiles} <= {"raw", "webp"}
     payload = parse(data).layers.payloads[0][1]
-    found, damage = recover(flipped(data, data.index(payload)), model)
+    found, damage = recover(flipped(data, 8 * data.index(payload)), model)
     assert found.tobytes() == image.tobytes()
     assert len(damage) == 1
 
@@ -195,11 +189,11 @@ def test_bytes_that_follow_are_no_tile_lost(model: Model) -> None:
 def test_what_cannot_be_recovered(model: Model, tiny_float: Path) -> None:
     data = encode(picture(), model, "fast")
     with pytest.raises(CorruptError, match="tile 1 of 3 or the header is damaged"):
-        recover(flipped(data, 10), model)
+        recover(flipped(data, 8 * 10), model)
     with pytest.raises(TruncatedError):
         recover(data[:40], model)
     with pytest.raises(ModelMismatchError):
-        recover(flipped(data, len(data) - 9), load_model(tiny_float, "float"))
+        recover(flipped(data, 8 * (len(data) - 9)), load_model(tiny_float, "float"))
     with pytest.raises(LimitError, match="limit is 9899"):
         recover(data, model, limits=Limits(pixels=9899))
     with pytest.raises(LimitError, match="MiB of memory"):

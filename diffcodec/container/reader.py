@@ -22,11 +22,11 @@ from diffcodec.errors import CorruptError, FormatError, TruncatedError
 from diffcodec.limits import DEFAULT_LIMITS, Limits
 
 
-def parse(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Container:
+def parse(source: bytes | BinaryIO, limits: Limits = DEFAULT_LIMITS) -> Container:
     """Read a file into its parts; the payloads stay coded.
 
     Args:
-        data: the whole file.
+        source: the whole file, or a stream of it.
         limits: the sizes to accept.
 
     Raises:
@@ -36,10 +36,10 @@ def parse(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Container:
         TruncatedError: the data ends before the file does.
         CorruptError: a part does not match its checksum.
 
-    Guarantees: raises nothing else, whatever the bytes; needs memory in proportion to ``data``,
-    not to the sizes that it claims.
+    Guarantees: raises nothing else, whatever the bytes; needs memory in proportion to them,
+    not to the sizes that they claim.
     """
-    reader = FileReader(data, limits)
+    reader = FileReader(source, limits)
     while reader.more_layers:
         reader.read_layer()
     reader.read_tiles()
