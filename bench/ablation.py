@@ -27,7 +27,8 @@ from diffcodec.networks import unet as network
 from diffcodec.networks.unet import Conv, NetworkConfig, ResidualBlock, UNet
 from diffcodec.training import trainer
 from diffcodec.training.config import TrainConfig
-from diffcodec.training.data import domain_batch
+from diffcodec.training.crops import domain_batch
+from diffcodec.training.log import read_log
 from diffcodec.training.trainer import Trainer
 
 RESULT = "result.json"
@@ -179,8 +180,7 @@ def run_variant(
         out.mkdir(parents=True, exist_ok=True)
         measured.run(validate_every=measured.config.steps)
         many = measured.bound_of_many_steps()
-    last: dict[str, Any] = json.loads((out / trainer.LOG).read_text().splitlines()[-1])
-    return last | {
+    return read_log(out)[-1] | {
         "many_steps_bpd": many,
         "crops": measured.config.steps * measured.config.batch,
         "parameters": sum(p.numel() for p in measured.model.parameters()),

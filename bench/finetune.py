@@ -22,7 +22,7 @@ from PIL import Image
 from bench.codecs import lossless_codecs
 from diffcodec import decode, encode_many
 from diffcodec.evaluation.measure import open_image
-from diffcodec.evaluation.summary import mean_interval
+from diffcodec.intervals import mean_interval
 from diffcodec.models.model import load_model
 from diffcodec.training.data import find_images, list_images, split_held_out
 from diffcodec.training.trainer import CHECKPOINT, MODEL

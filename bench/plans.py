@@ -36,7 +36,8 @@ from diffcodec.models.model import load_weights
 from diffcodec.networks.unet import UNet
 from diffcodec.planning.propose import fallback_bpd, search_plans
 from diffcodec.planning.simulate import simulate
-from diffcodec.training.data import CropSampler, domain_batch, find_images, list_images
+from diffcodec.training.crops import CropSampler, domain_batch
+from diffcodec.training.data import find_images, list_images
 
 
 def judge(

@@ -13,7 +13,7 @@ import diffcodec
 PACKAGE = Path(diffcodec.__file__).parent
 # From the ground up; each may import what stands before it.
 FLOORS = (
-    *("errors", "limits", "arrays"),
+    *("errors", "limits", "arrays", "intervals"),
     *("system", "container", "diffusion", "networks", "coding", "images", "models", "codec"),
     *("training", "evaluation", "planning", "viewing", "cli"),
 )

@@ -20,8 +20,8 @@ from diffcodec.errors import DiffcodecError
 from diffcodec.networks.unet import NetworkConfig
 from diffcodec.training import data as data_module
 from diffcodec.training.config import TrainConfig
+from diffcodec.training.crops import CropSampler
 from diffcodec.training.data import (
-    CropSampler,
     find_images,
     list_images,
     read_arrays,

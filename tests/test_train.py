@@ -33,17 +33,18 @@ from diffcodec.errors import DiffcodecError, ModelMismatchError
 from diffcodec.models.export import quantize_model, serialise_float_model
 from diffcodec.models.model import load_model, load_weights
 from diffcodec.networks.unet import PRESETS, NetworkConfig, UNet, split_detail
-from diffcodec.training import calibration
+from diffcodec.training import crops, validation
 from diffcodec.training import trainer as trainer_module
-from diffcodec.training.calibration import calibration_images
 from diffcodec.training.config import INIT_WARMUP, TrainConfig
-from diffcodec.training.data import CropSampler, domain_batch, find_images, split_held_out
+from diffcodec.training.crops import CropSampler, calibration_images, domain_batch
+from diffcodec.training.data import find_images, split_held_out
+from diffcodec.training.log import BOARD, LOG, Log, read_log
+from diffcodec.training.pictures import draw_curve
 from diffcodec.training.trainer import (
     CHECKPOINT,
     CONFIG,
     CURVE,
     FLOAT_MODEL,
-    LOG,
     MODEL,
     SPLIT,
     Trainer,
@@ -55,9 +56,9 @@ COUNT, SIDE, CROP = 25, 24, 16
 
 @pytest.fixture(autouse=True)
 def small_validation(monkeypatch):
-    monkeypatch.setattr(trainer_module, "VALIDATION_CROPS", 16)
-    monkeypatch.setattr(trainer_module, "VALIDATION_BATCH", 8)
-    monkeypatch.setattr(calibration, "CALIBRATION_CROPS", 4)
+    monkeypatch.setattr(validation, "CROPS", 16)
+    monkeypatch.setattr(validation, "BATCH", 8)
+    monkeypatch.setattr(crops, "CALIBRATION_CROPS", 4)
     monkeypatch.setattr(trainer_module, "PLANS", {"default": geometric_plan(4)})
 
 
@@ -353,12 +354,12 @@ def labelled(config, labels):
 
 def test_labels_follow_the_images(labelled, tmp_path):
     trainer = Trainer(labelled, tmp_path)
-    for crops in (trainer.train_data, trainer.held_out):
-        red = crops.batch(40, 5, 6)[:, 0, 0, 0]
-        assert torch.equal(trainer.labels_of(crops, 40, 5, 6), (red // 10 // 3).long())
+    for sampler in (trainer.train_data, trainer.held_out):
+        red = sampler.batch(40, 5, 6)[:, 0, 0, 0]
+        assert torch.equal(sampler.labels(40, 5, 6), (red // 10 // 3).long())
     c = trainer.config = replace(labelled, batch=400)
     whole = trainer.train_labels(Share())
-    known = trainer.labels_of(trainer.train_data, c.batch, c.seed, 0)
+    known = trainer.train_data.labels(c.batch, c.seed, 0)
     dropped = whole == -1
     assert torch.equal(whole[~dropped], known[~dropped]) and 20 < dropped.sum() < 60
     parts = [trainer.train_labels(Share(i, 2)) for i in (0, 1)]
@@ -568,16 +569,16 @@ def test_l_simple_is_not_logged_as_bits(config, tmp_path):
     assert set(record) == STEP_KEYS - {"train_bpd"} | {"train_mse"} | VALIDATION_KEYS
 
 
-def test_picture_of_the_log(config, tmp_path):
+def test_picture_of_the_log(tmp_path):
     figures = pytest.importorskip("matplotlib.figure")
-    trainer = Trainer(config, tmp_path)
+    log = Log(tmp_path)
     for step, bpd in ((50, 9.0), (100, 7.0), (150, 6.0), (100, 7.5)):  # a resumed run repeats some
-        trainer.log({"step": step, "train_bpd": bpd} | ({"held_out_bpd": 8.0} if step > 50 else {}))
+        log.write({"step": step, "train_bpd": bpd} | ({"held_out_bpd": 8.0} if step > 50 else {}))
     drawn = []
     with pytest.MonkeyPatch.context() as monkeypatch:
         save = figures.Figure.savefig
         monkeypatch.setattr(figures.Figure, "savefig", lambda f, *a, **k: drawn.append(f))
-        trainer.draw_curve()
+        draw_curve(read_log(tmp_path), 16, tmp_path / CURVE)
         [figure] = drawn
         save(figure, tmp_path / CURVE)
     [axes] = figure.axes
@@ -599,7 +600,7 @@ def test_tensorboard_gets_the_log(config, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     Trainer(replace(config, steps=60, tensorboard=True), tmp_path).run(validate_every=50)
-    events = EventAccumulator(str(tmp_path / trainer_module.BOARD)).Reload()
+    events = EventAccumulator(str(tmp_path / BOARD)).Reload()
     for name in (STEP_KEYS | VALIDATION_KEYS) - {"step", "step_bpd"}:
         written = [(e.step, e.value) for e in events.Scalars(name)]
         expected = [(r["step"], r[name]) for r in lines(tmp_path)]

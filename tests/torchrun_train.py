@@ -14,10 +14,10 @@ from double import train_in_double
 
 from diffcodec.cli.program import cli
 from diffcodec.diffusion.plan import geometric_plan
-from diffcodec.training import calibration, trainer
-from diffcodec.training.data import CropSampler
+from diffcodec.training import crops, trainer, validation
+from diffcodec.training.crops import CropSampler
 
-trainer.VALIDATION_CROPS = trainer.VALIDATION_BATCH = calibration.CALIBRATION_CROPS = 8
+validation.CROPS = validation.BATCH = crops.CALIBRATION_CROPS = 8
 trainer.PLANS = {"default": geometric_plan(4)}
 
 

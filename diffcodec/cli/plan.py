@@ -146,7 +146,7 @@ def _write_model(
         force: whether to overwrite.
         quiet: whether to say nothing of it.
     """
-    from diffcodec.training.calibration import calibration_images
+    from diffcodec.training.crops import calibration_images
 
     source, target = paths
     with failing_as(data):

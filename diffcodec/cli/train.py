@@ -85,7 +85,7 @@ def _files_options() -> Iterable[Described]:
 
 
 def _recipe_options() -> Iterable[Described]:
-    from diffcodec.training.data import AUGMENTATIONS
+    from diffcodec.training.crops import AUGMENTATIONS
     from diffcodec.training.trainer import LOSSES
 
     return (

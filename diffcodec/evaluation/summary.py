@@ -1,6 +1,5 @@
 """Figures of many images as one table."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,12 +7,7 @@ import numpy as np
 
 from diffcodec.diffusion.plan import Plan
 from diffcodec.evaluation.measure import Evaluation
-
-
-def mean_interval(values: Sequence[float]) -> dict[str, float | None]:
-    """Mean over images, and the half-width of its 95 % interval if there are several."""
-    half = 1.96 * float(np.std(values, ddof=1)) / math.sqrt(len(values)) if values[1:] else None
-    return {"mean": float(np.mean(values)), "half_width": half}
+from diffcodec.intervals import format_interval, mean_interval
 
 
 def summarise(results: Sequence[Evaluation], plan: Plan) -> dict[str, Any]:
@@ -46,18 +40,15 @@ def part_names(timesteps: int) -> list[str]:
 
 def format_summary(summary: dict[str, Any]) -> str:
     """The summary for people."""
-
-    def interval(figure: dict[str, float | None]) -> str:
-        half = figure["half_width"]
-        return f"{figure['mean']:.4f}" + ("" if half is None else f" +- {half:.4f}")
-
     rows = [f"{'part':16} {'sigma':>8} {'bpd':>8}"]
     for part in summary["parts"]:
         sigma = "" if part["sigma"] is None else f"{part['sigma']:.4g}"
         rows.append(f"{part['part']:16} {sigma:>8} {part['bpd']:8.4f}")
-    rows.append(f"{'bound':16} {'':>8} {interval(summary['bound_bpd'])} bits per dimension")
+    rows.append(f"{'bound':16} {'':>8} {format_interval(summary['bound_bpd'])} bits per dimension")
     if "file_bpd" in summary:
-        rows.append(f"{'files':16} {'':>8} {interval(summary['file_bpd'])} bits per dimension")
+        rows.append(
+            f"{'files':16} {'':>8} {format_interval(summary['file_bpd'])} bits per dimension"
+        )
         rows.append(f"{'':16} {'':>8} {summary['file_bytes']} bytes")
     rows.append(f"means over {summary['images']} images, with 95 % intervals")
     return "\n".join(rows)

@@ -16,8 +16,8 @@ from diffcodec.container.parts import PLAN_NAMES
 from diffcodec.diffusion.bound import PosteriorModel
 from diffcodec.diffusion.color import from_domain
 from diffcodec.diffusion.plan import PLANS, Plan
-from diffcodec.evaluation.summary import mean_interval
 from diffcodec.images.fallback import encode_fallback
+from diffcodec.intervals import format_interval, mean_interval
 from diffcodec.models.export import serialise_float_model, serialise_model
 from diffcodec.models.file import plan_to_dict
 from diffcodec.models.model import Model
@@ -31,7 +31,8 @@ from diffcodec.planning.costs import (
 )
 from diffcodec.planning.search import FoundPlan, find_plans
 from diffcodec.planning.simulate import predict_files
-from diffcodec.training.data import CropSampler, domain_batch, find_images, split_held_out
+from diffcodec.training.crops import CropSampler, domain_batch
+from diffcodec.training.data import find_images, split_held_out
 
 LATTICE_ENDS = ((3.4, 2.1), (3.7, 2.4), (4.0, 2.7))  # at the bottom and the top, to try
 
@@ -109,7 +110,7 @@ class Proposal:
 
 
 def _describe(plan: Plan, files_bpd: Array) -> dict[str, Any]:
-    predicted = mean_interval([float(bpd) for bpd in files_bpd])
+    predicted = mean_interval(files_bpd.tolist())
     return {"timesteps": len(plan.levels), "predicted_bpd": predicted} | plan_to_dict(plan)
 
 
@@ -200,8 +201,7 @@ def format_proposals(proposals: dict[str, Proposal]) -> str:
     names = ("timesteps", "predicted bpd", "model has", "predicted")
     rows = ["effort   {:>9} {:>20} {:>9} {:>9}".format(*names)]
     for name, proposal in proposals.items():
-        mean, half = mean_interval([float(bpd) for bpd in proposal.files_bpd]).values()
-        text = f"{mean:.4f}" + ("" if half is None else f" +- {half:.4f}")
+        text = format_interval(mean_interval(proposal.files_bpd.tolist()))
         row = f"{name:8} {len(proposal.plan.levels):9} {text:>20}"
         if proposal.own is not None and proposal.own_files_bpd is not None:
             row += f" {len(proposal.own.levels):9} {proposal.own_files_bpd.mean():9.4f}"

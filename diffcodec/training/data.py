@@ -1,23 +1,18 @@
-"""Training images: folders of pictures, and arrays of pictures, as random crops."""
+"""Training images and their labels: folders of pictures, arrays of pictures, what is held out."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
 
-from diffcodec.diffusion.color import to_domain
 from diffcodec.errors import DiffcodecError
 from diffcodec.images.formats import SUFFIXES
 
 HELD_OUT_EVERY = 20  # one image in so many is kept for validation
 ARRAY_SUFFIXES = {".npy", ".npz"}
-AUGMENTATIONS = ("all", "mirror", "none")  # left and right; with "all" also rows and columns
 MAX_CLASSES = 100_000  # more is a mistake
 MAPPED_BYTES = 64 << 20  # a .npy file as large as this is memory-mapped, a smaller one is read
 
@@ -177,82 +172,3 @@ def read_rgb(path: Path) -> NDArray[np.uint8]:
             return np.ascontiguousarray(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
     except Exception as e:  # Pillow's plug-ins raise almost anything on damaged files
         raise DiffcodecError(f"{path}: not readable as an image ({e})") from e
-
-
-class Crop(NamedTuple):
-    """Where a crop lies in an image, by its number, and what is exchanged in it."""
-
-    image: int
-    top: int
-    left: int
-    mirror: bool
-    transpose: bool
-
-
-class CropSampler:
-    """Random crops, the same for the same seed and step.
-
-    ``augment``, one of ``AUGMENTATIONS``, says what is exchanged at random, with probability 1/2.
-    Image files are kept decoded in memory up to ``memory_bytes``; the others are read at each use.
-    Images of arrays stay where they are.
-    """
-
-    def __init__(
-        self, paths: Sequence[Source], crop: int, augment: str = "all", memory_bytes: int = 6 << 30
-    ):
-        self.crop = crop
-        self.augment = augment
-        self.paths = list_images(paths)
-        self.files = {i: path for i, path in enumerate(self.paths) if isinstance(path, Path)}
-        self.images = [None if isinstance(image, Path) else image for image in self.paths]
-        self.sizes = np.array([(0, 0) if i is None else i.shape[1:] for i in self.images], np.int64)
-        used = 0
-        hide = None if self.files else True
-        with ThreadPoolExecutor(2) as pool:
-            decoded = tqdm(
-                pool.map(read_rgb, self.files.values()), "images", len(self.files), disable=hide
-            )
-            for i, image in zip(self.files, decoded, strict=True):
-                self.sizes[i] = image.shape[1:]
-                if self.sizes[i].min() >= crop and used + image.nbytes <= memory_bytes:
-                    used += image.nbytes
-                    self.images[i] = image
-        areas = np.where(self.sizes.min(1) >= crop, self.sizes.prod(1), 0).astype("f8")
-        if areas.sum() == 0:
-            raise DiffcodecError(
-                f"no image is at least {crop} pixels on each side; use a smaller --crop"
-            )
-        self.cumulative = np.cumsum(areas / areas.sum())
-
-    def choose(self, size: int, seed: int, step: int) -> list[Crop]:
-        """The crops of a batch, images drawn in proportion to their area."""
-        rng = np.random.default_rng((seed, step))
-        crops = []
-        for _ in range(size):
-            i = min(int(np.searchsorted(self.cumulative, rng.random())), len(self.paths) - 1)
-            top, left = (int(rng.integers(side - self.crop + 1)) for side in self.sizes[i])
-            mirror = self.augment != "none" and rng.random() < 0.5
-            transpose = self.augment == "all" and rng.random() < 0.5
-            crops.append(Crop(i, top, left, mirror, transpose))
-        return crops
-
-    def cut(self, crop: Crop) -> NDArray[np.uint8]:
-        """The pixels of a crop, RGB [3, crop, crop]."""
-        image = self.images[crop.image]
-        if image is None:
-            image = read_rgb(self.files[crop.image])
-        part = image[:, crop.top : crop.top + self.crop, crop.left : crop.left + self.crop]
-        if crop.mirror:
-            part = part[:, :, ::-1]
-        return part.transpose(0, 2, 1) if crop.transpose else part
-
-    def batch(self, size: int, seed: int, step: int, rows: slice = slice(None)) -> torch.Tensor:
-        """RGB crops as int16 [size, 3, crop, crop], or those of some rows alone."""
-        crops = [self.cut(crop) for crop in self.choose(size, seed, step)[rows]]
-        return torch.from_numpy(np.stack(crops).astype(np.int16))
-
-
-def domain_batch(rgb: torch.Tensor, color: str) -> torch.Tensor:
-    """Crops in the colour domain as float32, channels last in memory."""
-    x = to_domain(rgb, color).float()
-    return x.contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""Devices and processes."""
+"""What a run works with: its device, its precision, its processes."""
 
 import contextlib
 import os
@@ -26,6 +26,11 @@ def find_device(name: str) -> torch.device:
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     torch.cuda.set_device(device)
     return device
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Arithmetic of a run's precision: bfloat16 where asked for."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 @contextlib.contextmanager

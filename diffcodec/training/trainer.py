@@ -16,35 +16,26 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from diffcodec.diffusion.bound import chain_bound_bits
 from diffcodec.diffusion.losses import Share, code_length_loss, hybrid_loss, simple_loss
 from diffcodec.diffusion.plan import PLANS
 from diffcodec.errors import DiffcodecError
 from diffcodec.models.export import serialise_float_model, serialise_model
 from diffcodec.networks.unet import UNet
 from diffcodec.system.files import write_file
-from diffcodec.training.board import open_board, write_scalars
-from diffcodec.training.calibration import calibration_crops
 from diffcodec.training.config import TrainConfig, with_detail
-from diffcodec.training.data import (
-    CropSampler,
-    check_labels,
-    domain_batch,
-    find_images,
-    hold_out,
-    read_labels,
-    split_held_out,
-)
-from diffcodec.training.devices import find_device
+from diffcodec.training.crops import CropSampler, calibration_crops, domain_batch
+from diffcodec.training.data import check_labels, find_images, hold_out, read_labels, split_held_out
+from diffcodec.training.devices import autocast, find_device
+from diffcodec.training.log import Log, Record, read_log
 from diffcodec.training.optimizers import make_optimizers
-from diffcodec.training.pictures import draw_split
+from diffcodec.training.pictures import draw_curve, draw_split
+from diffcodec.training.validation import validate
 
 LOSSES = {"vlb": code_length_loss, "simple": simple_loss, "hybrid": hybrid_loss}
 UNITS = {"vlb": "bpd", "simple": "mse", "hybrid": "loss"}  # of the losses, for the log
-CHECKPOINT, CONFIG, LOG, CURVE = "checkpoint.pt", "config.json", "log.jsonl", "curve.png"
-SPLIT, BOARD = "split.png", "tensorboard"
+CHECKPOINT, CONFIG = "checkpoint.pt", "config.json"
+CURVE, SPLIT = "curve.png", "split.png"
 MODEL, FLOAT_MODEL = "model.safetensors", "float.safetensors"
-VALIDATION_CROPS, VALIDATION_BATCH = 128, 32
 TIMED_STEPS, UNTIMED_STEPS = 20, 5  # of a time budget; the first ones compile
 UNLABELLED = 0.1  # of the images: so that the network can do without labels
 
@@ -101,17 +92,14 @@ class Trainer:
         self.optimizers = make_optimizers(self.model, config)
         self.step = 0
         self.seconds = 0.0
-        sources = find_images(Path(config.data))
-        train, held_out = split_held_out(sources)
-        self.train_data = CropSampler(train, config.crop, config.augment)
-        self.held_out = CropSampler(held_out, config.crop, "none")
-        self.labels: dict[CropSampler, Tensor] = {}
+        train, held_out = split_held_out(find_images(Path(config.data)))
+        labels: tuple[list[int] | None, list[int] | None] = None, None
         if config.labels is not None:
-            labels = read_labels(Path(config.labels))
-            check_labels(labels, [*train, *held_out], config.network.classes)
-            parts = hold_out(labels.tolist())
-            for data, part in zip((self.train_data, self.held_out), parts, strict=True):
-                self.labels[data] = torch.tensor(part, device=self.device)
+            read = read_labels(Path(config.labels))
+            check_labels(read, [*train, *held_out], config.network.classes)
+            labels = hold_out(read.tolist())
+        self.train_data = CropSampler(train, config.crop, config.augment, labels=labels[0])
+        self.held_out = CropSampler(held_out, config.crop, "none", labels=labels[1])
 
     @cached_property
     def forward(self) -> nn.Module:
@@ -162,7 +150,7 @@ class Trainer:
         network.load_state_dict(self.ema)
         return network
 
-    def write_model(self, validation: dict[str, Any], final: bool = True) -> None:
+    def write_model(self, validation: Record, final: bool = True) -> None:
         """Write the averaged weights as model files, each atomically.
 
         As they are, and if they are ``final`` also quantised, which takes a minute or more.
@@ -185,47 +173,13 @@ class Trainer:
         data = serialise_model(network, calibration, PLANS, about)
         write_file(self.out / MODEL, data, force=True)
 
-    def draw_pictures(self, validation: dict[str, Any]) -> None:
-        """Of the log, and of the bound by noise level; needs matplotlib (the extra ``train``)."""
-        try:
-            self.draw_curve()
-        except ImportError:
-            return
-        v = validation
+    def draw_pictures(self, validation: Record) -> None:
+        """Draw the log, and the bound by noise level, if matplotlib is there."""
+        levels, v = PLANS["default"].levels, validation
         parts = [v["remainder_bpd"], v["first_jump_bpd"], *v["step_bpd"], v["prior_bpd"]]
-        draw_split(parts, PLANS["default"].levels, self.out / SPLIT)
-
-    def draw_curve(self) -> None:
-        """Picture of the log.
-
-        Raises:
-            ImportError: without matplotlib.
-        """
-        from matplotlib.figure import Figure
-
-        lines = map(json.loads, (self.out / LOG).read_text().splitlines())
-        records = {r["step"]: r for r in lines}  # a resumed run repeats steps
-        figure = Figure(figsize=(7, 4.5), layout="constrained")
-        axes = figure.subplots()
-        lowest = math.inf
-        for name, label, style in (
-            ("train_bpd", "training loss, means of 50 steps", "-"),
-            ("held_out_bpd", f"held-out bound, {len(PLANS['default'].levels)} timesteps", "o-"),
-        ):
-            points = sorted((step, r[name]) for step, r in records.items() if name in r)
-            if points:
-                axes.plot(*zip(*points, strict=True), style, label=label, markersize=3, linewidth=1)
-                lowest = min(lowest, *(bpd for _, bpd in points))
-        axes.set(xlabel="step", ylabel="bits per dimension", ylim=(lowest - 0.1, lowest + 2))
-        axes.grid(alpha=0.3)
-        axes.legend()
-        figure.savefig(self.out / CURVE, dpi=120)
-
-    def log(self, record: dict[str, Any]) -> None:
-        """Append a line to the log and show it."""
-        print(json.dumps(record), flush=True)
-        with (self.out / LOG).open("a") as f:
-            f.write(json.dumps(record) + "\n")
+        with contextlib.suppress(ImportError):
+            draw_curve(read_log(self.out), len(levels), self.out / CURVE)
+            draw_split(parts, levels, self.out / SPLIT)
 
     def learning_rate(self) -> float:
         """Linear warm-up, then cosine decay to a hundredth of the peak."""
@@ -280,62 +234,25 @@ class Trainer:
         generator = torch.Generator(self.device).manual_seed(hash_seed(c.seed, self.step))
         rgb = self.train_data.batch(c.batch, c.seed, self.step, share.rows)
         x = domain_batch(rgb.to(self.device, non_blocking=True), c.network.color)
-        with self.autocast():
+        with autocast(self.device, c.precision):
             labels = self.train_labels(share)
             model = self.forward if labels is None else partial(self.forward, labels=labels)
             return LOSSES[c.loss](model, x, c.network.color, generator, share, c.variance)
 
     def train_labels(self, share: Share) -> Tensor | None:
-        """The labels of a share of the step's batch, some of them left out."""
-        labels = self.labels_of(self.train_data, self.config.batch, self.config.seed, self.step)
-        if labels is None:
-            return None
-        generator = torch.Generator().manual_seed(hash_seed(self.config.seed, self.step))
-        dropped = torch.rand(len(labels), generator=generator) < UNLABELLED
-        return labels.masked_fill(dropped.to(self.device), -1)[share.rows]
-
-    def labels_of(self, data: CropSampler, size: int, seed: int, step: int) -> Tensor | None:
-        """The labels of a batch of crops, -1 where there are none, if the network has classes."""
-        if not self.config.network.classes:
-            return None
-        if data not in self.labels:
-            return torch.full((size,), -1, device=self.device)
-        return self.labels[data][[crop.image for crop in data.choose(size, seed, step)]]
-
-    def autocast(self) -> torch.autocast:
-        """bf16 where asked for."""
-        return torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"
-        )
-
-    @torch.inference_mode()
-    def validate(self) -> dict[str, Any]:
-        """The averaged weights' bound on fixed held-out crops, mean and 95 % half-width."""
+        """The labels of a share of the step's batch, some left out, if the network has classes."""
         c = self.config
-        model = self.averaged_network().to(self.device)
-        values = []
-        for i in range(0, VALIDATION_CROPS, VALIDATION_BATCH):
-            rgb = self.held_out.batch(VALIDATION_BATCH, 12345, i)
-            x = domain_batch(rgb.to(self.device), c.network.color)
-            labels = self.labels_of(self.held_out, VALIDATION_BATCH, 12345, i)
-            posterior = partial(model.posterior_x, labels=labels)
-            generator = torch.Generator(self.device).manual_seed(i)
-            plan = PLANS["default"]
-            with self.autocast():
-                values.append(
-                    chain_bound_bits(posterior, x, c.network.color, plan, generator, c.variance)
-                )
-        parts = torch.cat(values)
-        total = parts.sum(1)
-        half = 1.96 * total.std().item() / math.sqrt(len(total))
-        return {
-            "held_out_bpd": total.mean().item(),
-            "held_out_bpd_half_width": half,
-            "remainder_bpd": parts[:, 0].mean().item(),
-            "first_jump_bpd": parts[:, 1].mean().item(),
-            "step_bpd": parts[:, 2:-1].mean(0).tolist(),
-            "prior_bpd": parts[:, -1].mean().item(),
-        }
+        if not c.network.classes:
+            return None
+        labels = self.train_data.labels(c.batch, c.seed, self.step)
+        generator = torch.Generator().manual_seed(hash_seed(c.seed, self.step))
+        dropped = torch.rand(len(labels), generator=generator) < UNLABELLED
+        return labels.masked_fill(dropped, -1)[share.rows].to(self.device)
+
+    def validate(self) -> Record:
+        """The averaged weights' bound on held-out crops; see :func:`.validation.validate`."""
+        network = self.averaged_network().to(self.device)
+        return validate(network, self.held_out, PLANS["default"], self.config)
 
     def plan_steps(self, minutes: float) -> None:
         """Set the number of steps to what so many minutes of training hold, on this machine now.
@@ -366,42 +283,41 @@ class Trainer:
             DiffcodecError: if the loss is not finite, or TensorBoard is asked for and not there.
         """
         c = self.config
-        is_first = self.rank == 0
-        if is_first:
+        log = None
+        if self.rank == 0:
             config = json.dumps(asdict(c), indent=2) + "\n"
             write_file(self.out / CONFIG, config.encode(), force=True)
-        board = open_board(self.out / BOARD, self.step) if c.tensorboard and is_first else None
+            log = Log(self.out, self.step, c.tensorboard)
         losses: list[float] = []
         last_save = mark = time.monotonic()
         while self.step < c.steps:
             losses.append(self.train_step())
-            if self.step % 50 == 0 or self.step == c.steps:
-                now = time.monotonic()
-                self.seconds += now - mark
-                record: dict[str, Any] = {
+            last = self.step == c.steps
+            if self.step % 50 and not last:
+                continue
+            now = time.monotonic()
+            self.seconds += now - mark
+            if log is not None:
+                record: Record = {
                     "step": self.step,
                     "seconds": round(self.seconds, 1),
                     f"train_{UNITS[c.loss]}": sum(losses) / len(losses),
                     "crops_per_second": len(losses) * c.batch / (now - mark),
                     "learning_rate": self.learning_rate(),
                 }
-                last = self.step == c.steps
-                if is_first and (self.step % validate_every == 0 or last):
+                if self.step % validate_every == 0 or last:
                     validation = self.validate()
-                    record |= validation
-                    self.log(record)
+                    log.write(record | validation)
                     self.write_model(validation, final=last)
                     self.draw_pictures(validation)
-                elif is_first:
-                    self.log(record)
-                if board is not None:
-                    write_scalars(board, record)
-                if is_first and (now - last_save > save_every_seconds or last):
+                else:
+                    log.write(record)
+                if now - last_save > save_every_seconds or last:
                     self.save()
                     last_save = now
-                losses, mark = [], time.monotonic()
-        if board is not None:
-            board.close()
+            losses, mark = [], time.monotonic()
+        if log is not None:
+            log.close()
 
 
 def hash_seed(seed: int, step: int) -> int:
