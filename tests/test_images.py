@@ -15,6 +15,7 @@ from damage import flipped
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
+from samples import SIZES, make_image, saved
 
 from diffcodec.container.parts import MODES
 from diffcodec.errors import (
@@ -32,23 +33,8 @@ from diffcodec.images.reading import read_image, webp_size
 from diffcodec.images.writing import write_image
 from diffcodec.limits import Limits
 
-SIZES = [(1, 1), (1, 9), (31, 1), (7, 5), (33, 32)]
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 DPI = (2835 * 0.0254, 11811 * 0.0254)  # whole pixels per metre, as a PNG holds
-
-
-def make_image(mode: str, size: tuple[int, int], seed: int = 0) -> Image.Image:
-    """Random samples over the whole range; mode P with a random palette of 256 colours."""
-    draw = np.random.default_rng(seed)
-    width, height = size
-    row = (width + 7) // 8 if mode == "1" else width * (2 if mode == "I;16" else len(mode))
-    data = draw.integers(0, 256, (height, row), np.uint8)
-    if mode == "1":
-        data = np.packbits(draw.integers(0, 2, (height, width), np.uint8), axis=1)
-    image = Image.frombytes(mode, size, data.tobytes())
-    if mode == "P":
-        image.putpalette(draw.integers(0, 256, 768, np.uint8).tobytes())
-    return image
 
 
 def exif_bytes(orientation: int = 6) -> bytes:
@@ -56,13 +42,6 @@ def exif_bytes(orientation: int = 6) -> bytes:
     exif[0x0112] = orientation
     exif[0x010F] = "a camera"
     return exif.tobytes()
-
-
-def saved(image: Image.Image, format: str = "PNG", **options: object) -> io.BytesIO:
-    stream = io.BytesIO()
-    image.save(stream, format, **options)
-    stream.seek(0)
-    return stream
 
 
 def written(image: Image.Image, format: str = "PNG") -> Image.Image:
