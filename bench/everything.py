@@ -17,7 +17,6 @@ from bench import anatomy, ddpm, draws, lossless, overhead, rd, report, speed
 from bench.inputs import EXAMPLES, dataset, synthetic
 from bench.report import OUT
 from diffcodec import encode, load_model
-from diffcodec.coding.relative_entropy.trellis import RATE, STATE_BITS
 from diffcodec.images.reading import read_image
 from diffcodec.models.file import DEFAULT_MODEL, shipped_models
 from diffcodec.models.model import Model
@@ -88,7 +87,7 @@ def main(
     run_examples(used, quick, out)
     run_anatomy(used, out)
     overhead.run_toy(quick, out)
-    overhead.run_photo(model, 64, 1 if quick else 4, STATE_BITS, RATE, out)
+    overhead.run_photo(model, 64, 1 if quick else 4, out)
     photo = read_image(EXAMPLES / "kodim23.png").convert("RGB")
     speed.run(photo, model, 128 if quick else 256, quick, out)
     if kodak:

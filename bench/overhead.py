@@ -11,6 +11,7 @@ leans to p), ``noise`` the variance of what the sample adds to q's mean by that 
 """
 
 import time
+from itertools import starmap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ from bench.report import OUT, Section, Table
 from bench.store import write_json
 from diffcodec.arrays import Array
 from diffcodec.coding.relative_entropy.step import Decoder, Encoder
-from diffcodec.coding.relative_entropy.trellis import RATE, STATE_BITS
+from diffcodec.coding.relative_entropy.trellis import TRELLIS, Trellis
 from diffcodec.diffusion.color import DOMAINS, channels, from_domain, to_domain
 from diffcodec.diffusion.process import LOG2_E, p_excess, q_posterior
 from diffcodec.models.file import DEFAULT_MODEL
@@ -114,16 +115,19 @@ def toy_table(quick: bool) -> Table:
             each = (time.perf_counter() - start) * 1e6 / found.kl
             label = f"{bits} bits per chunk, 2^{log_candidates + more} candidates"
             lines.append(toy_line(label, index / found.kl, found.noise, found.delivered, each))
-    for state_bits, rate in ((8, 1.1), (10, RATE), (12, 1.0), (12, RATE), (12, 1.07), (14, RATE)):
+    rate = TRELLIS.rate
+    for trellis in starmap(
+        Trellis, ((8, 1.1), (10, rate), (12, 1.0), (12, rate), (12, 1.07), (14, rate))
+    ):
         rows = []
         for trial, worth in enumerate((0.01, 0.1, 0.4, 0.9, 2.5)):
             problem = toy_problem(int(4000 / worth), worth, trial)
-            encoder = Encoder(trial, state_bits, rate)
+            encoder = Encoder(trial, trellis)
             start = time.perf_counter()
             found = measure(*problem, encoder.encode_step(1, *problem))
             each = (time.perf_counter() - start) * 1e6 / found.kl
             rows.append((encoder.writer.count / found.kl, found.noise, found.delivered, each))
-        label = f"trellis of 2^{state_bits} states, rate {rate}"
+        label = f"trellis of 2^{trellis.state_bits} states, rate {trellis.rate}"
         lines.append(toy_line(label, *(float(value) for value in np.mean(rows, 0))))
     columns = ["method", "bits by KL", "noise", "delivered", "us per bit"]
     return Table("toy", "Relative entropy coding of known Gaussians", columns, lines)
@@ -203,15 +207,13 @@ class Chain:
 @click.option("--model", default=DEFAULT_MODEL, help="Name or path.")
 @click.option("--size", default=64, help="Of the crops.")
 @click.option("--crops", default=4, help="Of each photograph.")
-@click.option("--state-bits", default=STATE_BITS)
-@click.option("--rate", default=RATE)
 @click.option("--out", default=OUT, type=click.Path(path_type=Path), help="Folder of results.")
-def photo(model: str, size: int, crops: int, state_bits: int, rate: float, out: Path) -> None:
+def photo(model: str, size: int, crops: int, out: Path) -> None:
     """A real chain: bits at the PSNR that exact sampling reaches, by the KL it sums up."""
-    run_photo(model, size, crops, state_bits, rate, out)
+    run_photo(model, size, crops, out)
 
 
-def run_photo(model: str, size: int, crops: int, state_bits: int, rate: float, out: Path) -> None:
+def run_photo(model: str, size: int, crops: int, out: Path) -> None:
     """Measure, and write the results."""
     chain, seconds = Chain(model), 0.0
     runs: list[Array] = []
@@ -223,7 +225,7 @@ def run_photo(model: str, size: int, crops: int, state_bits: int, rate: float, o
             crop, tile = rgb[:, y : y + size, x : x + size], len(runs)
             exact = np.mean([chain.run(crop, 100 * tile + k, None) for k in range(2)], 0)
             start = time.perf_counter()
-            coded = chain.run(crop, tile, Encoder(tile, state_bits, rate))
+            coded = chain.run(crop, tile, Encoder(tile))
             seconds += time.perf_counter() - start
             runs.append(np.concatenate([coded, exact], 1))
     lines = []
@@ -265,13 +267,12 @@ def draw(rows: Array, folder: Path) -> str:
 
 
 @main.command()
-@click.option("--state-bits", default=STATE_BITS)
 @click.option("--side", default=0, help="Of a square image instead.")
-def speed(state_bits: int, side: int) -> None:
+def speed(side: int) -> None:
     """Time of both sides, with bits that spread over dimensions like a photograph's."""
     pixels = side * side or 768 * 512
     rng = np.random.default_rng(0)
-    encoder, problems, samples = Encoder(0, state_bits), [], []
+    encoder, problems, samples = Encoder(0), [], []
     spread = np.exp(1.5 * rng.normal(size=3 * pixels) - 1.125)
     for i, bpp in enumerate(0.25 * 0.5**k for k in range(9, -1, -1)):
         excess = (4.0 ** (bpp / 3) - 1) * spread
@@ -284,7 +285,7 @@ def speed(state_bits: int, side: int) -> None:
             f"step of {bpp:.4f} bpp: {seconds:.2f} s, "
             f"{encoder.writer.count / pixels:.4f} bpp so far"
         )
-    decoder = Decoder(encoder.writer.to_bytes(), 0, state_bits)
+    decoder = Decoder(encoder.writer.to_bytes(), 0)
     start = time.perf_counter()
     for i, (problem, sample) in enumerate(zip(problems, samples, strict=True)):
         assert np.array_equal(decoder.decode_step(10 - i, *problem), sample)

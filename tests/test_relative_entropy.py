@@ -8,18 +8,26 @@ from hypothesis import strategies as st
 from scipy.stats import kstest
 
 from diffcodec.coding.relative_entropy import bits, trellis
-from diffcodec.coding.relative_entropy.bits import BitReader, BitWriter, read_rice_code, rice_code
-from diffcodec.coding.relative_entropy.layout import Key, half_log2, make_layout
+from diffcodec.coding.relative_entropy.bits import (
+    BitReader,
+    BitWriter,
+    read_rice_code,
+    read_stretch_change,
+    rice_code,
+    stretch_code,
+)
+from diffcodec.coding.relative_entropy.layout import UNIT, Key, half_log2, make_layout
 from diffcodec.coding.relative_entropy.step import Decoder, Encoder, surprise_bits
 from diffcodec.coding.relative_entropy.trellis import (
     _NOISE,
     Codebook,
+    Trellis,
     best_path,
     path_branches,
     path_noise,
 )
 
-SMALL = 6  # state bits: quick
+SMALL = Trellis(state_bits=6)  # quick
 FROZEN_DATA = "a65cdd6034d9ff18453dbc"
 FROZEN_SAMPLE = [-137.54630073909573, -57.016325749969745, -44.89784701726002]
 WRITTEN_DATA = "869b1a8fc883479ad6dc"  # today, for the same problem
@@ -42,8 +50,8 @@ def kl(q_mean, p_mean, variance, excess):
     return float((0.5 * np.log2(total / variance) + 0.5 * np.log2(np.e) * surprise).sum())
 
 
-def encoded(problems, state_bits=SMALL, tile=0):
-    encoder = Encoder(tile, state_bits)
+def encoded(problems, trellis=SMALL, tile=0):
+    encoder = Encoder(tile, trellis)
     samples, ends = [], []
     for timestep, arguments in enumerate(problems):
         samples.append(encoder.encode_step(timestep, *arguments))
@@ -78,19 +86,20 @@ def test_any_prefix_of_steps_decodes_to_the_bit(shapes, seed):
 
 
 def test_long_stages_segments_and_blocks(monkeypatch):
-    monkeypatch.setattr(trellis, "SEGMENT", 64)
     monkeypatch.setattr(trellis, "_BLOCK", 24)
+    short = Trellis(state_bits=3, segment=64)
     for arguments in (problem(30000, 0.0001), problem(700, 0.3), problem(20000, 0.0)):
-        data, (sample,), _ = encoded([arguments], state_bits=3)  # rows wrap round 16 branches
-        assert np.array_equal(Decoder(data, 0, 3).decode_step(0, *arguments[1:]), sample)
+        data, (sample,), _ = encoded([arguments], short)  # rows wrap round 16 branches
+        assert np.array_equal(Decoder(data, 0, short).decode_step(0, *arguments[1:]), sample)
 
 
 def test_the_words_of_a_file_do_not_change():
     # A change of what is frozen is a change of the format; of what is written, one of the encoder.
     arguments = problem(200, 0.3, 1, 0.5)
-    sample = Decoder(bytes.fromhex(FROZEN_DATA), 0, 8).decode_step(0, *arguments[1:])
+    trellis = Trellis(state_bits=8)
+    sample = Decoder(bytes.fromhex(FROZEN_DATA), 0, trellis).decode_step(0, *arguments[1:])
     assert sample[:3].tolist() == FROZEN_SAMPLE
-    data, (sample,), _ = encoded([arguments], state_bits=8)
+    data, (sample,), _ = encoded([arguments], trellis)
     assert (data.hex(), sample[:3].tolist()) == (WRITTEN_DATA, WRITTEN_SAMPLE)
 
 
@@ -119,7 +128,7 @@ def test_keys_matter():
 def test_samples_are_from_q_at_its_kl(n, bits, surprise, lean):
     arguments = problem(n, bits, 3, 0.5, surprise)
     q_mean, p_mean, variance, _ = arguments
-    encoder = Encoder(0, state_bits=10)
+    encoder = Encoder(0, Trellis(state_bits=10))
     error = (encoder.encode_step(7, *arguments) - q_mean) / np.sqrt(variance)
     m = (q_mean - p_mean) / np.sqrt(variance)
     cost = encoder.writer.count / (kl(*arguments) + 3)
@@ -144,7 +153,7 @@ def test_more_states_deliver_more():
     variance, m = arguments[2], arguments[0] - arguments[1]
     delivered = []
     for state_bits in (3, 6, 10):
-        error = Encoder(0, state_bits).encode_step(1, *arguments) - arguments[0]
+        error = Encoder(0, Trellis(state_bits)).encode_step(1, *arguments) - arguments[0]
         delivered.append(1 + (error * m / variance).sum() / (m * m / variance).sum())
     assert delivered[0] + 0.05 < delivered[1] < delivered[2] - 0.02
 
@@ -181,34 +190,37 @@ def test_huge_variance_of_x():
 
 
 def test_best_path_is_the_best():
-    state_bits, rng = 3, np.random.default_rng(0)
-    key = Key(0, 0)
-    bits = np.full(40, 1 << 22)
-    layout = make_layout(bits, key, 0.9)
-    codebook = Codebook(key, state_bits, int(layout.row.max()) + 1)
+    rng, key = np.random.default_rng(0), Key(0, 0)
+    layout = make_layout(np.full(40, 1 << 22), key, 12)
+    codebook = Codebook(key, Trellis(state_bits=3), int(layout.row.max()) + 1)
     m, rho = rng.normal(size=40), rng.uniform(0.3, 0.9, 40)
 
     def score(path):
-        u = path_noise(layout, codebook, path, state_bits)
+        u = path_noise(layout, codebook, path)
         return (u * m / rho - u * u * (1 / rho - 1) / 2).sum()
 
-    assert layout.stages == 12
     paths = (np.arange(1 << 12)[:, None] >> np.arange(12) & 1).astype(np.uint8)
     best = max(score(path) for path in paths)
-    found = score(best_path(m, rho, layout, codebook, state_bits))
+    found = score(best_path(m, rho, layout, codebook))
     assert found == pytest.approx(best, abs=0.3)  # squares are rounded to an eighth
 
 
 def test_path_branches():
     path = np.array([1, 0, 1, 1, 0], np.uint8)
     # The bit itself is the highest of the state's three; the one lost lies above.
-    assert path_branches(path, 3).tolist() == [0b0100, 0b0010, 0b0101, 0b1110, 0b0011]
+    assert path_branches(path, Trellis(state_bits=3)).tolist() == [
+        0b0100,
+        0b0010,
+        0b0101,
+        0b1110,
+        0b0011,
+    ]
 
 
 @given(st.lists(st.integers(0, 1 << 25), max_size=60), st.integers(0, 2**31))
 def test_layout_cuts_into_equal_stages(bits, seed):
     bits = np.array(bits, dtype=np.int64)
-    layout = make_layout(bits, Key(seed, 3), 1.0)
+    layout = make_layout(bits, Key(seed, 3), Trellis(rate=1.0).stages(bits.sum() / UNIT))
     assert sorted(layout.order) == list(range(len(bits)))
     assert np.all(np.diff(layout.stage) >= 0)
     if layout.stages:
@@ -276,8 +288,21 @@ def test_data_that_end_early():
 
 
 def test_a_stretch_out_of_range():
-    with pytest.raises(ValueError, match="stretch"):
+    with pytest.raises(ValueError, match="stretch 63, expected at most 48"):
         Decoder(b"\xbf" + b"\xff" * 7 + b"\0" * 99, 0).decode_step(0, *problem(3, 0.1)[1:])
+
+
+def test_a_change_of_the_stretch_is_not_read_beyond_its_bound():
+    decoder = Decoder(b"\xff" * 60_000, 0)
+    with pytest.raises(ValueError, match="the stretch changes by more than 96"):
+        decoder.decode_step(0, *problem(3, 0.1)[1:])
+    assert decoder.reader.position == 2 + 96
+
+
+@pytest.mark.parametrize("change", [-96, -1, 0, 1, 96])
+def test_every_change_of_the_stretch_is_read_back(change):
+    reader = BitReader(np.packbits(stretch_code(change)).tobytes())
+    assert read_stretch_change(reader) == change
 
 
 @given(st.binary(max_size=40))

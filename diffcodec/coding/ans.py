@@ -6,35 +6,31 @@ panics on a standard deviation of 0 and takes NaN silently.
 
 import constriction
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Float64, Int32, UInt32
 from scipy.special import ndtr
+
+from diffcodec.arrays import Array, Int32s, Words, round_significant
 
 _model = constriction.stream.model
 _STEPS_PER_UNIT, _TAIL = 256, 9
+# Phi(-k / 256); in so many bits every maths library gives the same.
+_LOWER_TAIL = round_significant(
+    ndtr(-np.arange(_TAIL * _STEPS_PER_UNIT + 1) / _STEPS_PER_UNIT), bits=30
+)
 
 
-def _lower_tail_table() -> NDArray[np.float64]:
-    """Phi(-k / 256), rounded to 30 significant bits so that every maths library gives the same."""
-    mantissa, exponent = np.frexp(ndtr(-np.arange(_TAIL * _STEPS_PER_UNIT + 1) / _STEPS_PER_UNIT))
-    table: NDArray[np.float64] = np.ldexp(np.rint(mantissa * 2.0**30), exponent - 30)
-    return table
-
-
-_LOWER_TAIL = _lower_tail_table()
-
-
-def lower_tail(u: NDArray[np.float64]) -> NDArray[np.float64]:
+def lower_tail(u: Float64[Array, "*shape"]) -> Float64[Array, "*shape"]:
     """Phi(-u) for u >= 0 by linear interpolation; exact arithmetic, the same on every machine."""
     position = np.minimum(u, _TAIL - 2.0**-20) * _STEPS_PER_UNIT
-    index: NDArray[np.float64] = np.floor(position)
+    index: Array = np.floor(position)
     k = index.astype(np.int64)
     return _LOWER_TAIL[k] + (position - index) * (_LOWER_TAIL[k + 1] - _LOWER_TAIL[k])
 
 
 def truncated_gaussian(
-    mean: NDArray[np.float64], std: NDArray[np.float64], count: int
-) -> NDArray[np.float64]:
-    """Discretized Gaussian truncated to the integers 0..count-1, as a table [n, count]."""
+    mean: Float64[Array, " n"], std: Float64[Array, " n"], count: int
+) -> Float64[Array, "n {count}"]:
+    """Discretized Gaussian truncated to the integers 0..count-1, as a table."""
     edges = (np.arange(count + 1) - 0.5 - mean[:, None]) / std[:, None]  # [n, count + 1]
     tail = lower_tail(np.abs(edges))
     below = np.where(edges < 0, tail, 1 - tail)
@@ -57,7 +53,7 @@ class Stack:
     Guarantee: any sequence of operations is undone by the inverse operations in reverse order.
     """
 
-    def __init__(self, words: NDArray[np.uint32]):
+    def __init__(self, words: UInt32[Words, " words"]):
         """Start from words, the top last; the last word must not be zero."""
         if words.size == 0 or words[-1] == 0:
             raise ValueError("the stack needs words, the last of them not zero")
@@ -68,15 +64,15 @@ class Stack:
         """Words on the stack."""
         return int(self._coder.num_words())
 
-    def words(self) -> NDArray[np.uint32]:
+    def words(self) -> UInt32[Words, " words"]:
         """The whole stack, top last."""
         return np.asarray(self._coder.get_compressed(), dtype=np.uint32)
 
     def push_gaussian(
         self,
-        symbols: NDArray[np.float64],
-        mean: NDArray[np.float64],
-        std: NDArray[np.float64],
+        symbols: Float64[Array, " n"],
+        mean: Float64[Array, " n"],
+        std: Float64[Array, " n"],
         radius: int,
     ) -> bool:
         """Push integers under the discretized Gaussian on ``radius`` bins around ``rint(mean)``.
@@ -98,35 +94,35 @@ class Stack:
         return True
 
     def pop_gaussian(
-        self, mean: NDArray[np.float64], std: NDArray[np.float64], radius: int
-    ) -> NDArray[np.float64]:
+        self, mean: Float64[Array, " n"], std: Float64[Array, " n"], radius: int
+    ) -> Float64[Array, " n"]:
         """Inverse of :meth:`push_gaussian`."""
         centre = _check(mean, std)
         model = _model.QuantizedGaussian(-radius, radius)
         offsets = np.asarray(self._coder.decode(model, mean - centre, std), dtype=np.float64)
         return centre + offsets
 
-    def push_categorical(self, symbols: NDArray[np.int32], table: NDArray[np.float64]) -> None:
-        """Push integers 0..m-1, each under its row of probabilities [n, m]."""
+    def push_categorical(self, symbols: Int32[Int32s, " n"], table: Float64[Array, "n m"]) -> None:
+        """Push integers 0..m-1, each under its row of probabilities."""
         self._coder.encode_reverse(symbols, _model.Categorical(perfect=False), _check_table(table))
 
-    def pop_categorical(self, table: NDArray[np.float64]) -> NDArray[np.int32]:
+    def pop_categorical(self, table: Float64[Array, "n m"]) -> Int32[Int32s, " n"]:
         """Inverse of :meth:`push_categorical`."""
         model = _model.Categorical(perfect=False)
         return np.asarray(self._coder.decode(model, _check_table(table)), dtype=np.int32)
 
 
-def _check(mean: NDArray[np.float64], std: NDArray[np.float64]) -> NDArray[np.float64]:
+def _check(mean: Float64[Array, " n"], std: Float64[Array, " n"]) -> Float64[Array, " n"]:
     """Reject what constriction would panic on or take silently; returns ``rint(mean)``."""
     if mean.size and not (np.max(np.abs(mean)) < 2**29):  # also false for NaN
         raise ValueError("a mean is not finite or beyond 2^29 bins")
     if std.size and not (np.min(std) >= 1e-6 and np.max(std) < 2**30):
         raise ValueError("a standard deviation is not within 1e-6..2^30 bins")
-    centre: NDArray[np.float64] = np.rint(mean)
+    centre: Array = np.rint(mean)
     return centre
 
 
-def _check_table(table: NDArray[np.float64]) -> NDArray[np.float64]:
+def _check_table(table: Float64[Array, "n m"]) -> Float64[Array, "n m"]:
     if not (np.all(table >= 0) and np.all(table <= 1)):
         raise ValueError("a probability is not within 0..1")
     return np.ascontiguousarray(table)

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 # One number for each purpose; part of the file format.
-SEED_WORDS, DITHER, CHROMA = 1, 2, 3  # 4 is relative_entropy's
-RECONSTRUCTION = 5
+SEED_WORDS, DITHER, CHROMA, RELATIVE_ENTROPY, RECONSTRUCTION = 1, 2, 3, 4, 5
 
 
 def random_words(purpose: int, tile: int, count: int, level: int = 0) -> NDArray[np.uint32]:

@@ -5,6 +5,7 @@ import numpy as np
 from diffcodec.arrays import Bits, Integers
 
 MOST_QUOTIENT = 32  # of a Rice code; what lies farther out is moved here
+MOST_STRETCH = 48  # stages are scaled by 2^(k / 8), |k| at most this
 
 
 class BitWriter:
@@ -60,14 +61,18 @@ def stretch_code(change: int) -> Bits:
 
 
 def read_stretch_change(reader: BitReader) -> int:
-    """Inverse of :func:`stretch_code`."""
+    """Inverse of :func:`stretch_code`.
+
+    Raises:
+        ValueError: if the data end, or the change is larger than from one end to the other.
+    """
     if not reader.read(1)[0]:
         return 0
     sign = -1 if reader.read(1)[0] else 1
-    magnitude = 1
-    while reader.read(1)[0]:
-        magnitude += 1
-    return sign * magnitude
+    for magnitude in range(1, 2 * MOST_STRETCH + 1):
+        if not reader.read(1)[0]:
+            return sign * magnitude
+    raise ValueError(f"the stretch changes by more than {2 * MOST_STRETCH}")
 
 
 def rice_code(values: Integers, parameter: Integers) -> Bits:
