@@ -28,7 +28,7 @@ from diffcodec.errors import (
 from diffcodec.images import fallback
 from diffcodec.images.formats import EXACT_MODES, save_format
 from diffcodec.images.metadata import apply_metadata, get_metadata
-from diffcodec.images.modes import as_image, pixel_crc, pixels
+from diffcodec.images.modes import as_image, pixel_crc
 from diffcodec.images.reading import read_image, webp_size
 from diffcodec.images.writing import write_image
 from diffcodec.limits import Limits
@@ -53,7 +53,7 @@ def written(image: Image.Image, format: str = "PNG") -> Image.Image:
 
 def rebuilt(image: Image.Image) -> Image.Image:
     """An image made anew from its samples and metadata only."""
-    new = Image.frombytes(image.mode, image.size, pixels(image))
+    new = Image.frombytes(image.mode, image.size, image.tobytes())
     apply_metadata(new, get_metadata(image))
     return new
 
@@ -145,9 +145,9 @@ def test_sixteen_bits_over_the_full_range():
     grey = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     image = as_image(grey)
     assert image.mode == "I;16"
-    assert pixels(image) == grey.astype("<u2").tobytes()
-    assert pixels(written(image)) == grey.astype("<u2").tobytes()
-    assert pixels(as_image(grey.astype(">u2"))) == grey.astype("<u2").tobytes()
+    assert image.tobytes() == grey.astype("<u2").tobytes()
+    assert written(image).tobytes() == grey.astype("<u2").tobytes()
+    assert as_image(grey.astype(">u2")).tobytes() == grey.astype("<u2").tobytes()
 
 
 @pytest.mark.parametrize(("format", "modes"), EXACT_MODES.items())
@@ -479,6 +479,10 @@ def test_a_file_of_too_many_pixels_is_refused_before_loading():
     with pytest.raises(LimitError, match="the limit is 12"):
         read_image(saved(make_image("L", (13, 1))), limits)
     assert limit == Image.MAX_IMAGE_PIXELS
+    gif = saved(make_image("L", (3, 4)), "GIF").getvalue()
+    place = gif.index(b",") + 5  # of the frame's width and height
+    with pytest.raises(LimitError, match="4294836225 pixels"):
+        read_image(io.BytesIO(gif[:place] + b"\xff\xff\xff\xff" + gif[place + 4 :]))
 
 
 @pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF", "GIF"])

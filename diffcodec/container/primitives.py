@@ -2,20 +2,13 @@
 
 import struct
 import zlib
-from collections.abc import Iterable
 from typing import BinaryIO
 
 from diffcodec.container.parts import CODERS, MODES
 from diffcodec.errors import FormatError, TruncatedError, UnsupportedFileError
 
-MODE_BITS, LAYERS_BIT, WHOLE_BIT, METADATA_BIT, MARKS_BIT, FLOAT_BIT = (
-    0x07,
-    0x08,
-    0x10,
-    0x20,
-    0x40,
-    0x80,
-)
+MODE_BITS = 0x07  # of the header's mode; the other bits are flags
+LAYERS_BIT, WHOLE_BIT, METADATA_BIT, MARKS_BIT, FLOAT_BIT = 0x08, 0x10, 0x20, 0x40, 0x80
 CHAIN_BIT, PREVIEW_BIT, DRAW_BIT, MOST_CODER = 0x10, 0x08, 0x04, 0x1F  # of a coder's number
 CRC_BYTES = 4
 SMALLEST_PART_BYTES = 5  # a length of one byte, no content, CRC
@@ -45,12 +38,6 @@ def coder_of(number: int, what: str) -> str:
     raise UnsupportedFileError(
         f"unknown {what}: {number}, expected one of {CODERS}; a newer diffcodec may know it"
     )
-
-
-def check_name(table: Iterable[str], name: str) -> None:
-    """Refuse a name that stands for nothing."""
-    if name not in table:
-        raise FormatError(f"{name!r} is not one of {list(table)}")
 
 
 def varint(value: int) -> bytes:

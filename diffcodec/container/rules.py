@@ -1,6 +1,7 @@
 """What every container must keep to, read or written."""
 
 import re
+from collections.abc import Iterable
 from itertools import pairwise
 
 from diffcodec.container.parts import (
@@ -15,7 +16,7 @@ from diffcodec.container.parts import (
     Tile,
     tile_count,
 )
-from diffcodec.container.primitives import WORD_BYTES, check_name
+from diffcodec.container.primitives import WORD_BYTES
 from diffcodec.errors import FormatError, UnsupportedFileError
 
 _NAME = re.compile("[A-Za-z][A-Za-z0-9-]*")  # of a metadata entry
@@ -24,7 +25,7 @@ _LONGEST_NAME, _MOST_ENTRIES = 255, 255
 
 def check_header(container: Container) -> None:
     """The rules that do not hang on what follows the header."""
-    check_name(MODES, container.mode)
+    _check_name(container.mode, MODES)
     if len(container.model) != 4:
         raise FormatError(f"the model's identity is {container.model!r}, expected 4 bytes")
     if not 0 <= container.pixel_crc < 2**32:
@@ -51,6 +52,11 @@ def check_header(container: Container) -> None:
                 f"layers of a {container.mode} image{' in one tile' if container.whole else ''}: "
                 f"expected a tile grid and mode {' or '.join(CHAIN_MODES)}"
             )
+
+
+def _check_name(name: str, table: Iterable[str]) -> None:
+    if name not in table:
+        raise FormatError(f"{name!r} is not one of {list(table)}")
 
 
 def _check_unknown_name(name: str) -> None:
@@ -96,7 +102,7 @@ def check_container(container: Container) -> None:
 
 def check_tile(tile: Tile, where: str, container: Container) -> None:
     """Refuse a tile that its coder or the header rules out."""
-    check_name(CODERS, tile.coder)
+    _check_name(tile.coder, CODERS)
     if not tile.plan:
         if tile.seed_words or tile.marks or tile.preview or tile.draw:
             raise FormatError(

@@ -2,12 +2,11 @@
 
 import math
 import zlib
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin
 
+from diffcodec.arrays import AnyArray
 from diffcodec.container.parts import MODES
 from diffcodec.errors import FormatError, UnsupportedError
 from diffcodec.images.metadata import kept_fields
@@ -23,7 +22,7 @@ _ARRAY_MODES = {
 }
 
 
-def as_image(source: Image.Image | NDArray[Any], limits: Limits = DEFAULT_LIMITS) -> Image.Image:
+def as_image(source: Image.Image | AnyArray, limits: Limits = DEFAULT_LIMITS) -> Image.Image:
     """A plain, loaded Pillow image in one of ``MODES``, without converting any pixel.
 
     Args:
@@ -58,7 +57,7 @@ def as_image(source: Image.Image | NDArray[Any], limits: Limits = DEFAULT_LIMITS
     return image if type(image) is Image.Image else _plain(image)
 
 
-def _from_array(array: NDArray[Any]) -> Image.Image:
+def _from_array(array: AnyArray) -> Image.Image:
     if not isinstance(array, np.ndarray):
         raise UnsupportedError(
             f"found {type(array).__name__}, expected a Pillow image or a numpy array"
@@ -122,20 +121,15 @@ def _plain(image: Image.Image) -> Image.Image:
     return plain
 
 
-def pixels(image: Image.Image) -> bytes:
-    """The samples, as Pillow's ``tobytes``: rows from the top, channels interleaved.
+def pixel_crc(image: Image.Image) -> int:
+    """CRC-32 of the samples, as Pillow's ``tobytes``: rows from the top, channels interleaved.
 
     Mode 1 is packed to bits, each row padded to a byte; I;16 is little-endian; P is the indices.
     """
-    return image.tobytes()
+    return zlib.crc32(image.tobytes())
 
 
-def pixel_crc(image: Image.Image) -> int:
-    """CRC-32 of :func:`pixels`."""
-    return zlib.crc32(pixels(image))
-
-
-def psnr(shown: Image.Image | NDArray[Any], image: Image.Image | NDArray[Any]) -> float:
+def psnr(shown: Image.Image | AnyArray, image: Image.Image | AnyArray) -> float:
     """Peak signal-to-noise ratio over all samples in dB; infinite where they are equal."""
     rows = list(zip(np.asarray(shown), np.asarray(image), strict=True))  # for less memory
     error = sum(float(np.mean(np.subtract(a, b, dtype=np.float64) ** 2)) for a, b in rows)
