@@ -30,7 +30,8 @@ from diffcodec.diffusion.color import channels
 from diffcodec.diffusion.process import LOG2_E, dithered_quantise
 from diffcodec.models.model import load_weights
 from diffcodec.networks.unet import UNet
-from diffcodec.training.data import CropSampler, domain_batch, find_images, split_held_out
+from diffcodec.training.crops import CropSampler, domain_batch
+from diffcodec.training.data import find_images, split_held_out
 
 COLOR = "ycocg"
 PHASES = ((0, 0), (1, 1), (0, 1), (1, 0))  # row and column within each square of 2 x 2
