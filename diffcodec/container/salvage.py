@@ -1,7 +1,7 @@
 """What is whole of a file that is damaged or cut."""
 
 from dataclasses import dataclass
-from itertools import accumulate, chain
+from itertools import accumulate
 from typing import NamedTuple
 
 from diffcodec.container.parts import Box, Container, Tile
@@ -53,36 +53,39 @@ def salvage(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Salvage:
         UnsupportedFileError, LimitError: see :func:`diffcodec.container.reader.parse`.
     """
     file = FileReader(data, limits)
-    container, layers = file.container, file.container.layer_count
-    count = layers + container.has_tiles
-    sections = [_read_section(file, i, is_last=i + 1 == count) for i in range(count)]
-    errors = [part for part in chain(*sections) if isinstance(part, FormatError)]
-    if len(errors) == count * file.header.tile_count:
-        raise errors[0]
+    container, layers, count = file.container, file.container.layer_count, file.header.tile_count
+    sections = layers + container.has_tiles
+    parts = {
+        (section, tile): part
+        for section in range(sections)
+        for tile, part in enumerate(_read_section(file, section, section + 1 == sections))
+    }
+    lost = {place: part for place, part in parts.items() if isinstance(part, FormatError)}
+    whole = {place: part for place, part in parts.items() if isinstance(part, bytes)}
+    if not whole:
+        raise next(iter(lost.values()))
     check_header(container)
     boxes = container.boxes()
     damage = [
-        Damage(file.name(section, tile), tile, boxes[tile], str(part))
-        for section, parts in enumerate(sections)
-        for tile, part in enumerate(parts)
-        if isinstance(part, FormatError)
+        Damage(file.name(section, tile), tile, boxes[tile], str(error))
+        for (section, tile), error in lost.items()
     ]
     if remaining := file.cursor.remaining:
         reason = f"{remaining} bytes follow the last part, expected none"
         damage.append(Damage("the end of the file", None, None, reason))
-    whole = [
-        tuple(None if isinstance(part, FormatError) else part for part in section)
-        for section in sections
-    ]
-    contents = whole[layers] if container.has_tiles else ()
-    tiles = tuple(
-        None if content is None else _checked_tile(file, index, content)
-        for index, content in enumerate(contents)
+    payloads = tuple(
+        tuple(whole.get((section, tile)) for tile in range(count)) for section in range(layers)
     )
-    return Salvage(container, tuple(whole[:layers]), tiles, tuple(damage))
+    tiles = tuple(
+        _read_tile(file, tile, whole.get((layers, tile)))
+        for tile in range(count if container.has_tiles else 0)
+    )
+    return Salvage(container, payloads, tiles, tuple(damage))
 
 
-def _checked_tile(file: FileReader, index: int, content: bytes) -> Tile:
+def _read_tile(file: FileReader, index: int, content: bytes | None) -> Tile | None:
+    if content is None:
+        return None
     tile = file.parse_tile(index, content)
     check_tile(tile, file.name(file.container.layer_count, index), file.container)
     return tile
