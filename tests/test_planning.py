@@ -28,18 +28,16 @@ from diffcodec.errors import DiffcodecError
 from diffcodec.models.export import quantize_model, serialise_float_model, serialise_model
 from diffcodec.models.model import load_model, load_weights
 from diffcodec.networks.unet import NetworkConfig, UNet
-from diffcodec.planning import costs, propose, search
-from diffcodec.planning.costs import (
-    PREVIEW_OVERHEAD,
-    Costs,
-    Course,
+from diffcodec.planning import grid, propose, search
+from diffcodec.planning.costs import PREVIEW_OVERHEAD, Costs, Course
+from diffcodec.planning.grid import (
     draw_lattice,
     grid_levels,
     grid_spacings,
-    measure_costs,
     pop_bits,
     tabulate_pops,
 )
+from diffcodec.planning.measure import measure_costs
 from diffcodec.planning.propose import LATTICE_ENDS, bent_lattices, fallback_bpd, propose_plans
 from diffcodec.planning.search import FoundPlan, StackSearch, bytes_around, find_plans, plan_of_path
 from diffcodec.planning.simulate import predict_files, simulate
@@ -319,8 +317,8 @@ def test_grids_that_cannot_be_measured(levels: list[float], count: int, message:
 
 @pytest.fixture
 def coarse_grid(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(costs, "GRID_RATIO", 1.5)
-    monkeypatch.setattr(costs, "SPACINGS", (2.3, 0.9, 4))
+    monkeypatch.setattr(grid, "GRID_RATIO", 1.5)
+    monkeypatch.setattr(grid, "SPACINGS", (2.3, 0.9, 4))
 
 
 @pytest.fixture

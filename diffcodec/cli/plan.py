@@ -110,7 +110,7 @@ def find_plans(
 
 
 def _check_timesteps(timesteps: tuple[int, ...] | None) -> None:
-    from diffcodec.planning.costs import grid_levels
+    from diffcodec.planning.grid import grid_levels
 
     most = len(grid_levels()) + 1
     if timesteps is not None and not 3 <= min(timesteps) <= max(timesteps) <= most:

@@ -22,13 +22,8 @@ from diffcodec.models.export import serialise_float_model, serialise_model
 from diffcodec.models.file import plan_to_dict
 from diffcodec.models.model import Model
 from diffcodec.networks.float_unet import FloatUNet
-from diffcodec.planning.costs import (
-    REACH,
-    channels_coded,
-    grid_levels,
-    grid_spacings,
-    measure_costs,
-)
+from diffcodec.planning.grid import grid_levels, grid_spacings
+from diffcodec.planning.measure import REACH, channels_coded, measure_costs
 from diffcodec.planning.search import FoundPlan, find_plans
 from diffcodec.planning.simulate import predict_files
 from diffcodec.training.crops import CropSampler, domain_batch

@@ -12,10 +12,10 @@ from diffcodec.container.writer import pack
 from diffcodec.diffusion.bound import FIRST_SIGMA
 from diffcodec.diffusion.plan import Plan
 from diffcodec.errors import DiffcodecError
-from diffcodec.planning.costs import Costs, GridPath, draw_lattice
+from diffcodec.planning.costs import Costs, GridPath
+from diffcodec.planning.grid import draw_lattice
 
 SHORTLIST = 4  # plans of a budget that are simulated, beside the longest
-
 
 BUCKET_BPD, BUCKETS = 0.04, 60  # heights of the stack that the search tells apart
 RESERVES_BPD = (-1.0, -0.5, -0.2, 0.0, 0.1, 0.2, 0.3, 0.45, 0.6)  # of the average crop, to try
@@ -145,15 +145,7 @@ def find_plans(
         raise DiffcodecError(
             f"timesteps {list(timesteps)}: expected 3 to {most}, the levels of the grid and sigma_1"
         )
-    best: dict[int, FoundPlan] = {}  # by length
-    for reserve in reserves:
-        search = StackSearch(costs.average(), max(timesteps), reserve)
-        for length in range(3, max(timesteps) + 1):
-            path = search.path(length)
-            if path is not None:
-                bpd = float(with_fallback(costs.course(path).payload, others_bpd).mean())
-                if length not in best or bpd < best[length].bpd:
-                    best[length] = FoundPlan(plan_of_path(costs, path), bpd)
+    best = best_by_length(costs, max(timesteps), others_bpd, reserves)
     if not best or min(best) > min(timesteps):
         raise DiffcodecError(
             f"no chain of {min(timesteps)} timesteps on these crops: their stack runs empty at "
@@ -172,6 +164,22 @@ def find_plans(
         return min((judged[n] for n in judged if n <= count), key=lambda f: f.bpd)
 
     return {count: choose(count) for count in sorted(timesteps)}
+
+
+def best_by_length(
+    costs: Costs, timesteps: int, others_bpd: Array | None, reserves: Sequence[float]
+) -> dict[int, FoundPlan]:
+    """By number of timesteps, from 3 on, the best chain by the table; some may have none."""
+    best: dict[int, FoundPlan] = {}
+    for reserve in reserves:
+        search = StackSearch(costs.average(), timesteps, reserve)
+        for length in range(3, timesteps + 1):
+            path = search.path(length)
+            if path is not None:
+                bpd = float(with_fallback(costs.course(path).payload, others_bpd).mean())
+                if length not in best or bpd < best[length].bpd:
+                    best[length] = FoundPlan(plan_of_path(costs, path), bpd)
+    return best
 
 
 def with_fallback(payload: Array, others_bpd: Array | None) -> Array:

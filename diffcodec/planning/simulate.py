@@ -20,12 +20,8 @@ from diffcodec.diffusion.process import (
     q_posterior,
     to_bits_per_dimension,
 )
-from diffcodec.planning.costs import (
-    Course,
-    batched,
-    channels_coded,
-    coder_bits,
-)
+from diffcodec.planning.costs import Course
+from diffcodec.planning.measure import batched, channels_coded, coder_bits
 from diffcodec.planning.search import bytes_around, with_fallback
 
 
