@@ -1,0 +1,256 @@
+"""Colours that cannot occur: what a converter to RGB and stretched contrast leave unused.
+
+An image that was converted from 8-bit YCbCr holds a fraction of the RGB triples, one whose contrast
+was stretched a fraction of the values of each channel. docs/colour-sets.md has the conversions in
+formulas, and how they were found.
+"""
+
+import math
+import threading
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from diffcodec.arrays import Bits, Integers
+from diffcodec.errors import FormatError, UnsupportedFileError
+
+CONVERSIONS = {"photoycc": 1, "jfif": 2}  # bytes in files
+VALUES_BYTES = 32  # of a channel: a bit for each of its values, the lowest first
+SAMPLED_PIXELS, TRIED_COLORS = 4096, 64
+LEAST_PIXELS = 256  # what fewer can gain doesn't pay for naming a conversion
+NEIGHBOURS = 4  # values on each side, among which a channel's gain is estimated
+LEAST_GAIN = 0.15  # bits per sample: one in ten of the neighbouring values doesn't occur
+COST_FACTOR = 4  # by how much the gain must exceed what the values take in the file
+_LOCK = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """An integer conversion of 8-bit Y, U, V to RGB, as five tables of 256 integers.
+
+    Each clipped to 0..255::
+
+        R = (luma[Y] + red[V]) >> 16
+        G = (luma[Y] + green_u[U] + green_v[V]) >> 16
+        B = (luma[Y] + blue[U]) >> 16
+
+    ``red`` and ``blue`` grow by more than 2^16 a step: at most one V leads to an R, one U to a B.
+    """
+
+    luma: Integers
+    red: Integers
+    blue: Integers
+    green_u: Integers
+    green_v: Integers
+
+
+def _photoycc(v: Integers) -> Conversion:
+    red, blue = 119374 * (v - 137), 145352 * (v - 156)
+    return Conversion(89024 * v, red, blue, -12714 * (blue >> 16), -33358 * (red >> 16))
+
+
+def _jfif(v: Integers) -> Conversion:
+    half, u = 1 << 15, v - 128
+    return Conversion(v << 16, 91881 * u + half, 116130 * u + half, -22554 * u + half, -46802 * u)
+
+
+_TABLES: dict[str, Callable[[Integers], Conversion]] = {"photoycc": _photoycc, "jfif": _jfif}
+
+
+@cache
+def conversion(name: str) -> Conversion:
+    """The tables of one of ``CONVERSIONS``."""
+    return _TABLES[name](np.arange(256))
+
+
+def triples(name: str) -> NDArray[np.bool_]:
+    """Which RGB triples a conversion reaches, [2^24], by 2^16 R + 2^8 G + B."""
+    with _LOCK:  # so that threads don't build the same table
+        return _triples(name)
+
+
+@cache
+def _triples(name: str) -> NDArray[np.bool_]:
+    rule = conversion(name)
+    reached = np.zeros(1 << 24, np.bool_)
+    chroma = rule.green_v[:, None] + rule.green_u  # [V, U]
+    for luma in rule.luma:
+        red, blue = (np.clip((luma + table) >> 16, 0, 255) for table in (rule.red, rule.blue))
+        green = np.clip((luma + chroma) >> 16, 0, 255)
+        reached[(red << 16)[:, None] + (green << 8) + blue] = True
+    reached.setflags(write=False)
+    return reached
+
+
+@dataclass(frozen=True)
+class ColorSet:
+    """Which samples can occur in an image.
+
+    Attributes:
+        conversion: one of ``CONVERSIONS`` that reaches every pixel, or None.
+        values: of each channel, 1 or 3, which values occur: 256 bits, lowest first; () if all do.
+    """
+
+    conversion: str | None
+    values: tuple[bytes, ...] = ()
+
+    def pack(self) -> bytes:
+        """The conversion's byte, or 0, and the values compressed as by zlib, if there are any."""
+        number = CONVERSIONS[self.conversion] if self.conversion else 0
+        return bytes([number]) + (zlib.compress(b"".join(self.values), 9) if self.values else b"")
+
+    @staticmethod
+    def unpack(data: bytes, channels: int) -> "ColorSet":
+        """What :meth:`pack` gave.
+
+        Args:
+            data: as packed.
+            channels: of the image, 1 or 3.
+
+        Raises:
+            FormatError: it is not laid out so, names a conversion for grey, excludes nothing, or
+                leaves a channel no value.
+            UnsupportedFileError: another conversion.
+        """
+        names = {number: name for name, number in CONVERSIONS.items()}
+        if not data:
+            raise FormatError("the colour set is empty, expected at least a byte; get a whole copy")
+        if data[0] and data[0] not in names:
+            raise UnsupportedFileError(
+                f"unknown conversion of colours: {data[0]}, expected 0 or one of {CONVERSIONS}; "
+                "a newer diffcodec may know it"
+            )
+        name = names.get(data[0])
+        if name and channels != 3:
+            raise FormatError(
+                f"found the conversion {name} to RGB in an image of {channels} channel"
+            )
+        values = _unpack_values(data[1:], channels) if len(data) > 1 else ()
+        if not (name or values):
+            raise FormatError("the colour set excludes nothing, expected none in the file")
+        return ColorSet(name, values)
+
+    def allowed(self, rgb: NDArray[np.integer]) -> NDArray[np.bool_]:
+        """Which triples are in the set.
+
+        Args:
+            rgb: integers [..., 3, height, width]; a grey image's value stands in all three.
+
+        Returns:
+            [..., height, width]; False where a sample is not in 0..255.
+        """
+        r, g, b = np.moveaxis(rgb, -3, 0)
+        inside: NDArray[np.bool_] = ((r | g | b) >> 8) == 0
+        low = [(channel & 255).astype(np.intp) for channel in (r, g, b)]
+        if self.conversion:
+            inside &= triples(self.conversion)[low[0] << 16 | low[1] << 8 | low[2]]
+        for bits, channel in zip(self.values, low, strict=False):
+            inside &= _unpack_bits(bits)[channel]
+        return inside
+
+
+def _unpack_bits(bits: bytes) -> NDArray[np.bool_]:
+    return np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little").view(np.bool_)
+
+
+def _unpack_values(data: bytes, channels: int) -> tuple[bytes, ...]:
+    size = channels * VALUES_BYTES
+    stream = zlib.decompressobj()
+    try:
+        found = stream.decompress(data, size + 1)
+    except zlib.error as error:
+        raise FormatError(f"the values of a colour set are damaged ({error})") from error
+    if len(found) != size or not stream.eof or stream.unused_data:
+        raise FormatError(
+            f"the values of a colour set are not laid out right: found {len(found)} bytes of bits "
+            f"in {len(data)} bytes, expected {size} and nothing behind; get a whole copy"
+        )
+    values = tuple(found[i : i + VALUES_BYTES] for i in range(0, size, VALUES_BYTES))
+    if not all(map(any, values)):
+        raise FormatError("the colour set leaves a channel no value, expected one at least")
+    if all(byte == 0xFF for byte in found):
+        raise FormatError("all values of a colour set occur, expected none in the file")
+    return values
+
+
+def find_color_set(image: Image.Image) -> ColorSet | None:
+    """What every pixel of an image keeps to, or None if nothing that is worth its bytes.
+
+    Args:
+        image: of any mode; only RGB and L have sets.
+    """
+    if image.mode not in ("L", "RGB"):
+        return None
+    samples = np.asarray(image).reshape(image.width * image.height, -1)  # [pixels, channels]
+    name = _find_conversion(samples) if image.mode == "RGB" else None
+    values = _find_values(samples)
+    return ColorSet(name, values) if name or values else None
+
+
+def _find_conversion(samples: NDArray[np.uint8]) -> str | None:
+    """The one that reaches the fewest triples of those that reach every pixel [pixels, 3]."""
+    if len(samples) < LEAST_PIXELS:
+        return None
+    some = np.unique(samples[:: -(-len(samples) // SAMPLED_PIXELS)], axis=0)
+    some = some[((some > 0) & (some < 255)).all(1)]
+    vivid = some[np.argsort(np.ptp(some, axis=1))[-TRIED_COLORS:]]  # greys are in most sets
+    left = [name for name in CONVERSIONS if _reaches(conversion(name), vivid.astype(np.int64))]
+    held = [name for name in left if _all_reached(triples(name), samples)]
+    return min(held, key=lambda name: int(triples(name).sum()), default=None)
+
+
+def _reaches(rule: Conversion, colors: Integers) -> bool:
+    """Whether a conversion reaches all of a few unclipped colours [n, 3]; it takes no table."""
+    r, g, b = colors.T[..., None] << 16  # [n, 1], against [256] of luma
+    v, u = (  # the first that is large enough is the only one that can be right
+        np.searchsorted(table, channel - rule.luma).clip(0, 255)
+        for table, channel in ((rule.red, r), (rule.blue, b))
+    )
+    found = (
+        (rule.luma + rule.red[v], r),
+        (rule.luma + rule.blue[u], b),
+        (rule.luma + rule.green_u[u] + rule.green_v[v], g),
+    )
+    right = [(value >> 16) == (channel >> 16) for value, channel in found]
+    return bool(np.logical_and.reduce(right).any(1).all())
+
+
+def _all_reached(reached: NDArray[np.bool_], samples: NDArray[np.uint8]) -> bool:
+    for start in range(0, len(samples), 1 << 16):
+        r, g, b = samples[start : start + (1 << 16)].T.astype(np.intp)
+        if not reached[r << 16 | g << 8 | b].all():
+            return False
+    return True
+
+
+def _find_values(samples: NDArray[np.uint8]) -> tuple[bytes, ...]:
+    """The values that occur in each channel [pixels, channels], or all where that gains little."""
+    values = []
+    for channel in samples.T:
+        counts = np.bincount(channel, minlength=256)
+        bits = np.packbits(counts > 0, bitorder="little").tobytes()
+        cost_bits = 8 * len(zlib.compress(bits, 9))
+        gain = _gain_bits(counts)
+        worth = gain > max(LEAST_GAIN * len(channel), COST_FACTOR * cost_bits)
+        values.append(bits if worth else bytes([0xFF]) * VALUES_BYTES)
+    return tuple(values) if any(0 in _unpack_bits(bits) for bits in values) else ()
+
+
+def _gain_bits(counts: Integers) -> float:
+    """What knowing the values that occur gains: -log2 of their share around each sample's own.
+
+    Only between the least and the largest value, since a network knows the ends.
+    """
+    occur: Bits = (counts > 0).astype(np.uint8)
+    (places,) = np.nonzero(occur)
+    low, high = int(places[0]), int(places[-1])
+    gain = 0.0
+    for value in map(int, places):
+        near = occur[max(value - NEIGHBOURS, low) : min(value + NEIGHBOURS, high) + 1]
+        gain -= int(counts[value]) * math.log2(near.mean())
+    return gain

@@ -1,0 +1,134 @@
+"""Colours that cannot occur: found exactly over all pixels, and told in a few bytes."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+from PIL import Image
+
+from diffcodec.errors import DiffcodecError
+from diffcodec.images.color_sets import (
+    CONVERSIONS,
+    ColorSet,
+    conversion,
+    find_color_set,
+    triples,
+)
+
+EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.png"))
+REACHED = {"photoycc": 2_142_443, "jfif": 4_261_968}
+
+
+def converted(name: str, yuv: NDArray[np.integer]) -> NDArray[np.uint8]:
+    """Samples [..., 3] of Y, U, V as a conversion shows them."""
+    rule = conversion(name)
+    y, u, v = (yuv[..., i] for i in range(3))
+    chroma = rule.red[v], rule.green_u[u] + rule.green_v[v], rule.blue[u]
+    return np.clip((np.stack(chroma, -1) + rule.luma[y][..., None]) >> 16, 0, 255).astype(np.uint8)
+
+
+def noise(*shape: int, seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+@pytest.mark.parametrize("name", CONVERSIONS)
+def test_a_conversion_reaches_so_many_triples(name: str) -> None:
+    assert int(triples(name).sum()) == REACHED[name]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_kodak_was_photoycc(path: Path) -> None:
+    image = Image.open(path)
+    assert find_color_set(image) == ColorSet("photoycc")
+    assert find_color_set(image.resize((300, 200))) is None
+    image.putpixel((9, 7), (1, 200, 1))
+    assert find_color_set(image) is None
+
+
+@pytest.mark.parametrize("subsampling", [0, 2], ids=["444", "420"])
+@pytest.mark.parametrize("quality", [75, 90, 95])
+def test_a_decoded_jpeg_is_found(quality: int, subsampling: int) -> None:
+    stream = io.BytesIO()
+    photograph = Image.open(EXAMPLES[0]).resize((320, 200))
+    photograph.save(stream, "JPEG", quality=quality, subsampling=subsampling)
+    assert find_color_set(Image.open(stream)) == ColorSet("jfif")
+
+
+@given(st.sampled_from(list(CONVERSIONS)), arrays(np.uint8, (16, 16, 3)))
+def test_what_was_converted_is_inside(name: str, yuv: NDArray[np.uint8]) -> None:
+    rgb = converted(name, yuv)
+    assert ColorSet(name).allowed(rgb.transpose(2, 0, 1)).all()
+
+
+@pytest.mark.parametrize("name", CONVERSIONS)
+def test_a_pixel_outside_is_seen(name: str) -> None:
+    rgb = converted(name, noise(40, 40, 3))
+    assert find_color_set(Image.fromarray(rgb)) == ColorSet(name)
+    r, g, b = np.unravel_index(np.flatnonzero(~triples(name))[123_456], (256,) * 3)
+    rgb[39, 39] = r, g, b
+    found = find_color_set(Image.fromarray(rgb))
+    assert found is None or found.conversion != name
+
+
+def test_integers_outside_of_bytes_cannot_occur() -> None:
+    rgb = np.array([-1, 0, 255, 256, 511, -256, 1 << 40]).reshape(-1, 1, 1, 1).repeat(3, 1)
+    for colors in (ColorSet("jfif"), ColorSet(None, (bytes([0xFF]) * 32,))):
+        assert colors.allowed(rgb)[:, 0, 0].tolist() == [0, 1, 1, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("shape", [(300, 200), (300, 200, 3)], ids=["L", "RGB"])
+def test_noise_has_no_set(shape: tuple[int, ...]) -> None:
+    assert find_color_set(Image.fromarray(noise(*shape))) is None
+
+
+def values(occur: NDArray[np.bool_]) -> tuple[bytes, ...]:
+    return tuple(np.packbits(row, bitorder="little").tobytes() for row in occur)
+
+
+@st.composite
+def color_sets(draw: st.DrawFn) -> tuple[ColorSet, int]:
+    channels = draw(st.sampled_from([1, 3]))
+    name = draw(st.sampled_from([None, *CONVERSIONS])) if channels == 3 else None
+    occur = draw(arrays(np.bool_, (channels, 256)).filter(lambda a: a.any(1).all() and not a.all()))
+    return ColorSet(name, values(occur)), channels
+
+
+@given(color_sets())
+def test_a_set_comes_back(drawn: tuple[ColorSet, int]) -> None:
+    colors, channels = drawn
+    assert ColorSet.unpack(colors.pack(), channels) == colors
+    if colors.conversion:
+        plain = ColorSet(colors.conversion)
+        assert ColorSet.unpack(plain.pack(), channels) == plain
+
+
+@given(color_sets(), st.data())
+def test_damage_is_refused_or_another_set(drawn: tuple[ColorSet, int], data: st.DataObject) -> None:
+    colors, channels = drawn
+    packed = bytearray(colors.pack())
+    for end in range(len(packed)):
+        if end != 1 or colors.conversion is None:
+            with pytest.raises(DiffcodecError):
+                ColorSet.unpack(bytes(packed[:end]), channels)
+    place = data.draw(st.integers(0, len(packed) - 1))
+    packed[place] ^= data.draw(st.integers(1, 255))
+    try:
+        found = ColorSet.unpack(bytes(packed), channels)
+    except DiffcodecError:
+        return
+    assert found.values == colors.values  # they have a checksum; the conversion's byte has none
+
+
+@given(arrays(np.bool_, 256, fill=st.nothing()), st.integers(0, 9))
+def test_a_stretched_channel_is_found(occur: NDArray[np.bool_], seed: int) -> None:
+    occur[:2] = True, False
+    levels = np.flatnonzero(occur).astype(np.uint8)
+    grey = levels[np.random.default_rng(seed).integers(0, len(levels), (200, 200))]
+    found = find_color_set(Image.fromarray(grey))
+    assert found is None or found == ColorSet(None, values(occur[None]))
+    assert found or occur.sum() > 200 or len(levels) == 1
