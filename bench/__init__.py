@@ -17,7 +17,7 @@ keep_freed_memory()  # as the commands do
 def chain_only() -> AbstractContextManager[Any]:
     """Within it tiles are coded by the chain, or raw where that is smaller: never by WebP."""
     return mock.patch(
-        "diffcodec.codec.encoding.encode_fallback", lambda image: ("raw", image.tobytes())
+        "diffcodec.codec.tiles.encode_fallback", lambda image: ("raw", image.tobytes())
     )
 
 

@@ -35,7 +35,7 @@ from diffcodec import decode
 from diffcodec.arrays import Array
 from diffcodec.codec.batches import progress_bar, run
 from diffcodec.codec.jobs import Job, Part, chain_parts
-from diffcodec.codec.lookup import find_model
+from diffcodec.codec.opening import find_model
 from diffcodec.codec.planes import coded_channels, crop, integers
 from diffcodec.coding.ans import Stack
 from diffcodec.coding.bits_back import EncodedTile, encode_tile, most_seed_words, seed

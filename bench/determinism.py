@@ -140,7 +140,7 @@ def settings() -> list[Setting]:
         ),
         Setting("tiles side by side", tiles=2),
         Setting("tiles in reverse order", tiles=2, before=REVERSED),
-        Setting("each tile alone", tiles=2, before="tiles.BATCH_PIXELS = 1"),
+        Setting("each tile alone", tiles=2, before="batches.BATCH_PIXELS = 1"),
     ]
 
 

@@ -52,7 +52,7 @@ def crops() -> dict[str, Image.Image]:
 
 def measure(model: Model) -> dict[str, dict[str, dict[str, float]]]:
     """Bytes, of lossy files also PSNR, by kind and crop."""
-    with mock.patch("diffcodec.codec.layered.encode_fallback", lambda _: ("raw", bytes(1 << 16))):
+    with mock.patch("diffcodec.codec.tiles.encode_fallback", lambda _: ("raw", bytes(1 << 16))):
         return {
             kind: {name: one(model, image, options) for name, image in crops().items()}
             for kind, options in KINDS.items()

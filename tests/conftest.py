@@ -12,7 +12,7 @@ install_import_hook(NUMERICAL, "checked.checked")
 
 from tiny import tiny_model  # noqa: E402
 
-from diffcodec.codec import encoding, layered  # noqa: E402
+from diffcodec.codec import tiles  # noqa: E402
 
 # Under nohup hangups are ignored, and what a test starts would inherit that.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -29,8 +29,7 @@ settings.load_profile("diffcodec")
 @pytest.fixture
 def chain_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """The chain of a random network never wins: let the other coders fail to compress."""
-    for module in (encoding, layered):
-        monkeypatch.setattr(module, "encode_fallback", lambda image: ("raw", bytes(1 << 22)))
+    monkeypatch.setattr(tiles, "encode_fallback", lambda image: ("raw", bytes(1 << 22)))
 
 
 @pytest.fixture(scope="session")

@@ -166,8 +166,7 @@ def coded(image, plan, **options):
 
     marks, preview = options.pop(MARKS, False), options.pop(PREVIEW, 0)
     with ExitStack() as patches:
-        for module in ("encoding", "layered"):
-            patches.enter_context(mock.patch(f"diffcodec.codec.{module}.encode_fallback", large))
+        patches.enter_context(mock.patch("diffcodec.codec.tiles.encode_fallback", large))
         if marks:
             patches.enter_context(mock.patch("diffcodec.codec.encoding.MARKS_FROM_PIXELS", 1))
         if preview:  # as if the stack ran empty down to there

@@ -267,7 +267,7 @@ def test_chain_only_is_over_with_its_run(folder, tiny, tmp_path):
 
 def test_draws_run(folder, tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "diffcodec.codec.encoding.encode_fallback", lambda image: ("raw", bytes(99999))
+        "diffcodec.codec.tiles.encode_fallback", lambda image: ("raw", bytes(99999))
     )
     options = ["--data", str(folder), "--model", str(tiny), "--effort", "fast", "--draws", "5"]
     for _ in range(2):  # the second from the file of rows
@@ -415,10 +415,9 @@ def total_bits(found):
 
 @pytest.fixture
 def no_webp(monkeypatch):
-    for module in ("encoding", "layered"):
-        monkeypatch.setattr(
-            f"diffcodec.codec.{module}.encode_fallback", lambda image: ("raw", bytes(1 << 16))
-        )
+    monkeypatch.setattr(
+        "diffcodec.codec.tiles.encode_fallback", lambda image: ("raw", bytes(1 << 16))
+    )
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])

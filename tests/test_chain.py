@@ -1,7 +1,6 @@
 """The chain as coding steps: their order, and its distributions against a source that is known."""
 
 import math
-from collections.abc import Callable, Generator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +20,7 @@ from diffcodec.coding.bits_back import (
     most_seed_words,
     seed,
 )
-from diffcodec.coding.chain import Posterior, Request, TileChain
+from diffcodec.coding.chain import Posterior, Request, TileChain, drive
 from diffcodec.coding.codecs import Candidates, Codec, GaussianBins
 from diffcodec.coding.levels import make_levels
 from diffcodec.coding.steps import Forward, OutOfRangeError, Prior, Remainder, Reverse, coding_steps
@@ -64,16 +63,6 @@ def torch_posterior(color: str) -> PosteriorModel:
         return torch.from_numpy(mean), torch.from_numpy(variance)
 
     return model
-
-
-def drive(job: Generator[Request, Posterior, Any], model: Callable[[Request], Posterior]) -> Any:
-    """Answer what a coroutine asks."""
-    try:
-        request = next(job)
-        while True:
-            request = job.send(model(request))
-    except StopIteration as stop:
-        return stop.value
 
 
 class Toy(NamedTuple):

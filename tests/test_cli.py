@@ -22,7 +22,7 @@ from tiny import TIMESTEPS, tiny_model
 from torch import Tensor
 
 from diffcodec.cli.program import cli
-from diffcodec.codec import encoding
+from diffcodec.codec import encoding, tiles
 from diffcodec.container.parts import MAGIC, Container, Tile, tile_grid
 from diffcodec.container.reader import parse
 from diffcodec.container.writer import pack
@@ -40,7 +40,7 @@ def chain_only(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = fallback.encode_fallback
     large = ("raw", bytes(1 << 20))
     monkeypatch.setattr(
-        encoding, "encode_fallback", lambda image: large if image.mode == "RGB" else plain(image)
+        tiles, "encode_fallback", lambda image: large if image.mode == "RGB" else plain(image)
     )
 
 
@@ -57,7 +57,7 @@ def files(tiny: Path, tiny_float: Path) -> dict[str, bytes]:
     frames = [picture(seed=i).quantize(8) for i in (1, 2)]
     frames[0].save(gif, "GIF", save_all=True, append_images=frames[1:])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encoding, "encode_fallback", lambda image: ("raw", bytes(1 << 20)))
+        patch.setattr(tiles, "encode_fallback", lambda image: ("raw", bytes(1 << 20)))
         dfc = encoding.encode(picture(), str(tiny))
         floating = encoding.encode(picture(), load_model(tiny_float, "float"))
         patch.setattr(encoding, "MARKS_FROM_PIXELS", 1)

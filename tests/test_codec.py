@@ -3,7 +3,7 @@
 import io
 import struct
 import zlib
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +18,12 @@ from PIL import Image
 from safetensors.torch import load, save
 from tiny import TIMESTEPS, tiny_model
 
-from diffcodec.codec import encoding
-from diffcodec.codec.decoding import decode, measure_marks
+from diffcodec.codec import encoding, tiles
+from diffcodec.codec.decoding import decode
 from diffcodec.codec.encoding import encode, encode_many
+from diffcodec.codec.timesteps import measure_marks
 from diffcodec.coding.bits_back import EncodedTile, decode_tile, encode_tile, most_seed_words
-from diffcodec.coding.chain import Posterior, TileChain
+from diffcodec.coding.chain import Posterior, Request, TileChain, drive
 from diffcodec.coding.steps import OutOfRangeError
 from diffcodec.container.parts import LEAST_PREVIEW, MAGIC, MODES, PLAN_NAMES, Tile
 from diffcodec.container.reader import parse
@@ -405,7 +406,7 @@ def small(model: Model) -> Iterator[tuple[bytes, Image.Image]]:
     """A file of one chain tile, and its image."""
     image = smooth((4, 3))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encoding, "encode_fallback", lambda image: ("raw", bytes(1 << 12)))
+        patch.setattr(tiles, "encode_fallback", lambda image: ("raw", bytes(1 << 12)))
         data = encode(image, model)
     assert coders(data) == {"default"}
     assert len(data) < 200
@@ -878,22 +879,13 @@ def test_impossible_means_and_variances(
 # --- the chain alone ------------------------------------------------------------------------------
 
 
-def drive(job: Generator[Any, Posterior, Any], model: Callable[[Any], Posterior]) -> Any:
-    try:
-        request = next(job)
-        while True:
-            request = job.send(model(request.z))
-    except StopIteration as stop:
-        return stop.value
-
-
-def shrinking(z: Any) -> Posterior:
+def shrinking(request: Request) -> Posterior:
     """A model that needs no network, and is wrong in a known way."""
-    return Posterior(0.875 * z + 16, np.full(z.shape, 30.0))
+    return Posterior(0.875 * request.z + 16, np.full(request.z.shape, 30.0))
 
 
 @st.composite
-def tiles(draw: st.DrawFn) -> tuple[TileChain, Any]:
+def chains(draw: st.DrawFn) -> tuple[TileChain, Any]:
     """A chain and an image: any integers that the domain has, grey ones too."""
     color = draw(st.sampled_from(sorted(DOMAINS)))
     shape = draw(st.tuples(st.integers(1, 12), st.integers(1, 12)))
@@ -911,7 +903,7 @@ def again(chain: TileChain, plan: Plan) -> TileChain:
     return TileChain(plan, chain.domain, chain.tile, chain.coded, chain.shape[1:])
 
 
-@given(tiles(), st.integers(2, 10))
+@given(chains(), st.integers(2, 10))
 def test_a_tile_comes_back_and_its_marks_suffice(tile: tuple[TileChain, Any], steps: int) -> None:
     chain, x = tile
     plan = geometric_plan(steps)
@@ -933,15 +925,15 @@ def test_a_tile_comes_back_and_its_marks_suffice(tile: tuple[TileChain, Any], st
         assert np.array_equal(means[0][chain.coded :], x[chain.coded :])
 
 
-@given(tiles())
+@given(chains())
 def test_another_model_does_not_decode(tile: tuple[TileChain, Any]) -> None:
     """The seed does not come back, or the pixels are others."""
     chain, x = tile
     plan = geometric_plan(6)
     coded = drive(encode_tile(again(chain, plan), x), shrinking)
 
-    def other(z: Any) -> Posterior:
-        return Posterior(0.5 * z + 60, np.full(z.shape, 90.0))
+    def other(request: Request) -> Posterior:
+        return Posterior(0.5 * request.z + 60, np.full(request.z.shape, 90.0))
 
     with suppress(ValueError, OutOfRangeError):
         found = drive(decode_tile(again(chain, plan), coded.words, coded.seed_words), other)

@@ -18,7 +18,7 @@ from PIL import Image
 from tiny import TIMESTEPS
 
 from diffcodec import decode, encode, iter_decode, load_model
-from diffcodec.codec import decoding, encoding, layered, previews
+from diffcodec.codec import decoding, layered_encoding, previews, tiles
 from diffcodec.container.parts import Tile
 from diffcodec.container.reader import FileReader, parse
 from diffcodec.container.writer import pack
@@ -169,7 +169,7 @@ def test_unknown_reconstruction(model: Model) -> None:
 def test_reconstructions_of_every_file(
     model: Model, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(encoding, "encode_fallback", lambda image: ("raw", bytes(1 << 22)))
+    monkeypatch.setattr(tiles, "encode_fallback", lambda image: ("raw", bytes(1 << 22)))
     image = smooth((16, 12))
     data = encode(image, model, "fast", **options)
     for timestep in range(1 if options != {"timestep": 2} else 2, LAST + 1):
@@ -291,7 +291,7 @@ def test_layers_are_not_too_small(model: Model) -> None:
         assert layers is not None
         sizes = [sum(map(len, payload)) for payload in layers.payloads]
         assert len(sizes) > 1
-        assert min(sizes) >= layered.LAYER_BYTES
+        assert min(sizes) >= layered_encoding.LAYER_BYTES
         assert set(layers.timesteps) <= set(model.plans["best"].previews(layers.timesteps[-1]))
     assert stops(encode(smooth((3, 3)), model, timestep=2)) == (2,)
     assert stops(encode(smooth((3, 3)), model, timestep=2, previews=[4, 6])) == (6, 4, 2)
@@ -312,7 +312,7 @@ def test_small_lossy_files_have_little_overhead(model: Model) -> None:
 def small(model: Model) -> Iterator[bytes]:
     """Three layers and an exact tile."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layered, "encode_fallback", lambda image: ("raw", bytes(1 << 12)))
+        patch.setattr(tiles, "encode_fallback", lambda image: ("raw", bytes(1 << 12)))
         image = Image.fromarray(np.asarray(smooth((5, 4))))
         data = encode(image, model, "fast", progressive=True, previews=[4, 3, 2])
     assert stops(data) == (4, 3, 2, 0)
@@ -387,7 +387,7 @@ def test_bytes_after_the_end(model: Model, small: bytes) -> None:
 
 
 def test_a_plain_file_has_no_beginnings(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoding, "encode_fallback", lambda image: ("raw", bytes(1 << 22)))
+    monkeypatch.setattr(tiles, "encode_fallback", lambda image: ("raw", bytes(1 << 22)))
     data = encode(smooth((9, 9)), model)
     assert parse(data).layers is None
     with pytest.raises(TruncatedError):

@@ -152,7 +152,7 @@ model = load_model(sys.argv[3])
 noise = np.random.default_rng(0).integers(100, 140, (side, side, 3)).astype(np.uint8)
 large = lambda image: ("raw", bytes(1 << 24))
 with (
-    mock.patch("diffcodec.codec.encoding.encode_fallback", large),
+    mock.patch("diffcodec.codec.tiles.encode_fallback", large),
     mock.patch("diffcodec.codec.previews.KEPT_PIXELS", 0),  # as of a large image
 ):
     data = encode(Image.fromarray(noise), model, "fast", timestep=timestep or None)

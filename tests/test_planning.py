@@ -13,7 +13,7 @@ from tiny import TIMESTEPS
 
 from diffcodec import decode, encode, encode_many
 from diffcodec.cli.program import cli
-from diffcodec.codec import encoding
+from diffcodec.codec import tiles
 from diffcodec.codec.batches import progress_bar, run
 from diffcodec.codec.jobs import Job, Part, encode_job
 from diffcodec.coding.bits_back import encode_tile, most_seed_words
@@ -324,7 +324,7 @@ def coarse_grid(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def chains_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """WebP is better than a model without training."""
-    for module in (propose, encoding):
+    for module in (propose, tiles):
         monkeypatch.setattr(module, "encode_fallback", lambda image: ("raw", image.tobytes()))
 
 

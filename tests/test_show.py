@@ -17,7 +17,7 @@ from tiny import TIMESTEPS
 
 from diffcodec import decode, encode, load_model
 from diffcodec.cli.program import cli
-from diffcodec.codec import decoding, encoding
+from diffcodec.codec import decoding, tiles, timesteps
 from diffcodec.codec.estimates import expected_bytes
 from diffcodec.container.reader import parse
 from diffcodec.errors import CorruptError, LimitError
@@ -65,7 +65,7 @@ def test_previews_of_a_plain_file(model: Model, mode: str) -> None:
         assert preview.psnr == psnr(preview.image, image)
     sizes = [preview.size for preview in shown]
     assert sizes == sorted(sizes) and sizes[-1] == len(data)
-    marks = decoding.measure_marks(data, model).tiles[0].marks
+    marks = timesteps.measure_marks(data, model).tiles[0].marks
     payload = len(parse(data).tiles[0].payload)
     assert [len(data) - size for size in sizes[:-1]] == [payload - 4 * mark for mark in marks]
 
@@ -108,7 +108,7 @@ def test_tiles_by_other_coders_are_exact_at_every_timestep(
     image = picture((521, 9))
     plain = fallback.encode_fallback
     monkeypatch.setattr(  # the first tile is to be a chain, and so the file of tiles
-        encoding,
+        tiles,
         "encode_fallback",
         lambda im: plain(im) if im.width == 257 else ("raw", bytes(1 << 20)),
     )

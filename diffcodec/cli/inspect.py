@@ -76,7 +76,7 @@ def info(
 
 
 def _measured(data: bytes, container: Container, model: str | None, limits: Limits) -> Container:
-    from diffcodec.codec.decoding import measure_marks
+    from diffcodec.codec.timesteps import measure_marks
 
     try:
         return measure_marks(data, model, limits)

@@ -13,6 +13,11 @@ from diffcodec.models.model import Model, is_posterior
 BATCH_PIXELS = 1 << 18  # of the tiles that go through the network together
 
 
+def count_evaluations(parts: Sequence[Part], model: Model) -> int:
+    """Pixels through the network."""
+    return sum(len(model.plans[part.plan].levels) * part.pixels for part in parts)
+
+
 def progress_bar(evaluations: int, progress: bool) -> "tqdm[Any]":
     """Of so many pixels through the network; seen on a terminal, if it takes over two seconds."""
     return tqdm(

@@ -4,20 +4,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import BinaryIO
 
-import numpy as np
 from PIL import Image
 
 from diffcodec.arrays import Array
-from diffcodec.codec.batches import progress_bar, run
-from diffcodec.codec.encoding import count_evaluations, encode_part
-from diffcodec.codec.estimates import check_memory
-from diffcodec.codec.jobs import Job, Part, chain_parts, decode_job, decoding, make_chain
-from diffcodec.codec.layered import decode_layers, iter_layers
-from diffcodec.codec.lookup import find_model
-from diffcodec.codec.planes import check_pixels, coded_channels, paste
-from diffcodec.coding.reconstructions import RECONSTRUCTIONS
-from diffcodec.container.parts import Container
-from diffcodec.container.reader import FileReader, parse
+from diffcodec.codec.batches import count_evaluations, progress_bar, run
+from diffcodec.codec.jobs import EXACT, Job, Part, View, chain_parts, decode_job, make_chain
+from diffcodec.codec.layered_decoding import decode_layers, iter_layers
+from diffcodec.codec.opening import OpenFile, open_file
+from diffcodec.codec.planes import check_pixels
+from diffcodec.codec.tiles import paste_chains, paste_fallbacks
 from diffcodec.errors import UnsupportedError
 from diffcodec.images.fallback import decode_fallback
 from diffcodec.images.metadata import apply_metadata
@@ -84,20 +79,14 @@ def decode_finest(
     limits: Limits = DEFAULT_LIMITS,
 ) -> tuple[int, Image.Image]:
     """As :func:`decode`, also from a stream, and with the timestep that it came to."""
-    if reconstruct not in RECONSTRUCTIONS:
-        raise UnsupportedError(
-            f"reconstruction {reconstruct!r}: expected one of {', '.join(RECONSTRUCTIONS)}"
-        )
-    reader = FileReader(data, limits)
-    if reader.container.layers is None:
-        reader.read_tiles()
-        check_memory(reader.container, limits)
-        image = _decode_tiles(reader, timestep or 0, model, progress, reconstruct, seed)
-        return timestep or 0, image
-    reader.read_layer()
-    check_memory(reader.container, limits)
-    used = find_model(reader.container, model)
-    return decode_layers(reader, used, timestep, progress, allow_partial, reconstruct, seed)
+    view = View(timestep or 0, reconstruct, seed)
+    file = open_file(data, model, progress, limits)
+    layers = file.container.layers
+    if layers is None:
+        return view.timestep, decode_tiles(file, view)
+    if timestep is None:
+        view = replace(view, timestep=layers.stops[-1])
+    return decode_layers(file, view, allow_partial)
 
 
 def iter_decode(
@@ -121,153 +110,57 @@ def iter_decode(
         TruncatedError: if the stream ends early, after all previews that came whole; and what
             :func:`decode` raises.
     """
-    reader = FileReader(stream, limits)
-    if reader.container.layers is None:
-        reader.read_tiles()
-        check_memory(reader.container, limits)
-        yield 0, _decode_tiles(reader, 0, model, False, reconstruct, seed)
+    view = View(0, reconstruct, seed)
+    file = open_file(stream, model, False, limits)
+    if file.container.layers is None:
+        yield 0, decode_tiles(file, view)
     else:
-        reader.read_layer()
-        check_memory(reader.container, limits)
-        used = find_model(reader.container, model)
-        yield from iter_layers(reader, used, reconstruct, seed)
+        yield from iter_layers(file, view)
 
 
-def _last_timestep(parts: Sequence[Part], used: Model | None) -> int:
-    """The coarsest of these tiles, 0 without a chain."""
-    return max((len(used.plans[part.plan].levels) for part in parts), default=0) if used else 0
-
-
-def _decode_tiles(
-    reader: FileReader,
-    timestep: int,
-    model: str | Model | None,
-    progress: bool,
-    reconstruct: str,
-    seed: int,
+def decode_tiles(
+    file: OpenFile,
+    view: View = EXACT,
     watch: Callable[[Part, Job[Array]], Job[Array]] = lambda part, job: job,
 ) -> Image.Image:
-    """The image of a file without layers, all of which has been read; ``watch`` wraps its jobs."""
-    container = reader.container
-    used = find_model(container, model) if container.uses_model else None
+    """The image of a file without layers; ``watch`` wraps the jobs of its chains."""
+    container, model = file.container, file.model
     parts = chain_parts(container)
-    last = _last_timestep(parts, used)
-    if not 0 <= timestep <= last:
+    last = last_timestep(parts, model)
+    if not 0 <= view.timestep <= last:
         raise UnsupportedError(
-            f"timestep {timestep}: this file has timesteps 0 (exact) to {last} (coarsest)"
+            f"timestep {view.timestep}: this file has timesteps 0 (exact) to {last} (coarsest)"
         )
     size = (container.width, container.height)
-    if container.whole and used is None:
+    if container.whole and model is None:
         (tile,) = container.tiles
         image = decode_fallback(tile.coder, tile.payload, container.mode, size)
     else:
         image = Image.new(container.mode, size)
-    apply_metadata(image, container.metadata, reader.limits)  # pasting needs the palette in place
-    if used is not None:
+    # Pasting needs the palette in place.
+    apply_metadata(image, container.metadata, file.reader.limits)
+    if model is not None:
         jobs = (
             watch(
                 part,
                 decode_job(
-                    used,
-                    make_chain(used, container.mode, part),
+                    model,
+                    make_chain(model, container.mode, part),
                     container.tiles[part.index],
-                    timestep,
-                    reconstruct,
-                    seed,
+                    view,
                 ),
             )
             for part in parts
         )
-        with progress_bar(count_evaluations(parts, used), progress) as bar:
-            for part, x in zip(parts, run(jobs, parts, used, bar), strict=True):
-                paste(image, part.box, x, used.color)
-    for box, tile in zip(container.boxes(), container.tiles, strict=True):
-        if not tile.plan and not container.whole:
-            size = (box.width, box.height)
-            decoded = decode_fallback(tile.coder, tile.payload, container.mode, size)
-            image.paste(decoded, (box.left, box.top))
-    if timestep == 0:
+        with progress_bar(count_evaluations(parts, model), file.progress) as bar:
+            paste_chains(image, parts, run(jobs, parts, model, bar), model.color)
+    if not container.whole:
+        paste_fallbacks(image, container.boxes(), container.tiles)
+    if view.timestep == 0:
         check_pixels(image, container)
     return image
 
 
-def decode_timesteps(
-    data: bytes,
-    model: str | Model | None = None,
-    progress: bool = False,
-    limits: Limits = DEFAULT_LIMITS,
-) -> list[tuple[int, Image.Image]]:
-    """What a file without layers shows at all its timesteps, the coarsest first, 0 at last.
-
-    Guarantee: the same as :func:`decode` of each, but decoded only once.
-
-    Args:
-        data: a file's bytes.
-        model: the model it was encoded with, if it is not a shipped one.
-        progress: show a bar on a terminal when it takes over two seconds.
-        limits: the sizes to accept; all pictures are in memory at a time.
-
-    Raises:
-        DiffcodecError: if it does not decode; see :func:`decode`.
-    """
-    reader = FileReader(data, limits)
-    reader.read_tiles()
-    container = reader.container
-    used = find_model(container, model) if container.uses_model else None
-    timesteps = _last_timestep(chain_parts(container), used)
-    check_memory(container, limits, 2 * timesteps)  # each also by its tiles
-    seen: dict[int, list[tuple[Part, Image.Image]]] = {}
-
-    def watch(part: Part, job: Job[Array]) -> Job[Array]:
-        assert used is not None
-        coded = coded_channels(container.mode, used.color)
-        with decoding(used, part.index):
-            request = next(job)
-            while True:
-                answer = yield request
-                shown = Image.new(container.mode, (part.box.width, part.box.height))
-                x = np.zeros(answer.mean.shape)  # channels that are known are zero
-                x[:coded] = answer.mean[:coded]
-                paste(shown, part.box._replace(left=0, top=0), x, used.color)
-                seen.setdefault(request.timestep, []).append((part, shown))
-                try:
-                    request = job.send(answer)
-                except StopIteration as stop:
-                    exact: Array = stop.value
-                    return exact
-
-    exact = _decode_tiles(reader, 0, used, progress, "mean", 0, watch)
-    images = [(0, exact)]
-    for timestep in sorted(seen):
-        image = exact.copy()
-        for part, shown in seen[timestep]:
-            image.paste(shown, (part.box.left, part.box.top))
-        images.insert(0, (timestep, image))
-    return images
-
-
-def measure_marks(
-    data: bytes, model: str | Model | None = None, limits: Limits = DEFAULT_LIMITS
-) -> Container:
-    """The parts of a file, with step marks also where the file has none: by coding it again.
-
-    Args:
-        data: a file's bytes.
-        model: the model it was encoded with, if it is not a shipped one.
-        limits: the sizes to accept.
-
-    Raises:
-        DiffcodecError: if it does not decode; see :func:`decode`.
-    """
-    container = parse(data, limits)
-    parts = chain_parts(container)
-    if not parts or container.layers or any(tile.marks for tile in container.tiles):
-        return container
-    used = find_model(container, model)
-    image = decode(data, model=used, limits=limits)
-    tiles = list(container.tiles)
-    jobs = (encode_part(used, image, part) for part in parts)
-    for part, again in zip(parts, run(jobs, parts, used, progress_bar(0, False)), strict=True):
-        if again is not None:
-            tiles[part.index] = replace(tiles[part.index], marks=again.marks)
-    return replace(container, tiles=tuple(tiles))
+def last_timestep(parts: Sequence[Part], model: Model | None) -> int:
+    """The coarsest of these tiles, 0 without a chain."""
+    return max((len(model.plans[part.plan].levels) for part in parts), default=0) if model else 0

@@ -1,4 +1,4 @@
-"""Images to files and back: each tile by the chain or a fallback coder, whichever is smaller."""
+"""Images to files: each tile by the chain or a fallback coder, whichever is smaller."""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -8,16 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from diffcodec.codec.batches import progress_bar, run
+from diffcodec.codec.batches import count_evaluations, progress_bar, run
 from diffcodec.codec.estimates import expected_bytes
 from diffcodec.codec.jobs import Job, Part, encode_job, make_chain
-from diffcodec.codec.layered import Target, encode_layers
+from diffcodec.codec.layered_encoding import Target, encode_layers
 from diffcodec.codec.planes import coded_channels, crop, integers
+from diffcodec.codec.tiles import fallback_tile, smaller_tile
 from diffcodec.coding.bits_back import EncodedTile
 from diffcodec.container.parts import MOST_DRAW, PLAN_NAMES, Container, Tile, tile_grid
 from diffcodec.container.writer import pack
 from diffcodec.errors import UnsupportedError
-from diffcodec.images.fallback import encode_fallback
 from diffcodec.images.metadata import get_metadata
 from diffcodec.images.modes import as_image, pixel_crc
 from diffcodec.limits import DEFAULT_LIMITS, Limits
@@ -140,11 +140,6 @@ def _load(model: str | Model, plan: str) -> Model:
     return model
 
 
-def count_evaluations(parts: Sequence[Part], model: Model) -> int:
-    """Pixels through the network."""
-    return sum(len(model.plans[part.plan].levels) * part.pixels for part in parts)
-
-
 def encode_part(model: Model, source: Image.Image, part: Part) -> Job[EncodedTile | None]:
     """One tile through the chain, or None where the chain has no code for it."""
     x = integers(source, part.box, model.color).astype(np.float64)
@@ -156,29 +151,30 @@ def _assemble(
 ) -> bytes:
     """The smaller of two files: tile by tile the best coder, or one fallback for the whole."""
     metadata, checksum = get_metadata(source), pixel_crc(source)
-    size = source.size
 
-    def container(tiles: Sequence[Tile], whole: bool) -> Container:
+    def file(tiles: Sequence[Tile], whole: bool) -> bytes:
         uses_model = any(tile.plan for tile in tiles)
-        model_id = model.info.id if uses_model else NO_MODEL
-        return Container(
-            *(source.mode, *size, model_id, checksum, whole, metadata, tuple(tiles)),
+        container = Container(
+            mode=source.mode,
+            width=source.width,
+            height=source.height,
+            model=model.info.id if uses_model else NO_MODEL,
+            pixel_crc=checksum,
+            whole=whole,
+            metadata=metadata,
+            tiles=tuple(tiles),
             float_arithmetic=uses_model and model.arithmetic == "float",
         )
+        return pack(container)
 
-    whole = Tile(*encode_fallback(source))
-    candidates = [pack(container([whole], whole=True))]
+    whole = fallback_tile(source)
+    candidates = [file([whole], whole=True)]
     if coded_channels(source.mode, model.color):
-        boxes = tile_grid(*size)
-        marked = size[0] * size[1] >= MARKS_FROM_PIXELS
+        boxes = tile_grid(*source.size)
+        has_marks = source.width * source.height >= MARKS_FROM_PIXELS
         tiles = []
         for box, chain in zip(boxes, coded, strict=False):
-            tile = whole if len(boxes) == 1 else Tile(*encode_fallback(crop(source, box)))
-            if chain is not None and chain.size < len(tile.payload):
-                marks = chain.marks if marked else ()
-                payload = chain.words.astype("<u4").tobytes()
-                how = (chain.preview, chain.preview_payload, chain.draw)
-                tile = Tile(plan, payload, chain.seed_words, marks, *how)
-            tiles.append(tile)
-        candidates.append(pack(container(tiles, whole=False)))
+            fallback = whole if len(boxes) == 1 else fallback_tile(crop(source, box))
+            tiles.append(smaller_tile(fallback, chain, plan, has_marks))
+        candidates.append(file(tiles, whole=False))
     return min(candidates, key=len)

@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Float64
 
 from diffcodec.arrays import Array
 from diffcodec.codec.planes import coded_channels, other_probabilities
 from diffcodec.coding.bits_back import EncodedTile, SeedSpentError, decode_tile, encode_tile
 from diffcodec.coding.chain import Posterior, Request, TileChain
+from diffcodec.coding.reconstructions import RECONSTRUCTIONS
 from diffcodec.coding.steps import OutOfRangeError
 from diffcodec.coding.top_down import Descent, encode_below_preview
 from diffcodec.container.parts import Box, Container, Tile
-from diffcodec.errors import CorruptError, ModelMismatchError
+from diffcodec.errors import CorruptError, ModelMismatchError, UnsupportedError
 from diffcodec.models.model import Model
 
 Result = TypeVar("Result")
@@ -43,6 +44,28 @@ class Part:
     def pixels(self) -> int:
         """Area of the tile."""
         return self.box.width * self.box.height
+
+
+@dataclass(frozen=True)
+class View:
+    """What a file is to show; see :func:`diffcodec.decode`.
+
+    Raises:
+        UnsupportedError: if there is no such reconstruction.
+    """
+
+    timestep: int = 0
+    reconstruct: str = "mean"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.reconstruct not in RECONSTRUCTIONS:
+            raise UnsupportedError(
+                f"reconstruction {self.reconstruct!r}: expected one of {', '.join(RECONSTRUCTIONS)}"
+            )
+
+
+EXACT = View()
 
 
 def make_chain(model: Model, mode: str, part: Part) -> TileChain:
@@ -121,25 +144,21 @@ def encode_job(model: Model, chain: TileChain, x: Array) -> Job[EncodedTile | No
 
 
 def decode_job(
-    model: Model,
-    chain: TileChain,
-    tile: Tile,
-    timestep: int,
-    how: str = "mean",
-    seed: int = 0,
-) -> Job[NDArray[np.float64]]:
-    """What a chain tile shows at a timestep, in the colour domain, [3, height, width]."""
+    model: Model, chain: TileChain, tile: Tile, view: View = EXACT
+) -> Job[Float64[Array, "3 height width"]]:
+    """What a chain tile shows, in the colour domain."""
     words = np.frombuffer(tile.payload, "<u4") if len(tile.payload) % 4 == 0 else np.zeros(0)
     with decoding(model, chain.tile):
         if tile.preview:
             descent = Descent(chain)
-            yield from descent.decode_layer(tile.preview_payload, tile.preview, timestep)
-            if timestep >= tile.preview:
-                return (yield from descent.continued(how, seed))
+            yield from descent.decode_layer(tile.preview_payload, tile.preview, view.timestep)
+            if view.timestep >= tile.preview:
+                return (yield from descent.continued(view.reconstruct, view.seed))
             chain = descent.below()
         if words.size == 0 or words[0] == 0:
             raise ValueError("no stack of words")
-        x = yield from decode_tile(chain, words.astype(np.uint32), tile.seed_words, timestep)
-        if timestep and how != "mean":
-            x = yield from Descent(chain, timestep).continued(how, seed)
+        x = yield from decode_tile(chain, words.astype(np.uint32), tile.seed_words, view.timestep)
+        if view.timestep and view.reconstruct != "mean":
+            descent = Descent(chain, view.timestep)
+            x = yield from descent.continued(view.reconstruct, view.seed)
     return x

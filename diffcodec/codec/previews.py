@@ -10,21 +10,23 @@ from tqdm import tqdm
 from diffcodec.arrays import Array, Bits
 from diffcodec.codec.batches import run
 from diffcodec.codec.jobs import (
+    EXACT,
     Job,
     Part,
     Result,
+    View,
     decode_job,
     decoding,
     encode_job,
     encoding,
     make_chain,
 )
-from diffcodec.codec.planes import integers, paste
+from diffcodec.codec.planes import integers
+from diffcodec.codec.tiles import paste_chains, paste_fallbacks
 from diffcodec.coding.bits_back import EncodedTile
 from diffcodec.coding.chain import TileChain
 from diffcodec.coding.top_down import Descent
 from diffcodec.container.parts import Tile, tile_grid
-from diffcodec.images.fallback import decode_fallback
 from diffcodec.models.model import Model
 
 KEPT_PIXELS = 1 << 22  # of images in which the model's answers are kept, at 48 bytes each
@@ -84,15 +86,15 @@ class Previews:
         list(self._run(job))
         self.timestep = max(end, timestep)
 
-    def show(self, how: str = "mean", seed: int = 0) -> Image.Image:
-        """The image at the present timestep."""
+    def show(self, view: View = EXACT) -> Image.Image:
+        """The image at the present timestep, reconstructed as the view says."""
 
         def job(part: Part, descent: Descent) -> Job[Array]:
             with encoding(self.model) if self.encodes else decoding(self.model, part.index):
-                if how == "mean":
+                if view.reconstruct == "mean":
                     return (yield from descent.mean())
                 other = Descent(descent.below(), descent.timestep)
-                return (yield from other.continued(how, seed))
+                return (yield from other.continued(view.reconstruct, view.seed))
 
         return self.put_together(self._run(job))
 
@@ -105,29 +107,23 @@ class Previews:
 
         return self._run(job)
 
-    def decode_rest(self, tiles: Sequence[Tile], timestep: int, how: str, seed: int) -> Image.Image:
+    def decode_rest(self, tiles: Sequence[Tile], view: View) -> Image.Image:
         """The image at a timestep below z_t."""
 
         def job(part: Part, descent: Descent) -> Job[Array | None]:
             tile = tiles[part.index]
             if not tile.plan:
                 return None
-            return (yield from decode_job(self.model, descent.below(), tile, timestep, how, seed))
+            return (yield from decode_job(self.model, descent.below(), tile, view))
 
         image = self.put_together(self._run(job))
-        for part, tile in zip(self.parts, tiles, strict=True):
-            if not tile.plan:
-                size = (part.box.width, part.box.height)
-                decoded = decode_fallback(tile.coder, tile.payload, self.mode, size)
-                image.paste(decoded, (part.box.left, part.box.top))
+        paste_fallbacks(image, [part.box for part in self.parts], tiles)
         return image
 
     def put_together(self, shown: Iterator[Array | None]) -> Image.Image:
         """An image of tiles in the colour domain."""
         image = Image.new(self.mode, self.size)
-        for part, x in zip(self.parts, shown, strict=True):
-            if x is not None:
-                paste(image, part.box, x, self.model.color)
+        paste_chains(image, self.parts, shown, self.model.color)
         return image
 
     def _run(self, job: Callable[[Part, Descent], Job[Result]]) -> Iterator[Result]:

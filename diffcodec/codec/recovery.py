@@ -8,14 +8,14 @@ import numpy as np
 from PIL import Image
 
 from diffcodec.arrays import Array
-from diffcodec.codec.batches import progress_bar, run
+from diffcodec.codec.batches import count_evaluations, progress_bar, run
 from diffcodec.codec.estimates import check_memory
 from diffcodec.codec.jobs import Job, Part, decode_job, decoding, make_chain
-from diffcodec.codec.lookup import find_model
-from diffcodec.codec.planes import check_pixels, paste
+from diffcodec.codec.opening import find_model
+from diffcodec.codec.planes import check_pixels
+from diffcodec.codec.tiles import paste_chains, paste_fallbacks
 from diffcodec.coding.top_down import Descent
 from diffcodec.container.salvage import Damage, Salvage, salvage
-from diffcodec.images.fallback import decode_fallback
 from diffcodec.images.metadata import apply_metadata
 from diffcodec.limits import DEFAULT_LIMITS, Limits
 from diffcodec.models.model import Model
@@ -62,16 +62,9 @@ def recover(
         used = find_model(container, model)
         parts = list(_chain_parts(found))
         jobs = (_decode(used, found, part) for part in parts)
-        evaluations = sum(len(used.plans[part.plan].levels) * part.pixels for part in parts)
-        with progress_bar(evaluations, progress) as bar:
-            for part, x in zip(parts, run(jobs, parts, used, bar), strict=True):
-                if x is not None:
-                    paste(image, part.box, x, used.color)
-    for box, tile in zip(found.container.boxes(), found.tiles, strict=False):
-        if tile is not None and not tile.plan:
-            size = (box.width, box.height)
-            decoded = decode_fallback(tile.coder, tile.payload, container.mode, size)
-            image.paste(decoded, (box.left, box.top))
+        with progress_bar(count_evaluations(parts, used), progress) as bar:
+            paste_chains(image, parts, run(jobs, parts, used, bar), used.color)
+    paste_fallbacks(image, container.boxes(), found.tiles)
     if all(damage.tile is None for damage in found.damage):
         check_pixels(image, container)
     return Recovered(image, found.damage)
@@ -95,7 +88,7 @@ def _decode(model: Model, found: Salvage, part: Part) -> Job[Array | None]:
     tile = found.tiles[part.index] if found.tiles else None
     if layers is None:
         assert tile is not None
-        return (yield from decode_job(model, make_chain(model, mode, part), tile, 0))
+        return (yield from decode_job(model, make_chain(model, mode, part), tile))
     descent = Descent(make_chain(model, mode, part))
     for end, payloads in zip(layers.timesteps, found.payloads, strict=True):
         payload = payloads[part.index]
@@ -104,7 +97,7 @@ def _decode(model: Model, found: Salvage, part: Part) -> Job[Array | None]:
         with decoding(model, part.index):
             yield from descent.decode_layer(payload, end)
     if tile is not None and descent.timestep == layers.timesteps[-1]:
-        return (yield from decode_job(model, descent.below(), tile, 0))
+        return (yield from decode_job(model, descent.below(), tile))
     if descent.timestep > layers.timesteps[0]:
         return None
     with decoding(model, part.index):

@@ -4,9 +4,9 @@ Every z_t lives on a lattice ``spacing * n + offset``; what is coded is the inte
 first level the lattice is that of a dithered quantiser, so z_1 is a function of x.
 """
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -30,6 +30,22 @@ class Posterior(NamedTuple):
 
     mean: Array
     variance: Array
+
+
+Result = TypeVar("Result")
+
+
+def drive(
+    job: Generator[Request, Posterior, Result], model: Callable[[Request], Posterior]
+) -> Result:
+    """What a coroutine comes to whose requests are answered one by one."""
+    try:
+        request = next(job)
+        while True:
+            request = job.send(model(request))
+    except StopIteration as stop:
+        result: Result = stop.value
+        return result
 
 
 class TileChain:

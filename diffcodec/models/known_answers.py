@@ -6,9 +6,9 @@ are written down here; a model's own are in its file, from the machine that expo
 
 import hashlib
 import platform
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from diffcodec.arrays import Array
 from diffcodec.coding import randomness
 from diffcodec.coding.ans import Stack, lower_tail, truncated_gaussian
 from diffcodec.coding.bits_back import decode_tile, encode_tile
-from diffcodec.coding.chain import Posterior, Request, TileChain
+from diffcodec.coding.chain import Posterior, Request, TileChain, drive
 from diffcodec.coding.steps import OutOfRangeError
 from diffcodec.diffusion.color import to_domain
 from diffcodec.diffusion.plan import Plan
@@ -27,7 +27,6 @@ from diffcodec.networks import integer
 if TYPE_CHECKING:
     from diffcodec.models.model import Model
 
-Result = TypeVar("Result")
 
 HEIGHT, WIDTH = 20, 28  # of the image: no multiples of what the network takes
 DIGEST_DIGITS = 16
@@ -87,12 +86,16 @@ def model_answers(model: "Model") -> dict[str, str]:
         def chain(plan: Plan = plan) -> TileChain:
             return TileChain(plan, model.domain, 0, 3, (HEIGHT, WIDTH))
 
+        def posterior(request: Request, plan: Plan = plan) -> Posterior:
+            mean, v = model.posterior_x(request.z[None], plan.levels[request.timestep - 1])
+            return Posterior(mean[0], v[0])
+
         try:
-            coded = _drive(encode_tile(chain(), x), model, plan.levels)
+            coded = drive(encode_tile(chain(), x), posterior)
         except OutOfRangeError:
             answers[name] = NO_CODE
             continue
-        again = _drive(decode_tile(chain(), coded.words, coded.seed_words), model, plan.levels)
+        again = drive(decode_tile(chain(), coded.words, coded.seed_words), posterior)
         if not np.array_equal(again, x):
             raise ValueError(f"an image coded by the plan {name!r} does not come back")
         answers[name] = _digest(coded.words, np.array([coded.seed_words]))
@@ -112,19 +115,6 @@ def _network_outputs(model: "Model", x: Array) -> Iterator[Array]:
     for i, sigma in enumerate(model.info.levels):
         noise = randomness.approximate_normals(0, i, x.shape)
         yield from model.posterior_x((x + sigma * noise)[None], sigma)
-
-
-def _drive(
-    job: Generator[Request, Posterior, Result], model: "Model", levels: Sequence[float]
-) -> Result:
-    try:
-        request = next(job)
-        while True:
-            mean, variance = model.posterior_x(request.z[None], levels[request.timestep - 1])
-            request = job.send(Posterior(mean[0], variance[0]))
-    except StopIteration as stop:
-        result: Result = stop.value
-        return result
 
 
 def _coded_words() -> NDArray[np.uint32]:

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from diffcodec.codec.decoding import decode_timesteps, iter_decode, measure_marks
+from diffcodec.codec.decoding import iter_decode
 from diffcodec.codec.estimates import check_memory
+from diffcodec.codec.timesteps import decode_timesteps, measure_marks
 from diffcodec.container.parts import Container
 from diffcodec.container.reader import FileReader
 from diffcodec.images.modes import psnr

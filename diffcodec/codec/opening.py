@@ -1,9 +1,56 @@
-"""The model that a file needs."""
+"""A file opened for decoding: what is read of it held against the limits, and its model found."""
 
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from diffcodec.codec.estimates import check_memory
 from diffcodec.container.parts import Container
+from diffcodec.container.reader import FileReader
 from diffcodec.errors import CorruptError, ModelMismatchError
+from diffcodec.limits import Limits
 from diffcodec.models.file import find_model_path, model_path, read_model_info
 from diffcodec.models.model import Model, load_model
+
+
+@dataclass(frozen=True)
+class OpenFile:
+    """A file that has been read whole or, if it has layers, as far as the first.
+
+    Attributes:
+        reader: of the file.
+        model: None if the file needs none.
+        progress: whether to show a bar.
+    """
+
+    reader: FileReader
+    model: Model | None
+    progress: bool = False
+
+    @property
+    def container(self) -> Container:
+        """What has been read."""
+        return self.reader.container
+
+
+def open_file(
+    source: bytes | BinaryIO, model: str | Model | None, progress: bool, limits: Limits
+) -> OpenFile:
+    """Read a file as far as its first layer, or whole if it has none.
+
+    Until then no claim of the header is to be trusted.
+
+    Raises:
+        DiffcodecError: see :func:`diffcodec.decode`.
+    """
+    reader = FileReader(source, limits)
+    if reader.container.layers is None:
+        reader.read_tiles()
+    else:
+        reader.read_layer()
+    container = reader.container
+    check_memory(container, limits)
+    used = find_model(container, model) if container.uses_model else None
+    return OpenFile(reader, used, progress)
 
 
 def find_model(container: Container, given: str | Model | None) -> Model:

@@ -1,0 +1,63 @@
+"""What becomes of a tile: a chain, or what a fallback coder makes of it where that is smaller."""
+
+from collections.abc import Iterable
+
+from PIL import Image
+
+from diffcodec.arrays import Array
+from diffcodec.codec.jobs import Part
+from diffcodec.codec.planes import paste
+from diffcodec.coding.bits_back import EncodedTile
+from diffcodec.container.parts import Box, Tile
+from diffcodec.images.fallback import decode_fallback, encode_fallback
+
+
+def fallback_tile(image: Image.Image) -> Tile:
+    """A tile by the fallback coder that makes the least of it."""
+    return Tile(*encode_fallback(image))
+
+
+def smaller_tile(
+    fallback: Tile, chain: EncodedTile | None, plan: str, has_marks: bool = False
+) -> Tile:
+    """The smaller of two codes of a tile.
+
+    Args:
+        fallback: by a fallback coder.
+        chain: by the chain; None where it has no code.
+        plan: the chain's.
+        has_marks: whether the file has step marks.
+    """
+    if chain is None or chain.size >= len(fallback.payload):
+        return fallback
+    return Tile(
+        coder=plan,
+        payload=chain.words.astype("<u4").tobytes(),
+        seed_words=chain.seed_words,
+        marks=chain.marks if has_marks else (),
+        preview=chain.preview,
+        preview_payload=chain.preview_payload,
+        draw=chain.draw,
+    )
+
+
+def paste_chains(
+    image: Image.Image, parts: Iterable[Part], decoded: Iterable[Array | None], color: str
+) -> None:
+    """Put tiles of the colour domain, [3, height, width], in their places; None is left out."""
+    for part, x in zip(parts, decoded, strict=True):
+        if x is not None:
+            paste(image, part.box, x, color)
+
+
+def paste_fallbacks(image: Image.Image, boxes: Iterable[Box], tiles: Iterable[Tile | None]) -> None:
+    """Put the tiles that are by a fallback coder in their places; others are left out.
+
+    Raises:
+        CorruptError: if one does not decode.
+    """
+    for box, tile in zip(boxes, tiles, strict=False):
+        if tile is not None and not tile.plan:
+            size = (box.width, box.height)
+            decoded = decode_fallback(tile.coder, tile.payload, image.mode, size)
+            image.paste(decoded, (box.left, box.top))

@@ -1,0 +1,100 @@
+"""What a file without layers shows at each of its timesteps, and where in it they end."""
+
+from dataclasses import replace
+
+import numpy as np
+from PIL import Image
+
+from diffcodec.arrays import Array
+from diffcodec.codec.batches import progress_bar, run
+from diffcodec.codec.decoding import decode_tiles, last_timestep
+from diffcodec.codec.encoding import encode_part
+from diffcodec.codec.estimates import check_memory
+from diffcodec.codec.jobs import Job, Part, chain_parts, decoding
+from diffcodec.codec.opening import open_file
+from diffcodec.codec.planes import coded_channels, paste
+from diffcodec.container.parts import Container
+from diffcodec.container.reader import parse
+from diffcodec.limits import DEFAULT_LIMITS, Limits
+from diffcodec.models.model import Model
+
+
+def decode_timesteps(
+    data: bytes,
+    model: str | Model | None = None,
+    progress: bool = False,
+    limits: Limits = DEFAULT_LIMITS,
+) -> list[tuple[int, Image.Image]]:
+    """What a file without layers shows at all its timesteps, the coarsest first, 0 at last.
+
+    Guarantee: the same as :func:`decode` of each, but decoded only once.
+
+    Args:
+        data: a file's bytes.
+        model: the model it was encoded with, if it is not a shipped one.
+        progress: show a bar on a terminal when it takes over two seconds.
+        limits: the sizes to accept; all pictures are in memory at a time.
+
+    Raises:
+        DiffcodecError: if it does not decode; see :func:`decode`.
+    """
+    file = open_file(data, model, progress, limits)
+    container, used = file.container, file.model
+    timesteps = last_timestep(chain_parts(container), used)
+    check_memory(container, limits, 2 * timesteps)  # each also by its tiles
+    seen: dict[int, list[tuple[Part, Image.Image]]] = {}
+
+    def watch(part: Part, job: Job[Array]) -> Job[Array]:
+        assert used is not None
+        coded = coded_channels(container.mode, used.color)
+        with decoding(used, part.index):
+            request = next(job)
+            while True:
+                answer = yield request
+                shown = Image.new(container.mode, (part.box.width, part.box.height))
+                x = np.zeros(answer.mean.shape)  # channels that are known are zero
+                x[:coded] = answer.mean[:coded]
+                paste(shown, part.box._replace(left=0, top=0), x, used.color)
+                seen.setdefault(request.timestep, []).append((part, shown))
+                try:
+                    request = job.send(answer)
+                except StopIteration as stop:
+                    exact: Array = stop.value
+                    return exact
+
+    exact = decode_tiles(file, watch=watch)
+    images = [(0, exact)]
+    for timestep in sorted(seen):
+        image = exact.copy()
+        for part, shown in seen[timestep]:
+            image.paste(shown, (part.box.left, part.box.top))
+        images.insert(0, (timestep, image))
+    return images
+
+
+def measure_marks(
+    data: bytes, model: str | Model | None = None, limits: Limits = DEFAULT_LIMITS
+) -> Container:
+    """The parts of a file, with step marks also where the file has none: by coding it again.
+
+    Args:
+        data: a file's bytes.
+        model: the model it was encoded with, if it is not a shipped one.
+        limits: the sizes to accept.
+
+    Raises:
+        DiffcodecError: if it does not decode; see :func:`decode`.
+    """
+    container = parse(data, limits)
+    parts = chain_parts(container)
+    if not parts or container.layers or any(tile.marks for tile in container.tiles):
+        return container
+    file = open_file(data, model, False, limits)
+    image, used = decode_tiles(file), file.model
+    assert used is not None
+    tiles = list(container.tiles)
+    jobs = (encode_part(used, image, part) for part in parts)
+    for part, again in zip(parts, run(jobs, parts, used, progress_bar(0, False)), strict=True):
+        if again is not None:
+            tiles[part.index] = replace(tiles[part.index], marks=again.marks)
+    return replace(container, tiles=tuple(tiles))
