@@ -11,7 +11,8 @@ features and the exact x of the phases before, and gives each sample a mixture o
 logistics (PixelCNN++, Salimans et al. 2017, section 2.1), here truncated to the M candidates.
 
 What it prints is the remainder alone, in bits per dimension, on held-out crops, by phase and by
-channel; ``--jump`` adds what the chain pays for z_1 given the next level.
+channel; ``--beside-chain`` adds what z_1 then costs given the default plan's next level above, and
+what today's chain pays for x given that level.
 """
 
 import copy
@@ -26,9 +27,19 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from diffcodec.diffusion.bound import above, chain_bound_bits
 from diffcodec.diffusion.color import channels
-from diffcodec.diffusion.process import LOG2_E, dithered_quantise
-from diffcodec.models.model import load_weights
+from diffcodec.diffusion.plan import Plan
+from diffcodec.diffusion.process import (
+    LOG2_E,
+    discretized_gaussian_bits,
+    dithered_quantise,
+    p_first,
+    q_sample,
+    to_bits_per_dimension,
+)
+from diffcodec.evaluation.measure import torch_posterior
+from diffcodec.models.model import load_model, load_weights
 from diffcodec.networks.unet import UNet
 from diffcodec.training.crops import CropSampler, domain_batch
 from diffcodec.training.data import find_images, split_held_out
@@ -277,6 +288,35 @@ def train(
     return average
 
 
+@torch.no_grad()
+def beside_chain(name: str, model: str, quantiser: int, x: Tensor) -> str:
+    """One line: z_1 given a level about twice as noisy, and x given that level by today's chain.
+
+    Without context in either, in bits per dimension.
+    """
+    loaded = load_model(model, "float")
+    domain, plan = loaded.domain, loaded.plans["default"]
+    posterior = torch_posterior(loaded)
+    steps = channels((quantiser, 2 * quantiser, 3 * quantiser // 2), x)
+    first = ((steps * steps - 1) / 12).sqrt()
+    t = next(t for t, s in enumerate(plan.levels) if s > 1.5 * first[0].item())
+    lowest = Plan(plan.levels[: t + 1], plan.lattice_ratios[:t])
+    generator = torch.Generator().manual_seed(0)
+    jump, chain = [], []
+    for part in x.split(4):
+        sigma = plan.levels[t] * channels(domain.noise_multipliers, part)
+        dither = torch.floor(torch.rand(part.shape, generator=generator) * steps)
+        z_1, _ = dithered_quantise(part, dither, steps)
+        z = q_sample(z_1, above(sigma, first), torch.randn(part.shape, generator=generator))
+        mean, v = posterior(z, torch.full((len(z),), plan.levels[t]))
+        p = p_first(mean, v, z, first, sigma, steps)
+        jump.append(to_bits_per_dimension(discretized_gaussian_bits(z_1, *p, steps)))
+        bits = chain_bound_bits(posterior, part, COLOR, lowest, generator)
+        chain.append(bits[:, : t + 1].sum(1))  # all but the prior
+    level, z_1_bits, chain_bits = plan.levels[t], torch.cat(jump).mean(), torch.cat(chain).mean()
+    return f"{name}: z_1 given sigma {level:g} {z_1_bits:.4f}; today x given it {chain_bits:.4f}"
+
+
 def fixed_crops(sampler: CropSampler, count: int) -> Tensor:
     """The same crops whenever the folder is the same, in the colour domain."""
     return domain_batch(sampler.batch(count, 12345, 0), COLOR)
@@ -293,6 +333,7 @@ def fixed_crops(sampler: CropSampler, count: int) -> Tensor:
 @click.option("--rate", default=1.5e-3, show_default=True, help="Peak of the learning rate.")
 @click.option("--batch", default=16, show_default=True, help="Crops of a step.")
 @click.option("--crop", default=64, show_default=True, help="Sides of a crop, in pixels.")
+@click.option("--beside-chain", "beside", is_flag=True, help="What today's chain pays, too.")
 @click.option("--seed", default=0, show_default=True, help="Of crops and dither.")
 def main(
     data: tuple[Path, ...],
@@ -305,6 +346,7 @@ def main(
     rate: float,
     batch: int,
     crop: int,
+    beside: bool,
     seed: int,
 ) -> None:
     """Train the remainder in phases on folders of images, and measure it on held-out crops."""
@@ -313,16 +355,19 @@ def main(
     if init is not None:
         network.load_state_dict({name: t.float() for name, t in load_file(init).items()})
     kept, held = split_held_out([image for folder in data for image in find_images(folder)])
-    held_out = fixed_crops(CropSampler(held, 96, "none"), 64)
+    held_out = fixed_crops(CropSampler(held, 96, "none"), 48)
     if minutes > 0:
         out.mkdir(parents=True, exist_ok=True)
         settings = {"minutes": minutes, "rate": rate, "batch": batch, "seed": seed}
         network = train(network, CropSampler(kept, crop), held_out, out, settings)
     else:
         click.echo(report("held out", held_out_bits(network, held_out)))
+    crops = {"held out": held_out}
     for folder in tests:
-        x = fixed_crops(CropSampler(find_images(folder), 96, "none"), 48)
-        click.echo(report(folder.name, held_out_bits(network, x)))
+        crops[folder.name] = fixed_crops(CropSampler(find_images(folder), 96, "none"), 24)
+        click.echo(report(folder.name, held_out_bits(network, crops[folder.name])))
+    for name, x in crops.items() if beside else ():
+        click.echo(beside_chain(name, model, quantiser, x))
 
 
 if __name__ == "__main__":

@@ -75,6 +75,7 @@ def test_the_command_trains_and_goes_on(tmp_path: Path) -> None:
         first = CliRunner().invoke(phases.main, [*given, *more], catch_exceptions=False)
     bits = bits_said(first.stdout)
     assert bits[-2] < bits[0]  # the held-out crops have flat noise to learn
-    again = [f"--init={tmp_path / phases.WEIGHTS}", "--minutes=0"]
+    again = [f"--init={tmp_path / phases.WEIGHTS}", "--minutes=0", "--beside-chain"]
     second = CliRunner().invoke(phases.main, [*given, *again], catch_exceptions=False)
+    assert "held out: z_1 given sigma " in second.stdout
     assert bits_said(second.stdout) == pytest.approx([bits[-2]], abs=0.05)  # bfloat16 between
