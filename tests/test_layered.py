@@ -518,14 +518,14 @@ def test_huge_claims_cost_nothing(model: Model) -> None:
     header = pack(replace(container, width=1, height=1, metadata={}))[:19]
     header = header[:6] + 2 * b"\x80\x80\x01" + header[8:]
     tracemalloc.start()
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(TruncatedError):
         decode(header + bytes(1000), model=model)
     count = (1 << 20) // 512
     payload = replace(container.layers, payloads=((b"",) * count,))
     with pytest.raises(CorruptError, match="does not decode"):
         decode(pack(replace(container, width=1, height=1 << 20, layers=payload)), model=model)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert seconds < 60 and peak < 32 << 20  # a group of tiles, and no more

@@ -57,7 +57,7 @@ def test_workers_that_are_no_longer_wanted_end_at_once(tmp_path: Path) -> None:
     assert next(running) == (jobs[1], "A")
     start = time.monotonic()
     running.close()
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 600  # a slow one sleeps for an hour
     assert not multiprocessing.active_children()
     assert not list(tmp_path.glob(".*"))
 
@@ -163,13 +163,13 @@ def test_a_worker_is_killed_half_way(
 ) -> None:
     printed: list[str] = []
 
-    def kill_at_the_eighth(line: bytes) -> None:
+    def kill_at_the_fourth(line: bytes) -> None:
         printed.append(line.decode())
-        if len(printed) == 8:
+        if len(printed) == 4:  # long before in/11.png is begun
             os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
 
     with monkeypatch.context() as patch:
-        patch.setattr(running, "write_standard_output", kill_at_the_eighth)
+        patch.setattr(running, "write_standard_output", kill_at_the_fourth)
         result = run(tiny, "encode --output-dir out --jobs 2 --json", images)
     assert result.exit_code == 1
     said = {line["input"]: line for line in map(json.loads, printed)}

@@ -17,6 +17,6 @@ def work(name: str, path: str) -> str:
     if name == "exit":
         os._exit(3)
     if name == "slow":
-        os.fsync = lambda _: time.sleep(60)
+        os.fsync = lambda _: time.sleep(3600)
     write_file(path, name.encode(), force=False)
     return name.upper()
