@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, features
 
 from diffcodec.errors import DiffcodecError
 from diffcodec.images.color_sets import (
@@ -21,7 +22,11 @@ from diffcodec.images.color_sets import (
 )
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.png"))
-REACHED = {"photoycc": 2_142_443, "jfif": 4_261_968}
+REACHED = {
+    **{"photoycc": 2_142_443, "jfif": 4_261_968, "bt601": 2_955_887, "bt709": 3_047_877},
+    **{"bt601-420": 2_956_219, "bt709-420": 3_048_052, "jfif-420": 4_263_238},
+    **{"webp": 2_956_203, "avif": 4_259_106, "avif-limited": 2_980_276},
+}
 
 
 def converted(name: str, yuv: NDArray[np.integer]) -> NDArray[np.uint8]:
@@ -41,6 +46,12 @@ def test_a_conversion_reaches_so_many_triples(name: str) -> None:
     assert int(triples(name).sum()) == REACHED[name]
 
 
+@pytest.mark.parametrize("name", CONVERSIONS)
+def test_a_sample_has_one_chroma_at_most(name: str) -> None:
+    rule = conversion(name)
+    assert min(np.diff(rule.red).min(), np.diff(rule.blue).min()) >= 1 << 16
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_kodak_was_photoycc(path: Path) -> None:
     image = Image.open(path)
@@ -57,6 +68,24 @@ def test_a_decoded_jpeg_is_found(quality: int, subsampling: int) -> None:
     photograph = Image.open(EXAMPLES[0]).resize((320, 200))
     photograph.save(stream, "JPEG", quality=quality, subsampling=subsampling)
     assert find_color_set(Image.open(stream)) == ColorSet("jfif")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("webp", {"format": "WEBP", "quality": 60}),
+        ("webp", {"format": "WEBP", "quality": 95}),
+        ("avif", {"format": "AVIF", "subsampling": "4:2:0", "speed": 10}),
+        ("avif", {"format": "AVIF", "subsampling": "4:4:4", "speed": 10}),
+        ("avif-limited", {"format": "AVIF", "range": "limited", "speed": 10}),
+    ],
+)
+def test_a_decoded_lossy_file_is_found(name: str, options: dict[str, Any]) -> None:
+    if not features.check(options["format"].lower()):
+        pytest.skip(f"this Pillow reads no {options['format']}")
+    stream = io.BytesIO()
+    Image.open(EXAMPLES[0]).resize((320, 200)).save(stream, **options)
+    assert find_color_set(Image.open(stream)) == ColorSet(name)
 
 
 @given(st.sampled_from(list(CONVERSIONS)), arrays(np.uint8, (16, 16, 3)))
@@ -79,6 +108,7 @@ def test_integers_outside_of_bytes_cannot_occur() -> None:
     rgb = np.array([-1, 0, 255, 256, 511, -256, 1 << 40]).reshape(-1, 1, 1, 1).repeat(3, 1)
     for colors in (ColorSet("jfif"), ColorSet(None, (bytes([0xFF]) * 32,))):
         assert colors.allowed(rgb)[:, 0, 0].tolist() == [0, 1, 1, 0, 0, 0, 0]
+        assert colors.allowed(np.int8([-1, 1])[:, None, None, None].repeat(3, 1)).sum() == 1
 
 
 @pytest.mark.parametrize("shape", [(300, 200), (300, 200, 3)], ids=["L", "RGB"])

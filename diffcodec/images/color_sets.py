@@ -8,9 +8,8 @@ formulas, and how they were found.
 import math
 import threading
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +18,18 @@ from PIL import Image
 from diffcodec.arrays import Bits, Integers
 from diffcodec.errors import FormatError, UnsupportedFileError
 
-CONVERSIONS = {"photoycc": 1, "jfif": 2}  # bytes in files
+CONVERSIONS = {  # bytes in files
+    "photoycc": 1,  # Kodak's PhotoCD
+    "jfif": 2,  # JPEG as libjpeg decodes it
+    "bt601": 3,  # video as FFmpeg's swscale converts it, where chroma is not subsampled
+    "bt709": 4,
+    "bt601-420": 5,  # and where it is
+    "bt709-420": 6,
+    "jfif-420": 7,  # the same of full range
+    "webp": 8,  # lossy WebP
+    "avif": 9,  # AVIF of full range as libyuv converts it
+    "avif-limited": 10,
+}
 VALUES_BYTES = 32  # of a channel: a bit for each of its values, the lowest first
 SAMPLED_PIXELS, TRIED_COLORS = 4096, 64
 LEAST_PIXELS = 256  # what fewer can gain doesn't pay for naming a conversion
@@ -39,7 +49,7 @@ class Conversion:
         G = (luma[Y] + green_u[U] + green_v[V]) >> 16
         B = (luma[Y] + blue[U]) >> 16
 
-    ``red`` and ``blue`` grow by more than 2^16 a step: at most one V leads to an R, one U to a B.
+    ``red`` and ``blue`` grow by 2^16 or more a step: at most one V leads to an R, one U to a B.
     """
 
     luma: Integers
@@ -49,23 +59,65 @@ class Conversion:
     green_v: Integers
 
 
-def _photoycc(v: Integers) -> Conversion:
-    red, blue = 119374 * (v - 137), 145352 * (v - 156)
-    return Conversion(89024 * v, red, blue, -12714 * (blue >> 16), -33358 * (red >> 16))
+_V = np.arange(256)  # of Y, U or V
+_C = _V - 128
 
 
-def _jfif(v: Integers) -> Conversion:
-    half, u = 1 << 15, v - 128
-    return Conversion(v << 16, 91881 * u + half, 116130 * u + half, -22554 * u + half, -46802 * u)
+def _photoycc() -> Conversion:
+    red, blue = 119374 * (_V - 137), 145352 * (_V - 156)
+    return Conversion(89024 * _V, red, blue, -12714 * (blue >> 16), -33358 * (red >> 16))
 
 
-_TABLES: dict[str, Callable[[Integers], Conversion]] = {"photoycc": _photoycc, "jfif": _jfif}
+def _jfif() -> Conversion:
+    half = 1 << 15
+    green_u, green_v = half - 22554 * _C, -46802 * _C
+    return Conversion(_V << 16, 91881 * _C + half, 116130 * _C + half, green_u, green_v)
 
 
-@cache
+def _swscale(red: int, blue: int, green_u: int, green_v: int) -> Conversion:
+    half, factors = 1 << 12, (red, blue, green_u, green_v)
+    luma = 9539 * (_V - 16) + half
+    return Conversion(*(table << 3 for table in (luma, *(factor * _C for factor in factors))))
+
+
+def _swscale_420(
+    black: int, luma: int, red: int, blue: int, green_u: int, green_v: int
+) -> Conversion:
+    tables = [luma * (_V - black), *(factor * _C for factor in (red, blue, green_u, green_v))]
+    return Conversion(*(table >> 13 << 16 for table in tables))
+
+
+def _libwebp() -> Conversion:
+    tables = (
+        *(19077 * _V >> 8, (26149 * _V >> 8) - 14234, (33050 * _V >> 8) - 17685),
+        *(8708 - (6419 * _V >> 8), -(13320 * _V >> 8)),
+    )
+    return Conversion(*(table << 10 for table in tables))
+
+
+def _libyuv(luma: int, offset: int, red: int, blue: int, green_u: int, green_v: int) -> Conversion:
+    tables = [257 * _V * luma >> 16, *(factor * _C for factor in (red, blue, green_u, green_v))]
+    tables[0] += offset
+    return Conversion(*(table << 10 for table in tables))
+
+
+_RULES = {
+    "photoycc": _photoycc(),
+    "jfif": _jfif(),
+    "bt601": _swscale(13075, 16525, -3209, -6660),
+    "bt709": _swscale(14686, 17305, -1747, -4366),
+    "bt601-420": _swscale_420(16, 9539, 13075, 16525, -3209, -6660),
+    "bt709-420": _swscale_420(16, 9539, 14686, 17305, -1747, -4366),
+    "jfif-420": _swscale_420(0, 8192, 11485, 14516, -2819, -5850),
+    "webp": _libwebp(),
+    "avif": _libyuv(16320, 32, 90, 113, -22, -46),
+    "avif-limited": _libyuv(18997, -1160, 102, 128, -25, -52),
+}
+
+
 def conversion(name: str) -> Conversion:
     """The tables of one of ``CONVERSIONS``."""
-    return _TABLES[name](np.arange(256))
+    return _RULES[name]
 
 
 def triples(name: str) -> NDArray[np.bool_]:
@@ -74,7 +126,7 @@ def triples(name: str) -> NDArray[np.bool_]:
         return _triples(name)
 
 
-@cache
+@lru_cache(4)  # of 16 MiB each
 def _triples(name: str) -> NDArray[np.bool_]:
     rule = conversion(name)
     reached = np.zeros(1 << 24, np.bool_)
@@ -144,9 +196,11 @@ class ColorSet:
         Returns:
             [..., height, width]; False where a sample is not in 0..255.
         """
-        r, g, b = np.moveaxis(rgb, -3, 0)
+        if rgb.ndim > 3:  # in pieces, which the processor's cache holds
+            return np.stack([self.allowed(part) for part in rgb])
+        r, g, b = rgb
         inside: NDArray[np.bool_] = ((r | g | b) >> 8) == 0
-        low = [(channel & 255).astype(np.intp) for channel in (r, g, b)]
+        low = [channel.astype(np.uint8).astype(np.intp) for channel in rgb]
         if self.conversion:
             inside &= triples(self.conversion)[low[0] << 16 | low[1] << 8 | low[2]]
         for bits, channel in zip(self.values, low, strict=False):
