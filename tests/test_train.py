@@ -756,20 +756,19 @@ def test_crops_follow_from_seed_and_step_alone(data):
 # --- what cannot be trained on --------------------------------------------------------------------
 
 
-def test_no_folder(config, tmp_path):
-    with pytest.raises(DiffcodecError, match=r"missing: no such folder; --data takes a folder"):
-        Trainer(replace(config, data=str(tmp_path / "missing")), tmp_path)
-
-
-def test_no_images(config, tmp_path):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": "missing"}, "missing: no such folder; --data takes a folder"),
+        ({"data": "."}, r"holds no images \(\.bmp, "),
+        ({"crop": 26}, r"no image is at least 26 pixels.*smaller --crop"),
+    ],
+)
+def test_data_that_cannot_be_trained_on(config, tmp_path, monkeypatch, change, message):
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(DiffcodecError, match=r"holds no images \(\.bmp, "):
-        Trainer(replace(config, data=str(tmp_path)), tmp_path)
-
-
-def test_images_smaller_than_the_crop(config, tmp_path):
-    with pytest.raises(DiffcodecError, match=r"no image is at least 26 pixels.*smaller --crop"):
-        Trainer(replace(config, crop=26), tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DiffcodecError, match=message):
+        Trainer(replace(config, **change), tmp_path)
 
 
 def damaged(kind):
@@ -799,6 +798,11 @@ def command(*arguments):
     return CliRunner().invoke(cli, ["train", *map(str, arguments)])
 
 
+def trained(*arguments):
+    result = command(*arguments)
+    assert result.exit_code == 0, result.output
+
+
 @pytest.fixture
 def arguments(data, tmp_path):
     common = f"--batch 8 --crop {CROP} --no-compile --precision float32 --device cpu"
@@ -813,29 +817,25 @@ NEW = ("labels", "accumulate", "variance", "device", "tensorboard")
 
 
 def test_a_run_of_before_these_options_goes_on(arguments, tmp_path):
-    started = command(*arguments, "--channels", "8,8", "--blocks", "1,1", "--steps", 1)
-    assert started.exit_code == 0, started.output
+    trained(*arguments, "--channels", "8,8", "--blocks", "1,1", "--steps", 1)
     expected = saved_config(tmp_path)
     config = {k: v for k, v in saved_config(tmp_path).items() if k not in NEW}
     del config["network"]["classes"]
     (tmp_path / "run" / CONFIG).write_text(json.dumps(config))
-    resumed = command("--data", arguments[1], "--out", tmp_path / "run", "--resume", "--steps", 2)
-    assert resumed.exit_code == 0, resumed.output
+    trained("--data", arguments[1], "--out", tmp_path / "run", "--resume", "--steps", 2)
     assert saved_config(tmp_path) == expected | {"steps": 2, "device": "auto"}
 
 
 @pytest.mark.parametrize("given", [(), ("--learning-rate", "1e-3")])
 def test_fine_tuning_warms_up_in_fewer_steps(arguments, tmp_path, tiny, given):
-    result = command(*arguments, "--init", tiny, "--steps", 1, *given)
-    assert result.exit_code == 0, result.output
+    trained(*arguments, "--init", tiny, "--steps", 1, *given)
     config = saved_config(tmp_path)
     assert config["learning_rate"] == (1e-3 if given else TrainConfig.learning_rate)
     assert config["warmup"] == INIT_WARMUP < TrainConfig.warmup
 
 
 def test_minutes_set_the_number_of_steps(arguments, tmp_path, tiny):
-    result = command(*arguments, "--init", tiny, "--minutes", "0.001")
-    assert result.exit_code == 0, result.output
+    trained(*arguments, "--init", tiny, "--minutes", "0.001")
     steps = saved_config(tmp_path)["steps"]
     assert 0 < steps < TrainConfig.steps and lines(tmp_path / "run")[-1]["step"] == steps
 
@@ -845,8 +845,7 @@ def test_presets_are_shapes(arguments, tmp_path, monkeypatch):
     sizes = [sum(p.numel() for p in UNet(config).parameters()) for config in PRESETS.values()]
     assert sizes[1] > 5 * sizes[0]
     monkeypatch.setitem(PRESETS, "large", NETWORK)
-    result = command(*arguments, "--preset", "large", "--blocks", "2,1", "--steps", 1)
-    assert result.exit_code == 0, result.output
+    trained(*arguments, "--preset", "large", "--blocks", "2,1", "--steps", 1)
     network = NetworkConfig.from_dict(saved_config(tmp_path)["network"])
     assert network == replace(NETWORK, blocks=(2, 1), second_view="rotation")
 
@@ -854,12 +853,10 @@ def test_presets_are_shapes(arguments, tmp_path, monkeypatch):
 @pytest.mark.parametrize("augment", ["mirror", "none"])
 def test_the_second_view_is_one_that_training_shows(arguments, tmp_path, tiny, augment):
     given = ("--augment", augment, "--second-view-up-to", "7")
-    result = command(*arguments, "--init", tiny, *given, "--steps", 1)
-    assert result.exit_code == 0, result.output
+    trained(*arguments, "--init", tiny, *given, "--steps", 1)
     shape = load_model(tmp_path / "run" / MODEL).network.config
     assert (shape.second_view, shape.second_view_up_to) == (augment, 7)
-    resumed = command(*arguments[:2], *("--out", tmp_path / "run"), "--resume", "--steps", 2)
-    assert resumed.exit_code == 0, resumed.output
+    trained(*arguments[:2], *("--out", tmp_path / "run"), "--resume", "--steps", 2)
     assert load_model(tmp_path / "run" / MODEL).network.config == shape
 
 
@@ -873,8 +870,7 @@ def test_a_detail_network_starts_as_the_model_and_learns_by_itself(arguments, tm
         (one, two / MODEL, ("--detail-up-to", 0)),
     ):
         more = ("--out", out, "--init", init, "--steps", 2, *change)
-        result = command(*arguments[:2], *arguments[4:], *more)
-        assert result.exit_code == 0, result.output
+        trained(*arguments[:2], *arguments[4:], *more)
     shape, weights = load_weights(two / FLOAT_MODEL)
     assert shape.detail_up_to == 2
     main, detail = split_detail(weights)
@@ -898,8 +894,7 @@ def test_training_sees_one_view(config, tmp_path):
 
 
 def test_labels_make_classes(arguments, tmp_path, labels, tiny):
-    result = command(*arguments, "--init", tiny, "--labels", labels, "--steps", 1)
-    assert result.exit_code == 0, result.output
+    trained(*arguments, "--init", tiny, "--labels", labels, "--steps", 1)
     assert saved_config(tmp_path)["network"]["classes"] == 9
     assert load_model(tmp_path / "run" / MODEL).network.config.classes == 9
 
@@ -947,15 +942,13 @@ def test_a_model_has_its_own_shape(arguments, tmp_path, given, message):
 
 
 def test_more_blocks_than_the_model_has(arguments, tmp_path, tiny):
-    result = command(*arguments, "--init", tiny, "--blocks", "3,2", "--steps", 1)
-    assert result.exit_code == 0, result.output
+    trained(*arguments, "--init", tiny, "--blocks", "3,2", "--steps", 1)
     assert load_model(tmp_path / "run" / MODEL).network.config.blocks == (3, 2)
 
 
 def test_more_blocks_of_the_detail_network_alone(arguments, tmp_path, tiny):
     start = ("--init", tiny, "--detail-up-to", 2, "--detail-blocks", "3,2", "--steps", 1)
-    result = command(*arguments, *start)
-    assert result.exit_code == 0, result.output
+    trained(*arguments, *start)
     shape, weights = load_weights(tmp_path / "run" / FLOAT_MODEL)
     assert load_model(tmp_path / "run" / MODEL).network.config == shape
     assert (shape.blocks, shape.detail_blocks) == (load_weights(tiny)[0].blocks, (3, 2))
@@ -963,8 +956,7 @@ def test_more_blocks_of_the_detail_network_alone(arguments, tmp_path, tiny):
         found = {tuple(map(int, n.split(".")[1:3])) for n in part if n.startswith("up.")}
         assert found == {(i, k) for i, count in enumerate(blocks) for k in range(count)}
     one = ("--out", tmp_path / "one", "--init", tmp_path / "run" / MODEL, "--detail-up-to", 0)
-    result = command(*arguments[:2], *arguments[4:], *one, "--steps", 1)
-    assert result.exit_code == 0, result.output
+    trained(*arguments[:2], *arguments[4:], *one, "--steps", 1)
     assert load_model(tmp_path / "one" / MODEL).network.config == shape.of_main()
 
 

@@ -27,7 +27,7 @@ from diffcodec.training.data import Source, read_rgb
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Of one image.
+    """Figures of one image.
 
     Attributes:
         name: its file's, or its place among the images.

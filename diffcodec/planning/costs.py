@@ -45,7 +45,7 @@ class Costs:
     sent_first: Float64[Array, "n c"]
 
     def course(self, path: GridPath) -> "Course":
-        """Of coding the crops by a chain."""
+        """The course of coding the crops by a chain."""
         changes = [self.remainder]
         for t, (j, k) in enumerate(path):
             i, below = path[t - 1] if t else (-1, 0)
@@ -59,7 +59,7 @@ class Costs:
         )
 
     def average(self) -> "Costs":
-        """The same for the average crop."""
+        """The table of the average crop."""
         names = ("remainder", "jumps", "steps", "priors", "sent", "sent_first")
         return replace(self, **{n: getattr(self, n).mean(-1, keepdims=True) for n in names})
 

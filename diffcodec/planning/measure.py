@@ -115,17 +115,17 @@ class FirstLevel:
 
     @property
     def multipliers(self) -> Float[Tensor, "3 1 1"]:
-        """Of the noise in each channel."""
+        """Noise of each channel for one grey level of sigma."""
         return channels(self.domain.noise_multipliers, self.x)
 
     @property
     def quantiser_steps(self) -> Float[Tensor, "3 1 1"]:
-        """Of the first level's quantiser in each channel."""
+        """Steps M of the dithered quantiser, by channel."""
         return channels(self.domain.quantiser_steps, self.x)
 
     @property
     def sigma(self) -> Float[Tensor, "3 1 1"]:
-        """Of the first level in each channel."""
+        """Noise of z_1 in grey levels, by channel."""
         return FIRST_SIGMA * self.multipliers
 
     def mean(self, bits: Float[Tensor, "crops 3 *pixels"]) -> Float64[Array, " crops"]:
@@ -235,7 +235,7 @@ def measure_ends(
     xhat: Float[Tensor, "crops 3 height width"],
     v: Float[Tensor, "crops 3 height width"],
 ) -> None:
-    """Of z_t at level j: p(z_1 | z_t) if it is the second of a chain, p(z_t) if it is the last."""
+    """Fill in z_t at level j as a chain's second, p(z_1 | z_t), and as its last, p(z_t)."""
     first, sigma_t = crops.sigma, float(costs.levels[j]) * crops.multipliers
     if costs.levels[j] <= SECOND_SIGMA[1] or j == 0:
         p_1 = p_first(xhat, v, z_t, first, sigma_t, crops.quantiser_steps)
@@ -255,7 +255,7 @@ def measure_step(
     xhat: Float[Tensor, "crops 3 height width"],
     v: Float[Tensor, "crops 3 height width"],
 ) -> None:
-    """Of z_s at level i given z_t at level j: on every lattice on which z_s can be drawn."""
+    """Fill in p(z_s | z_t) of levels i and j, on every lattice on which z_s can be drawn."""
     i, j = step
     z_1, some, first = crops.z_1, crops.some, crops.sigma
     sigma_s, sigma_t = (float(costs.levels[n]) * crops.multipliers for n in step)

@@ -33,7 +33,7 @@ LATTICE_ENDS = ((3.4, 2.1), (3.7, 2.4), (4.0, 2.7))  # at the bottom and the top
 
 
 def bent_lattices(timesteps: int, bottom: float, top: float) -> tuple[float, ...]:
-    """Of a plan: from coarse ones at the bottom, where the stack is low, quickly to finer ones."""
+    """Lattice ratios that fall from coarse at the bottom, where the stack is low, to finer ones."""
     heights = np.linspace(0, 1, timesteps - 1)
     return tuple(float(f) for f in top + (bottom - top) * (1 - heights) ** 2)
 
@@ -97,7 +97,7 @@ class Proposal:
     own_files_bpd: Array | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Of JSON's types."""
+        """The proposal in JSON's types."""
         described = _describe(self.plan, self.files_bpd)
         if self.own is None or self.own_files_bpd is None:
             return described
@@ -192,7 +192,7 @@ def replace_plans(model: Model, plans: Mapping[str, Plan], calibration: Tensor) 
 
 
 def format_proposals(proposals: dict[str, Proposal]) -> str:
-    """For people."""
+    """The proposals as a table for people."""
     names = ("timesteps", "predicted bpd", "model has", "predicted")
     rows = ["effort   {:>9} {:>20} {:>9} {:>9}".format(*names)]
     for name, proposal in proposals.items():

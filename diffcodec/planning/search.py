@@ -169,7 +169,7 @@ def find_plans(
 def best_by_length(
     costs: Costs, timesteps: int, others_bpd: Array | None, reserves: Sequence[float]
 ) -> dict[int, FoundPlan]:
-    """By number of timesteps, from 3 on, the best chain by the table; some may have none."""
+    """The best chain by the table for each number of timesteps from 3 on that has one."""
     best: dict[int, FoundPlan] = {}
     for reserve in reserves:
         search = StackSearch(costs.average(), timesteps, reserve)

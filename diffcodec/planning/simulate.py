@@ -1,4 +1,4 @@
-"""What files by a plan will take."""
+"""A plan tried on crops, step by step as the encoder takes it, to predict the size of files."""
 
 import numpy as np
 import torch

@@ -122,7 +122,7 @@ def calibration_crops(images: CropSampler, color: str) -> Tensor:
 
 
 def calibration_images(data: str, crop: int, color: str) -> Tensor:
-    """The same crops that a run on these images would take, with the default augmentation.
+    """The calibration crops of a run on these images with the default augmentation.
 
     Raises:
         DiffcodecError: if there are no images, or none that is large enough.

@@ -44,7 +44,7 @@ def find_images(data: Path) -> list[Path]:
 
 
 def list_images(sources: Sequence[Source]) -> list[Source]:
-    """The same with each file of arrays replaced by its images, in their order.
+    """The images of files: an array gives all of its own, in their order.
 
     Raises:
         DiffcodecError: if a file of arrays cannot be read.
@@ -69,7 +69,7 @@ def split_held_out(sources: Sequence[Source]) -> tuple[list[Source], list[Source
 
 
 def hold_out(items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
-    """For training and held out: the latter are every twentieth in order (at least one)."""
+    """Split for training and held out: every twentieth in order, at least one, is held out."""
     places = range(len(items))
     chosen = places[HELD_OUT_EVERY // 2 :: HELD_OUT_EVERY] or places[-1:]
     held_out = [items[i] for i in chosen]

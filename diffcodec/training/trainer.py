@@ -223,7 +223,7 @@ class Trainer:
         return total.item()
 
     def exchanging(self, last: bool) -> contextlib.AbstractContextManager[None]:
-        """For a pass: gradients of the processes are exchanged in the last one of a batch."""
+        """A pass's context: the processes exchange gradients in the last pass of a batch only."""
         if isinstance(self.forward, DistributedDataParallel) and not last:
             return self.forward.no_sync()
         return contextlib.nullcontext()
