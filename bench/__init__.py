@@ -1,7 +1,8 @@
 """Comparisons and demonstrations; not part of the package."""
 
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 from unittest import mock
 
 from PIL import Image
@@ -14,16 +15,13 @@ if TYPE_CHECKING:
 keep_freed_memory()  # as the commands do
 
 
-def chain_only() -> AbstractContextManager[Any]:
+@contextmanager
+def chain_only() -> Iterator[None]:
     """Within it tiles are coded by the chain, or raw where that is smaller: never by WebP."""
-    return mock.patch(
+    with mock.patch(
         "diffcodec.codec.tiles.encode_fallback", lambda image: ("raw", image.tobytes())
-    )
-
-
-def without_webp() -> None:
-    """The same from now on."""
-    chain_only().__enter__()
+    ):
+        yield
 
 
 def evaluations(model: "Model", effort: str) -> int:
@@ -36,3 +34,8 @@ def middle(image: Image.Image, side: int) -> Image.Image:
     """The square in the middle of an image, RGB."""
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return image.convert("RGB").crop((left, top, left + side, top + side))
+
+
+def identity(model: "Model") -> str:
+    """The name and the digest of a model, as results show it."""
+    return f"{model.info.name} {model.info.id.hex()}"

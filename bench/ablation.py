@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.report import markdown
 from diffcodec.diffusion import bound, losses
 from diffcodec.diffusion.plan import geometric_plan
 from diffcodec.networks import unet as network
@@ -211,11 +212,12 @@ def main(
             result.write_text(json.dumps({"variant": name} | outcome, indent=2))
         done[name] = json.loads(result.read_text())
     columns = ("variant", "parameters", "crops seen", "held-out bound, bpd", f"{MANY_STEPS} steps")
-    click.echo("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
+    lines = []
     for name, r in sorted(done.items(), key=lambda item: item[1]["held_out_bpd"]):
         many = f"{r['many_steps_bpd']:.3f}" if "many_steps_bpd" in r else "-"
-        cells = (f"{r['parameters'] / 1e6:.1f} M", r["crops"], f"{r['held_out_bpd']:.3f}", many)
-        click.echo(f"| {name} | " + " | ".join(map(str, cells)) + " |")
+        figures = (str(r["crops"]), f"{r['held_out_bpd']:.3f}", many)
+        lines.append((name, f"{r['parameters'] / 1e6:.1f} M", *figures))
+    click.echo(markdown(columns, lines))
 
 
 if __name__ == "__main__":

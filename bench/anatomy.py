@@ -404,8 +404,7 @@ def run_anatomy(file: Path, model: str | Model | None, out: Path) -> None:
     text = f"{file.name}, {found['bytes']} bytes: every bit of the file by what it is spent on."
     command = f"python -m bench anatomy {file.name}"
     section = Section(f"Anatomy: {file.name}", command, [text], [step_table(found)], [picture])
-    section.write(folder)
-    section.show(folder)
+    section.publish(folder)
 
 
 @click.command()

@@ -24,7 +24,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from bench import middle, without_webp
+from bench import chain_only, middle
+from bench.report import markdown
 from diffcodec import decode, load_model
 from diffcodec.codec.encoding import encode_many
 from diffcodec.images.reading import read_image
@@ -71,7 +72,7 @@ def median_seconds(work: Callable[[], object]) -> float:
 
 def compare_sizes(models: dict[str, Model], crops: list[Image.Image]) -> None:
     """Print the mean sizes by each arithmetic and every effort."""
-    click.echo("\n| effort | " + " | ".join(models) + " | difference |\n|---|---|---|---|")
+    lines = []
     for effort in models["integer"].plans:
         sizes = {}
         for name, model in models.items():
@@ -81,8 +82,8 @@ def compare_sizes(models: dict[str, Model], crops: list[Image.Image]) -> None:
             samples = np.array([3 * crop.width * crop.height for crop in crops])
             sizes[name] = float(np.mean(8 * np.array([len(data) for data in files]) / samples))
         difference = sizes["integer"] - sizes["float"]
-        columns = " | ".join(f"{size:.4f}" for size in sizes.values())
-        click.echo(f"| {effort} | {columns} | {difference:+.4f} |")
+        lines.append([effort, *(f"{size:.4f}" for size in sizes.values()), f"{difference:+.4f}"])
+    click.echo("\n" + markdown(["effort", *models, "difference"], lines))
 
 
 def compare_times(models: dict[str, Model]) -> None:
@@ -109,10 +110,8 @@ def compare_kernels(channels: Sequence[int], patch: int) -> None:
     if not kernels_work():
         click.echo("\n8-bit kernels are not used here")
         return
-    click.echo(
-        "\n| channels | positions | float32, ms | two digits of 8 bits, ms | faster by |"
-        "\n|---|---|---|---|---|"
-    )
+    columns = ["channels", "positions", "float32, ms", "two digits of 8 bits, ms", "faster by"]
+    lines = []
     generator = torch.Generator().manual_seed(0)
     for i, c in enumerate(channels):
         side = TILE // patch >> i
@@ -122,15 +121,16 @@ def compare_kernels(channels: Sequence[int], patch: int) -> None:
         bits, conv = shifted(x), ByteConv(w)
         floating = median_seconds(lambda x=x, w=w: F.conv2d(x, w, padding=1))  # type: ignore[misc]
         in_bytes = median_seconds(lambda b=bits, c=conv: c.sums(b))  # type: ignore[misc]
-        times = f"{1000 * floating:.2f} | {1000 * in_bytes:.2f} | {floating / in_bytes:.1f}"
-        click.echo(f"| {c} | {side} x {side} | {times} |")
+        times = (f"{1000 * floating:.2f}", f"{1000 * in_bytes:.2f}", f"{floating / in_bytes:.1f}")
+        lines.append([str(c), f"{side} x {side}", *times])
+    click.echo("\n" + markdown(columns, lines))
 
 
 def count_failures(
     paths: dict[str, Path], models: dict[str, Model], crops: list[Image.Image]
 ) -> None:
     """Print how many files do not decode in other settings."""
-    click.echo(f"\n| decoding of {len(crops)} files | float fails | integer fails |\n|---|---|---|")
+    columns, lines = [f"decoding of {len(crops)} files", "float fails", "integer fails"], []
     with tempfile.TemporaryDirectory() as name:
         for arithmetic, model in models.items():
             folder = Path(name) / arithmetic
@@ -149,7 +149,8 @@ def count_failures(
                     check=True,
                 )
                 failed[arithmetic] = json.loads(done.stdout)
-            click.echo(f"| {label} | {failed['float']} | {failed['integer']} |")
+            lines.append([label, str(failed["float"]), str(failed["integer"])])
+    click.echo("\n" + markdown(columns, lines))
 
 
 @click.command()
@@ -160,11 +161,11 @@ def count_failures(
 @click.option("--count", default=24, show_default=True, help="Images, evenly from the folder.")
 @click.option("--failures", default=100, show_default=True, help="Files to decode elsewhere.")
 @click.option("--side", default=32, show_default=True, help="Side of these files' images.")
+@chain_only()
 def main(
     data: Path, float_model: Path, model: Path, crop: int, count: int, failures: int, side: int
 ) -> None:
     """Print the comparisons."""
-    without_webp()
     paths = {"float": float_model, "integer": model}
     models = {name: load_model(path, name) for name, path in paths.items()}
     shape = models["integer"].network.config

@@ -125,30 +125,21 @@ def lossless_codecs() -> list[Codec]:
     return [png, jpeg2000, webp, *programs, *(_jpeg_xl(effort) for effort in (3, 7, 9))]
 
 
-def lossy_codecs() -> list[Codec]:
-    """Those at hand."""
-
-    def jpeg(name: str, label: str, subsampling: str) -> Codec:
-        return Codec(
-            name,
-            label,
-            (1, 5, 10, 15, 20, 30, 40, 50, 60, 70, 80, 85, 90, 93, 96, 98, 100),
-            lambda image, q: _save(
-                image, "JPEG", quality=int(q), optimize=True, subsampling=subsampling
-            ),
-            _open,
-            f"{_pillow('jpg')}, {subsampling}, optimize",
-        )
-
-    webp = Codec(
-        "webp",
-        "WebP",
-        (0, 5, 10, 20, 30, 40, 50, 60, 70, 80, 85, 90, 95, 98, 100),
-        lambda image, q: _save(image, "WEBP", quality=int(q), method=6),
+def _jpeg(name: str, label: str, subsampling: str) -> Codec:
+    return Codec(
+        name,
+        label,
+        (1, 5, 10, 15, 20, 30, 40, 50, 60, 70, 80, 85, 90, 93, 96, 98, 100),
+        lambda image, q: _save(
+            image, "JPEG", quality=int(q), optimize=True, subsampling=subsampling
+        ),
         _open,
-        f"{_pillow('webp')}, method 6",
+        f"{_pillow('jpg')}, {subsampling}, optimize",
     )
-    avif = Codec(
+
+
+def _avif() -> Codec:
+    return Codec(
         "avif",
         "AVIF",
         (0, 10, 20, 30, 40, 50, 60, 70, 75, 80, 85, 90, 93, 96, 98, 99),
@@ -159,6 +150,18 @@ def lossy_codecs() -> list[Codec]:
         ),
         lambda data: imagecodecs.avif_decode(data, numthreads=1)[..., :3],
         f"{imagecodecs.avif_version()}, 4:4:4, speed 4",
+    )
+
+
+def lossy_codecs() -> list[Codec]:
+    """Those at hand."""
+    webp = Codec(
+        "webp",
+        "WebP",
+        (0, 5, 10, 20, 30, 40, 50, 60, 70, 80, 85, 90, 95, 98, 100),
+        lambda image, q: _save(image, "WEBP", quality=int(q), method=6),
+        _open,
+        f"{_pillow('webp')}, method 6",
     )
     jpegxl = Codec(
         "jpegxl",
@@ -184,13 +187,13 @@ def lossy_codecs() -> list[Codec]:
     )
     bpg = _bpg(lossless=False)
     return [
-        jpeg("jpeg", "JPEG 4:2:0", "4:2:0"),
-        jpeg("jpeg444", "JPEG 4:4:4", "4:4:4"),
+        _jpeg("jpeg", "JPEG 4:2:0", "4:2:0"),
+        _jpeg("jpeg444", "JPEG 4:4:4", "4:4:4"),
         jpeg2000,
         webp,
         *([bpg] if bpg else []),
         jpegxl,
-        avif,
+        _avif(),
     ]
 
 

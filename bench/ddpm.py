@@ -35,6 +35,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from bench import identity
 from bench.inputs import Dataset, dataset
 from bench.report import OUT, Section, Table
 from bench.store import write_json
@@ -227,7 +228,7 @@ def run(data: Dataset, model: Model, stride: int, ratio: float, out: Path) -> No
     count = len(files_timesteps(noise_levels(model.color), ratio))
     rate = results[1]["ideal_bpd"]
     paragraphs = [
-        f"Model {model.info.name} {model.info.id.hex()} in float arithmetic, {len(images)} images; "
+        f"Model {identity(model)} in float arithmetic, {len(images)} images; "
         f"the ideal rate at {steps} timesteps, files by a plan of {count}. Payload: without the "
         "container's bytes.",
         f"Rate and distortion after the last step: {rate:.3f} + {distortion:.3f} = "

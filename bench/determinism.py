@@ -27,7 +27,7 @@ WORK = """
 import hashlib, json, platform, sys
 from contextlib import nullcontext
 import constriction, numpy, scipy, torch
-from bench import without_webp
+from bench import chain_only
 from diffcodec import decode, encode_many, load_model
 from diffcodec.container import parts
 from diffcodec.codec import batches
@@ -41,14 +41,13 @@ versions = {
     **{m.__name__: getattr(m, "__version__", "") for m in (torch, numpy, scipy)},
 }
 print(json.dumps(versions))
-without_webp()
 torch.set_num_threads(threads)
 parts.TILE_SIDE = tile
 image = read_image(path).convert("RGB").crop((0, 0, crop, crop))
 within = nullcontext()
 exec(before)
 model = load_model(name)
-with within:
+with chain_only(), within:
     for effort in ("fast", "default"):
         data = encode_many([image] * batch, model, effort)[-1]
         assert decode(data, model=model).tobytes() == image.tobytes(), "other pixels"

@@ -14,14 +14,14 @@ from PIL import Image
 
 import bench
 from bench.inputs import Dataset
-from bench.lossless import (
+from bench.measuring import (
     bits_per_dimension,
+    code_image,
     described_images,
     measuring_options,
     our_key,
     our_label,
     run_options,
-    timed_file,
 )
 from bench.metrics import interval
 from bench.report import Section, Table
@@ -33,8 +33,8 @@ DRAWS = 4
 
 def measure(model: Model, effort: str, draws: int, image: Image.Image) -> Row:
     """Bytes and times of an image's file."""
-    data, seconds = timed_file(model, effort, image, draws)
-    return {"bytes": len(data)} | seconds
+    coded = code_image(model, effort, image, draws)
+    return {"bytes": len(coded.data)} | coded.seconds()
 
 
 def run(data: Dataset, model: Model, efforts: tuple[str, ...], draws: int, out: Path) -> None:
@@ -67,12 +67,11 @@ def run(data: Dataset, model: Model, efforts: tuple[str, ...], draws: int, out: 
         f"python -m bench draws {data.options}{run_options(model, efforts)} --draws {draws}",
         [
             f"{len(described)} images of {data.name}, whole files, all decoded and found equal. "
-            f"Model {model.info.name} {model.info.id.hex()}."
+            f"Model {bench.identity(model)}."
         ],
         [Table("draws", "The smallest of several draws; median times", columns, lines)],
     )
-    section.write(out / "draws" / data.name)
-    section.show(out / "draws" / data.name)
+    section.publish(out / "draws" / data.name)
 
 
 @click.command()

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from bench.codecs import lossless_codecs
+from bench.report import markdown
 from diffcodec import decode, encode_many
 from diffcodec.evaluation.measure import open_image
 from diffcodec.intervals import mean_interval
@@ -122,13 +123,14 @@ def main(
     samples = [np.asarray(image).size for image in images]
     result: dict[str, Any] = {"minutes": minutes, "images": len(images), "sizes": {}}
     click.echo(f"{len(images)} images not trained on, whole files, all of diffcodec's decoded\n")
-    click.echo("| codec | bytes | bits per dimension | against JPEG XL |\n|---|---|---|---|")
+    lines = []
     for name, each in sizes.items():
         bpd = mean_interval([8 * size / n for size, n in zip(each, samples, strict=True)])
         result["sizes"][name] = {"bytes": each, "bpd": bpd}
         change = 100 * (sum(each) / baseline - 1)
         figures = f"{bpd['mean']:.3f} +- {bpd['half_width'] or 0:.3f}"
-        click.echo(f"| {name} | {sum(each)} | {figures} | {change:+.1f} % |")
+        lines.append([name, str(sum(each)), figures, f"{change:+.1f} %"])
+    click.echo(markdown(["codec", "bytes", "bits per dimension", "against JPEG XL"], lines))
     (out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
 
 

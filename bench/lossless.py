@@ -8,36 +8,43 @@ for the same image and plan, estimated by one sample of the chain.
 """
 
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial, wraps
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
 
 import bench
 from bench.codecs import Codec, lossless_codecs, missing_programs, one_pixel
-from bench.inputs import Dataset, dataset
+from bench.inputs import Dataset
+from bench.measuring import (
+    bits_per_dimension,
+    code_exactly,
+    code_image,
+    described_images,
+    is_small,
+    measuring_options,
+    our_key,
+    our_label,
+    our_name,
+    run_options,
+)
 from bench.metrics import Interval, interval, ratio_interval
 from bench.published import published_table
-from bench.report import OUT, Section, Table
-from bench.store import Row, Store, cpu, pixels_digest, source_digest, write_json
-from diffcodec import decode, encode, load_model
+from bench.report import Section, Table
+from bench.store import Row, Store, cpu, write_json
+from diffcodec import encode
 from diffcodec.container.info import tiles_by_coder
 from diffcodec.container.parts import PLAN_NAMES
 from diffcodec.container.reader import parse
 from diffcodec.evaluation import measure as evaluation
-from diffcodec.models.file import DEFAULT_MODEL
 from diffcodec.models.model import Model
 
-SMALL_SIDE = 64  # images below it are also compared by payload
 LARGEST_TABLE = 30  # images that get a row each
 
 
@@ -55,39 +62,17 @@ def bound_by_step(model: Model, effort: str, image: Image.Image) -> NDArray[np.f
 def measure_codec(codec: Codec, image: Image.Image) -> Row:
     """Sizes and times of a lossless codec for one image."""
     setting = codec.settings[0]
-    begin = time.perf_counter()
-    data = codec.encode(image, setting)
-    encoded = time.perf_counter()
-    decoded = codec.decode(data)
-    end = time.perf_counter()
-    if not np.array_equal(decoded, np.asarray(image)):
-        raise click.ClickException(f"{codec.label}: the decoded image differs from the original")
-    return {
-        "bytes": len(data),
-        "container_bytes": codec.container_bytes(setting),
-        "encode_seconds": encoded - begin,
-        "decode_seconds": end - encoded,
-    }
-
-
-def timed_file(model: Model, effort: str, image: Image.Image, draws: int = 1) -> tuple[bytes, Row]:
-    """A file of ours, decoded and found equal, and the seconds that both took."""
-    begin = time.perf_counter()
-    data = encode(image, model, effort, draws=draws)
-    encoded = time.perf_counter()
-    decoded = decode(data, model=model)
-    end = time.perf_counter()
-    if decoded.mode != image.mode or decoded.tobytes() != image.tobytes():
-        raise click.ClickException("diffcodec: the decoded image differs from the original")
-    return data, {"encode_seconds": encoded - begin, "decode_seconds": end - encoded}
+    coded = code_exactly(codec.label, image, lambda: codec.encode(image, setting), codec.decode)
+    sizes = {"bytes": len(coded.data), "container_bytes": codec.container_bytes(setting)}
+    return sizes | coded.seconds()
 
 
 def measure(model: Model, effort: str, image: Image.Image, bound: bool) -> Row:
     """What :func:`measure_codec` tells, of diffcodec; and the bound and the tiles' coders."""
-    data, seconds = timed_file(model, effort, image)
-    container = parse(data)
+    coded = code_image(model, effort, image)
+    container = parse(coded.data)
     return {
-        "bytes": len(data),
+        "bytes": len(coded.data),
         "container_bytes": len(encode(one_pixel(), model, effort)),
         "payload_bytes": sum(
             len(tile.payload) + len(tile.preview_payload) for tile in container.tiles
@@ -95,7 +80,7 @@ def measure(model: Model, effort: str, image: Image.Image, bound: bool) -> Row:
         "seed_words": sum(tile.seed_words for tile in container.tiles),
         "tiles": tiles_by_coder(container),
         "bound_bits": bound_bits(model, effort, image) if bound else None,
-    } | seconds
+    } | coded.seconds()
 
 
 def measure_all(
@@ -120,81 +105,6 @@ def measure_all(
     return images, rows
 
 
-def described_images(data: Dataset) -> Iterator[tuple[Row, Image.Image]]:
-    """Each with its name, size and digest; shows progress."""
-    for name, image in tqdm(data.images(), data.name, len(data), disable=None):
-        size = {"width": image.width, "height": image.height}
-        yield {"name": name} | size | {"digest": pixels_digest(image)}, image
-
-
-def our_key(model: Model, effort: str) -> Row:
-    """What a stored row of ours depends on, beside the image."""
-    by = {"model": model.info.id.hex(), "source": source_digest()}
-    return {"codec": "diffcodec", "effort": effort} | by
-
-
-def measuring_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Which images, model and efforts, and where results go.
-
-    The command is given the images and the model themselves, as ``data`` and ``model``.
-    """
-
-    @wraps(command)
-    def measure_given(
-        data: Path,
-        limit: int | None,
-        crop: int | None,
-        name: str | None,
-        model: str,
-        **more: Any,
-    ) -> None:
-        command(data=dataset(data, limit, crop, name), model=load_model(model), **more)
-
-    options = (
-        click.option(
-            "--data", required=True, type=click.Path(path_type=Path), help="Folder or .npy."
-        ),
-        click.option("--model", default=DEFAULT_MODEL, help="Name or path."),
-        click.option(
-            "--effort",
-            "efforts",
-            multiple=True,
-            default=("default",),
-            help="More than one: repeat it.",
-        ),
-        click.option(
-            "--crop", type=int, help="Take the central square of so many pixels of each image."
-        ),
-        click.option("--limit", type=int, help="Only the first so many images."),
-        click.option("--name", help="Of the results, instead of the data's."),
-        click.option(
-            "--out", default=OUT, type=click.Path(path_type=Path), help="Folder of results."
-        ),
-    )
-    decorated: Callable[..., None] = measure_given
-    for option in reversed(options):
-        decorated = option(decorated)
-    return decorated
-
-
-def our_name(effort: str) -> str:
-    """Of the results of an effort."""
-    return f"diffcodec-{effort}"
-
-
-def our_label(effort: str) -> str:
-    """For tables and pictures."""
-    return f"diffcodec, {effort}"
-
-
-def run_options(model: Model, efforts: Sequence[str]) -> str:
-    """Model and efforts as on the command line; nothing for the defaults."""
-    options = [] if model.info.name == DEFAULT_MODEL else [f" --model {model.info.name}"]
-    if tuple(efforts) != ("default",):
-        options += [f" --effort {effort}" for effort in efforts]
-    return "".join(options)
-
-
 def compressai_result(name: str, about: str, rows: list[Row], images: list[Row]) -> Row:
     """Means over images in CompressAI's schema, then per image in fields of our own."""
     bpp = [8 * r["bytes"] / (i["width"] * i["height"]) for r, i in zip(rows, images, strict=True)]
@@ -211,14 +121,6 @@ def compressai_result(name: str, about: str, rows: list[Row], images: list[Row])
         },
         "images": [i | r | {"bpd": b / 3} for i, r, b in zip(images, rows, bpp, strict=True)],
     }
-
-
-def bits_per_dimension(rows: list[Row], images: list[Row], less: str | None = None) -> list[float]:
-    """Of each image; ``less`` names bytes to leave out."""
-    return [
-        8 * (r["bytes"] - (r[less] if less else 0)) / (3 * i["width"] * i["height"])
-        for r, i in zip(rows, images, strict=True)
-    ]
 
 
 def bounds_per_dimension(rows: list[Row], images: list[Row]) -> list[float]:
@@ -254,11 +156,6 @@ def summary_table(
             cells.append(f"{np.median([r[times] for r in rows[name]]):.3g}")
         table.append(cells)
     return Table("summary", "Mean over images of bits per dimension; median times", columns, table)
-
-
-def is_small(images: list[Row]) -> bool:
-    """Whether container bytes weigh so much that payloads are compared too."""
-    return any(min(i["width"], i["height"]) < SMALL_SIDE for i in images)
 
 
 def image_table(images: list[Row], rows: dict[str, list[Row]], labels: Mapping[str, str]) -> Table:
@@ -379,7 +276,7 @@ def run(
     labels |= {our_name(effort): our_label(effort) for effort in efforts}
     about = {codec.name: codec.about for codec in lossless_codecs()}
     for name, found in rows.items():
-        described = about.get(name, f"model {model.info.name} {model.info.id.hex()}")
+        described = about.get(name, f"model {bench.identity(model)}")
         write_json(
             folder / f"{name}.json", compressai_result(labels[name], described, found, images)
         )
@@ -397,15 +294,14 @@ def run(
     shares = ", ".join(f"{count} by {coder}" for coder, count in sorted(counts.items()))
     paragraphs = [
         f"{len(images)} images of {data.name}, whole files, all decoded and found equal. Model "
-        f"{model.info.name} {model.info.id.hex()}. Tiles of {our_label(efforts[-1])}: {shares}.",
+        f"{bench.identity(model)}. Tiles of {our_label(efforts[-1])}: {shares}.",
         *missing_programs(),
     ]
     command = f"python -m bench lossless {data.options}{run_options(model, efforts)}"
     command += " --chain-only" if chain_only else ""
     picture = draw(images, rows, labels, ours, folder)
     section = Section(f"Lossless: {folder.name}", command, paragraphs, tables, [picture])
-    section.write(folder)
-    section.show(folder)
+    section.publish(folder)
 
 
 @click.command()

@@ -154,8 +154,7 @@ def run_toy(quick: bool, out: Path) -> None:
     )
     command = "python -m bench overhead toy" + (" --quick" if quick else "")
     section = Section("Overhead: known Gaussians", command, [text], [toy_table(quick)])
-    section.write(out / "overhead" / "toy")
-    section.show(out / "overhead" / "toy")
+    section.publish(out / "overhead" / "toy")
 
 
 class Chain:
@@ -246,8 +245,7 @@ def run_photo(model: str, size: int, crops: int, out: Path) -> None:
     picture = draw(rows, folder)
     command = f"python -m bench overhead photo --size {size} --crops {crops}"
     section = Section("Overhead: a chain on photographs", command, [text], [table], [picture])
-    section.write(folder)
-    section.show(folder)
+    section.publish(folder)
 
 
 def draw(rows: Array, folder: Path) -> str:

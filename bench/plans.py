@@ -22,9 +22,10 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from bench import without_webp
+from bench import chain_only
 from bench.inputs import dataset
 from bench.lossless import bound_bits
+from bench.report import markdown
 from diffcodec import decode, load_model
 from diffcodec.codec.encoding import encode_many
 from diffcodec.container.reader import parse
@@ -83,16 +84,14 @@ def judge(
 def table(results: list[dict[str, Any]]) -> str:
     """The results as Markdown."""
     names = ("bound_bpd", "predicted_bpd", "files_bpd", "seed_bpd")
-    columns = (
-        "plan | at most | T | bound | predicted | files | seed bits | files - bound | with previews"
-    )
-    lines = [f"| {columns} |", "|---" * 9 + "|"]
+    columns = ["plan", "at most", "T", "bound", "predicted", "files", "seed bits"]
+    columns += ["files - bound", "with previews"]
+    lines = []
     for r in results:
         figures = [*(r[name] for name in names), r["files_bpd"] - r["bound_bpd"]]
         cells = [r["plan"], str(r["budget"]), str(len(r["levels"])), *(f"{v:.3f}" for v in figures)]
-        cells.append(str(r["with_previews"]))
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append([*cells, str(r["with_previews"])])
+    return markdown(columns, lines)
 
 
 def numbers(text: str) -> list[int]:
@@ -113,6 +112,7 @@ def numbers(text: str) -> list[int]:
 @click.option("--limit", type=int, help="Judge by the first so many images.")
 @click.option("--check", is_flag=True, help="Decode every file and compare.")
 @click.option("--out", type=click.Path(path_type=Path), help="Results as JSON.")
+@chain_only()
 def main(
     calibration: Path,
     data: Path,
@@ -145,7 +145,6 @@ def main(
         info, _ = read_model_info(model_path(model))
         plans += [(name, len(plan.levels), plan) for name, plan in info.plans.items()]
     images = [image for _, image in dataset(data, limit, crop).images()]
-    without_webp()
     results: list[dict[str, Any]] = []
     for name, budget, plan in tqdm(plans, "plans", disable=None):
         row = judge(network, plan, x[:8], images, check)

@@ -5,19 +5,20 @@ python -m bench.progressive exact        the cost of previews in an exact file, 
 python -m bench.progressive times        seconds and memory of coding to a rate, at any size
 """
 
-import resource
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from unittest import mock
 
 import click
 import numpy as np
 import torch
 from PIL import Image
 
+from bench import chain_only, identity
 from bench.inputs import EXAMPLES
 from bench.overhead import measure
+from bench.report import markdown
+from bench.store import peak_memory_mb
 from diffcodec import decode, encode, load_model
 from diffcodec.arrays import Array
 from diffcodec.codec.batches import progress_bar
@@ -110,31 +111,26 @@ def previews(model: str, effort: str, size: int, count: int, data: Path) -> None
         real.append(coded(used, effort, image))
         ideal.append(sampled(used, effort, image, i))
     rows, exact = np.mean(real, 0), np.mean(ideal, 0)
-    click.echo(f"{used.info.name} {used.info.id.hex()}, {len(real)} crops of {size}, {effort}\n")
-    click.echo(
-        "| timestep | sigma | bpp | PSNR | noise of z | bits by exact sampling at this PSNR |"
-    )
-    click.echo("|---|---|---|---|---|---|")
-    levels = used.plans[effort].levels
+    click.echo(f"{identity(used)}, {len(real)} crops of {size}, {effort}\n")
+    columns = ["timestep", "sigma", "bpp", "PSNR", "noise of z"]
+    levels, lines = used.plans[effort].levels, []
     for t, row in zip(range(len(levels), 0, -1), rows, strict=True):
         ratio = row[0] / np.exp(np.interp(row[1], exact[:, 1], np.log(exact[:, 0])))
-        click.echo(
-            f"| {t} | {levels[t - 1]:g} | {row[0]:.3f} | {row[1]:.2f} | {row[2]:.3f} "
-            f"| {ratio:.2f} |"
-        )
+        figures = (f"{row[0]:.3f}", f"{row[1]:.2f}", f"{row[2]:.3f}", f"{ratio:.2f}")
+        lines.append([str(t), f"{levels[t - 1]:g}", *figures])
+    click.echo(markdown([*columns, "bits by exact sampling at this PSNR"], lines))
 
 
 @main.command()
 @model_options
 @crop_options
 @click.option("--ends", default="6,7,8,9", help="Timesteps at which previews end.")
+@chain_only()  # what the chain costs is to be seen also where WebP would win
 def exact(model: str, effort: str, size: int, count: int, data: Path, ends: str) -> None:
     """Exact files with previews over plain ones, in bits per dimension; without fallback coders."""
     used = load_model(model)
     timesteps = [int(t) for t in ends.split(",")]
     rows = []
-    # What the chain costs is to be seen also where WebP would win.
-    mock.patch("diffcodec.codec.tiles.encode_fallback", lambda _: ("raw", bytes(1 << 24))).start()
     for image in crops(data, size, count):
         dimensions = 3 * image.width * image.height
         start = time.perf_counter()
@@ -154,15 +150,15 @@ def exact(model: str, effort: str, size: int, count: int, data: Path, ends: str)
             ]
         rows.append(row + seconds)
     mean = np.mean(rows, 0)
-    click.echo(f"{used.info.name} {used.info.id.hex()}, {len(rows)} crops of {size}, {effort}\n")
+    click.echo(f"{identity(used)}, {len(rows)} crops of {size}, {effort}\n")
     click.echo(f"plain: {mean[0]:.4f} bpd, {mean[-len(timesteps) - 1]:.1f} s\n")
-    click.echo("| previews end at | sigma | cost in bpd | of previews in bpd | encoded in s |")
-    click.echo("|---|---|---|---|---|")
+    columns = ["previews end at", "sigma", "cost in bpd", "of previews in bpd", "encoded in s"]
+    lines = []
     for i, t in enumerate(timesteps):
-        click.echo(
-            f"| {t} | {used.plans[effort].levels[t - 1]:g} | {mean[1 + 2 * i]:+.4f} "
-            f"| {mean[2 + 2 * i]:.3f} | {mean[i - len(timesteps)]:.1f} |"
-        )
+        cost, of_previews, seconds = mean[1 + 2 * i], mean[2 + 2 * i], mean[i - len(timesteps)]
+        figures = (f"{cost:+.4f}", f"{of_previews:.3f}", f"{seconds:.1f}")
+        lines.append([str(t), f"{used.plans[effort].levels[t - 1]:g}", *figures])
+    click.echo(markdown(columns, lines))
 
 
 @main.command()
@@ -176,10 +172,9 @@ def times(
     """Each photograph, cut or repeated to a size; memory is the process's peak so far."""
     used = load_model(model)
     encode(Image.new("RGB", (32, 32)), used, effort, timestep=1)  # the first call sets up torch
-    click.echo(f"{used.info.name} {used.info.id.hex()}, {size[0]} x {size[1]}, {effort}\n")
-    click.echo("| photograph | bpp | encoded in CPU s | MB | decoded in CPU s | MB |")
-    click.echo("|---|---|---|---|---|---|")
-    for path in sorted(Path("examples").glob("*.png")):
+    click.echo(f"{identity(used)}, {size[0]} x {size[1]}, {effort}\n")
+    columns, lines = ["photograph", "bpp", "encoded in CPU s", "MB", "decoded in CPU s", "MB"], []
+    for path in sorted(EXAMPLES.glob("*.png")):
         with Image.open(path) as opened:
             samples = np.asarray(opened.convert("RGB"))
         more = [(0, max(0, n - have)) for n, have in zip(size[::-1], samples.shape, strict=False)]
@@ -187,18 +182,12 @@ def times(
         image = Image.fromarray(samples)
         start = time.process_time()
         data = encode(image, used, effort, bpp=bpp, timestep=timestep)
-        row = [time.process_time() - start, _peak_memory()]
+        row = [path.name, f"{8 * len(data) / (size[0] * size[1]):.3f}"]
+        row += [f"{time.process_time() - start:.2f}", str(peak_memory_mb())]
         start = time.process_time()
         decode(data, model=used)
-        row += [time.process_time() - start, _peak_memory()]
-        rate = 8 * len(data) / (size[0] * size[1])
-        click.echo(f"| {path.name} | {rate:.3f} | {row[0]:.2f} | {row[1]:.0f} ", nl=False)
-        click.echo(f"| {row[2]:.2f} | {row[3]:.0f} |")
-
-
-def _peak_memory() -> float:
-    """Of this process, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        lines.append([*row, f"{time.process_time() - start:.2f}", str(peak_memory_mb())])
+    click.echo(markdown(columns, lines))
 
 
 if __name__ == "__main__":

@@ -19,9 +19,12 @@ import click
 import numpy as np
 from PIL import Image
 
+from bench import identity
 from bench.codecs import Codec, lossy_codecs, missing_programs, one_pixel
 from bench.inputs import Dataset
-from bench.lossless import (
+from bench.measuring import (
+    Coded,
+    code,
     described_images,
     is_small,
     measuring_options,
@@ -46,25 +49,23 @@ RATES = (0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)  # bits per pixel, o
 
 def measure_codec(codec: Codec, image: Image.Image) -> Row:
     """Points of an image by a codec: bytes, qualities and times at each setting."""
-    original = np.asarray(image)
     points = []
     for setting in codec.settings:
-        begin = time.perf_counter()
-        data = codec.encode(image, setting)
-        encoded = time.perf_counter()
-        shown = codec.decode(data)
-        end = time.perf_counter()
-        points.append(
-            {
-                "setting": setting,
-                "bytes": len(data),
-                "container_bytes": codec.container_bytes(setting),
-                **qualities(shown, original),
-                "encoding_time": encoded - begin,
-                "decoding_time": end - encoded,
-            }
-        )
+        coded = code(partial(codec.encode, image, setting), codec.decode)
+        points.append(point(setting, coded, codec.container_bytes(setting), image))
     return {"points": points}
+
+
+def point(setting: float, coded: Coded, container_bytes: int, image: Image.Image) -> Row:
+    """The row of one file of an image."""
+    return {
+        "setting": setting,
+        "bytes": len(coded.data),
+        "container_bytes": container_bytes,
+        **qualities(coded.shown, np.asarray(image)),
+        "encoding_time": coded.encode_seconds,
+        "decoding_time": coded.decode_seconds,
+    }
 
 
 def measure(model: Model, effort: str, image: Image.Image) -> Row:
@@ -83,19 +84,8 @@ def own_file(model: Model, effort: str, image: Image.Image, timestep: int) -> Ro
     def file(of: Image.Image) -> bytes:
         return encode(of, model, effort, timestep=timestep, previews=[timestep])
 
-    begin = time.perf_counter()
-    data = file(image)
-    encoded = time.perf_counter()
-    shown = decode(data, model=model)
-    end = time.perf_counter()
-    return {
-        "setting": timestep,
-        "bytes": len(data),
-        "container_bytes": len(file(one_pixel())),
-        **qualities(np.asarray(shown), np.asarray(image)),
-        "encoding_time": encoded - begin,
-        "decoding_time": end - encoded,
-    }
+    coded = code(partial(file, image), partial(decode, model=model))
+    return point(timestep, coded, len(file(one_pixel())), image)
 
 
 def prefixes(model: Model, effort: str, image: Image.Image, levels: int) -> list[Row]:
@@ -406,7 +396,7 @@ def run(data: Dataset, model: Model, efforts: Sequence[str], out: Path) -> None:
     similarity = next(name for name in points[our_name(efforts[0])][0][0] if "ssim" in name)
     curves = {name: Curves(images, found) for name, found in points.items()}
     for name, found in curves.items():
-        described = about.get(name, f"model {model.info.name} {model.info.id.hex()}")
+        described = about.get(name, f"model {identity(model)}")
         result = compressai_result(labels[name], described, found, similarity)
         write_json(folder / f"{name}.json", result)
     ours = our_name(efforts[-1])
@@ -423,14 +413,13 @@ def run(data: Dataset, model: Model, efforts: Sequence[str], out: Path) -> None:
     ]
     paragraphs = [
         f"{len(images)} images of {data.name}, real bytes of files that were decoded. Model "
-        f"{model.info.name} {model.info.id.hex()}. Curves are means over images at each setting.",
+        f"{identity(model)}. Curves are means over images at each setting.",
         *([f"Dashed curves are published, not measured here: {source}."] if references else []),
         *missing_programs(),
     ]
     command = f"python -m bench rd {data.options}{run_options(model, efforts)}"
     section = Section(f"Rate and distortion: {data.name}", command, paragraphs, tables, pictures)
-    section.write(folder)
-    section.show(folder)
+    section.publish(folder)
 
 
 @click.command()

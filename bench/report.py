@@ -13,6 +13,7 @@ import html
 import json
 import re
 import shutil
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,12 @@ nav a { margin-right: 1rem }
 """
 
 
+def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
 @dataclass
 class Table:
     """Rows of text; the first column is a label."""
@@ -50,8 +57,7 @@ class Table:
 
     def markdown(self) -> str:
         """The table alone."""
-        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
-        return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+        return markdown(self.columns, self.rows)
 
     def captioned(self) -> str:
         """In Markdown, under its caption."""
@@ -87,8 +93,9 @@ class Section:
         parts += [f"![{picture}]({picture}.svg)" for picture in self.pictures]
         (folder / "tables.md").write_text("\n\n".join([*parts, describe(self.environment)]) + "\n")
 
-    def show(self, folder: Path) -> None:
-        """On the terminal."""
+    def publish(self, folder: Path) -> None:
+        """Into the folder of the run, and on the terminal."""
+        self.write(folder)
         for paragraph in self.paragraphs:
             click.echo(paragraph)
         for table in self.tables:

@@ -21,7 +21,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from bench import chain_only, evaluations, middle
+from bench import chain_only, evaluations, identity, middle
 from bench.codecs import lossless_codecs
 from bench.inputs import EXAMPLES
 from bench.report import OUT, Section, Table
@@ -320,8 +320,7 @@ def run(photo: Image.Image, model_name: str, side: int, quick: bool, out: Path) 
             section = measure(photo, model_name, side, quick, out)
     finally:
         torch.set_num_threads(threads)
-    section.write(out / "speed")
-    section.show(out / "speed")
+    section.publish(out / "speed")
 
 
 def measure(photo: Image.Image, model_name: str, side: int, quick: bool, out: Path) -> Section:
@@ -352,7 +351,7 @@ def measure(photo: Image.Image, model_name: str, side: int, quick: bool, out: Pa
     times: dict[str, Any] = {r["name"]: r for r in found["codecs"]}
     integer, real = times["diffcodec, default"], times["diffcodec, default, float"]
     text = (
-        f"One thread of {found['cpu']}; model {model.info.name} {model.info.id.hex()}. On the "
+        f"One thread of {found['cpu']}; model {identity(model)}. On the "
         f"square of {side} x {side} pixels the network takes {100 * found['network_share']:.0f} % "
         "of the time of encoding (every tile by the chain, WebP not tried); exact integers take "
         f"{integer['encode_seconds'] / real['encode_seconds']:.2f} times as long as float32."

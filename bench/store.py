@@ -34,8 +34,8 @@ code = subprocess.run(sys.argv[1:]).returncode
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 sys.exit(code)
 """
-# Folders on which neither bytes nor times of coding depend; a new one counts until it is here.
-NOT_CODING = {"cli", "evaluation", "planning", "training", "viewing"}
+# Folders on which neither files nor their bound depend; a new one counts until it is here.
+NOT_CODING = {"cli", "planning", "training", "viewing"}
 
 
 class Store:
@@ -74,15 +74,19 @@ def pixels_digest(image: Image.Image) -> str:
     return hashlib.sha256(text + image.tobytes()).hexdigest()[:16]
 
 
+def coding_sources() -> dict[str, Path]:
+    """The package's modules that files, the times of coding and the bound depend on, by place."""
+    folder = Path(diffcodec.__file__).parent
+    found = {path.relative_to(folder): path for path in sorted(folder.rglob("*.py"))}
+    return {p.as_posix(): path for p, path in found.items() if p.parts[0] not in NOT_CODING}
+
+
 @cache
 def source_digest() -> str:
-    """Of the package's modules that coding depends on."""
-    folder = Path(diffcodec.__file__).parent
+    """Of :func:`coding_sources`."""
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        place = path.relative_to(folder)
-        if place.parts[0] not in NOT_CODING:
-            digest.update(place.as_posix().encode() + path.read_bytes())
+    for place, path in coding_sources().items():
+        digest.update(place.encode() + path.read_bytes())
     return digest.hexdigest()[:12]
 
 

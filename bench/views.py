@@ -14,6 +14,7 @@ import click
 import torch
 from torch import Tensor
 
+from bench.report import markdown
 from diffcodec.diffusion.bound import chain_bound_bits
 from diffcodec.diffusion.plan import PLANS
 from diffcodec.models.model import load_weights
@@ -51,9 +52,11 @@ def main(data: str, model: str, crop: int, crops: int) -> None:
     alone = bounds.pop("none")
     gains = {view: (bound - alone).cumsum(0) for view, bound in bounds.items()}
     click.echo(f"{crops} crops of {crop} x {crop}, {model}: {alone.sum():.4f} bpd by one view\n")
-    click.echo("| up to | " + " | ".join(gains) + " |\n|---" + "|---" * len(gains) + "|")
-    for i, sigma in enumerate(PLAN.levels):
-        click.echo(f"| {sigma:g} | " + " | ".join(f"{g[i]:+.4f}" for g in gains.values()) + " |")
+    lines = [
+        [f"{sigma:g}", *(f"{gain[i]:+.4f}" for gain in gains.values())]
+        for i, sigma in enumerate(PLAN.levels)
+    ]
+    click.echo(markdown(["up to", *gains], lines))
 
 
 if __name__ == "__main__":

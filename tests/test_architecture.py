@@ -20,6 +20,7 @@ FLOORS = (
 BESIDE = {("training", "codec")}  # training and coding stand side by side
 LONGEST_FILE, LONGEST_FUNCTION = 500, 60
 FILES = sorted(PACKAGE.rglob("*.py"))
+BENCH = sorted((PACKAGE.parent / "bench").glob("*.py"))
 
 
 def room(path: Path) -> str:
@@ -51,7 +52,9 @@ def test_a_room_imports_only_from_those_below(floor: str) -> None:
     assert {(file, name) for file, name in found if name not in below} == set()
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "path", [*FILES, *BENCH], ids=lambda path: str(path.relative_to(PACKAGE.parent))
+)
 def test_files_and_functions_are_short(path: Path) -> None:
     text = path.read_text()
     assert len(text.splitlines()) < LONGEST_FILE

@@ -6,6 +6,8 @@ import io
 import json
 import math
 import shutil
+import subprocess
+import sys
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -178,6 +180,26 @@ def test_what_was_measured_is_not_measured_again(tmp_path):
     assert store.get({"a": 2}, lambda: {"x": 7}) == {"x": 7}
 
 
+USED_TO_CODE = """
+import sys
+from PIL import Image
+import diffcodec
+
+diffcodec.decode(diffcodec.encode(Image.effect_noise((9, 9), 9)))
+print(*(m.__file__ for name, m in sys.modules.items() if name.startswith("diffcodec.")), sep="\\n")
+"""
+
+
+def test_the_digest_of_the_source_has_all_that_coding_loads():
+    run = [sys.executable, "-c", USED_TO_CODE]
+    done = subprocess.run(run, capture_output=True, text=True, check=True, cwd=FOLDER)
+    used, known = set(map(Path, done.stdout.split())), store.coding_sources()
+    assert len(used) > 30
+    assert used <= set(known.values())
+    assert {"arrays.py", "errors.py", "limits.py", "evaluation/measure.py"} <= set(known)
+    assert len(store.source_digest()) == 12
+
+
 def test_digests_tell_images_apart(photo):
     assert pixels_digest(photo) == pixels_digest(photo.copy())
     assert pixels_digest(photo) != pixels_digest(photo.rotate(180))
@@ -265,10 +287,7 @@ def test_chain_only_is_over_with_its_run(folder, tiny, tmp_path):
     assert parse(encode(flat, load_model(tiny))).tiles[0].coder == "webp"
 
 
-def test_draws_run(folder, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "diffcodec.codec.tiles.encode_fallback", lambda image: ("raw", bytes(99999))
-    )
+def test_draws_run(folder, tiny, tmp_path, no_webp):
     options = ["--data", str(folder), "--model", str(tiny), "--effort", "fast", "--draws", "5"]
     for _ in range(2):  # the second from the file of rows
         result = CliRunner().invoke(draws.main, [*options, "--out", str(tmp_path)])

@@ -1,0 +1,162 @@
+"""What benchmarks of whole data sets share: options, names of results, and times of files."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from bench.inputs import Dataset, dataset
+from bench.report import OUT
+from bench.store import Row, pixels_digest, source_digest
+from diffcodec import decode, encode, load_model
+from diffcodec.models.file import DEFAULT_MODEL
+from diffcodec.models.model import Model
+
+SMALL_SIDE = 64  # images below it are also compared by payload
+
+
+class Coded(NamedTuple):
+    """A file, what it decodes to, and what both took."""
+
+    data: bytes
+    shown: NDArray[np.uint8]
+    encode_seconds: float
+    decode_seconds: float
+
+    def seconds(self) -> Row:
+        """As fields of a row."""
+        return {"encode_seconds": self.encode_seconds, "decode_seconds": self.decode_seconds}
+
+
+def code(
+    encode: Callable[[], bytes], decode: Callable[[bytes], NDArray[np.uint8] | Image.Image]
+) -> Coded:
+    """Encode and decode once, by the clock."""
+    begin = time.perf_counter()
+    data = encode()
+    encoded = time.perf_counter()
+    decoded = decode(data)
+    end = time.perf_counter()
+    return Coded(data, np.asarray(decoded), encoded - begin, end - encoded)
+
+
+def code_exactly(
+    label: str,
+    image: Image.Image,
+    encode: Callable[[], bytes],
+    decode: Callable[[bytes], NDArray[np.uint8] | Image.Image],
+) -> Coded:
+    """The same of a file without loss.
+
+    Raises:
+        click.ClickException: if another image comes back.
+    """
+    coded = code(encode, decode)
+    if not np.array_equal(coded.shown, np.asarray(image)):
+        raise click.ClickException(f"{label}: the decoded image differs from the original")
+    return coded
+
+
+def code_image(model: Model, effort: str, image: Image.Image, draws: int = 1) -> Coded:
+    """A file of ours without loss, decoded and found equal."""
+    return code_exactly(
+        "diffcodec",
+        image,
+        lambda: encode(image, model, effort, draws=draws),
+        lambda data: decode(data, model=model),
+    )
+
+
+def described_images(data: Dataset) -> Iterator[tuple[Row, Image.Image]]:
+    """Each with its name, size and digest; shows progress."""
+    for name, image in tqdm(data.images(), data.name, len(data), disable=None):
+        size = {"width": image.width, "height": image.height}
+        yield {"name": name} | size | {"digest": pixels_digest(image)}, image
+
+
+def our_key(model: Model, effort: str) -> Row:
+    """What a stored row of ours depends on, beside the image."""
+    by = {"model": model.info.id.hex(), "source": source_digest()}
+    return {"codec": "diffcodec", "effort": effort} | by
+
+
+def measuring_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Which images, model and efforts, and where results go.
+
+    The command is given the images and the model themselves, as ``data`` and ``model``.
+    """
+
+    @wraps(command)
+    def measure_given(
+        data: Path,
+        limit: int | None,
+        crop: int | None,
+        name: str | None,
+        model: str,
+        **more: Any,
+    ) -> None:
+        command(data=dataset(data, limit, crop, name), model=load_model(model), **more)
+
+    options = (
+        click.option(
+            "--data", required=True, type=click.Path(path_type=Path), help="Folder or .npy."
+        ),
+        click.option("--model", default=DEFAULT_MODEL, help="Name or path."),
+        click.option(
+            "--effort",
+            "efforts",
+            multiple=True,
+            default=("default",),
+            help="More than one: repeat it.",
+        ),
+        click.option(
+            "--crop", type=int, help="Take the central square of so many pixels of each image."
+        ),
+        click.option("--limit", type=int, help="Only the first so many images."),
+        click.option("--name", help="Of the results, instead of the data's."),
+        click.option(
+            "--out", default=OUT, type=click.Path(path_type=Path), help="Folder of results."
+        ),
+    )
+    decorated: Callable[..., None] = measure_given
+    for option in reversed(options):
+        decorated = option(decorated)
+    return decorated
+
+
+def our_name(effort: str) -> str:
+    """Of the results of an effort."""
+    return f"diffcodec-{effort}"
+
+
+def our_label(effort: str) -> str:
+    """For tables and pictures."""
+    return f"diffcodec, {effort}"
+
+
+def run_options(model: Model, efforts: Sequence[str]) -> str:
+    """Model and efforts as on the command line; nothing for the defaults."""
+    options = [] if model.info.name == DEFAULT_MODEL else [f" --model {model.info.name}"]
+    if tuple(efforts) != ("default",):
+        options += [f" --effort {effort}" for effort in efforts]
+    return "".join(options)
+
+
+def bits_per_dimension(rows: list[Row], images: list[Row], less: str | None = None) -> list[float]:
+    """Of each image; ``less`` names bytes to leave out."""
+    return [
+        8 * (r["bytes"] - (r[less] if less else 0)) / (3 * i["width"] * i["height"])
+        for r, i in zip(rows, images, strict=True)
+    ]
+
+
+def is_small(images: list[Row]) -> bool:
+    """Whether container bytes weigh so much that payloads are compared too."""
+    return any(min(i["width"], i["height"]) < SMALL_SIDE for i in images)
