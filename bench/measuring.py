@@ -98,11 +98,10 @@ def measuring_options(command: Callable[..., None]) -> Callable[..., None]:
         data: Path,
         limit: int | None,
         crop: int | None,
-        name: str | None,
         model: str,
         **more: Any,
     ) -> None:
-        command(data=dataset(data, limit, crop, name), model=load_model(model), **more)
+        command(data=dataset(data, limit, crop), model=load_model(model), **more)
 
     options = (
         click.option(
@@ -120,7 +119,6 @@ def measuring_options(command: Callable[..., None]) -> Callable[..., None]:
             "--crop", type=int, help="Take the central square of so many pixels of each image."
         ),
         click.option("--limit", type=int, help="Only the first so many images."),
-        click.option("--name", help="Of the results, instead of the data's."),
         click.option(
             "--out", default=OUT, type=click.Path(path_type=Path), help="Folder of results."
         ),
