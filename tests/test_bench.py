@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -185,14 +186,18 @@ import sys
 from PIL import Image
 import diffcodec
 
-diffcodec.decode(diffcodec.encode(Image.effect_noise((9, 9), 9)))
+noise = Image.effect_noise((9, 9), 9)
+diffcodec.decode(diffcodec.encode(noise, sys.argv[1]), model=sys.argv[1])
 print(*(m.__file__ for name, m in sys.modules.items() if name.startswith("diffcodec.")), sep="\\n")
 """
 
 
-def test_the_digest_of_the_source_has_all_that_coding_loads():
-    run = [sys.executable, "-c", USED_TO_CODE]
-    done = subprocess.run(run, capture_output=True, text=True, check=True, cwd=FOLDER)
+def test_the_digest_of_the_source_has_all_that_coding_loads(tiny):
+    run = [sys.executable, "-c", USED_TO_CODE, str(tiny)]
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        run, capture_output=True, text=True, check=True, cwd=FOLDER, env=one_thread
+    )
     used, known = set(map(Path, done.stdout.split())), store.coding_sources()
     assert len(used) > 30
     assert used <= set(known.values())
