@@ -23,6 +23,7 @@ COMMANDS = {  # name: module and what it does; modules are loaded when they are 
     "ddpm": ("ddpm", "DDPM's own table of timesteps, rates and distortions."),
     "arithmetic": ("arithmetic", "Integer arithmetic beside float."),
     "determinism": ("determinism", "Whether the same bytes come out in every setting."),
+    "color-sets": ("color_sets", "Which colours images keep to, and what each conversion reaches."),
     "phases": ("phases", "An experiment: the remainder in four phases, trained and measured."),
     "rooms": ("rooms", "The package's floor plan in figures."),
     "cifar10": ("cifar10", "CIFAR-10 as arrays, checked."),

@@ -29,6 +29,7 @@ CONVERSIONS = {  # bytes in files
     "webp": 8,  # lossy WebP
     "avif": 9,  # AVIF of full range as libyuv converts it
     "avif-limited": 10,
+    "grey": 11,  # in RGB
 }
 VALUES_BYTES = 32  # of a channel: a bit for each of its values, the lowest first
 SAMPLED_PIXELS, TRIED_COLORS = 4096, 64
@@ -49,7 +50,8 @@ class Conversion:
         G = (luma[Y] + green_u[U] + green_v[V]) >> 16
         B = (luma[Y] + blue[U]) >> 16
 
-    ``red`` and ``blue`` grow by 2^16 or more a step: at most one V leads to an R, one U to a B.
+    ``red`` and ``blue`` grow by 2^16 or more a step: at most one V leads to an R, one U to a B. Or all
+    but ``luma`` are 0.
     """
 
     luma: Integers
@@ -112,6 +114,7 @@ _RULES = {
     "webp": _libwebp(),
     "avif": _libyuv(16320, 32, 90, 113, -22, -46),
     "avif-limited": _libyuv(18997, -1160, 102, 128, -25, -52),
+    "grey": Conversion(_V << 16, *[0 * _V] * 4),
 }
 
 

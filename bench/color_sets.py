@@ -1,0 +1,56 @@
+"""Which colours images keep to, and how much of them each known conversion reaches.
+
+    python -m bench color-sets IMAGES...|DIR
+
+docs/colour-sets.md says what it finds.
+"""
+
+from pathlib import Path
+
+import click
+import numpy as np
+
+from bench.inputs import open_rgb
+from diffcodec.images.color_sets import CONVERSIONS, ColorSet, find_color_set, triples
+from diffcodec.images.reading import read_image
+from diffcodec.training.data import find_images
+
+
+def described(colors: ColorSet | None) -> str:
+    """A set in words."""
+    if colors is None:
+        return "none"
+    bits = (np.frombuffer(channel, np.uint8) for channel in colors.values)
+    counts = [str(int(np.bitwise_count(channel).sum())) for channel in bits]
+    values = [f"{', '.join(counts)} of 256 values"] if counts else []
+    return "; ".join([*filter(None, [colors.conversion]), *values])
+
+
+def shares(path: Path) -> list[float]:
+    """Of the pixels of an image, those that each conversion reaches."""
+    r, g, b = np.moveaxis(np.asarray(open_rgb(path)).astype(np.int64), -1, 0)
+    colors, counts = np.unique(r << 16 | g << 8 | b, return_counts=True)
+    return [float(counts[triples(name)[colors]].sum() / r.size) for name in CONVERSIONS]
+
+
+@click.command()
+@click.argument("images", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+def main(images: tuple[Path, ...]) -> None:
+    """Print the set of each image, and the share of its pixels that each conversion reaches.
+
+    In percent, "all" only where not one pixel is outside.
+    """
+
+    def row(first: str, second: str, figures: list[float]) -> None:
+        cells = ["all" if share == 1 else f"{100 * share:.2f}" for share in figures]
+        click.echo(" | ".join(["| " + first, second, *cells]) + " |")
+
+    click.echo("| image | set | " + " | ".join(CONVERSIONS) + " |")
+    click.echo("|---" * (len(CONVERSIONS) + 2) + "|")
+    row("all triples", "", [float(triples(name).mean()) for name in CONVERSIONS])
+    for path in (path for given in images for path in find_images(given)):
+        row(path.name, described(find_color_set(read_image(path))), shares(path))
+
+
+if __name__ == "__main__":
+    main()
