@@ -6,18 +6,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from PIL import Image, features
 
+from bench.__main__ import main
 from diffcodec.errors import DiffcodecError
 from diffcodec.images.color_sets import (
     CONVERSIONS,
     ColorSet,
     conversion,
     find_color_set,
+    reaches,
     triples,
 )
 
@@ -155,11 +158,47 @@ def test_damage_is_refused_or_another_set(drawn: tuple[ColorSet, int], data: st.
     assert found.values == colors.values  # they have a checksum; the conversion's byte has none
 
 
-@given(arrays(np.bool_, 256, fill=st.nothing()), st.integers(0, 9))
-def test_a_stretched_channel_is_found(occur: NDArray[np.bool_], seed: int) -> None:
-    occur[:2] = True, False
-    levels = np.flatnonzero(occur).astype(np.uint8)
-    grey = levels[np.random.default_rng(seed).integers(0, len(levels), (200, 200))]
-    found = find_color_set(Image.fromarray(grey))
-    assert found is None or found == ColorSet(None, values(occur[None]))
-    assert found or occur.sum() > 200 or len(levels) == 1
+@pytest.mark.parametrize("name", CONVERSIONS)
+def test_the_quick_look_agrees_with_the_table(name: str) -> None:
+    colors = noise(4000, 3).clip(1, 254)
+    colors[:256] = np.arange(256).clip(1, 254)[:, None]
+    r, g, b = colors.T.astype(np.int64)
+    assert list(reaches(conversion(name), colors)) == list(triples(name)[r << 16 | g << 8 | b])
+
+
+@given(arrays(np.bool_, (3, 256), fill=st.nothing()), st.sampled_from(["L", "RGB"]))
+def test_a_stretched_channel_is_found(occur: NDArray[np.bool_], mode: str) -> None:
+    occur[:, :2] = True, False
+    draw = np.random.default_rng(0)
+    planes = [draw.choice(np.flatnonzero(row).astype(np.uint8), (150, 150)) for row in occur]
+    image = Image.merge(mode, [Image.fromarray(plane) for plane in planes[: len(mode)]])
+    found = find_color_set(image)
+    said = values(occur[: len(mode)])
+    for place, row in enumerate(occur[: len(mode)]):
+        bits = found.values[place] if found and found.values else bytes([0xFF]) * 32
+        assert bits in (said[place], bytes([0xFF]) * 32)
+        assert bits == said[place] or row.sum() > 200 or row.sum() == 1
+
+
+def test_both_hold_where_both_do() -> None:
+    yuv = noise(200, 200, 3)
+    yuv[..., 0] &= 0xF8  # steps of 8 in luma with little chroma leave holes
+    yuv[..., 1:] = 128
+    rgb = converted("bt601", yuv)
+    found = find_color_set(Image.fromarray(rgb))
+    assert found
+    assert found.conversion == "grey"
+    assert found.values == values(np.isin(np.arange(256), rgb)[None].repeat(3, 0))
+    assert find_color_set(Image.fromarray(rgb[..., 0])) == ColorSet(None, found.values[:1])
+
+
+def test_a_few_pixels_are_not_worth_a_set() -> None:
+    assert find_color_set(Image.fromarray(converted("jfif", noise(15, 17, 3)))) is None
+
+
+def test_the_command_prints_sets_and_shares() -> None:
+    said = CliRunner().invoke(main, ["color-sets", str(EXAMPLES[0])], catch_exceptions=False).stdout
+    rows = [[cell.strip() for cell in line.split("|")] for line in said.splitlines()]
+    assert rows[2][3] == "12.77"
+    assert rows[3][1:4] == [EXAMPLES[0].name, "photoycc", "all"]
+    assert max(map(float, rows[3][4:-1])) < 60

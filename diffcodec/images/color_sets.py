@@ -50,8 +50,8 @@ class Conversion:
         G = (luma[Y] + green_u[U] + green_v[V]) >> 16
         B = (luma[Y] + blue[U]) >> 16
 
-    ``red`` and ``blue`` grow by 2^16 or more a step: at most one V leads to an R, one U to a B. Or all
-    but ``luma`` are 0.
+    ``red`` and ``blue`` grow by 2^16 or more a step, so that at most one V leads to an R and one U
+    to a B; or all tables but ``luma`` are 0.
     """
 
     luma: Integers
@@ -256,25 +256,23 @@ def _find_conversion(samples: NDArray[np.uint8]) -> str | None:
     some = np.unique(samples[:: -(-len(samples) // SAMPLED_PIXELS)], axis=0)
     some = some[((some > 0) & (some < 255)).all(1)]
     vivid = some[np.argsort(np.ptp(some, axis=1))[-TRIED_COLORS:]]  # greys are in most sets
-    left = [name for name in CONVERSIONS if _reaches(conversion(name), vivid.astype(np.int64))]
+    left = [name for name in CONVERSIONS if reaches(conversion(name), vivid).all()]
     held = [name for name in left if _all_reached(triples(name), samples)]
     return min(held, key=lambda name: int(triples(name).sum()), default=None)
 
 
-def _reaches(rule: Conversion, colors: Integers) -> bool:
-    """Whether a conversion reaches all of a few unclipped colours [n, 3]; it takes no table."""
-    r, g, b = colors.T[..., None] << 16  # [n, 1], against [256] of luma
+def reaches(rule: Conversion, colors: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Which of a few unclipped colours [n, 3] a conversion reaches, without its table."""
+    r, g, b = colors.T.astype(np.int64)[..., None]  # [n, 1], against [256] of luma
     v, u = (  # the first that is large enough is the only one that can be right
-        np.searchsorted(table, channel - rule.luma).clip(0, 255)
+        np.searchsorted(table, (channel << 16) - rule.luma).clip(0, 255)
         for table, channel in ((rule.red, r), (rule.blue, b))
     )
-    found = (
-        (rule.luma + rule.red[v], r),
-        (rule.luma + rule.blue[u], b),
-        (rule.luma + rule.green_u[u] + rule.green_v[v], g),
-    )
-    right = [(value >> 16) == (channel >> 16) for value, channel in found]
-    return bool(np.logical_and.reduce(right).any(1).all())
+    right = (rule.luma + rule.red[v]) >> 16 == r
+    right &= (rule.luma + rule.blue[u]) >> 16 == b
+    right &= (rule.luma + rule.green_u[u] + rule.green_v[v]) >> 16 == g
+    found: NDArray[np.bool_] = right.any(1)
+    return found
 
 
 def _all_reached(reached: NDArray[np.bool_], samples: NDArray[np.uint8]) -> bool:
