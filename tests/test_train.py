@@ -924,7 +924,7 @@ def test_options_that_do_not_fit(arguments, more, code, message):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (("--channels", "8,8"), "--init has a shape; leave out --preset and --channels"),
+        (("--channels", "8,8"), "--init has a shape; leave out --preset, --channels"),
         (("--blocks", "2,1"), "--init has blocks 1,2; --blocks may only add to each"),
         (("--blocks", "2,2,2"), "--init has blocks 1,2; --blocks may only add to each"),
         (

@@ -114,6 +114,7 @@ def _recipe_options() -> Iterable[Described]:
 
 
 def _network_options() -> Iterable[Described]:
+    from diffcodec.diffusion.color import DOMAINS
     from diffcodec.networks.unet import PRESETS
 
     return (
@@ -124,6 +125,7 @@ def _network_options() -> Iterable[Described]:
         ),
         ("--channels", "Of the network, from its finest resolution down.", {}),
         ("--blocks", "Residual blocks at each resolution, on the way down and up.", {}),
+        ("--color", "Colour domain.", {"type": click.Choice(list(DOMAINS))}),
         (
             "--second-view-up-to",
             "Noise level up to which coding also asks the network for the image mirrored (with "
@@ -228,8 +230,8 @@ def _initial_network(
 
     with failing_as(init):
         network, weights = load_weights(init)
-    if any(_is_given(ctx, name) for name in ("preset", "channels")):
-        raise click.UsageError("--init has a shape; leave out --preset and --channels")
+    if any(_is_given(ctx, name) for name in ("preset", "channels", "color")):
+        raise click.UsageError("--init has a shape; leave out --preset, --channels and --color")
     if _is_given(ctx, "blocks"):
         _check_added("--blocks", wanted.blocks, network.blocks)
         network = replace(network, blocks=wanted.blocks)
