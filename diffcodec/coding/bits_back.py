@@ -10,9 +10,9 @@ from collections.abc import Generator
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Float64, UInt32
 
-from diffcodec.arrays import Array
+from diffcodec.arrays import Array, Words
 from diffcodec.coding import randomness
 from diffcodec.coding.ans import Stack
 from diffcodec.coding.chain import Posterior, Request, TileChain
@@ -36,7 +36,7 @@ class SeedSpentError(Exception):
 class EncodedTile(NamedTuple):
     """Words of a tile in the decoder's order (top of the stack first), and what lies around."""
 
-    words: NDArray[np.uint32]
+    words: UInt32[Words, " words"]
     seed_words: int  # words of the shared seed that were consumed
     marks: tuple[int, ...]  # words needed to reach timestep T, ..., 1
     heights: tuple[int, ...]  # of the stack in words after each step
@@ -51,7 +51,7 @@ class EncodedTile(NamedTuple):
         return 4 * len(self.words) + len(self.preview_payload) + told
 
 
-def seed(tile: int, count: int, draw: int = 0) -> NDArray[np.uint32]:
+def seed(tile: int, count: int, draw: int = 0) -> UInt32[Words, " {count}"]:
     """The words under a tile's stack, the top last; a deeper seed only adds words below."""
     words = randomness.random_words(randomness.SEED_WORDS, tile, count, draw)
     words[0] |= 1  # the top must not be zero
@@ -64,13 +64,13 @@ def most_seed_words(chain: TileChain) -> int:
 
 
 def encode_tile(
-    chain: TileChain, x: Array, allowed: float = math.inf
+    chain: TileChain, x: Float64[Array, "3 height width"], allowed: float = math.inf
 ) -> Generator[Request, Posterior, EncodedTile]:
     """Code one tile; a coroutine that yields what it asks of the model.
 
     Args:
         chain: of the tile's plan and shape.
-        x: integers of the colour domain, [3, height, width].
+        x: integers of the colour domain.
         allowed: words of the seed that may be used up.
 
     Raises:
@@ -106,7 +106,7 @@ def encode_tile(
 
 
 def decode_tile(
-    chain: TileChain, words: NDArray[np.uint32], seed_words: int, timestep: int = 0
+    chain: TileChain, words: UInt32[Words, " words"], seed_words: int, timestep: int = 0
 ) -> Generator[Request, Posterior, Array]:
     """Decode one tile down to a timestep; a coroutine like :func:`encode_tile`.
 

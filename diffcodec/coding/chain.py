@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import NamedTuple, TypeVar
 
 import numpy as np
+from jaxtyping import Float64
 
 from diffcodec.arrays import Array
 from diffcodec.coding import randomness
@@ -21,15 +22,15 @@ from diffcodec.diffusion.process import dithered_quantise
 class Request(NamedTuple):
     """What the chain asks of the model: the posterior of x at z_t."""
 
-    z: Array  # [3, height, width]
+    z: Float64[Array, "3 height width"]
     timestep: int
 
 
 class Posterior(NamedTuple):
-    """The model's answer: mean and variance of x given z_t, [3, height, width]."""
+    """The model's answer: mean and variance of x given z_t."""
 
-    mean: Array
-    variance: Array
+    mean: Float64[Array, "3 height width"]
+    variance: Float64[Array, "3 height width"]
 
 
 Result = TypeVar("Result")
@@ -80,21 +81,21 @@ class TileChain:
         self._answered: tuple[Array, Posterior] | None = None
 
     @cached_property
-    def dither(self) -> Array:
-        """Of the first level, [3, height, width]."""
+    def dither(self) -> Float64[Array, "3 height width"]:
+        """Of the first level."""
         return randomness.dither(self.tile, self.shape, self.domain.quantiser_steps, self.draw)
 
     @property
-    def first_offset(self) -> Array:
-        """Of the lattice of z_1, [3, height, width]."""
+    def first_offset(self) -> Float64[Array, "3 height width"]:
+        """Of the lattice of z_1."""
         return (self.levels[0].spacing - 1) / 2 - self.dither
 
-    def set_image(self, x: Array) -> None:
+    def set_image(self, x: Float64[Array, "3 height width"]) -> None:
         """Start of encoding: x and, a function of it, z_1."""
         self.z[0] = x
         self.z[1] = self._quantise(x)
 
-    def _quantise(self, x: Array) -> Array:
+    def _quantise(self, x: Float64[Array, "3 height width"]) -> Float64[Array, "3 height width"]:
         z_1, _ = dithered_quantise(x, self.dither, self.levels[0].spacing)
         return z_1
 
@@ -104,7 +105,7 @@ class TileChain:
             self._answered = self.z[t], (yield Request(self.z[t], t))
         return self._answered[1]
 
-    def known_channels(self, t: int) -> Array:
+    def known_channels(self, t: int) -> Float64[Array, "known height width"]:
         """z_t of the channels that are not coded: zero plus shared noise, a walk over t."""
         if t not in self._known:
             c = slice(self.coded, 3)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float64
 
 from diffcodec.arrays import Array
 from diffcodec.diffusion.color import ColorDomain, channels
@@ -11,12 +12,12 @@ from diffcodec.diffusion.plan import Plan
 
 @dataclass(frozen=True)
 class Level:
-    """One timestep's constants per channel, [3, 1, 1]."""
+    """One timestep's constants per channel."""
 
-    sigma: Array
-    spacing: Array
-    draw_std: Array  # tau'
-    bridge_weight: Array  # weight of the preview in the mean of the draw
+    sigma: Float64[Array, "3 1 1"]
+    spacing: Float64[Array, "3 1 1"]  # delta; M on the first level
+    draw_std: Float64[Array, "3 1 1"]  # tau'
+    bridge_weight: Float64[Array, "3 1 1"]  # weight of the preview in the mean of the draw
 
 
 def make_levels(plan: Plan, domain: ColorDomain, preview: int = 0) -> list[Level]:

@@ -12,6 +12,7 @@ from collections.abc import Generator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float64
 
 from diffcodec.arrays import Array, Bits
 from diffcodec.coding import randomness
@@ -27,12 +28,12 @@ from diffcodec.diffusion.process import LOG2_E, p_excess, q_posterior
 
 
 class Transition(NamedTuple):
-    """``p(z_s | z_t) = N(mean, Q + W)``; coded channels, [c, height, width]."""
+    """``p(z_s | z_t) = N(mean, Q + W)`` of the coded channels."""
 
-    sigmas: tuple[Array, Array]  # sigma_s and sigma_t, [c, 1, 1]
-    mean: Array
-    variance: Array  # Q
-    excess: Array  # W
+    sigmas: tuple[Array, Array]  # sigma_s and sigma_t, [coded, 1, 1]
+    mean: Float64[Array, "coded height width"]
+    variance: Float64[Array, "coded height width"]  # Q
+    excess: Float64[Array, "coded height width"]  # W
 
 
 class Descent:
@@ -77,11 +78,13 @@ class Descent:
         posterior = yield from self.posterior()
         return self._with_known(posterior.mean[: self.chain.coded], 0)
 
-    def encode_step(self, x: Array) -> Generator[Request, Posterior, Bits]:
+    def encode_step(
+        self, x: Float64[Array, "3 height width"]
+    ) -> Generator[Request, Posterior, Bits]:
         """One timestep down.
 
         Args:
-            x: integers of the colour domain, [3, height, width].
+            x: integers of the colour domain.
 
         Raises:
             ValueError: if the model's numbers are out of range.
@@ -166,7 +169,7 @@ class Descent:
 
 
 def encode_below_preview(
-    chain: TileChain, x: Array, alone: Sequence[int]
+    chain: TileChain, x: Float64[Array, "3 height width"], alone: Sequence[int]
 ) -> Generator[Request, Posterior, EncodedTile]:
     """Code a tile whose stack runs empty by a preview of its own and the chain below that.
 
@@ -175,7 +178,7 @@ def encode_below_preview(
 
     Args:
         chain: of the tile, without a preview.
-        x: integers of the colour domain, [3, height, width].
+        x: integers of the colour domain.
         alone: heights of the stack after the steps of the chain alone, as far as that came, which
             tell where it runs empty.
 

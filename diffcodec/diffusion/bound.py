@@ -16,6 +16,7 @@ domain's ``data_std``. The two ends of the chain have no Q and take this v with 
 from collections.abc import Callable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from diffcodec.diffusion.color import DOMAINS, ColorDomain, channels
@@ -90,18 +91,18 @@ def step_variance(v: Tensor, variance: str) -> Tensor:
 
 def chain_bound_bits(
     model: PosteriorModel,
-    x: Tensor,
+    x: Float[Tensor, "batch 3 height width"],
     color: str,
     plan: Plan,
     generator: torch.Generator,
     variance: str = "learned",
     coded: int = 3,
-) -> Tensor:
+) -> Float[Tensor, "batch parts"]:
     """Monte Carlo estimate of the bound of a plan, per part, in bits per dimension.
 
     Args:
         model: gives xhat and v.
-        x: integers of the colour domain as floats, [batch, 3, height, width].
+        x: integers of the colour domain as floats.
         color: of x.
         plan: its levels count.
         generator: on the device of x.

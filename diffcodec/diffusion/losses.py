@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from diffcodec.diffusion.bound import (
@@ -114,7 +115,9 @@ class NoisyImages:
         return (self.density * error).sum() / sum(self.sizes)
 
 
-def add_noise(x: Tensor, color: str, generator: torch.Generator, share: Share) -> NoisyImages:
+def add_noise(
+    x: Float[Tensor, "images 3 height width"], color: str, generator: torch.Generator, share: Share
+) -> NoisyImages:
     """Draw noise levels and noise for a batch, and apply those of its share to x.
 
     ``END_SHARE`` of the batch is at the first level, as much at the second, somewhere in
@@ -154,17 +157,17 @@ def add_noise(x: Tensor, color: str, generator: torch.Generator, share: Share) -
 
 def code_length_loss(
     model: PosteriorModel,
-    x: Tensor,
+    x: Float[Tensor, "images 3 height width"],
     color: str,
     generator: torch.Generator,
     share: Share = WHOLE,
     variance: str = "learned",
-) -> Tensor:
+) -> Float[Tensor, ""]:
     """Stratified one-sample estimate of the codec's code length, in bits per dimension.
 
     Args:
         model: gives xhat and v.
-        x: integers of the colour domain as floats, [images, 3, height, width]: the share's images.
+        x: integers of the colour domain as floats: the share's images.
         color: of x.
         generator: on the device of x; at the same state for every share of a batch.
         share: which images of the batch x holds. The losses of all shares add up to the batch's. A
@@ -180,12 +183,12 @@ def code_length_loss(
 
 def simple_loss(
     model: PosteriorModel,
-    x: Tensor,
+    x: Float[Tensor, "images 3 height width"],
     color: str,
     generator: torch.Generator,
     share: Share = WHOLE,
     variance: str = "learned",
-) -> Tensor:
+) -> Float[Tensor, ""]:
     """DDPM's L_simple (eq. 14): mean squared error of epsilon, sigma uniform in log.
 
     See :func:`code_length_loss`. The variance has no gradient from it, whichever it is.
@@ -206,12 +209,12 @@ def simple_loss(
 
 def hybrid_loss(
     model: PosteriorModel,
-    x: Tensor,
+    x: Float[Tensor, "images 3 height width"],
     color: str,
     generator: torch.Generator,
     share: Share = WHOLE,
     variance: str = "learned",
-) -> Tensor:
+) -> Float[Tensor, ""]:
     """Improved DDPM's L_hybrid (eq. 16), ``L_simple + lambda L_vlb``; see :func:`code_length_loss`.
 
     One evaluation serves both. L_vlb guides the variance only: its gradient stops at the mean.
