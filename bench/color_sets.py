@@ -11,6 +11,7 @@ import click
 import numpy as np
 
 from bench.inputs import open_rgb
+from diffcodec.arrays import Flags
 from diffcodec.images.color_sets import CONVERSIONS, ColorSet, find_color_set, triples
 from diffcodec.images.reading import read_image
 from diffcodec.training.data import find_images
@@ -26,11 +27,11 @@ def described(colors: ColorSet | None) -> str:
     return "; ".join([*filter(None, [colors.conversion]), *values])
 
 
-def shares(path: Path) -> list[float]:
-    """Of the pixels of an image, those that each conversion reaches."""
+def shares(path: Path, reached: list[Flags]) -> list[float]:
+    """Of the pixels of an image, those in each of some tables of triples."""
     r, g, b = np.moveaxis(np.asarray(open_rgb(path)).astype(np.int64), -1, 0)
     colors, counts = np.unique(r << 16 | g << 8 | b, return_counts=True)
-    return [float(counts[triples(name)[colors]].sum() / r.size) for name in CONVERSIONS]
+    return [float(counts[table[colors]].sum() / r.size) for table in reached]
 
 
 @click.command()
@@ -47,9 +48,10 @@ def main(images: tuple[Path, ...]) -> None:
 
     click.echo("| image | set | " + " | ".join(CONVERSIONS) + " |")
     click.echo("|---" * (len(CONVERSIONS) + 2) + "|")
-    row("all triples", "", [float(triples(name).mean()) for name in CONVERSIONS])
+    reached = [triples(name) for name in CONVERSIONS]
+    row("all triples", "", [float(table.mean()) for table in reached])
     for path in (path for given in images for path in find_images(given)):
-        row(path.name, described(find_color_set(read_image(path))), shares(path))
+        row(path.name, described(find_color_set(read_image(path))), shares(path, reached))
 
 
 if __name__ == "__main__":

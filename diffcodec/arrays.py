@@ -16,11 +16,14 @@ if TYPE_CHECKING:
     Int8s = NDArray[np.int8]
     Int32s = NDArray[np.int32]
     Bits = NDArray[np.uint8]  # 0 or 1 each
+    Flags = NDArray[np.bool_]
     Words = NDArray[np.uint32]
     Bytes = NDArray[np.uint8]
     AnyArray = NDArray[Any]
 else:  # what jaxtyping can look at: it tells the elements' type itself
-    Array = Float32s = Integers = Int8s = Int32s = Bits = Words = Bytes = AnyArray = np.ndarray
+    Array = Float32s = Integers = Int8s = Int32s = Bits = Flags = Words = Bytes = AnyArray = (
+        np.ndarray
+    )
 
 
 def round_significant(values: Array, bits: int) -> Array:

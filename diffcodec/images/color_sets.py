@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Bool, Int64, Integer, UInt8
 from PIL import Image
 
-from diffcodec.arrays import Bits, Integers
+from diffcodec.arrays import AnyArray, Bits, Bytes, Flags, Integers
 from diffcodec.errors import FormatError, UnsupportedFileError
 
 CONVERSIONS = {  # bytes in files
@@ -37,6 +37,7 @@ LEAST_PIXELS = 256  # what fewer can gain doesn't pay for naming a conversion
 NEIGHBOURS = 4  # values on each side, among which a channel's gain is estimated
 LEAST_GAIN = 0.15  # bits per sample: one in ten of the neighbouring values doesn't occur
 COST_FACTOR = 4  # by how much the gain must exceed what the values take in the file
+ALL_VALUES = bytes([0xFF]) * VALUES_BYTES
 _LOCK = threading.Lock()
 
 
@@ -54,11 +55,11 @@ class Conversion:
     to a B; or all tables but ``luma`` are 0.
     """
 
-    luma: Integers
-    red: Integers
-    blue: Integers
-    green_u: Integers
-    green_v: Integers
+    luma: Int64[Integers, "256"]
+    red: Int64[Integers, "256"]
+    blue: Int64[Integers, "256"]
+    green_u: Int64[Integers, "256"]
+    green_v: Int64[Integers, "256"]
 
 
 _V = np.arange(256)  # of Y, U or V
@@ -103,18 +104,18 @@ def _libyuv(luma: int, offset: int, red: int, blue: int, green_u: int, green_v: 
     return Conversion(*(table << 10 for table in tables))
 
 
-_RULES = {
-    "photoycc": _photoycc(),
-    "jfif": _jfif(),
-    "bt601": _swscale(13075, 16525, -3209, -6660),
-    "bt709": _swscale(14686, 17305, -1747, -4366),
-    "bt601-420": _swscale_420(16, 9539, 13075, 16525, -3209, -6660),
-    "bt709-420": _swscale_420(16, 9539, 14686, 17305, -1747, -4366),
-    "jfif-420": _swscale_420(0, 8192, 11485, 14516, -2819, -5850),
-    "webp": _libwebp(),
-    "avif": _libyuv(16320, 32, 90, 113, -22, -46),
-    "avif-limited": _libyuv(18997, -1160, 102, 128, -25, -52),
+_RULES = {  # those of fewer triples first
     "grey": Conversion(_V << 16, *[0 * _V] * 4),
+    "photoycc": _photoycc(),
+    "bt601": _swscale(13075, 16525, -3209, -6660),
+    "webp": _libwebp(),
+    "bt601-420": _swscale_420(16, 9539, 13075, 16525, -3209, -6660),
+    "avif-limited": _libyuv(18997, -1160, 102, 128, -25, -52),
+    "bt709": _swscale(14686, 17305, -1747, -4366),
+    "bt709-420": _swscale_420(16, 9539, 14686, 17305, -1747, -4366),
+    "avif": _libyuv(16320, 32, 90, 113, -22, -46),
+    "jfif": _jfif(),
+    "jfif-420": _swscale_420(0, 8192, 11485, 14516, -2819, -5850),
 }
 
 
@@ -123,14 +124,14 @@ def conversion(name: str) -> Conversion:
     return _RULES[name]
 
 
-def triples(name: str) -> NDArray[np.bool_]:
-    """Which RGB triples a conversion reaches, [2^24], by 2^16 R + 2^8 G + B."""
+def triples(name: str) -> Bool[Flags, "16777216"]:
+    """Which RGB triples a conversion reaches, by 2^16 R + 2^8 G + B."""
     with _LOCK:  # so that threads don't build the same table
         return _triples(name)
 
 
 @lru_cache(4)  # of 16 MiB each
-def _triples(name: str) -> NDArray[np.bool_]:
+def _triples(name: str) -> Flags:
     rule = conversion(name)
     reached = np.zeros(1 << 24, np.bool_)
     chroma = rule.green_v[:, None] + rule.green_u  # [V, U]
@@ -190,19 +191,21 @@ class ColorSet:
             raise FormatError("the colour set excludes nothing, expected none in the file")
         return ColorSet(name, values)
 
-    def allowed(self, rgb: NDArray[np.integer]) -> NDArray[np.bool_]:
+    def allowed(
+        self, rgb: Integer[AnyArray, "*batch 3 height width"]
+    ) -> Bool[Flags, "*batch height width"]:
         """Which triples are in the set.
 
         Args:
-            rgb: integers [..., 3, height, width]; a grey image's value stands in all three.
+            rgb: any integers; a grey image's value stands in all three.
 
         Returns:
-            [..., height, width]; False where a sample is not in 0..255.
+            False where a sample is not in 0..255.
         """
         if rgb.ndim > 3:  # in pieces, which the processor's cache holds
             return np.stack([self.allowed(part) for part in rgb])
         r, g, b = rgb
-        inside: NDArray[np.bool_] = ((r | g | b) >> 8) == 0
+        inside: Flags = ((r | g | b) >> 8) == 0
         low = [channel.astype(np.uint8).astype(np.intp) for channel in rgb]
         if self.conversion:
             inside &= triples(self.conversion)[low[0] << 16 | low[1] << 8 | low[2]]
@@ -211,7 +214,7 @@ class ColorSet:
         return inside
 
 
-def _unpack_bits(bits: bytes) -> NDArray[np.bool_]:
+def _unpack_bits(bits: bytes) -> Bool[Flags, "256"]:
     return np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little").view(np.bool_)
 
 
@@ -230,7 +233,7 @@ def _unpack_values(data: bytes, channels: int) -> tuple[bytes, ...]:
     values = tuple(found[i : i + VALUES_BYTES] for i in range(0, size, VALUES_BYTES))
     if not all(map(any, values)):
         raise FormatError("the colour set leaves a channel no value, expected one at least")
-    if all(byte == 0xFF for byte in found):
+    if set(values) == {ALL_VALUES}:
         raise FormatError("all values of a colour set occur, expected none in the file")
     return values
 
@@ -243,26 +246,26 @@ def find_color_set(image: Image.Image) -> ColorSet | None:
     """
     if image.mode not in ("L", "RGB"):
         return None
-    samples = np.asarray(image).reshape(image.width * image.height, -1)  # [pixels, channels]
-    name = _find_conversion(samples) if image.mode == "RGB" else None
-    values = _find_values(samples)
+    name = _find_conversion(np.asarray(image).reshape(-1, 3)) if image.mode == "RGB" else None
+    values = _find_values(np.reshape(image.histogram(), (-1, 256)), image.width * image.height)
     return ColorSet(name, values) if name or values else None
 
 
-def _find_conversion(samples: NDArray[np.uint8]) -> str | None:
-    """The one that reaches the fewest triples of those that reach every pixel [pixels, 3]."""
-    if len(samples) < LEAST_PIXELS:
-        return None
+def _find_conversion(samples: UInt8[Bytes, "pixels 3"]) -> str | None:
+    """The first of ``_RULES`` that reaches every pixel."""
     some = np.unique(samples[:: -(-len(samples) // SAMPLED_PIXELS)], axis=0)
     some = some[((some > 0) & (some < 255)).all(1)]
     vivid = some[np.argsort(np.ptp(some, axis=1))[-TRIED_COLORS:]]  # greys are in most sets
-    left = [name for name in CONVERSIONS if reaches(conversion(name), vivid).all()]
-    held = [name for name in left if _all_reached(triples(name), samples)]
-    return min(held, key=lambda name: int(triples(name).sum()), default=None)
+    if len(samples) < LEAST_PIXELS or not len(vivid):
+        return None
+    for name, rule in _RULES.items():
+        if reaches(rule, vivid).all() and _all_reached(triples(name), samples):
+            return name
+    return None
 
 
-def reaches(rule: Conversion, colors: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Which of a few unclipped colours [n, 3] a conversion reaches, without its table."""
+def reaches(rule: Conversion, colors: UInt8[Bytes, "colors 3"]) -> Bool[Flags, " colors"]:
+    """Which of a few unclipped colours a conversion reaches, without its table."""
     r, g, b = colors.T.astype(np.int64)[..., None]  # [n, 1], against [256] of luma
     v, u = (  # the first that is large enough is the only one that can be right
         np.searchsorted(table, (channel << 16) - rule.luma).clip(0, 255)
@@ -271,11 +274,11 @@ def reaches(rule: Conversion, colors: NDArray[np.uint8]) -> NDArray[np.bool_]:
     right = (rule.luma + rule.red[v]) >> 16 == r
     right &= (rule.luma + rule.blue[u]) >> 16 == b
     right &= (rule.luma + rule.green_u[u] + rule.green_v[v]) >> 16 == g
-    found: NDArray[np.bool_] = right.any(1)
+    found: Flags = right.any(1)
     return found
 
 
-def _all_reached(reached: NDArray[np.bool_], samples: NDArray[np.uint8]) -> bool:
+def _all_reached(reached: Flags, samples: UInt8[Bytes, "pixels 3"]) -> bool:
     for start in range(0, len(samples), 1 << 16):
         r, g, b = samples[start : start + (1 << 16)].T.astype(np.intp)
         if not reached[r << 16 | g << 8 | b].all():
@@ -283,17 +286,15 @@ def _all_reached(reached: NDArray[np.bool_], samples: NDArray[np.uint8]) -> bool
     return True
 
 
-def _find_values(samples: NDArray[np.uint8]) -> tuple[bytes, ...]:
-    """The values that occur in each channel [pixels, channels], or all where that gains little."""
+def _find_values(histograms: Int64[Integers, "channels 256"], pixels: int) -> tuple[bytes, ...]:
+    """The values that occur in each channel, all where that gains little; () if it does in all."""
     values = []
-    for channel in samples.T:
-        counts = np.bincount(channel, minlength=256)
+    for counts in histograms:
         bits = np.packbits(counts > 0, bitorder="little").tobytes()
         cost_bits = 8 * len(zlib.compress(bits, 9))
-        gain = _gain_bits(counts)
-        worth = gain > max(LEAST_GAIN * len(channel), COST_FACTOR * cost_bits)
-        values.append(bits if worth else bytes([0xFF]) * VALUES_BYTES)
-    return tuple(values) if any(0 in _unpack_bits(bits) for bits in values) else ()
+        worth = _gain_bits(counts) > max(LEAST_GAIN * pixels, COST_FACTOR * cost_bits)
+        values.append(bits if worth else ALL_VALUES)
+    return tuple(values) if set(values) != {ALL_VALUES} else ()
 
 
 def _gain_bits(counts: Integers) -> float:
