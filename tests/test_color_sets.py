@@ -1,6 +1,7 @@
 """Colours that cannot occur: found exactly over all pixels, and told in a few bytes."""
 
 import io
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, features
 
 from bench.__main__ import main
-from diffcodec.errors import DiffcodecError
+from diffcodec.errors import DiffcodecError, FormatError, UnsupportedFileError
 from diffcodec.images import color_sets
 from diffcodec.images.color_sets import (
     CONVERSIONS,
@@ -127,6 +128,34 @@ def drawn_sets(draw: st.DrawFn) -> tuple[ColorSet, int]:
     name = draw(st.sampled_from([None, *CONVERSIONS])) if channels == 3 else None
     occur = draw(arrays(np.bool_, (channels, 256)).filter(lambda a: a.any(1).all() and not a.all()))
     return ColorSet(name, values(occur)), channels
+
+
+def test_the_bytes_of_a_set() -> None:
+    even = bytes([0b0101_0101]) * 32  # 0, 2, 4 ...
+    assert ColorSet("photoycc").pack() == b"\1"
+    assert ColorSet.unpack(b"\2" + zlib.compress(even * 3, 0), 3) == ColorSet("jfif", (even,) * 3)
+    grey = ColorSet.unpack(b"\0" + zlib.compress(even), 1)
+    assert grey.allowed(np.arange(8).repeat(3).reshape(8, 3, 1, 1)).ravel().tolist() == [1, 0] * 4
+
+
+@pytest.mark.parametrize(
+    ("data", "channels", "said"),
+    [
+        (b"", 3, "is empty"),
+        (b"\xff", 3, "unknown conversion of colours: 255"),
+        (b"\1", 1, "conversion photoycc to RGB in an image of 1 channel"),
+        (b"\0", 3, "excludes nothing"),
+        (b"\1" + zlib.compress(bytes([0xFF]) * 96), 3, "all values of a colour set occur"),
+        (b"\0" + zlib.compress(bytes(64) + b"\1" * 32), 3, "leaves a channel no value"),
+        (b"\0" + zlib.compress(b"\1" * 32), 3, "found 32 bytes of bits"),
+        (b"\0" + zlib.compress(b"\1" * 1000), 3, "found 97 bytes of bits"),
+        (b"\0" + zlib.compress(b"\1" * 96) + b"x", 3, "nothing behind"),
+        (b"\0zlib", 3, "are damaged"),
+    ],
+)
+def test_what_is_no_set_is_refused(data: bytes, channels: int, said: str) -> None:
+    with pytest.raises((FormatError, UnsupportedFileError), match=said):
+        ColorSet.unpack(data, channels)
 
 
 @given(drawn_sets())
