@@ -7,6 +7,7 @@ from unittest import mock
 
 from PIL import Image
 
+from diffcodec.networks.config import NetworkConfig
 from diffcodec.system.memory import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -25,9 +26,9 @@ def chain_only() -> Iterator[None]:
 
 
 def evaluations(model: "Model", effort: str) -> int:
-    """Of the network for a tile: one for each timestep, two where it has a second view."""
-    shape = model.network.config
-    return sum(2 if shape.view_axes(sigma) else 1 for sigma in model.plans[effort].levels)
+    """Of the network for a tile: one for each timestep, two where it has self-ensemble."""
+    shape = model.info.network or NetworkConfig()
+    return sum(2 if shape.ensemble_axes(sigma) else 1 for sigma in model.plans[effort].levels)
 
 
 def middle(image: Image.Image, side: int) -> Image.Image:

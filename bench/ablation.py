@@ -24,9 +24,11 @@ from torch import Tensor, nn
 from bench.report import markdown
 from diffcodec.diffusion import bound, losses
 from diffcodec.diffusion.plan import geometric_plan
+from diffcodec.networks import experts
 from diffcodec.networks import unet as network
-from diffcodec.networks.unet import Conv, NetworkConfig, ResidualBlock, UNet
-from diffcodec.training import trainer
+from diffcodec.networks.config import one_network
+from diffcodec.networks.scaling import Scaling
+from diffcodec.networks.unet import Conv, ResidualBlock, UNet
 from diffcodec.training.config import TrainConfig
 from diffcodec.training.crops import domain_batch
 from diffcodec.training.log import read_log
@@ -77,7 +79,7 @@ class NormalisedBlock(ResidualBlock):
 class EpsilonUNet(UNet):
     """The output field is epsilon itself, without EDM's skip."""
 
-    def mean_of_x(self, field: Tensor, z: Tensor, s: Tensor, total: Tensor) -> Tensor:
+    def mean_of_x(self, field: Tensor, z: Tensor, s: Tensor, scales: Scaling[Tensor]) -> Tensor:
         """See :meth:`UNet.mean_of_x`."""
         return z - s * field
 
@@ -85,7 +87,7 @@ class EpsilonUNet(UNet):
 class ImageUNet(UNet):
     """The output field is x itself, in units of the data's standard deviation."""
 
-    def mean_of_x(self, field: Tensor, z: Tensor, s: Tensor, total: Tensor) -> Tensor:
+    def mean_of_x(self, field: Tensor, z: Tensor, s: Tensor, scales: Scaling[Tensor]) -> Tensor:
         """See :meth:`UNet.mean_of_x`."""
         return self.center + self.data_std * field
 
@@ -169,9 +171,9 @@ def run_variant(
     variant: Variant, data: Path, out: Path, minutes: float, recipe: dict[str, Any]
 ) -> dict[str, Any]:
     """Train one variant for so many minutes and measure it."""
-    recipe = recipe | {"network": NetworkConfig(**variant.network)} | variant.recipe
+    recipe = recipe | {"network": one_network(**variant.network)} | variant.recipe
     with (
-        mock.patch.object(trainer, "UNet", variant.unet),
+        mock.patch.object(experts, "UNet", variant.unet),
         mock.patch.object(network, "ResidualBlock", variant.block),
         mock.patch.object(losses, "SAMPLING_POWER", variant.sampling_power),
     ):

@@ -30,6 +30,7 @@ from diffcodec import decode, load_model
 from diffcodec.codec.encoding import encode_many
 from diffcodec.images.reading import read_image
 from diffcodec.models.model import Model
+from diffcodec.networks.config import NetworkConfig
 from diffcodec.networks.int8 import ByteConv, kernels_work, shifted
 from diffcodec.training.data import find_images
 
@@ -168,7 +169,7 @@ def main(
     """Print the comparisons."""
     paths = {"float": float_model, "integer": model}
     models = {name: load_model(path, name) for name, path in paths.items()}
-    shape = models["integer"].network.config
+    shape = (models["integer"].info.network or NetworkConfig()).main
     compare_kernels(shape.channels, shape.patch)
     found = find_images(data)
     chosen = found[:: max(1, len(found) // count)][:count]

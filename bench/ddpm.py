@@ -24,7 +24,6 @@ second, from 1.0 on.
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +57,6 @@ from diffcodec.diffusion.process import (
 )
 from diffcodec.diffusion.schedule import linear
 from diffcodec.models.model import Model, load_model
-from diffcodec.networks.float_unet import FloatUNet
 
 STEPS_DONE = {  # Ho et al. 2020: bits per dimension and RMSE after so many of 1000 steps
     1000: (1.77581, 0.95136),
@@ -177,17 +175,16 @@ def measure(
     model: Model, images: Sequence[Image.Image], stride: int, ratio: float
 ) -> tuple[dict[int, dict[str, float]], float]:
     """The table by row's timestep, and the ideal distortion; means over images."""
-    assert isinstance(model.network, FloatUNet)
     rgb = np.stack([np.asarray(image).transpose(2, 0, 1) for image in images]).astype(np.int16)
     x = torch.from_numpy(to_domain(rgb, model.color)).float()
     timesteps = sorted({*range(1, 1001, stride), *ROWS, 1000}, reverse=True)
-    posterior = bounded(model.network.unet.posterior_x, model.color)
+    posterior = bounded(model.module.posterior_x, model.color)
     ideal, distortion = send_all(posterior, x, model.color, timesteps, seed=0)
     levels = noise_levels(model.color)
     chosen = files_timesteps(levels, ratio)
     plan = Plan(tuple(float(levels[t - 1]) for t in chosen), falling_lattices(len(chosen)))
     plans = {"default": plan}
-    coder = Model(replace(model.info, plans=plans), model.network)
+    coder = Model(model.network, plans, model.name)
     dimensions = x[0].numel()
     table = {}
     for t in tqdm(sorted(ROWS, reverse=True), "files", disable=None):

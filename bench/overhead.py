@@ -31,7 +31,7 @@ from diffcodec.diffusion.color import DOMAINS, channels, from_domain, to_domain
 from diffcodec.diffusion.process import LOG2_E, p_excess, q_posterior
 from diffcodec.models.file import DEFAULT_MODEL
 from diffcodec.models.model import load_weights
-from diffcodec.networks.unet import UNet
+from diffcodec.networks.experts import ExpertDenoisers
 
 LEVELS = tuple(float(s) for s in np.geomspace(600, 2.2, 12))
 CHUNK_DIMENSIONS = 60
@@ -162,7 +162,7 @@ class Chain:
 
     def __init__(self, model: str):
         config, weights = load_weights(model)
-        self.network = UNet(config).eval()
+        self.network = ExpertDenoisers(config).eval()
         self.network.load_state_dict(weights)
         self.color, self.domain = config.color, DOMAINS[config.color]
         self.multipliers = channels(self.domain.noise_multipliers, np.zeros(1))

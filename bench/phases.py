@@ -40,6 +40,7 @@ from diffcodec.diffusion.process import (
 )
 from diffcodec.evaluation.measure import torch_posterior
 from diffcodec.models.model import load_model, load_weights
+from diffcodec.networks.experts import ExpertDenoisers
 from diffcodec.networks.unet import UNet
 from diffcodec.training.crops import CropSampler, domain_batch
 from diffcodec.training.data import find_images, split_held_out
@@ -203,11 +204,11 @@ def remainder_bits(network: PhaseNetwork, x: Tensor, generator: torch.Generator)
 
 
 def make_network(model: str, quantiser: int) -> PhaseNetwork:
-    """From a model whose strongest network becomes the trunk; its phases are untrained."""
+    """From a model whose lowest expert becomes the trunk; its phases are untrained."""
     config, weights = load_weights(model)
-    whole = UNet(config)
+    whole = ExpertDenoisers(config)
     whole.load_state_dict(weights)
-    return PhaseNetwork(whole.detail or whole, quantiser)
+    return PhaseNetwork(whole.experts[0], quantiser)
 
 
 def make_optimizers(network: PhaseNetwork, rate: float) -> list[torch.optim.Optimizer]:

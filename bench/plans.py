@@ -34,7 +34,7 @@ from diffcodec.diffusion.plan import Plan, geometric_plan
 from diffcodec.models.export import serialise_model
 from diffcodec.models.file import model_path, read_model_info
 from diffcodec.models.model import load_weights
-from diffcodec.networks.unet import UNet
+from diffcodec.networks.experts import ExpertDenoisers
 from diffcodec.planning.propose import fallback_bpd, search_plans
 from diffcodec.planning.simulate import simulate
 from diffcodec.training.crops import CropSampler, domain_batch
@@ -42,7 +42,11 @@ from diffcodec.training.data import find_images, list_images
 
 
 def judge(
-    network: UNet, plan: Plan, calibration: torch.Tensor, images: Sequence[Image.Image], check: bool
+    network: ExpertDenoisers,
+    plan: Plan,
+    calibration: torch.Tensor,
+    images: Sequence[Image.Image],
+    check: bool,
 ) -> dict[str, Any]:
     """Means over images, bits per dimension: predicted, bound, real files and their seed bits."""
     color = network.config.color
@@ -129,7 +133,7 @@ def main(
 ) -> None:
     """Find plans, and print the table."""
     config, weights = load_weights(model)
-    network = UNet(config).eval()
+    network = ExpertDenoisers(config).eval()
     network.load_state_dict(weights)
     sampler = CropSampler(list_images(find_images(calibration)), calibration_crop, memory_bytes=0)
     x = domain_batch(sampler.batch(crops, 0, 0), config.color)

@@ -33,13 +33,12 @@ from diffcodec.images.reading import read_image
 from diffcodec.models.export import serialise_model
 from diffcodec.models.file import DEFAULT_MODEL
 from diffcodec.models.model import Model, load_weights
-from diffcodec.networks.float_unet import FloatUNet
-from diffcodec.networks.unet import NetworkConfig, UNet
+from diffcodec.networks.config import NetworkConfig, UNetConfig, one_network
+from diffcodec.networks.experts import ExpertDenoisers, FloatNetwork
 
 SIDES = (32, 64, 128, 256, 512)
 CHANNELS = tuple(  # the default network, narrower and wider
-    tuple(quarters * width // 4 for width in NetworkConfig().channels)
-    for quarters in (1, 2, 3, 4, 6)
+    tuple(quarters * width // 4 for width in UNetConfig().channels) for quarters in (1, 2, 3, 4, 6)
 )
 STEPS = (4, 8, 16, 32)
 NETWORK_SIDE = 128  # of the tile on which networks are compared
@@ -125,18 +124,18 @@ def random_model(config: NetworkConfig, timesteps: int, folder: Path) -> Model:
     """An integer model of random weights: as fast as a trained one."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = UNet(config)
+        network = ExpertDenoisers(config)
     size = (2, 3, CALIBRATION_SIDE, CALIBRATION_SIDE)
     images = torch.randint(0, 256, size, generator=torch.Generator().manual_seed(0)).float()
     plan = geometric_plan(timesteps)
-    path = folder / f"{'-'.join(map(str, config.channels))}-{timesteps}.safetensors"
+    path = folder / f"{'-'.join(map(str, config.main.channels))}-{timesteps}.safetensors"
     path.write_bytes(serialise_model(network, images, {"default": plan}, {}))
     return load_model(path)
 
 
 def by_steps(photo: Image.Image, steps: tuple[int, ...], folder: Path, repeats: int) -> list[Row]:
     """Encoding by plans of so many evaluations."""
-    image, config = middle(photo, NETWORK_SIDE), NetworkConfig(channels=CHANNELS[1])
+    image, config = middle(photo, NETWORK_SIDE), one_network(channels=CHANNELS[1])
     rows = []
     for count in tqdm(steps, "steps", disable=None):
         model = random_model(config, count, folder)
@@ -145,7 +144,7 @@ def by_steps(photo: Image.Image, steps: tuple[int, ...], folder: Path, repeats: 
     return rows
 
 
-def multiplications(network: UNet, side: int) -> int:
+def multiplications(network: ExpertDenoisers, side: int) -> int:
     """Of one evaluation, per pixel."""
     counter = FlopCounterMode(display=False)
     with counter, torch.inference_mode():
@@ -158,11 +157,11 @@ def by_parameters(channels: tuple[tuple[int, ...], ...], folder: Path, repeats: 
     z = np.random.default_rng(0).normal(100, 50, (1, 3, NETWORK_SIDE, NETWORK_SIDE))
     rows = []
     for widths in tqdm(channels, "parameters", disable=None):
-        config = NetworkConfig(channels=widths)
+        config = one_network(channels=widths)
         model = random_model(config, 4, folder)
         sigma = model.plans["default"].levels[2]
-        network = UNet(config)
-        floating = FloatUNet(config, network.state_dict())
+        network = ExpertDenoisers(config)
+        floating = FloatNetwork(network)
         with torch.inference_mode():
             real = seconds(partial(floating.posterior_x, torch.from_numpy(z), sigma), repeats)
         rows.append(
@@ -343,7 +342,7 @@ def measure(photo: Image.Image, model_name: str, side: int, quick: bool, out: Pa
         }
     found["fits"] = fits(found)
     config, weights = load_weights(model_name)
-    network = UNet(config)
+    network = ExpertDenoisers(config)
     network.load_state_dict(weights)
     per_pixel = multiplications(network, NETWORK_SIDE)
     found["multiplications_per_pixel"] = per_pixel

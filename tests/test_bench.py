@@ -49,7 +49,9 @@ from diffcodec import decode, encode, encode_many, load_model
 from diffcodec.container.reader import parse
 from diffcodec.diffusion.plan import PLANS
 from diffcodec.evaluation.measure import open_image
-from diffcodec.networks.unet import Conv, NetworkConfig, UNet
+from diffcodec.networks.config import one_network
+from diffcodec.networks.experts import ExpertDenoisers
+from diffcodec.networks.unet import Conv
 from diffcodec.training.data import find_images, split_held_out
 
 
@@ -644,13 +646,13 @@ def test_the_fit_is_exact_on_a_line_and_never_negative():
 @pytest.mark.parametrize("channels", speed.CHANNELS)
 def test_networks_of_every_width_work(channels):
     with torch.device("meta"):
-        network = UNet(NetworkConfig(channels=channels))
+        network = ExpertDenoisers(one_network(channels=channels))
         mean, _ = network.posterior_x(torch.zeros(1, 3, 16, 16), torch.ones(1))
     assert mean.shape == (1, 3, 16, 16)
 
 
 def test_multiplications_of_a_network_are_counted():
-    network = UNet(NetworkConfig(channels=(8,), blocks=(1,), patch=2, embedding=16))
+    network = ExpertDenoisers(one_network(channels=(8,), blocks=(1,), patch=2, embedding=16))
     convolutions = [m for m in network.modules() if isinstance(m, Conv)]
     counted = speed.multiplications(network, 16)
     at_half = sum(m.shape[0] * m.shape[1] * m.shape[2] ** 2 for m in convolutions) / 4

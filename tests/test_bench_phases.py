@@ -10,14 +10,15 @@ from PIL import Image
 from tiny import tiny_model
 
 from bench import phases
-from diffcodec.networks.unet import NetworkConfig, UNet
+from diffcodec.networks.config import UNetConfig
+from diffcodec.networks.unet import UNet
 
 
 @pytest.fixture
 def network() -> phases.PhaseNetwork:
     """With random weights everywhere."""
     generator = torch.Generator().manual_seed(0)
-    trunk = UNet(NetworkConfig(channels=(8, 8), blocks=(1, 1), embedding=16))
+    trunk = UNet(UNetConfig(channels=(8, 8), blocks=(1, 1), embedding=16))
     network = phases.PhaseNetwork(trunk, 4)
     with torch.no_grad():
         for parameter in network.parameters():

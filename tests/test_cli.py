@@ -29,7 +29,7 @@ from diffcodec.container.writer import pack
 from diffcodec.diffusion.plan import geometric_plan
 from diffcodec.images import fallback
 from diffcodec.models.model import load_model
-from diffcodec.networks.float_unet import FloatUNet
+from diffcodec.networks.experts import FloatNetwork
 
 ROOT = Path(__file__).parents[1]
 
@@ -248,13 +248,13 @@ def test_float_arithmetic_of_an_integer_model(files: dict[str, bytes]) -> None:
 
 @pytest.mark.usefixtures("folder")
 def test_float_arithmetic_of_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = FloatUNet.posterior_x
+    plain = FloatNetwork.posterior_x
 
-    def scaled(self: FloatUNet, z: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+    def scaled(self: FloatNetwork, z: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
         mean, variance = plain(self, z, sigma)
         return mean * (1 + 2.0**-23), variance
 
-    monkeypatch.setattr(FloatUNet, "posterior_x", scaled)
+    monkeypatch.setattr(FloatNetwork, "posterior_x", scaled)
     advice = "float arithmetic, which is not the same on every machine: .*--arithmetic integer"
     for command in ("verify float.dfc", "decode float.dfc new.png"):
         fails_in_one_line(f"{command} {FLOAT}", 3, "float.dfc", advice)
@@ -827,13 +827,13 @@ def test_train_on_bad_input(command: str, code: int, path: str, message: str) ->
 
 @pytest.mark.usefixtures("folder")
 def test_train_shows_the_defaults_of_a_run() -> None:
-    from diffcodec.networks.unet import NetworkConfig
+    from diffcodec.networks.config import UNetConfig
     from diffcodec.training.config import TrainConfig
 
     text = " ".join(done("train --help").stdout.split())
     assert f"[default: {TrainConfig.steps};" in text
     assert f"[default: {TrainConfig.learning_rate}]" in text
-    assert f"[default: {','.join(map(str, NetworkConfig.channels))}]" in text
+    assert f"[default: {','.join(map(str, UNetConfig.channels))}]" in text
 
 
 # --- quantize -------------------------------------------------------------------------------------

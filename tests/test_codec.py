@@ -42,7 +42,7 @@ from diffcodec.errors import (
 )
 from diffcodec.models.file import ModelInfo, make_metadata, read_model_info
 from diffcodec.models.model import Model, load_model
-from diffcodec.networks.float_unet import FloatUNet
+from diffcodec.networks.experts import FloatNetwork
 from diffcodec.networks.quantize import is_embedding
 
 SIZES = [(1, 1), (1, 7), (11, 1), (2, 3), (13, 17), (31, 33), (32, 32), (33, 31)]
@@ -728,13 +728,13 @@ def test_float_arithmetic_that_differs_is_named(
     """As on another machine. Of integer arithmetic it is not said."""
     image = smooth((16, 16))
     data, exact = encode(image, float_model), parse(encode(image, model))
-    plain = FloatUNet.posterior_x
+    plain = FloatNetwork.posterior_x
 
-    def scaled(self: FloatUNet, z: Any, sigma: float) -> tuple[Any, Any]:
+    def scaled(self: FloatNetwork, z: Any, sigma: float) -> tuple[Any, Any]:
         mean, variance = plain(self, z, sigma)
         return mean * (1 + 2.0**-23), variance
 
-    monkeypatch.setattr(FloatUNet, "posterior_x", scaled)
+    monkeypatch.setattr(FloatNetwork, "posterior_x", scaled)
     advice = "float arithmetic, which is not the same on every machine: .*--arithmetic integer"
     with pytest.raises(CorruptError, match=advice):
         decode(data, model=float_model)
@@ -859,14 +859,14 @@ def test_impossible_means_and_variances(
 ) -> None:
     image = smooth((16, 16))
     data = encode(image, float_model)
-    plain = FloatUNet.posterior_x
+    plain = FloatNetwork.posterior_x
 
-    def wrong(self: FloatUNet, z: Any, sigma: float) -> tuple[Any, Any]:
+    def wrong(self: FloatNetwork, z: Any, sigma: float) -> tuple[Any, Any]:
         fields = plain(self, z, sigma)
         fields[field][..., 3, 3] = value
         return fields
 
-    monkeypatch.setattr(FloatUNet, "posterior_x", wrong)
+    monkeypatch.setattr(FloatNetwork, "posterior_x", wrong)
     with pytest.raises(CorruptError, match="float arithmetic"):
         decode(data, model=float_model)
     if (field, value) in [(0, 0.0), (0, -1.0)]:  # a possible mean

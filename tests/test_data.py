@@ -17,7 +17,7 @@ from PIL import Image
 
 from bench import cifar10
 from diffcodec.errors import DiffcodecError
-from diffcodec.networks.unet import NetworkConfig
+from diffcodec.networks.config import one_network
 from diffcodec.training import data as data_module
 from diffcodec.training.config import TrainConfig
 from diffcodec.training.crops import CropSampler
@@ -201,7 +201,7 @@ def test_many_small_images_are_fast(tmp_path):
 
 def test_training_on_an_array(tmp_path):
     np.save(tmp_path / "x.npy", stack(25, 16, 16))
-    network = NetworkConfig(channels=(8, 8), blocks=(1, 1), patch=2, embedding=16)
+    network = one_network(channels=(8, 8), blocks=(1, 1), patch=2, embedding=16)
     config = TrainConfig(str(tmp_path / "x.npy"), crop=16, batch=8, compile=False, network=network)
     trainer = Trainer(config, tmp_path)
     assert (len(trainer.train_data.paths), len(trainer.held_out.paths)) == (24, 1)

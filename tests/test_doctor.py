@@ -38,13 +38,13 @@ def test_doctor_says_that_files_can_be_exchanged(tiny):
 
 
 def test_a_network_that_computes_otherwise_is_told(tiny, monkeypatch):
-    exact = integer.IntegerUNet.posterior_x
+    exact = integer.IntegerNetwork.posterior_x
 
     def inexact(self, z, sigma):
         mean, v = exact(self, z, sigma)
         return mean * (1 + 2.0**-50), v
 
-    monkeypatch.setattr(integer.IntegerUNet, "posterior_x", inexact)
+    monkeypatch.setattr(integer.IntegerNetwork, "posterior_x", inexact)
     result = run(tiny)
     assert result.exit_code == 1
     assert "network DIFFERS" in result.output

@@ -30,7 +30,8 @@ from diffcodec.evaluation.measure import (
 from diffcodec.evaluation.summary import format_summary, summarise
 from diffcodec.models.export import serialise_float_model
 from diffcodec.models.model import load_model
-from diffcodec.networks.unet import NetworkConfig, UNet
+from diffcodec.networks.config import one_network
+from diffcodec.networks.experts import ExpertDenoisers
 from diffcodec.training.data import hold_out, read_rgb
 from diffcodec.training.pictures import draw_split
 
@@ -160,13 +161,13 @@ def test_variance_of_the_bound(model, variance):
 @pytest.fixture
 def labelled(tmp_path):
     """A float model that says something else of each of two classes."""
-    config = NetworkConfig(channels=(8, 8), blocks=(1, 1), patch=2, embedding=16, classes=2)
+    config = one_network(channels=(8, 8), blocks=(1, 1), patch=2, embedding=16, classes=2)
     torch.manual_seed(0)
-    network = UNet(config)
+    network = ExpertDenoisers(config)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
     with torch.no_grad():
-        network.embed_label.weight[:] = torch.tensor([0.0, 5.0, -5.0])[:, None]
+        network.experts[0].embed_label.weight[:] = torch.tensor([0.0, 5.0, -5.0])[:, None]
     path = tmp_path / "labelled.safetensors"
     path.write_bytes(serialise_float_model(network, {"fast": geometric_plan(4)}, {}))
     return path

@@ -2,6 +2,8 @@
 
 import copy
 import itertools
+import json
+import math
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,9 +25,17 @@ from diffcodec.coding.randomness import random_words
 from diffcodec.diffusion.process import q_sample
 from diffcodec.errors import ModelMismatchError
 from diffcodec.models.file import make_metadata, read_model_info
+from diffcodec.models.layout import write_network
 from diffcodec.models.model import load_model
+from diffcodec.networks.config import NetworkConfig, UNetConfig
 from diffcodec.networks.exact import EXACT_LIMIT, check_exact, largest_sum
-from diffcodec.networks.float_unet import FloatUNet
+from diffcodec.networks.experts import (
+    ExpertDenoisers,
+    FloatNetwork,
+    float_network,
+    join_experts,
+    split_experts,
+)
 from diffcodec.networks.int8 import kernels_work, shifted
 from diffcodec.networks.integer import (
     INPUT_RANGES,
@@ -36,6 +46,7 @@ from diffcodec.networks.integer import (
     SILU_STEPS,
     VARIANCE_STEPS,
     IntegerConv,
+    IntegerNetwork,
     IntegerUNet,
     is_behind_silu,
     phase_tables,
@@ -49,13 +60,15 @@ from diffcodec.networks.quantize import (
     LARGEST_INPUT,
     float_weights,
     quantize,
+    quantize_unet,
     quantize_weight,
     round_weights,
 )
-from diffcodec.networks.unet import Conv, NetworkConfig, UNet, join_detail, split_detail
+from diffcodec.networks.unet import Conv, UNet
 
 LEVELS = (0.5, 2.0, 20.0, 400.0)
-CONFIG = NetworkConfig(channels=(16, 24), blocks=(1, 2), patch=2, embedding=32)
+SHAPE = UNetConfig(channels=(16, 24), blocks=(1, 2), patch=2, embedding=32)
+CONFIG = NetworkConfig(((math.inf, SHAPE),))
 
 
 def images(batch: int = 4, side: int = 32) -> Tensor:
@@ -69,7 +82,7 @@ def images(batch: int = 4, side: int = 32) -> Tensor:
     return torch.round(center + scale * (waves.view(batch, 3, side, side) / 2 + 0.1 * noise))
 
 
-def living_network(config: NetworkConfig = CONFIG, seed: int = 1) -> UNet:
+def living_network(config: UNetConfig = SHAPE, seed: int = 1) -> UNet:
     """Random weights, all of them at work: also those that training starts from zero."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -92,19 +105,19 @@ def network() -> UNet:
 
 @pytest.fixture(scope="module")
 def tensors(network: UNet) -> dict[str, Tensor]:
-    return quantize(network, images(), LEVELS)
+    return quantize_unet(network, images(), LEVELS)
 
 
 @pytest.fixture(scope="module")
 def integer(tensors: dict[str, Tensor]) -> IntegerUNet:
-    return IntegerUNet(CONFIG, tensors)
+    return IntegerUNet(SHAPE, tensors)
 
 
 @pytest.fixture(scope="module")
 def in_float32(tensors: dict[str, Tensor]) -> IntegerUNet:
     """Without 8-bit kernels, as on machines that have none."""
     with mock.patch("diffcodec.networks.integer.kernels_work", lambda: False):
-        return IntegerUNet(CONFIG, tensors)
+        return IntegerUNet(SHAPE, tensors)
 
 
 def noisy(sigma: float, network: UNet, batch: int = 4, side: int = 32) -> Tensor:
@@ -192,7 +205,7 @@ def test_every_convolution_is_exact_for_extreme_inputs(
             bits = shifted(x).contiguous(memory_format=torch.channels_last)
             assert torch.equal(conv.in_bytes.sums(bits), found), name
         assert expected.abs().max() <= largest_sum(conv.weight.long(), low, high) < EXACT_LIMIT
-    assert len(integer._convs) == 3 + 2 * 2 * sum(CONFIG.blocks) + 2
+    assert len(integer._convs) == 3 + 2 * 2 * sum(SHAPE.blocks) + 2
 
 
 def test_hidden_units_use_the_room_that_exactness_leaves(in_float32: IntegerUNet) -> None:
@@ -208,7 +221,7 @@ def test_units_follow_the_range_of_each_level(tensors, network):
     seen = []
     conv = network.up[0][0].conv2
     with conv.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].abs().max())):
-        quantize(network, images(), LEVELS)
+        quantize_unet(network, images(), LEVELS)
     tops = tensors["up.0.0.conv2.input"].prod(1)
     assert tops.tolist() == pytest.approx((HEADROOM * torch.stack(seen)).tolist())
     assert tops.max() > 1.1 * tops.min()
@@ -266,18 +279,21 @@ def test_posterior_is_close_to_that_of_the_float_network(integer, network, sigma
 
 
 def test_a_network_at_full_resolution():
-    network = living_network(replace(CONFIG, patch=1))
-    tensors = quantize(network, images(), LEVELS)
+    network = living_network(replace(SHAPE, patch=1))
+    tensors = quantize_unet(network, images(), LEVELS)
     check_close(IntegerUNet(network.config, tensors), network, LEVELS[1])
 
 
-def check_close(integer: IntegerUNet, network: UNet, sigma: float) -> None:
-    z = noisy(sigma, network)
+def check_close(
+    integer: IntegerUNet | IntegerNetwork, network: UNet | ExpertDenoisers, sigma: float
+) -> None:
+    unet = network if isinstance(network, UNet) else network.experts[0]
+    z = noisy(sigma, unet)
     with torch.inference_mode():
         mean, v = network.posterior_x(z.float(), torch.full((len(z),), sigma))
     found_mean, found_v = integer.posterior_x(z, sigma)
-    total = (sigma * network.noise_multipliers) ** 2 + network.data_std**2
-    alive = (mean - network.center - network.data_std**2 / total * (z - network.center)) / v.sqrt()
+    total = (sigma * unet.noise_multipliers) ** 2 + unet.data_std**2
+    alive = (mean - unet.center - unet.data_std**2 / total * (z - unet.center)) / v.sqrt()
     assert alive.std() > 0.5 and v.log().std() > 0.5  # the network says something
     # An error of the mean of 1 % of the standard deviation costs 7e-5 bits.
     assert ((found_mean - mean) / v.sqrt()).square().mean().sqrt() < 0.012
@@ -286,11 +302,17 @@ def check_close(integer: IntegerUNet, network: UNet, sigma: float) -> None:
     assert (found_v / v).log().abs().max() < 1.5 / VARIANCE_STEPS
 
 
-@pytest.mark.parametrize(("view", "axes"), [("mirror", (-1,)), ("rotation", (-2, -1))])
-def test_the_posterior_is_the_mean_of_two_views(tensors, network, view, axes):
-    """Up to a noise level; above it is that of the image alone."""
-    config = replace(CONFIG, second_view=view, second_view_up_to=LEVELS[1])
-    both, alone = IntegerUNet(config, tensors), IntegerUNet(CONFIG, tensors)
+def of_one(unet: UNet) -> ExpertDenoisers:
+    network = ExpertDenoisers(CONFIG)
+    network.experts[0].load_state_dict(unet.state_dict())
+    return network
+
+
+@pytest.mark.parametrize(("kind", "axes"), [("mirror", (-1,)), ("rotation", (-2, -1))])
+def test_self_ensemble_is_the_mean_of_two_answers(tensors, network, kind, axes):
+    """Up to a noise level; above it the answer is that for the image alone."""
+    config = replace(CONFIG, self_ensemble=kind, self_ensemble_up_to=LEVELS[1])
+    both, alone = IntegerNetwork(config, join_experts([tensors])), IntegerUNet(SHAPE, tensors)
     for sigma in LEVELS:
         z = noisy(sigma, network)
         fields, turned = alone.posterior_x(z, sigma), alone.posterior_x(z.flip(axes), sigma)
@@ -301,9 +323,9 @@ def test_the_posterior_is_the_mean_of_two_views(tensors, network, view, axes):
 
 
 @torch.inference_mode()
-def test_views_of_images_at_several_noise_levels(network):
-    both = UNet(replace(CONFIG, second_view="mirror", second_view_up_to=LEVELS[1]))
-    both.load_state_dict(network.state_dict())
+def test_self_ensemble_of_images_at_several_noise_levels(network):
+    both = of_one(network)
+    both.config = replace(CONFIG, self_ensemble="mirror", self_ensemble_up_to=LEVELS[1])
     z = noisy(LEVELS[1], network, batch=2).float()
     sigma = torch.tensor([LEVELS[2], LEVELS[1]])
     fields, turned = network.posterior_x(z, sigma), network.posterior_x(z.flip(-1), sigma)
@@ -313,40 +335,44 @@ def test_views_of_images_at_several_noise_levels(network):
         assert not torch.allclose(found, field, rtol=1e-3, atol=1e-3)
 
 
-def with_detail_network() -> UNet:
-    """Two networks of different weights, the second for the first two levels."""
-    two = UNet(replace(CONFIG, detail_up_to=LEVELS[1]))
-    main, detail = living_network(seed=1), living_network(seed=3)
-    two.load_state_dict(join_detail(main.state_dict(), detail.state_dict()))
+OTHER = replace(SHAPE, channels=(24, 16), blocks=(2, 1), patch=1)
+
+
+def two_experts(low: UNetConfig = SHAPE) -> ExpertDenoisers:
+    """Of different weights, the first for the first two levels."""
+    two = ExpertDenoisers(NetworkConfig(((LEVELS[1], low), (math.inf, SHAPE))))
+    for expert, seed in zip(two.experts, (3, 1), strict=True):
+        expert.load_state_dict(living_network(expert.config, seed).state_dict())
     return two
 
 
-def test_each_network_answers_at_its_noise_levels():
-    two = with_detail_network()
+@pytest.mark.parametrize("low", [SHAPE, OTHER], ids=["alike", "of another shape"])
+def test_each_expert_answers_at_its_noise_levels(low):
+    two = two_experts(low)
     tensors = quantize(two, images(), LEVELS)
-    main, detail = split_detail(tensors)
-    both, shape = IntegerUNet(two.config, tensors), two.config.of_main()
+    both = IntegerNetwork(two.config, tensors)
     assert both.levels == list(LEVELS)
-    for levels, part in ((LEVELS[:2], detail), (LEVELS[2:], main)):
+    parts = split_experts(tensors, 2)
+    for levels, part, shape in zip((LEVELS[:2], LEVELS[2:]), parts, (low, SHAPE), strict=True):
         assert part["levels"].tolist() == list(levels)
         alone = IntegerUNet(shape, part)
         for sigma in levels:
-            z = noisy(sigma, two)
+            z = noisy(sigma, two.experts[0])
             for found, expected in zip(
                 both.posterior_x(z, sigma), alone.posterior_x(z, sigma), strict=True
             ):
                 assert torch.equal(found, expected)
             check_close(both, two, sigma)
-    dequantised = UNet(two.config)
-    dequantised.load_state_dict(float_weights(tensors))
+    dequantised = ExpertDenoisers(two.config)
+    dequantised.load_state_dict(float_weights(tensors, two.config))
     for sigma in LEVELS:
         check_close(both, dequantised, sigma)
 
 
 @torch.inference_mode()
-def test_images_at_noise_levels_of_either_network():
-    two = with_detail_network()
-    z = noisy(LEVELS[1], two).float()
+def test_images_at_noise_levels_of_several_experts():
+    two = two_experts()
+    z = noisy(LEVELS[1], two.experts[0]).float()
     sigma = torch.tensor([LEVELS[2], LEVELS[0], LEVELS[3], LEVELS[1]])
     for part in (slice(None), slice(1, 2), slice(2, 3)):
         fields = two.posterior_x(z[part], sigma[part])
@@ -358,16 +384,16 @@ def test_images_at_noise_levels_of_either_network():
 
 
 @pytest.mark.parametrize("limit", [0.4, 1000.0])
-def test_both_networks_need_noise_levels(limit):
-    network = UNet(replace(CONFIG, detail_up_to=limit))
-    with pytest.raises(ValueError, match="expected levels of the plans on both sides"):
+def test_every_expert_needs_noise_levels(limit):
+    network = ExpertDenoisers(NetworkConfig(((limit, SHAPE), (math.inf, SHAPE))))
+    with pytest.raises(ValueError, match="expected levels of the plans for each"):
         quantize(network, images(), LEVELS)
 
 
 @pytest.mark.parametrize("sigma", LEVELS)
 def test_float_arithmetic_is_that_of_the_float_network(network, sigma):
     z = noisy(sigma, network, batch=3)
-    floating = FloatUNet(CONFIG, network.state_dict())
+    floating = FloatNetwork(of_one(network))
     with torch.inference_mode():
         found = floating.posterior_x(z, sigma)
         for i, one in enumerate(z.float().contiguous(memory_format=torch.channels_last).split(1)):
@@ -381,7 +407,8 @@ def test_float_arithmetic_is_that_of_the_float_network(network, sigma):
 def test_float_arithmetic_of_an_integer_model_is_close_to_it(integer, tensors, network, sigma):
     z = noisy(sigma, network)
     with torch.inference_mode():
-        mean, v = FloatUNet(CONFIG, float_weights(tensors)).posterior_x(z, sigma)
+        weights = float_weights(join_experts([tensors]), CONFIG)
+        mean, v = float_network(CONFIG, weights).posterior_x(z, sigma)
     found_mean, found_v = integer.posterior_x(z, sigma)
     assert not torch.equal(found_mean, mean)
     assert ((found_mean - mean) / v.sqrt()).square().mean().sqrt() < 0.012
@@ -390,7 +417,7 @@ def test_float_arithmetic_of_an_integer_model_is_close_to_it(integer, tensors, n
 
 def test_a_float_network_draws_no_random_numbers(network):
     before = torch.random.get_rng_state()
-    FloatUNet(CONFIG, network.state_dict())
+    float_network(CONFIG, join_experts([network.state_dict()]))
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
@@ -499,8 +526,8 @@ def test_exact_result(tensors):
         elif name.endswith(".input"):
             units = torch.tensor([2.0**-9, 2.0**-7, 2.0**-5, 2.0**-4], dtype=torch.float64)
             fixed[name] = torch.stack([units, torch.full_like(units, 1000.0)], 1)
-    z = numbers(100, torch.empty(2, 3, 20, 12), 3000) / 16
-    found = [torch.stack(IntegerUNet(CONFIG, fixed).posterior_x(z, s)).numpy() for s in LEVELS]
+    z = numbers(100, torch.empty(2, 3, 20, 12), 3000).double() / 16
+    found = [torch.stack(IntegerUNet(SHAPE, fixed).posterior_x(z, s)).numpy() for s in LEVELS]
     assert all(np.ptp(np.log(v)) > 1 for _, v in found)
     crcs = [zlib.crc32(f.astype("<f8").tobytes()) for f in found]
     assert crcs == [0x58D473FE, 0x745251BA, 0x7300655F, 0x061589E2]
@@ -605,17 +632,19 @@ def test_tampered_tensors_are_refused(rewritten, change):
         ({"channels": [8, 10**9]}, "expected|overflow"),
         ({"channels": [8] * 12}, "shorter"),
         ({"blocks": [10**9, 1]}, "blocks, but only"),
-        ({"detail_up_to": 3.0}, "detail.conv_in"),
+        ({"detail_up_to": 3.0}, "blocks, but only 0 tensors"),
         ({"detail_up_to": 3.0, "detail_blocks": [10**9, 1]}, "blocks, but only"),
         ({"detail_up_to": 3.0, "detail_blocks": [1]}, "shorter"),
-        ({"detail_up_to": -1}, "a detail network up to -1: expected 0 or more"),
-        ({"second_view": "sideways"}, "second view 'sideways': expected one of none, mirror"),
+        ({"detail_up_to": -1}, r"experts up to \[-1, inf\]: expected increasing"),
+        ({"second_view": "sideways"}, "self-ensemble 'sideways': expected one of none, mirror"),
     ],
 )
 def test_what_a_description_claims_is_not_made_before_it_is_checked(tiny, tmp_path, claim, message):
     info, data = read_model_info(tiny)
-    network = dict(info.network) | claim
-    described = make_metadata(network, info.plans, info.about, info.arithmetic, info.answers)
+    network = json.dumps(write_network(info.network) | claim)
+    described = make_metadata(
+        info.network, info.plans, info.about, info.arithmetic, info.answers
+    ) | {"network": network}
     path = tmp_path / "claims.safetensors"
     path.write_bytes(save(load(data), described))
     with pytest.raises(ModelMismatchError, match=message):
@@ -637,7 +666,7 @@ def test_sides_of_any_length_are_padded_by_repetition(tiny, shape):
     model = load_model(tiny)
     sigma = model.plans["fast"].levels[1]
     z = noisy(sigma, living_network())[:2, :, : shape[0], : shape[1]].numpy().copy()
-    multiple = model.network.config.multiple
+    multiple = model.network.multiple
     more = [(0, 0), (0, 0), *((0, -side % multiple) for side in shape)]
     padded = model.posterior_x(np.pad(z, more, mode="edge"), sigma)
     for found, whole in zip(model.posterior_x(z, sigma), padded, strict=True):

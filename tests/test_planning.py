@@ -27,7 +27,8 @@ from diffcodec.diffusion.plan import Plan, geometric_plan
 from diffcodec.errors import DiffcodecError
 from diffcodec.models.export import quantize_model, serialise_float_model, serialise_model
 from diffcodec.models.model import load_model, load_weights
-from diffcodec.networks.unet import NetworkConfig, UNet
+from diffcodec.networks.config import one_network
+from diffcodec.networks.experts import ExpertDenoisers
 from diffcodec.planning import grid, propose, search
 from diffcodec.planning.costs import PREVIEW_OVERHEAD, Costs, Course
 from diffcodec.planning.grid import (
@@ -126,15 +127,15 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def untrained() -> UNet:
+def untrained() -> ExpertDenoisers:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return UNet(NetworkConfig(channels=(8, 8), blocks=(1, 1), patch=2, embedding=16))
+        return ExpertDenoisers(one_network(channels=(8, 8), blocks=(1, 1), patch=2, embedding=16))
 
 
-def float_network(path: Path) -> UNet:
+def float_network(path: Path) -> ExpertDenoisers:
     config, weights = load_weights(path)
-    network = UNet(config).eval()
+    network = ExpertDenoisers(config).eval()
     network.load_state_dict(weights)
     return network
 

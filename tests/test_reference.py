@@ -37,9 +37,9 @@ def test_a_second_decoder_comes_to_the_same_pixels(model, name):
     assert hashlib.sha256(samples).hexdigest() == expected["pixels"]
 
 
-@pytest.mark.parametrize("view", ["mirror", "rotation"])
-def test_a_second_decoder_knows_the_second_view(tmp_path, chain_only, view):
-    path = tiny_model(tmp_path, second_view=view, second_view_up_to=10.0)
+@pytest.mark.parametrize("kind", ["mirror", "rotation"])
+def test_a_second_decoder_knows_self_ensemble(tmp_path, chain_only, kind):
+    path = tiny_model(tmp_path, ensemble=(kind, 10.0))
     image = np.random.default_rng(1).integers(0, 256, (9, 7, 3), np.uint8)
     data = encode(image, load_model(path), "fast")
     assert parse(data).tiles[0].coder in PLAN_NAMES
@@ -47,9 +47,9 @@ def test_a_second_decoder_knows_the_second_view(tmp_path, chain_only, view):
     assert samples == image.tobytes()
 
 
-@pytest.mark.parametrize("blocks", [(), (2, 3)])
-def test_a_second_decoder_knows_the_detail_network(tmp_path, chain_only, blocks):
-    path = tiny_model(tmp_path, detail_up_to=10.0, detail_blocks=blocks)
+@pytest.mark.parametrize("blocks", [(1, 1), (2, 3)])
+def test_a_second_decoder_knows_expert_denoisers(tmp_path, chain_only, blocks):
+    path = tiny_model(tmp_path, below={10.0: {"blocks": blocks}})
     image = np.random.default_rng(1).integers(0, 256, (9, 7, 3), np.uint8)
     data = encode(image, load_model(path), "fast")
     assert parse(data).tiles[0].coder in PLAN_NAMES

@@ -32,7 +32,9 @@ from diffcodec.diffusion.variances import VARIANCES
 from diffcodec.errors import DiffcodecError, ModelMismatchError
 from diffcodec.models.export import quantize_model, serialise_float_model
 from diffcodec.models.model import load_model, load_weights
-from diffcodec.networks.unet import PRESETS, NetworkConfig, UNet, split_detail
+from diffcodec.networks.config import PRESETS, NetworkConfig, UNetConfig
+from diffcodec.networks.experts import split_experts
+from diffcodec.networks.unet import UNet
 from diffcodec.training import crops, validation
 from diffcodec.training import trainer as trainer_module
 from diffcodec.training.config import INIT_WARMUP, TrainConfig
@@ -50,7 +52,14 @@ from diffcodec.training.trainer import (
     Trainer,
 )
 
-NETWORK = NetworkConfig(channels=(8, 8), blocks=(1, 1), patch=2, embedding=16)
+SHAPE = UNetConfig(channels=(8, 8), blocks=(1, 1), patch=2, embedding=16)
+
+
+def of_one(shape):
+    return NetworkConfig(((math.inf, shape),))
+
+
+NETWORK = of_one(SHAPE)
 COUNT, SIDE, CROP = 25, 24, 16
 
 
@@ -260,15 +269,15 @@ def test_a_batch_that_cannot_be_divided(config, tmp_path, batch, accumulate):
         Trainer(replace(config, batch=batch, accumulate=accumulate), tmp_path)
 
 
-@pytest.mark.parametrize("detail", [0.0, 0.6])
-def test_two_processes_of_torchrun_train_the_model_of_one(data, tmp_path, detail):
+@pytest.mark.parametrize("expert", [0.0, 0.6])
+def test_two_processes_of_torchrun_train_the_model_of_one(data, tmp_path, expert):
     """Through the command line, each process with two passes of its half of the batch.
 
-    Only the first pass of the first process sees the detail network's noise levels.
+    Only the first pass of the first process sees the noise levels of the lower expert.
     """
     command = (
         f"train --data {data} --steps 3 --batch 8 --crop {CROP} --channels 8,8 --blocks 1,1 "
-        f"--detail-up-to {detail} --precision float32 --no-compile --device cpu"
+        f"--expert {expert} --precision float32 --no-compile --device cpu"
     ).split()
     script = str(Path(__file__).with_name("torchrun_train.py"))
     alone, two = tmp_path / "alone", tmp_path / "two"
@@ -317,8 +326,9 @@ def test_a_fixed_variance_stays_that_of_gaussian_pixels(config, tmp_path, loss):
     losses(trainer, 5)
     network, (z, sigma) = trainer.averaged_network(), noisy_images()
     _, v = network.posterior_x(z, sigma)
-    noise = (sigma[:, None, None, None] * network.noise_multipliers) ** 2
-    expected = noise * network.data_std**2 / (noise + network.data_std**2)
+    [unet] = network.experts
+    noise = unet.noise_of(sigma) ** 2
+    expected = noise * unet.data_std**2 / (noise + unet.data_std**2)
     torch.testing.assert_close(v, expected.expand_as(v))
     _, v = learned.averaged_network().posterior_x(z, sigma)
     assert not torch.allclose(v, expected.expand_as(v))
@@ -348,7 +358,7 @@ def labels(data, tmp_path):
 
 @pytest.fixture
 def labelled(config, labels):
-    classes = replace(NETWORK, classes=1 + (COUNT - 1) // 3)
+    classes = of_one(replace(SHAPE, classes=1 + (COUNT - 1) // 3))
     return replace(config, labels=str(labels), network=classes)
 
 
@@ -372,7 +382,7 @@ def test_labels_change_what_a_network_says_and_files_do_without(labelled, tmp_pa
     network, (z, sigma) = trainer.averaged_network(), noisy_images()
     none = torch.tensor([-1, -1])
     assert torch.equal(network.posterior_x(z, sigma)[0], network.posterior_x(z, sigma, none)[0])
-    vectors = network.embed_label.weight.detach()
+    vectors = network.experts[0].embed_label.weight.detach()
     assert vectors[0].eq(0).all()  # of no label
     assert len(vectors[1:].unique(dim=0)) == labelled.network.classes
     vectors *= 1000  # ten steps have moved them by no more than shows in the last bits of x
@@ -519,7 +529,8 @@ def test_files_of_a_run(config, tmp_path, capsys):
     }
     before = load_model(tmp_path / FLOAT_MODEL, "float")
     assert (before.plans, before.info.about) == (model.plans, model.info.about)
-    assert_same_weights(load_file(tmp_path / FLOAT_MODEL), checkpoint["ema"], exact=True)
+    _, weights = load_weights(tmp_path / FLOAT_MODEL)
+    assert_same_weights(weights, checkpoint["ema"], exact=True)
 
 
 @pytest.mark.parametrize("seed", [0, 3])
@@ -547,7 +558,8 @@ def test_a_float_model_that_cannot_be_quantised(config, tmp_path):
         quantize_model(load_model(tmp_path / MODEL), crops)
     network = trainer.averaged_network()
     with torch.no_grad():
-        network.conv_in.weight.view(8, 9, 4, 9)[:, 3:6] = 3e38  # of the sines, 0 on loading
+        first = network.experts[0].conv_in
+        first.weight.view(8, 9, 4, 9)[:, 3:6] = 3e38  # of the sines, 0 on loading
     (tmp_path / "huge.safetensors").write_bytes(serialise_float_model(network, plan.PLANS, {}))
     with pytest.raises(ModelMismatchError, match="this network cannot be quantised"):
         quantize_model(load_model(tmp_path / "huge.safetensors", "float"), crops)
@@ -841,54 +853,55 @@ def test_minutes_set_the_number_of_steps(arguments, tmp_path, tiny):
 
 
 def test_presets_are_shapes(arguments, tmp_path, monkeypatch):
-    assert PRESETS["default"] == NetworkConfig()
-    sizes = [sum(p.numel() for p in UNet(config).parameters()) for config in PRESETS.values()]
+    assert PRESETS["default"] == NetworkConfig().main
+    sizes = [sum(p.numel() for p in UNet(shape).parameters()) for shape in PRESETS.values()]
     assert sizes[1] > 5 * sizes[0]
-    monkeypatch.setitem(PRESETS, "large", NETWORK)
+    monkeypatch.setitem(PRESETS, "large", SHAPE)
     trained(*arguments, "--preset", "large", "--blocks", "2,1", "--steps", 1)
     network = NetworkConfig.from_dict(saved_config(tmp_path)["network"])
-    assert network == replace(NETWORK, blocks=(2, 1), second_view="rotation")
+    assert network == replace(of_one(replace(SHAPE, blocks=(2, 1))), self_ensemble="rotation")
 
 
 @pytest.mark.parametrize("augment", ["mirror", "none"])
-def test_the_second_view_is_one_that_training_shows(arguments, tmp_path, tiny, augment):
-    given = ("--augment", augment, "--second-view-up-to", "7")
+def test_self_ensemble_is_by_what_training_shows(arguments, tmp_path, tiny, augment):
+    given = ("--augment", augment, "--self-ensemble-up-to", "7")
     trained(*arguments, "--init", tiny, *given, "--steps", 1)
-    shape = load_model(tmp_path / "run" / MODEL).network.config
-    assert (shape.second_view, shape.second_view_up_to) == (augment, 7)
+    shape = load_model(tmp_path / "run" / MODEL).info.network
+    assert (shape.self_ensemble, shape.self_ensemble_up_to) == (augment, 7)
     trained(*arguments[:2], *("--out", tmp_path / "run"), "--resume", "--steps", 2)
-    assert load_model(tmp_path / "run" / MODEL).network.config == shape
+    assert load_model(tmp_path / "run" / MODEL).info.network == shape
 
 
-def test_a_detail_network_starts_as_the_model_and_learns_by_itself(arguments, tmp_path, tiny):
-    """A model that has one keeps it, unless told otherwise."""
+def test_an_expert_starts_as_the_model_and_learns_by_itself(arguments, tmp_path, tiny):
+    """A model that has several keeps them, unless told otherwise."""
     two, on, one = (tmp_path / name for name in ("two", "on", "one"))
     _, begin = load_weights(tiny)
     for out, init, change in (
-        (two, tiny, ("--detail-up-to", 2)),
+        (two, tiny, ("--expert", 2)),
         (on, two / MODEL, ()),
-        (one, two / MODEL, ("--detail-up-to", 0)),
+        (one, two / MODEL, ("--expert", 0)),
     ):
         more = ("--out", out, "--init", init, "--steps", 2, *change)
         trained(*arguments[:2], *arguments[4:], *more)
     shape, weights = load_weights(two / FLOAT_MODEL)
-    assert shape.detail_up_to == 2
-    main, detail = split_detail(weights)
-    assert main.keys() == detail.keys() == begin.keys()
+    assert [up_to for up_to, _ in shape.experts] == [2, math.inf]
+    low, high = split_experts(weights, 2)
+    [first] = split_experts(begin, 1)
+    assert low.keys() == high.keys() == first.keys()
     for name in ("conv_in.weight", "up.0.0.conv1.weight"):
-        assert not torch.equal(main[name], detail[name])
-        for part in (main, detail):
-            torch.testing.assert_close(part[name], begin[name], rtol=0.3, atol=0.03)
-    assert load_model(on / MODEL).network.config.detail_up_to == 2
-    assert load_model(one / MODEL).network.config.detail_up_to == 0
+        assert not torch.equal(low[name], high[name])
+        for part in (low, high):
+            torch.testing.assert_close(part[name], first[name], rtol=0.3, atol=0.03)
+    assert load_model(on / MODEL).info.network == shape
+    assert load_model(one / MODEL).info.network == replace(shape, experts=shape.experts[1:])
 
 
 def test_training_sees_one_view(config, tmp_path):
-    for view in ("none", "mirror"):
-        shape = replace(config.network, second_view=view, second_view_up_to=999.0)
-        (tmp_path / view).mkdir()
-        Trainer(replace(config, network=shape, steps=2), tmp_path / view).run()
-    none, mirror = (lines(tmp_path / view)[-1] for view in ("none", "mirror"))
+    for kind in ("none", "mirror"):
+        shape = replace(config.network, self_ensemble=kind, self_ensemble_up_to=999.0)
+        (tmp_path / kind).mkdir()
+        Trainer(replace(config, network=shape, steps=2), tmp_path / kind).run()
+    none, mirror = (lines(tmp_path / kind)[-1] for kind in ("none", "mirror"))
     assert none["train_bpd"] == mirror["train_bpd"]
     assert none["held_out_bpd"] != mirror["held_out_bpd"]
 
@@ -896,7 +909,7 @@ def test_training_sees_one_view(config, tmp_path):
 def test_labels_make_classes(arguments, tmp_path, labels, tiny):
     trained(*arguments, "--init", tiny, "--labels", labels, "--steps", 1)
     assert saved_config(tmp_path)["network"]["classes"] == 9
-    assert load_model(tmp_path / "run" / MODEL).network.config.classes == 9
+    assert load_model(tmp_path / "run" / MODEL).info.network.classes == 9
 
 
 @pytest.mark.parametrize(
@@ -907,12 +920,10 @@ def test_labels_make_classes(arguments, tmp_path, labels, tiny):
         (("--accumulate", "3"), 1, "batch of 8 cannot be divided into 3 passes of 1 processes"),
         (("--labels", "missing"), 1, "missing: not readable as labels"),
         (("--variance", "none"), 2, "--variance"),
-        (("--detail-blocks", ""), 2, "--detail-blocks"),
-        (
-            ("--detail-up-to", 2, "--detail-blocks", "1"),
-            2,
-            "--channels and --detail-blocks need as",
-        ),
+        (("--expert", "2:"), 2, "--expert"),
+        (("--expert", "2:1,1:8,8:1:1"), 2, "Invalid value for '--expert': no UP_TO[:BLOCKS"),
+        (("--expert", "2:1"), 2, "and blocks (1,): one is shorter"),
+        (("--expert", 2, "--expert", 2), 2, "experts up to [2.0, 2.0, inf]: expected increasing"),
     ],
 )
 def test_options_that_do_not_fit(arguments, more, code, message):
@@ -925,13 +936,10 @@ def test_options_that_do_not_fit(arguments, more, code, message):
     ("given", "message"),
     [
         (("--channels", "8,8"), "--init has a shape; leave out --preset, --channels"),
-        (("--blocks", "2,1"), "--init has blocks 1,2; --blocks may only add to each"),
-        (("--blocks", "2,2,2"), "--init has blocks 1,2; --blocks may only add to each"),
-        (
-            ("--detail-up-to", "2", "--detail-blocks", "2,1"),
-            "--init has blocks 1,2; --detail-blocks may only add to each",
-        ),
-        (("--detail-blocks", "2,2"), "--detail-blocks needs --detail-up-to"),
+        (("--blocks", "2,1"), "blocks 1,2 and patch 2; --blocks may only add blocks to each"),
+        (("--blocks", "2,2,2"), "channels (8, 8) and blocks (2, 2, 2): one is shorter"),
+        (("--expert", "2:2,1"), "blocks 1,2 and patch 2; --expert may only add blocks to each"),
+        (("--expert", "2:2,2:8,9"), "--init has channels 8,8, blocks 1,2 and patch 2; --expert"),
     ],
 )
 def test_a_model_has_its_own_shape(arguments, tmp_path, given, message):
@@ -943,29 +951,43 @@ def test_a_model_has_its_own_shape(arguments, tmp_path, given, message):
 
 def test_more_blocks_than_the_model_has(arguments, tmp_path, tiny):
     trained(*arguments, "--init", tiny, "--blocks", "3,2", "--steps", 1)
-    assert load_model(tmp_path / "run" / MODEL).network.config.blocks == (3, 2)
+    assert load_model(tmp_path / "run" / MODEL).info.network.main.blocks == (3, 2)
 
 
-def test_more_blocks_of_the_detail_network_alone(arguments, tmp_path, tiny):
-    start = ("--init", tiny, "--detail-up-to", 2, "--detail-blocks", "3,2", "--steps", 1)
-    trained(*arguments, *start)
+def test_more_blocks_of_one_expert_alone(arguments, tmp_path, tiny):
+    trained(*arguments, "--init", tiny, "--expert", "2:3,2", "--steps", 1)
     shape, weights = load_weights(tmp_path / "run" / FLOAT_MODEL)
-    assert load_model(tmp_path / "run" / MODEL).network.config == shape
-    assert (shape.blocks, shape.detail_blocks) == (load_weights(tiny)[0].blocks, (3, 2))
-    for part, blocks in zip(split_detail(weights), (shape.blocks, (3, 2)), strict=True):
+    assert load_model(tmp_path / "run" / MODEL).info.network == shape
+    assert [s.blocks for _, s in shape.experts] == [(3, 2), load_weights(tiny)[0].main.blocks]
+    for part, (_, one) in zip(split_experts(weights, 2), shape.experts, strict=True):
         found = {tuple(map(int, n.split(".")[1:3])) for n in part if n.startswith("up.")}
-        assert found == {(i, k) for i, count in enumerate(blocks) for k in range(count)}
-    one = ("--out", tmp_path / "one", "--init", tmp_path / "run" / MODEL, "--detail-up-to", 0)
+        assert found == {(i, k) for i, count in enumerate(one.blocks) for k in range(count)}
+    one = ("--out", tmp_path / "one", "--init", tmp_path / "run" / MODEL, "--expert", 0)
     trained(*arguments[:2], *arguments[4:], *one, "--steps", 1)
-    assert load_model(tmp_path / "one" / MODEL).network.config == shape.of_main()
+    assert load_model(tmp_path / "one" / MODEL).info.network.experts == shape.experts[1:]
+
+
+def test_experts_of_any_shape_train_and_code(arguments, tmp_path):
+    """A list that the first format of model files cannot express."""
+    experts = ("--expert", "20:1,1:16,8:1", "--expert", "0.6:2:8:1", "--steps", 1)
+    trained(*arguments, *experts)
+    model = load_model(tmp_path / "run" / MODEL)
+    shapes = [(up_to, s.channels, s.blocks, s.patch) for up_to, s in model.info.network.experts]
+    assert shapes[:2] == [(0.6, (8,), (2,), 1), (20, (16, 8), (1, 1), 1)]
+    assert b"diffcodec-model-1" in (tmp_path / "run" / MODEL).read_bytes()
+    image = picture(7, (37, 21))
+    data = encoding.encode(image, model, progressive=True)
+    assert decoding.decode(data, model=model).tobytes() == image.tobytes()
+    assert load_weights(tmp_path / "run" / FLOAT_MODEL)[0] == model.info.network
+    trained(*arguments[:2], *("--out", tmp_path / "run"), "--resume", "--steps", 2)
 
 
 def test_added_blocks_do_nothing_at_first(config, tmp_path, tiny):
     shape, weights = load_weights(tiny)
-    config = replace(config, network=replace(shape, blocks=(3, 2)))
-    grown = Trainer(config, tmp_path / "run", weights).model
-    network = UNet(shape)
-    network.load_state_dict(weights)
+    config = replace(config, network=of_one(replace(shape.main, blocks=(3, 2))))
+    [grown] = Trainer(config, tmp_path / "run", weights).model.experts
+    network = UNet(shape.main)
+    network.load_state_dict(split_experts(weights, 1)[0])
     z, sigma = noisy_images()
     with torch.no_grad():
         for found, expected in zip(grown(z, sigma), network(z, sigma), strict=True):

@@ -1,6 +1,8 @@
 """Model files small enough for tests: random weights code without loss too, only not well."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,10 @@ import torch
 
 from diffcodec.diffusion.plan import geometric_plan
 from diffcodec.models.export import serialise_float_model, serialise_model
-from diffcodec.networks.unet import NetworkConfig, UNet
+from diffcodec.networks.config import NetworkConfig, UNetConfig
+from diffcodec.networks.experts import ExpertDenoisers
 
+TINY = UNetConfig(channels=(8, 8), blocks=(1, 1), patch=2, embedding=16)
 TIMESTEPS = {"fast": 4, "default": 6, "best": 8}
 
 
@@ -19,14 +23,20 @@ def tiny_model(
     name: str = "tiny",
     plans: Iterable[str] = tuple(TIMESTEPS),
     arithmetic: str = "integer",
+    below: Mapping[float, dict[str, Any]] | None = None,
+    ensemble: tuple[str, float] = ("none", 3.0),
     **shape: Any,
 ) -> Path:
-    """A model file of two resolutions and 8 channels, with plans of ``TIMESTEPS``."""
-    shape = {"channels": (8, 8), "blocks": (1, 1), "patch": 2, "embedding": 16} | shape
-    config = NetworkConfig(**shape)
+    """A model file of two resolutions and 8 channels, with plans of ``TIMESTEPS``.
+
+    ``below`` are the experts of lower noise levels, each up to one, and what differs in shape.
+    """
+    main = replace(TINY, **shape)
+    low = [(up_to, replace(main, **changes)) for up_to, changes in (below or {}).items()]
+    config = NetworkConfig((*low, (math.inf, main)), *ensemble)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = UNet(config)
+        network = ExpertDenoisers(config)
         for parameter in network.parameters():  # also those that start at zero
             torch.nn.init.normal_(parameter, std=0.05)
     described = {plan: geometric_plan(TIMESTEPS[plan]) for plan in plans}

@@ -137,7 +137,7 @@ def _evaluation_images(
     classes: list[int] | None = None
     if labels is not None:
         read = read_labels(Path(labels))
-        check_labels(read, sources, model.network.config.classes)
+        check_labels(read, sources, model.module.config.classes)
         classes = read.tolist()
     if held_out:
         sources = hold_out(sources)[1]

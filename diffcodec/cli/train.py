@@ -1,8 +1,10 @@
 """The command train."""
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import MISSING, fields, replace
+from operator import itemgetter
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
@@ -17,11 +19,12 @@ from diffcodec.diffusion.variances import VARIANCES
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from diffcodec.networks.unet import NetworkConfig
+    from diffcodec.networks.config import NetworkConfig
     from diffcodec.training.config import TrainConfig
     from diffcodec.training.trainer import Trainer
 
 
+EXPERT = "UP_TO[:BLOCKS[:CHANNELS[:PATCH]]]"
 POSITIVE = click.IntRange(min=1)
 
 
@@ -30,10 +33,10 @@ class _TrainCommand(click.Command):
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         if not self.params:
-            from diffcodec.networks.unet import NetworkConfig
+            from diffcodec.networks.config import NetworkConfig, UNetConfig
             from diffcodec.training.config import TrainConfig
 
-            kinds = (TrainConfig, NetworkConfig)
+            kinds = (TrainConfig, NetworkConfig, UNetConfig)
             defaults = {f.name: f.default for kind in kinds for f in fields(kind)}
             groups = (_files_options(), _recipe_options(), _network_options(), _machine_options())
             self.params = [_with_default(*each, defaults) for group in groups for each in group]
@@ -53,7 +56,7 @@ def _with_default(
     if default is not MISSING:
         if isinstance(default, tuple):
             more |= {"type": parse_numbers, "metavar": "N,N,..."}
-            default = ",".join(map(str, default)) or None
+            default = ",".join(map(str, default))
         more |= {"default": default, "show_default": True}
     return click.Option(declared, help=description, **more)
 
@@ -115,7 +118,7 @@ def _recipe_options() -> Iterable[Described]:
 
 def _network_options() -> Iterable[Described]:
     from diffcodec.diffusion.color import DOMAINS
-    from diffcodec.networks.unet import PRESETS
+    from diffcodec.networks.config import PRESETS
 
     return (
         (
@@ -127,17 +130,17 @@ def _network_options() -> Iterable[Described]:
         ("--blocks", "Residual blocks at each resolution, on the way down and up.", {}),
         ("--color", "Colour domain.", {"type": click.Choice(list(DOMAINS))}),
         (
-            "--second-view-up-to",
+            "--self-ensemble-up-to",
             "Noise level up to which coding also asks the network for the image mirrored (with "
             "--augment mirror) or turned (with all), and takes the mean; 0 for none.",
             {"type": click.FloatRange(min=0)},
         ),
         (
-            "--detail-up-to",
-            "Noise level up to which a second network answers; 0 for none.",
-            {"type": click.FloatRange(min=0)},
+            "--expert experts",
+            "Another network for the noise levels up to UP_TO, as --blocks and --channels where it "
+            "names none; may be given several times. 0 for none.",
+            {"type": parse_expert, "multiple": True, "metavar": EXPERT},
         ),
-        ("--detail-blocks", "Residual blocks of that one, if not as many as of the first.", {}),
     )
 
 
@@ -196,11 +199,15 @@ def train(
     if init is not None:
         network, weights = _initial_network(ctx, init, config.network)
         config = replace(config, network=network)
-    if labels is not None and not config.network.classes:
+    network = config.network
+    if labels is not None and not network.classes:
         with failing_as(labels):
             classes = int(read_labels(Path(labels)).max()) + 1
-        config = replace(config, network=replace(config.network, classes=classes))
-    _check_shape(config.network, config.crop)
+        shapes = [(up_to, replace(shape, classes=classes)) for up_to, shape in network.experts]
+        config = replace(config, network=replace(network, experts=tuple(shapes)))
+    if config.crop % config.network.multiple:
+        multiple = config.network.multiple
+        raise click.UsageError(f"--crop must be a multiple of {multiple} for this network")
     with failing_as(data), joined_processes(config.device):
         trainer = Trainer(config, folder, weights)
         with failing_as(out):
@@ -212,14 +219,36 @@ def train(
             trainer.run()
 
 
-def _check_shape(shape: "NetworkConfig", crop: int) -> None:
-    for name, blocks in (("blocks", shape.blocks), ("detail-blocks", shape.of_detail().blocks)):
-        if len(shape.channels) != len(blocks):
-            raise click.UsageError(f"--channels and --{name} need as many numbers as each other")
-    if shape.detail_blocks and not shape.detail_up_to:
-        raise click.UsageError("--detail-blocks needs --detail-up-to")
-    if crop % shape.multiple:
-        raise click.UsageError(f"--crop must be a multiple of {shape.multiple} for this network")
+def parse_expert(text: str) -> tuple[float, dict[str, Any]]:
+    """Up to which noise level, and what differs in shape."""
+    up_to, *rest = text.split(":")
+    if len(rest) > 3 or not 0 <= float(up_to) < math.inf:
+        raise ValueError(f"no {EXPERT}")
+    shape: dict[str, Any] = dict(
+        zip(("blocks", "channels"), map(parse_numbers, rest[:2]), strict=False)
+    )
+    return float(up_to), shape | ({"patch": int(rest[2])} if len(rest) == 3 else {})
+
+
+def _shaped(ctx: click.Context, network: "NetworkConfig") -> "NetworkConfig":
+    """The network with what the options change of it."""
+    from diffcodec.networks.config import PRESETS
+
+    main, experts = network.main, network.experts[:-1]
+    if _is_given(ctx, "preset"):
+        main = PRESETS[ctx.params["preset"]]
+    given = {n: ctx.params[n] for n in ("channels", "blocks", "color") if _is_given(ctx, n)}
+    try:
+        main = replace(main, **given)
+        if _is_given(ctx, "experts"):
+            experts = tuple(
+                (up_to, replace(main, **shape))
+                for up_to, shape in sorted(ctx.params["experts"], key=itemgetter(0))
+                if up_to > 0
+            )
+        return replace(network, experts=(*experts, (math.inf, main)))
+    except ValueError as e:
+        raise click.UsageError(f"--channels, --blocks, --expert: {e}") from e
 
 
 def _initial_network(
@@ -227,30 +256,27 @@ def _initial_network(
 ) -> tuple["NetworkConfig", dict[str, "Tensor"]]:
     """The weights to start from and the shape to train: theirs, with more blocks if given."""
     from diffcodec.models.model import load_weights
+    from diffcodec.training.config import start_of
 
     with failing_as(init):
-        network, weights = load_weights(init)
+        has, weights = load_weights(init)
     if any(_is_given(ctx, name) for name in ("preset", "channels", "color")):
         raise click.UsageError("--init has a shape; leave out --preset, --channels and --color")
-    if _is_given(ctx, "blocks"):
-        _check_added("--blocks", wanted.blocks, network.blocks)
-        network = replace(network, blocks=wanted.blocks)
-    if _is_given(ctx, "detail_up_to"):
-        network = replace(network, detail_up_to=wanted.detail_up_to)
-    if not network.detail_up_to:
-        network = network.of_main()
-    if _is_given(ctx, "detail_blocks"):
-        _check_added("--detail-blocks", wanted.detail_blocks, network.of_detail().blocks)
-        network = replace(network, detail_blocks=wanted.detail_blocks)
-    view, up_to = wanted.second_view, wanted.second_view_up_to
-    return replace(network, second_view=view, second_view_up_to=up_to), weights
+    network = _shaped(ctx, has)
+    for i, (_, shape) in enumerate(network.experts):
+        begin = has.experts[start_of(i, len(network.experts), len(has.experts))][1]
+        option = "--expert" if shape is not network.main else "--blocks"
+        more = [a >= b for a, b in zip(shape.blocks, begin.blocks, strict=False)]
+        if not (shape.is_like(begin) and all(more)):
+            raise click.UsageError(
+                f"--init has channels {_text(begin.channels)}, blocks {_text(begin.blocks)} and "
+                f"patch {begin.patch}; {option} may only add blocks to each"
+            )
+    return replace(wanted, experts=network.experts), weights
 
 
-def _check_added(option: str, blocks: tuple[int, ...], has: tuple[int, ...]) -> None:
-    if len(blocks) != len(has) or any(a < b for a, b in zip(blocks, has, strict=True)):
-        raise click.UsageError(
-            f"--init has blocks {','.join(map(str, has))}; {option} may only add to each"
-        )
+def _text(numbers: Iterable[int]) -> str:
+    return ",".join(map(str, numbers))
 
 
 def _is_given(ctx: click.Context, name: str) -> bool:
@@ -259,26 +285,31 @@ def _is_given(ctx: click.Context, name: str) -> bool:
 
 def _train_config(ctx: click.Context, saved: Path | None) -> "TrainConfig":
     """The configuration from the options, and from a saved one where an option is not given."""
-    from diffcodec.networks.unet import PRESETS, NetworkConfig
-    from diffcodec.training.config import INIT_WARMUP, VIEW_OF_AUGMENTATION, TrainConfig
+    from diffcodec.models.layout import read_network
+    from diffcodec.networks.config import NetworkConfig
+    from diffcodec.training.config import ENSEMBLE_OF_AUGMENTATION, INIT_WARMUP, TrainConfig
 
+    run: dict[str, Any] = {}
+    network = NetworkConfig()
     try:
-        run: dict[str, Any] = json.loads(saved.read_text()) if saved else {"network": {}}
-        network = run.pop("network")
-    except (ValueError, KeyError) as e:
+        if saved is not None:
+            run = json.loads(saved.read_text())
+            network = read_network(run.pop("network"))
+    except (ValueError, LookupError, TypeError, AttributeError) as e:
         raise CommandError(f"its config.json is damaged ({e}); start a new run") from e
     if saved is None and ctx.params["init"] is not None:
         run["warmup"] = INIT_WARMUP
-    if saved is None or _is_given(ctx, "preset"):
-        network |= PRESETS[ctx.params["preset"]].to_dict()
-    for part, kind in ((run, TrainConfig), (network, NetworkConfig)):
-        for name in {f.name for f in fields(kind)} & set(ctx.params):
-            value = ctx.params[name]
-            if _is_given(ctx, name) or (name not in part and value is not None):
-                part[name] = value
+    for name in {f.name for f in fields(TrainConfig)} & set(ctx.params):
+        value = ctx.params[name]
+        if _is_given(ctx, name) or (name not in run and value is not None):
+            run[name] = value
+    if ctx.params["init"] is None:
+        network = _shaped(ctx, network)
     if saved is None:
-        network["second_view"] = VIEW_OF_AUGMENTATION[run["augment"]]
-    return TrainConfig(**run, network=NetworkConfig.from_dict(network))
+        network = replace(network, self_ensemble=ENSEMBLE_OF_AUGMENTATION[run["augment"]])
+    if _is_given(ctx, "self_ensemble_up_to"):
+        network = replace(network, self_ensemble_up_to=ctx.params["self_ensemble_up_to"])
+    return TrainConfig(**run, network=network)
 
 
 def _resume(trainer: "Trainer") -> None:

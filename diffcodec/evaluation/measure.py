@@ -21,7 +21,7 @@ from diffcodec.diffusion.color import to_domain
 from diffcodec.diffusion.plan import Plan, geometric_plan
 from diffcodec.errors import UnsupportedError
 from diffcodec.models.model import Model
-from diffcodec.networks.float_unet import FloatUNet
+from diffcodec.networks.experts import FloatNetwork
 from diffcodec.training.data import Source, read_rgb
 
 
@@ -73,19 +73,6 @@ class Evaluation:
         }
 
 
-class LabelledUNet(FloatUNet):
-    """A float network that has been told the labels of the images to come, [batch]."""
-
-    def __init__(self, network: FloatUNet, labels: Sequence[int]):
-        self.config, self.unet = network.config, network.unet
-        self.labels = torch.tensor(labels)
-
-    def posterior_x(self, z: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
-        """See :meth:`FloatUNet.posterior_x`."""
-        mean, v = self.unet.posterior_x(z.float(), torch.full((len(z),), sigma), self.labels)
-        return mean.double(), v.double()
-
-
 def open_image(source: Source, color: str) -> Image.Image:
     """An image as it is evaluated: RGB of 8 bits, or grey where its three channels are equal.
 
@@ -132,12 +119,12 @@ def bound_bits(
         count = max(1, BATCH_PIXELS // (height * width))
         for batch in (tiles[i : i + count] for i in range(0, len(tiles), count)):
             numbers, arrays = zip(*batch, strict=True)
-            network = model.network
+            asked = model
             if labels is not None:
-                assert isinstance(network, FloatUNet)
-                network = LabelledUNet(network, [labels[i] for i in numbers])
+                told = torch.tensor([labels[i] for i in numbers])
+                asked = Model(FloatNetwork(model.module, told), {}, model.name)
             x = torch.from_numpy(np.stack(arrays).astype(np.float64))
-            posterior = torch_posterior(Model(model.info, network))
+            posterior = torch_posterior(asked)
             parts = chain_bound_bits(posterior, x, model.color, plan, generator, variance, coded)
             for i, bpd in zip(numbers, parts.numpy(), strict=True):
                 totals[i] += bpd * (x[0, 0].numel() * coded)

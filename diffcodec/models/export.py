@@ -11,14 +11,14 @@ from diffcodec.diffusion.plan import Plan
 from diffcodec.errors import ModelMismatchError
 from diffcodec.models.file import ModelInfo, make_metadata
 from diffcodec.models.known_answers import model_answers
+from diffcodec.models.layout import write_tensors
 from diffcodec.models.model import INVALID, Model, build_model
-from diffcodec.networks.float_unet import FloatUNet
+from diffcodec.networks.experts import ExpertDenoisers
 from diffcodec.networks.quantize import quantize
-from diffcodec.networks.unet import UNet
 
 
 def serialise_model(
-    network: UNet,
+    network: ExpertDenoisers,
     calibration: Tensor,
     plans: Mapping[str, Plan],
     about: Mapping[str, Any],
@@ -35,22 +35,23 @@ def serialise_model(
     Raises:
         ModelMismatchError: if the network's numbers leave no integer model.
     """
-    shape = network.config.to_dict()
+    shape = network.config
     info = ModelInfo("", b"", shape, dict(plans), dict(about), "integer", {})
     try:
         tensors = quantize(network, calibration, info.levels)
-        answers = model_answers(build_model(info, tensors))
+        answers = model_answers(build_model(info, tensors, "integer"))
     except INVALID as e:
         raise ModelMismatchError(f"this network cannot be quantised ({e})") from e
-    return _model_file(tensors, make_metadata(shape, plans, about, "integer", answers))
+    metadata = make_metadata(shape, plans, about, "integer", answers)
+    return _model_file(write_tensors(tensors, shape), metadata)
 
 
 def serialise_float_model(
-    network: UNet, plans: Mapping[str, Plan], about: Mapping[str, Any]
+    network: ExpertDenoisers, plans: Mapping[str, Plan], about: Mapping[str, Any]
 ) -> bytes:
     """A float model file: the network as it is. See :func:`serialise_model`."""
-    metadata = make_metadata(network.config.to_dict(), plans, about, "float", {})
-    return _model_file(network.state_dict(), metadata)
+    metadata = make_metadata(network.config, plans, about, "float", {})
+    return _model_file(write_tensors(network.state_dict(), network.config), metadata)
 
 
 def _model_file(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
@@ -74,7 +75,7 @@ def quantize_model(model: Model, calibration: Tensor) -> bytes:
     Raises:
         ModelMismatchError: if it is an integer model, or its numbers leave no integer one.
     """
-    info, network = model.info, model.network
-    if not isinstance(network, FloatUNet):
+    info = model.info
+    if model.arithmetic == "integer":
         raise ModelMismatchError(f"model {info.name} is an integer model already; give a float one")
-    return serialise_model(network.unet, calibration, info.plans, info.about)
+    return serialise_model(model.module, calibration, info.plans, info.about)

@@ -13,10 +13,11 @@ from typing import Any
 
 from diffcodec.diffusion.plan import Plan
 from diffcodec.errors import ModelMismatchError
+from diffcodec.models.layout import FORMATS, is_plain, read_network, write_network
+from diffcodec.networks.config import NetworkConfig
 
 DEFAULT_MODEL = "photo"
 MODEL_FOLDER = Path(__file__).parent / "zoo"
-FORMAT = "diffcodec-model-0"
 ARITHMETICS = ("integer", "float")
 ID_BYTES = 4
 MAX_HEADER_BYTES = 1 << 20
@@ -29,7 +30,7 @@ class ModelInfo:
     Attributes:
         name: the file's stem.
         id: first bytes of the SHA-256 of the file; every encoded file carries it.
-        network: arguments of the network's configuration.
+        network: shape of its network; None of one that is not a shape of ours.
         plans: by name: "fast", "default", "best".
         about: hours of training, data, held-out bpd.
         arithmetic: that of its weights, one of ``ARITHMETICS``.
@@ -38,7 +39,7 @@ class ModelInfo:
 
     name: str
     id: bytes
-    network: dict[str, Any]
+    network: NetworkConfig | None
     plans: dict[str, Plan]
     about: dict[str, Any]
     arithmetic: str
@@ -74,13 +75,14 @@ def read_model_info(path: Path) -> tuple[ModelInfo, bytes]:
         if not 0 < size <= min(MAX_HEADER_BYTES, len(data) - 8):
             raise ValueError("no safetensors header")
         metadata = json.loads(data[8 : 8 + size])["__metadata__"]
-        if metadata["format"] != FORMAT:
-            raise ValueError(f"its format is {metadata['format']!r}, expected {FORMAT!r}")
+        if metadata["format"] not in FORMATS:
+            raise ValueError(f"its format is {metadata['format']!r}, expected one of {FORMATS}")
         plans = {
             name: Plan(tuple(plan["levels"]), tuple(plan["lattices"]))
             for name, plan in json.loads(metadata["plans"]).items()
         }
-        network, about = json.loads(metadata["network"]), json.loads(metadata["about"])
+        network = read_network(json.loads(metadata["network"]))
+        about = json.loads(metadata["about"])
         if not isinstance(about, dict):
             raise ValueError("its description is no object")
         arithmetic = metadata.get("arithmetic", "integer")  # not named in the first models
@@ -105,8 +107,13 @@ def plan_to_dict(plan: Plan) -> dict[str, Any]:
     return {"levels": plan.levels, "lattices": plan.lattice_ratios}
 
 
+def plans_to_dict(plans: Mapping[str, Plan]) -> dict[str, dict[str, Any]]:
+    """Plans by effort as model files hold them."""
+    return {name: plan_to_dict(plan) for name, plan in plans.items()}
+
+
 def make_metadata(
-    network: Mapping[str, Any],
+    network: NetworkConfig,
     plans: Mapping[str, Plan],
     about: Mapping[str, Any],
     arithmetic: str,
@@ -114,9 +121,9 @@ def make_metadata(
 ) -> dict[str, str]:
     """The metadata that :func:`read_model_info` reads."""
     return {
-        "format": FORMAT,
-        "network": json.dumps(network),
-        "plans": json.dumps({name: plan_to_dict(plan) for name, plan in plans.items()}),
+        "format": FORMATS[not is_plain(network)],
+        "network": json.dumps(write_network(network)),
+        "plans": json.dumps(plans_to_dict(plans)),
         "about": json.dumps(about),
         "arithmetic": arithmetic,
         "answers": json.dumps(answers),

@@ -1,7 +1,9 @@
 """A model at work: the posterior of x that the chain asks for."""
 
+import hashlib
+import json
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +17,21 @@ from torch import Tensor
 from diffcodec.diffusion.color import DOMAINS
 from diffcodec.diffusion.plan import Plan
 from diffcodec.errors import ModelMismatchError, UnsupportedError
-from diffcodec.models.file import ARITHMETICS, DEFAULT_MODEL, ModelInfo, model_path, read_model_info
-from diffcodec.networks.float_unet import FloatUNet
-from diffcodec.networks.integer import IntegerUNet
+from diffcodec.models.file import (
+    ARITHMETICS,
+    DEFAULT_MODEL,
+    ID_BYTES,
+    ModelInfo,
+    model_path,
+    plans_to_dict,
+    read_model_info,
+)
+from diffcodec.models.layout import read_tensors
+from diffcodec.networks.config import NetworkConfig
+from diffcodec.networks.experts import ExpertDenoisers, float_network
+from diffcodec.networks.integer import IntegerNetwork
+from diffcodec.networks.protocol import PosteriorNetwork
 from diffcodec.networks.quantize import float_weights
-from diffcodec.networks.unet import DETAIL, Conv, NetworkConfig, outline
 from diffcodec.system.memory import HEAP
 
 INVALID = (  # what tensors and descriptions that are none of a model raise
@@ -34,18 +46,74 @@ INVALID = (  # what tensors and descriptions that are none of a model raise
 
 
 class Model:
-    """A trained epsilon-model with its plans, in its integer form or as a float network."""
+    """A network with its plans: what encodes and decodes.
 
-    def __init__(self, info: ModelInfo, network: IntegerUNet | FloatUNet):
-        self.info, self.network = info, network
-        self.arithmetic = "float" if isinstance(network, FloatUNet) else "integer"
-        self.color = network.config.color
+    Any :class:`~diffcodec.networks.protocol.PosteriorNetwork` makes one. Its files name it by
+    ``info.id`` and decode with an equal one only; unless the network is exact, they are marked as
+    float.
+    """
+
+    def __init__(
+        self,
+        network: PosteriorNetwork,
+        plans: Mapping[str, Plan],
+        name: str = "unnamed",
+        *,
+        file: ModelInfo | None = None,
+    ):
+        """Make one.
+
+        Args:
+            network: asked for the posterior of x.
+            plans: by name: "fast", "default", "best".
+            name: to call it by.
+            file: that both come from, if they come from one.
+
+        Raises:
+            ModelMismatchError: if the network does not answer at a noise level of the plans.
+        """
+        self.network, self.plans, self.name = network, dict(plans), file.name if file else name
+        self.arithmetic = "integer" if network.is_exact else "float"
+        self.color = network.color
         self.domain = DOMAINS[self.color]
+        self._file = file
+        known = network.levels
+        asked = {sigma for plan in self.plans.values() for sigma in plan.levels}
+        if known is not None and not asked <= set(known):
+            raise ModelMismatchError(
+                f"the plans ask for the noise levels {sorted(asked - set(known))}, for which "
+                f"model {self.name} has no tables; give plans of its own levels"
+            )
+
+    @cached_property
+    def info(self) -> ModelInfo:
+        """What its file says, or would say of a network that comes from none."""
+        if self._file:
+            return self._file
+        sha = hashlib.sha256(self.network.identity)
+        sha.update(json.dumps([self.color, plans_to_dict(self.plans)]).encode())
+        model_id = sha.digest()[:ID_BYTES]
+        return ModelInfo(self.name, model_id, None, self.plans, {}, self.arithmetic, {})
+
+    def __repr__(self) -> str:
+        """Name, identity, plans, arithmetic."""
+        plans = ", ".join(f"{name} {len(plan.levels)}" for name, plan in self.plans.items())
+        return f"<Model {self.name} {self.info.id.hex()}: {self.arithmetic}, timesteps {plans}>"
 
     @property
-    def plans(self) -> dict[str, Plan]:
-        """By name: "fast", "default", "best"."""
-        return self.info.plans
+    def module(self) -> ExpertDenoisers:
+        """The float network as a module, for training, quantisation and the search for plans.
+
+        Raises:
+            ModelMismatchError: if there is none: it is an integer model, or a network of others.
+        """
+        module: ExpertDenoisers | None = getattr(self.network, "module", None)
+        if module is None:
+            raise ModelMismatchError(
+                f"model {self.name} is loaded in {self.arithmetic} arithmetic, and this takes a "
+                'float network to ask at any noise level; load it by load_model(..., "float")'
+            )
+        return module
 
     def posterior_x(
         self, z: NDArray[np.float64], sigma: float
@@ -62,7 +130,7 @@ class Model:
         every machine.
         """
         height, width = z.shape[2:]
-        m = self.network.config.multiple
+        m = self.network.multiple
         padded = torch.from_numpy(z)
         if width % m or height % m:
             padded = F.pad(padded, (0, -width % m, 0, -height % m), mode="replicate")
@@ -73,26 +141,6 @@ class Model:
             mean = v = torch.full_like(padded, torch.nan)
         HEAP.release_unused()
         return mean[:, :, :height, :width].numpy(), v[:, :, :height, :width].numpy()
-
-
-def _check_shapes(config: NetworkConfig, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse an integer network whose convolutions are not those that its description claims.
-
-    Raises:
-        ValueError: so.
-        KeyError: if one is missing.
-    """
-    for name, module in outline(config, len(tensors)).named_modules():
-        if not isinstance(module, Conv):
-            continue
-        out, inputs, *kernel = module.shape
-        parts = {name: inputs}
-        if name.removeprefix(DETAIL) == "conv_in":
-            parts = {f"{name}.z": inputs // 3, f"{name}.phase": inputs - inputs // 3}
-        for part, n_in in parts.items():
-            found, expected = list(tensors[f"{part}.weight"].shape), [out, n_in, *kernel]
-            if found != expected:
-                raise ValueError(f"{part}.weight is {found}, expected {expected}")
 
 
 def is_posterior(mean: NDArray[np.float64], variance: NDArray[np.float64]) -> bool:
@@ -112,30 +160,27 @@ def _load(path: Path, arithmetic: str) -> Model:
         )
     try:
         tensors = load(data)
-        if arithmetic == "float" and info.arithmetic == "integer":
-            tensors = float_weights(tensors)
         return build_model(info, tensors, arithmetic)
-    except INVALID as e:
+    except (*INVALID, ModelMismatchError) as e:
         raise ModelMismatchError(f"{path}: not a diffcodec model file ({e})") from e
 
 
-def build_model(info: ModelInfo, tensors: dict[str, Tensor], arithmetic: str = "integer") -> Model:
-    """The model of these tensors; what they lack raises one of ``INVALID``."""
-    config = NetworkConfig.from_dict(info.network)
+def build_model(info: ModelInfo, tensors: Mapping[str, Tensor], arithmetic: str) -> Model:
+    """The model of a file's tensors; what they lack raises one of ``INVALID``."""
+    config, levels = info.network, info.levels
+    if config is None:
+        raise ValueError("no shape of a network")
     if not all(torch.isfinite(t).all() for t in tensors.values()):
         raise ValueError("a weight is not finite")
-    levels = info.levels
-    network: IntegerUNet | FloatUNet
-    if arithmetic == "float":
-        network = FloatUNet(config, tensors)
-    else:
-        _check_shapes(config, tensors)
+    tensors = read_tensors(tensors, config)
+    network: PosteriorNetwork
+    if arithmetic == "integer":
         with np.errstate(all="raise"):
-            network = IntegerUNet(config, tensors)
-        missing = set(levels) - set(network.levels)
-        if missing:
-            raise ValueError(f"no tables for the noise levels {sorted(missing)}")
-    model = Model(info, network)
+            network = IntegerNetwork(config, tensors)
+    else:
+        is_float = info.arithmetic == "float"
+        network = float_network(config, tensors if is_float else float_weights(tensors, config))
+    model = Model(network, info.plans, file=info)
     # Shapes that do not fit each other show in use: better now than in the midst of a file.
     for sigma in (levels[0], levels[-1]):
         if not is_posterior(*model.posterior_x(np.zeros((1, 3, 1, 1)), sigma)):
@@ -165,6 +210,5 @@ def load_weights(name_or_path: str | Path) -> tuple[NetworkConfig, dict[str, Ten
     Raises:
         ModelMismatchError: as :func:`load_model`.
     """
-    network = load_model(name_or_path, "float").network
-    assert isinstance(network, FloatUNet)
-    return network.config, {name: t.clone() for name, t in network.unet.state_dict().items()}
+    module = load_model(name_or_path, "float").module
+    return module.config, {name: t.clone() for name, t in module.state_dict().items()}

@@ -7,6 +7,7 @@ at a time (nothing that could be fused into a multiply-add), and look-up tables.
 """
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -17,9 +18,13 @@ from torch import Tensor
 
 from diffcodec.arrays import round_significant
 from diffcodec.diffusion.color import DOMAINS
+from diffcodec.networks.config import NetworkConfig, UNetConfig
 from diffcodec.networks.exact import EXACT_LIMIT, check_exact, largest_sum
+from diffcodec.networks.experts import split_experts
 from diffcodec.networks.int8 import LOWER_DIGITS, ByteConv, kernels_work, shifted
-from diffcodec.networks.unet import FOURIER_PERIOD, LOG_VARIANCE_RANGE, NetworkConfig, split_detail
+from diffcodec.networks.protocol import Field, digest
+from diffcodec.networks.scaling import scaling
+from diffcodec.networks.unet import FOURIER_PERIOD, LOG_VARIANCE_RANGE, Conv, outline
 
 FLOAT32_BITS = 24  # of the tables
 PHASES = 512  # steps of one period of the Fourier features
@@ -53,7 +58,7 @@ def silu_steps(top: float) -> int:
 
 
 def variance_table() -> NDArray[np.float64]:
-    """The factor of the variance for a network output i / 16, as :class:`UNet` defines it."""
+    """The factor of the variance for a network output i / 16, as :class:`.UNet` defines it."""
     limit = LOG_VARIANCE_RANGE
     g = np.arange(-VARIANCE_RANGE * VARIANCE_STEPS, VARIANCE_RANGE * VARIANCE_STEPS + 1)
     return round_significant(np.exp(limit * np.tanh(g / VARIANCE_STEPS / limit)), FLOAT32_BITS)
@@ -102,30 +107,69 @@ class IntegerConv(NamedTuple):
             return F.conv2d(x, self.weight, None, stride, (self.weight.shape[2] - 1) // 2)
 
 
+class IntegerNetwork:
+    """Inference of quantised :class:`~diffcodec.networks.experts.ExpertDenoisers`, exact.
+
+    A ``PosteriorNetwork`` at its tables' noise levels.
+    """
+
+    is_exact = True
+
+    def __init__(self, config: NetworkConfig, tensors: Mapping[str, Tensor]):
+        """Load and check: see :class:`IntegerUNet`."""
+        self.config, self._tensors = config, tensors
+        self.color, self.multiple = config.color, config.multiple
+        parts = split_experts(tensors, len(config.experts))
+        self.experts = [
+            IntegerUNet(shape, part) for (_, shape), part in zip(config.experts, parts, strict=True)
+        ]
+        self.levels = [
+            sigma
+            for number, expert in enumerate(self.experts)
+            for sigma in sorted(expert.levels)
+            if config.expert_at(sigma) == number
+        ]
+
+    @cached_property
+    def identity(self) -> bytes:
+        """Digest of the shape and the tensors."""
+        return digest(self.config.to_dict(), self._tensors)
+
+    def posterior_x(self, z: Field, sigma: float) -> tuple[Field, Field]:
+        """Mean and variance of x given z_t: see ``PosteriorNetwork``; sigma one of ``levels``."""
+        expert = self.experts[self.config.expert_at(sigma)]
+        mean, v = expert.posterior_x(z, sigma)
+        axes = self.config.ensemble_axes(sigma)
+        if axes:
+            other_mean, other_v = expert.posterior_x(z.flip(axes), sigma)
+            mean, v = (mean + other_mean.flip(axes)) / 2, (v + other_v.flip(axes)) / 2
+        return mean, v
+
+
 class IntegerUNet:
-    """Inference of a quantised :class:`~diffcodec.networks.unet.UNet` at its tables' noise levels.
+    """Inference of a quantised :class:`~diffcodec.networks.unet.UNet`, alone.
 
     Tensors: ``levels`` [n]; for every convolution ``NAME.weight`` (int8; int16 for the first and
     the last), ``NAME.scale`` and ``NAME.bias`` per output channel, ``NAME.input`` [n, 2] (unit and
     limit of its integer inputs); for every residual block ``NAME.affine.table`` [n, 4 * channels].
-    The detail network, if there is one, has all of these once more behind ``detail.``.
     """
 
-    def __init__(self, config: NetworkConfig, tensors: Mapping[str, Tensor]):
+    def __init__(self, config: UNetConfig, tensors: Mapping[str, Tensor]):
         """Load and check.
 
         Raises:
             ModelMismatchError: if a convolution is not provably exact.
+            ValueError: if one is not what the shape claims.
             KeyError: if a tensor is missing.
         """
+        _check_shapes(config, tensors)
         self.config = config
         domain = DOMAINS[config.color]
-        tensors, detail = split_detail(tensors)
-        self.detail = IntegerUNet(config.of_detail(), detail) if config.detail_up_to else None
-        self._levels = [float(s) for s in tensors["levels"].tolist()]
-        self._center = np.array(domain.center)[:, None, None]
-        self._data_std = np.array(domain.data_std)[:, None, None]
-        self._multipliers = np.array(domain.noise_multipliers)[:, None, None]
+        self.levels = [float(s) for s in tensors["levels"].tolist()]
+        self._center, self._data_std, self._multipliers = (
+            np.array(values)[:, None, None]  # [3, 1, 1]
+            for values in (domain.center, domain.data_std, domain.noise_multipliers)
+        )
         self._sine, self._cosine = phase_tables()
         self._variance = torch.from_numpy(variance_table())
         self._silu = silu_table()
@@ -134,74 +178,45 @@ class IntegerUNet:
             for name, t in tensors.items()
             if name.endswith(".affine.table")
         }
-        self._convs: dict[str, IntegerConv] = {}
         self._tables: dict[tuple[str, int], Tensor] = {}
-        for name in (n.removesuffix(".input") for n in tensors if n.endswith(".input")):
-            inputs = tensors[f"{name}.input"].double()
-            if inputs.shape != (len(self._levels), 2) or not (inputs[:, 0] > 0).all():
-                raise ValueError(f"{name}.input: expected a unit and a limit for each noise level")
-            units, limits = inputs.unbind(1)
-            conv = IntegerConv(
-                tensors[f"{name}.weight"].float().contiguous(memory_format=torch.channels_last),
-                tensors[f"{name}.scale"].double().numpy(),
-                tensors[f"{name}.bias"].double().numpy(),
-                units.tolist(),
-                limits.long().tolist(),
-            )
-            ranges = [INPUT_RANGES.get(name, (-limit, limit)) for limit in conv.limits]
-            if is_behind_silu(name):
-                lowest = float(self._silu.min())
-                ranges = [
-                    (round(lowest / unit), limit)
-                    for unit, limit in zip(conv.units, conv.limits, strict=True)
-                ]
-            if name == "conv_out":
-                ranges = [
-                    (low // OUTPUT_DIGIT, max(OUTPUT_DIGIT - 1, high // OUTPUT_DIGIT))
-                    for low, high in ranges
-                ]
-            check_exact(name, tensors[f"{name}.weight"], ranges)
-            if takes_bytes(name, tensors[f"{name}.weight"]) and kernels_work():
-                conv = conv._replace(in_bytes=ByteConv(conv.weight))
-            self._convs[name] = conv
+        self._convs = {
+            name: self._conv(name, tensors)
+            for name in (n.removesuffix(".input") for n in tensors if n.endswith(".input"))
+        }
 
-    @property
-    def levels(self) -> list[float]:
-        """The noise levels that it knows."""
-        known = {*self._levels, *(self.detail.levels if self.detail else ())}
-        return sorted(sigma for sigma in known if sigma in self._network_at(sigma)._levels)
+    def _conv(self, name: str, tensors: Mapping[str, Tensor]) -> IntegerConv:
+        """The named convolution, checked."""
+        weight, inputs = tensors[f"{name}.weight"], tensors[f"{name}.input"].double()
+        if inputs.shape != (len(self.levels), 2) or not (inputs[:, 0] > 0).all():
+            raise ValueError(f"{name}.input: expected a unit and a limit for each noise level")
+        units, limits = inputs[:, 0].tolist(), inputs[:, 1].long().tolist()
+        ranges = [INPUT_RANGES.get(name, (-limit, limit)) for limit in limits]
+        if is_behind_silu(name):
+            lowest = float(self._silu.min())
+            ranges = [(round(lowest / u), limit) for u, limit in zip(units, limits, strict=True)]
+        if name == "conv_out":
+            ranges = [
+                (low // OUTPUT_DIGIT, max(OUTPUT_DIGIT - 1, high // OUTPUT_DIGIT))
+                for low, high in ranges
+            ]
+        check_exact(name, weight, ranges)
+        return IntegerConv(
+            weight.float().contiguous(memory_format=torch.channels_last),
+            tensors[f"{name}.scale"].double().numpy(),
+            tensors[f"{name}.bias"].double().numpy(),
+            units,
+            limits,
+            ByteConv(weight) if takes_bytes(name, weight) and kernels_work() else None,
+        )
 
-    def _network_at(self, sigma: float) -> "IntegerUNet":
-        """This one or its detail network."""
-        if self.detail is not None and sigma <= self.config.detail_up_to:
-            return self.detail
-        return self
-
-    def posterior_x(self, z: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
-        """Mean and variance of x given z_t, exact: see :meth:`.UNet.posterior_x`.
-
-        Args:
-            z: float64 [batch, 3, height, width]; sides multiples of ``config.multiple``.
-            sigma: one of ``levels``.
-
-        Returns:
-            Two tensors like z, float64.
-        """
-        network = self._network_at(sigma)
-        mean, v = network._posterior_of_view(z, sigma)
-        axes = self.config.view_axes(sigma)
-        if axes:
-            other_mean, other_v = network._posterior_of_view(z.flip(axes), sigma)
-            mean, v = (mean + other_mean.flip(axes)) / 2, (v + other_v.flip(axes)) / 2
-        return mean, v
-
-    def _posterior_of_view(self, z: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
-        """From z_t as it is alone, by this network itself."""
-        level = self._levels.index(sigma)
-        s = sigma * self._multipliers
-        total = np.sqrt(s * s + self._data_std * self._data_std)
-        centered = z - torch.from_numpy(self._center)
-        h = self._input(z, centered / torch.from_numpy(total))
+    def posterior_x(self, z: Field, sigma: float) -> tuple[Field, Field]:
+        """Mean and variance of x given z_t: see :meth:`IntegerNetwork.posterior_x`."""
+        level = self.levels.index(sigma)
+        scales = scaling(sigma * self._multipliers, self._data_std, np.sqrt)
+        c_skip, c_out, total = map(torch.from_numpy, scales)
+        center = torch.from_numpy(self._center)
+        centered = z - center
+        h = self._input(z, centered / total)
         skips = []
         last = len(self.config.channels) - 1
         for i, count in enumerate(self.config.blocks):
@@ -217,9 +232,7 @@ class IntegerUNet:
             for k in range(self.config.blocks[i]):
                 h = self._block(f"up.{i}.{k}", level, h)
         field, log_ratio = self._output(level, h).chunk(2, 1)
-        c_skip = torch.from_numpy(self._data_std * self._data_std / (total * total))
-        c_out = torch.from_numpy(s * self._data_std / total)
-        mean = (c_skip * centered + c_out * field.double()) + torch.from_numpy(self._center)
+        mean = (c_skip * centered + c_out * field.double()) + center
         half = VARIANCE_RANGE * VARIANCE_STEPS
         index = (log_ratio * VARIANCE_STEPS).clamp_(-half, half).round_().add_(half).long()
         v = (c_out * c_out) * self._variance[index]
@@ -309,3 +322,23 @@ class IntegerUNet:
         low = x.sub_(high * OUTPUT_DIGIT)
         sums = conv.sums(high).mul_(OUTPUT_DIGIT).add_(conv.sums(low))
         return F.pixel_shuffle(self._scaled(conv, level, sums), self.config.patch)
+
+
+def _check_shapes(config: UNetConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse convolutions that are not those that the shape claims.
+
+    Raises:
+        ValueError: so.
+        KeyError: if one is missing.
+    """
+    for name, module in outline(config, len(tensors)).named_modules():
+        if not isinstance(module, Conv):
+            continue
+        out, inputs, *kernel = module.shape
+        parts = {name: inputs}
+        if name == "conv_in":
+            parts = {f"{name}.z": inputs // 3, f"{name}.phase": inputs - inputs // 3}
+        for part, n_in in parts.items():
+            found, expected = list(tensors[f"{part}.weight"].shape), [out, n_in, *kernel]
+            if found != expected:
+                raise ValueError(f"{part}.weight is {found}, expected {expected}")

@@ -9,10 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffcodec.diffusion.process import q_sample
+from diffcodec.networks.config import NetworkConfig
 from diffcodec.networks.exact import EXACT_LIMIT, largest_sum
+from diffcodec.networks.experts import ExpertDenoisers, join_experts, split_experts
 from diffcodec.networks.integer import (
     INPUT_SCALE,
     OUTPUT_DIGIT,
@@ -20,7 +23,7 @@ from diffcodec.networks.integer import (
     SILU_RANGE,
     is_behind_silu,
 )
-from diffcodec.networks.unet import Conv, ResidualBlock, UNet, join_detail, split_detail
+from diffcodec.networks.unet import Conv, ResidualBlock, UNet
 
 HIDDEN_BITS = 8
 COVARIANCE_LEVELS, COVARIANCE_IMAGES = 8, 8  # of the calibration
@@ -112,30 +115,38 @@ def widest_exact(weight: Tensor, low: float, high: float) -> int:
     return int(min(2**15 - 1, 0.9 * EXACT_LIMIT / max(1.0, largest_sum(unit, low, high))))
 
 
-def quantize(network: UNet, calibration: Tensor, levels: Sequence[float]) -> dict[str, Tensor]:
-    """The tensors of an :class:`.IntegerUNet`, and the noise embedding's own.
+def quantize(
+    network: ExpertDenoisers,
+    calibration: Float[Tensor, "batch 3 height width"],
+    levels: Sequence[float],
+) -> dict[str, Tensor]:
+    """The tensors of an :class:`.IntegerNetwork`, and the noise embedding's own.
 
     Args:
         network: trained.
-        calibration: integers of the colour domain as floats, [batch, 3, height, width].
+        calibration: integers of the colour domain as floats.
         levels: every noise level at which the plans evaluate the network.
 
     Raises:
-        ValueError: if all levels are of the detail network, or none is.
+        ValueError: if an expert has no level.
     """
-    if network.detail is not None:
-        limit = network.config.detail_up_to
-        low, high = [s for s in levels if s <= limit], [s for s in levels if s > limit]
-        if not (low and high):
+    parts = []
+    for number, expert in enumerate(network.experts):
+        own = [sigma for sigma in levels if network.config.expert_at(sigma) == number]
+        if not own:
+            limits = [up_to for up_to, _ in network.config.experts]
             raise ValueError(
-                f"a detail network up to the noise level {limit}: expected levels of the plans on "
-                f"both sides, found {levels[0]} to {levels[-1]}"
+                f"experts up to the noise levels {limits}: expected levels of the plans for each, "
+                f"found {levels[0]} to {levels[-1]}"
             )
-        main = UNet(network.config.of_main())
-        main.load_state_dict(split_detail(network.state_dict())[0])
-        return join_detail(
-            quantize(main, calibration, high), quantize(network.detail, calibration, low)
-        )
+        parts.append(quantize_unet(expert, calibration, own))
+    return join_experts(parts)
+
+
+def quantize_unet(
+    network: UNet, calibration: Float[Tensor, "batch 3 height width"], levels: Sequence[float]
+) -> dict[str, Tensor]:
+    """The tensors of an :class:`.IntegerUNet`, and the noise embedding's own."""
     network = network.eval().float()
     seen = InputStatistics(network)
     generator = torch.Generator().manual_seed(0)
@@ -144,7 +155,7 @@ def quantize(network: UNet, calibration: Tensor, levels: Sequence[float]) -> dic
             seen.sees_patches = i % max(1, len(levels) // COVARIANCE_LEVELS) == 0
             noise = torch.randn(calibration.shape, generator=generator)
             z = q_sample(calibration, sigma * network.noise_multipliers, noise)
-            network(z, torch.full((len(z),), sigma))
+            network(z, torch.full((len(z),), float(sigma)))
         seen.close()
         tensors = {"levels": torch.tensor(levels, dtype=torch.float64)}
         tensors |= {k: t.half() for k, t in network.state_dict().items() if is_embedding(k)}
@@ -165,9 +176,13 @@ def is_embedding(name: str) -> bool:
     return name.startswith("embed") or name.endswith((".affine.weight", ".affine.bias"))
 
 
-def float_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def float_weights(tensors: Mapping[str, Tensor], config: NetworkConfig) -> dict[str, Tensor]:
     """State of a float network from the tensors of a quantised one."""
-    tensors, detail = split_detail(tensors)
+    return join_experts(list(map(_float_weights, split_experts(tensors, len(config.experts)))))
+
+
+def _float_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same of one U-Net."""
     state = {k: t.float() for k, t in tensors.items() if is_embedding(k)}
     for name in (k.removesuffix(".input") for k in tensors if k.endswith(".input")):
         flat = tensors[f"{name}.weight"].flatten(1) * tensors[f"{name}.scale"][:, None]
@@ -176,7 +191,7 @@ def float_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     state["conv_in.weight"] = torch.cat(parts, 1)
     state["conv_in.bias"] = state.pop("conv_in.z.bias")
     del state["conv_in.phase.bias"]
-    return join_detail(state, float_weights(detail) if detail else {})
+    return state
 
 
 def is_hidden(name: str) -> bool:

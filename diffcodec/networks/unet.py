@@ -1,108 +1,27 @@
-"""The epsilon-model: a convolutional U-Net without normalisation.
+"""The epsilon-model: one convolutional U-Net without normalisation.
 
 Built so that integer inference fits: convolutions, additions, SiLU and a per-channel scale and
 shift from the noise level; nothing looks at more than a neighbourhood, so tiles of any size work.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
-from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from diffcodec.diffusion.color import DOMAINS
 from diffcodec.diffusion.process import predict_x_from_eps
+from diffcodec.networks.config import UNetConfig
+from diffcodec.networks.scaling import Scaling, c_noise, scaling
+
+Images = Float[Tensor, "batch 3 height width"]
+Labels = Int[Tensor, " batch"]
 
 FOURIER_PERIOD = 16.0  # grey levels; VDM's Fourier features: they carry the low bits
 LOG_VARIANCE_RANGE = 8.0  # |log v - log of the prior guess| at most
-SECOND_VIEWS = {"none": (), "mirror": (-1,), "rotation": (-2, -1)}  # the axes that are reversed
-DETAIL = "detail."  # what the names of the detail network's tensors begin with
-
-
-@dataclass(frozen=True)
-class NetworkConfig:
-    """Shape of the network; saved with its weights."""
-
-    color: str = "ycocg"
-    channels: tuple[int, ...] = (48, 64, 96, 128)  # one entry per resolution, from 1/patch down
-    blocks: tuple[int, ...] = (2, 1, 1, 1)  # residual blocks per resolution, on the way down and up
-    patch: int = 1  # side of the squares of pixels that the first convolution sees as channels
-    embedding: int = 256
-    classes: int = 0  # of images that may have a label
-    second_view: str = "none"  # of SECOND_VIEWS: what the posterior of x is averaged with
-    second_view_up_to: float = 3.0  # grey levels: the noise levels where it is
-    detail_up_to: float = 0.0  # grey levels: the noise levels of the detail network; 0 for none
-    detail_blocks: tuple[int, ...] = ()  # its residual blocks; as ``blocks``, if empty
-
-    def __post_init__(self) -> None:
-        """Check.
-
-        Raises:
-            ValueError: if a size is not positive, a noise level negative, or there is no such view.
-        """
-        if self.second_view not in SECOND_VIEWS:
-            raise ValueError(
-                f"second view {self.second_view!r}: expected one of {', '.join(SECOND_VIEWS)}"
-            )
-        if min(*self.channels, self.patch, self.embedding) < 1:
-            raise ValueError(
-                f"channels {self.channels}, patch {self.patch}, embedding {self.embedding}: "
-                "expected 1 or more of each"
-            )
-        if not 0 <= self.detail_up_to < math.inf:
-            raise ValueError(f"a detail network up to {self.detail_up_to}: expected 0 or more")
-
-    def to_dict(self) -> dict[str, Any]:
-        """The arguments, of JSON's types but for tuples."""
-        return asdict(self)
-
-    @staticmethod
-    def from_dict(data: Mapping[str, Any]) -> "NetworkConfig":
-        """Inverse of :meth:`to_dict`, also after a way through JSON."""
-        fields: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in data.items()
-        }
-        return NetworkConfig(**fields)
-
-    def view_axes(self, sigma: float) -> tuple[int, ...]:
-        """The axes whose reversal makes the second view at a noise level; none if there is none."""
-        return SECOND_VIEWS[self.second_view] if sigma <= self.second_view_up_to else ()
-
-    def of_main(self) -> "NetworkConfig":
-        """The shape of the network without its detail network."""
-        return replace(self, detail_up_to=0.0, detail_blocks=())
-
-    def of_detail(self) -> "NetworkConfig":
-        """The shape of the detail network."""
-        return replace(self.of_main(), blocks=self.detail_blocks or self.blocks)
-
-    @property
-    def multiple(self) -> int:
-        """Height and width of the input must be multiples of this."""
-        return self.patch << (len(self.channels) - 1)
-
-
-PRESETS = {  # deep rather than wide: the wider a layer, the coarser its integer form
-    "default": NetworkConfig(),
-    "large": NetworkConfig(channels=(96, 128, 160, 192), blocks=(6, 4, 4, 4)),
-}
-
-
-def split_detail(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The tensors of the network itself and those of its detail network, which may be none."""
-    parts: tuple[dict[str, Tensor], dict[str, Tensor]] = {}, {}
-    for name, tensor in tensors.items():
-        parts[name.startswith(DETAIL)][name.removeprefix(DETAIL)] = tensor
-    return parts
-
-
-def join_detail(main: Mapping[str, Tensor], detail: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Inverse of :func:`split_detail`."""
-    return dict(main) | {f"{DETAIL}{name}": tensor for name, tensor in detail.items()}
 
 
 class Conv(nn.Module):
@@ -164,17 +83,13 @@ class UNet(nn.Module):
 
     A network with classes may be told the label of each image, whose vector is added to the
     embedding. Files have no labels: for them it answers without.
-
-    With ``detail_up_to`` in its configuration it has ``detail``, a second network of the same
-    channels, which answers at noise levels up to that: most of the bits are there, and what is
-    seen there is of another kind (expert denoisers, Balaji et al. 2022, section 4.1).
     """
 
     center: Tensor
     data_std: Tensor
     noise_multipliers: Tensor
 
-    def __init__(self, config: NetworkConfig):
+    def __init__(self, config: UNetConfig):
         super().__init__()
         self.config = config
         domain = DOMAINS[config.color]
@@ -195,34 +110,34 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(Stage(n, k, e) for n, k in stages)
         self.shrink = nn.ModuleList(Conv(a, b, 2, stride=2) for a, b in pairwise(c))
         self.grow = nn.ModuleList(Conv(b, 4 * a, 1) for a, b in pairwise(c))
-        self.detail = UNet(config.of_detail()) if config.detail_up_to else None
 
-    def embed(self, sigma: Tensor) -> Tensor:
-        """Noise embedding of sigma [batch] -> [batch, embedding]."""
-        position = torch.log(sigma)[:, None] / math.log(1000.0)
+    def embed(self, sigma: Float[Tensor, " batch"]) -> Float[Tensor, "batch embedding"]:
+        """Noise embedding."""
+        position = c_noise(sigma)[:, None]
         frequencies = torch.arange(32, device=sigma.device) * (math.pi / 2)
         angles = position * frequencies
         features = torch.cat([angles.sin(), angles.cos()], 1)
         return F.silu(self.embed2(F.silu(self.embed1(features))))
 
     def forward(
-        self, z: Tensor, sigma: Tensor, labels: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """See the class; by this network itself, whatever the noise levels.
+        self, z: Images, sigma: Float[Tensor, " batch"], labels: Labels | None = None
+    ) -> tuple[Images, Images]:
+        """See the class.
 
         Args:
-            z: [batch, 3, height, width], grey levels; sides multiples of ``config.multiple``.
-            sigma: [batch], grey levels.
-            labels: [batch], classes from 0 on, -1 for none; none at all if it is not given.
+            z: grey levels; sides multiples of ``config.multiple``.
+            sigma: grey levels.
+            labels: classes from 0 on, -1 for none; none at all if it is not given.
 
         Returns:
-            eps and v, both shaped like z.
+            eps and v.
         """
-        s = sigma[:, None, None, None] * self.noise_multipliers  # [batch, 3, 1, 1]
-        total = (s * s + self.data_std * self.data_std).sqrt()
-        centered = z - self.center
+        s = self.noise_of(sigma)
+        scales = scaling(s, self.data_std, torch.sqrt)
         phase = z * (2 * math.pi / FOURIER_PERIOD)
-        h = torch.cat([centered / total, phase.sin(), phase.cos()], 1)
+        h = torch.cat(
+            [(z - self.center) / scales.total, phase.sin(), phase.cos()], 1
+        )  # [batch, 9, height, width]
         h = F.pixel_unshuffle(h, self.config.patch)
         emb = self.embed(sigma)
         if labels is not None:
@@ -241,58 +156,25 @@ class UNet(nn.Module):
             h = self.up[level](h, emb)
         out = F.pixel_shuffle(self.conv_out(F.silu(h)).float(), self.config.patch)
         field, log_ratio = out.chunk(2, 1)
-        xhat = self.mean_of_x(field, z, s, total)
+        xhat = self.mean_of_x(field, z, s, scales)
         limit = LOG_VARIANCE_RANGE
-        guess = (s * self.data_std / total) ** 2
-        v = guess * torch.exp(limit * torch.tanh(log_ratio / limit))
+        v = scales.c_out**2 * torch.exp(limit * torch.tanh(log_ratio / limit))
         return (z - xhat) / s, v
 
-    def mean_of_x(self, field: Tensor, z: Tensor, s: Tensor, total: Tensor) -> Tensor:
-        """From the output field: ``total^2 = s^2 + data_std^2``, s the noise of each channel."""
-        c_skip = (self.data_std / total) ** 2
-        c_out = s * self.data_std / total
-        return self.center + c_skip * (z - self.center) + c_out * field
+    def noise_of(self, sigma: Float[Tensor, " batch"]) -> Float[Tensor, "batch 3 1 1"]:
+        """Of each channel."""
+        return sigma[:, None, None, None] * self.noise_multipliers
+
+    def mean_of_x(self, field: Images, z: Images, s: Tensor, scales: Scaling[Tensor]) -> Images:
+        """From the output field; s the noise of each channel."""
+        return self.center + scales.c_skip * (z - self.center) + scales.c_out * field
 
     def posterior_x(
-        self, z: Tensor, sigma: Tensor, labels: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Mean and variance of x given z_t: the two fields that everything else follows from.
-
-        At low noise levels each is the mean of two, of the image and of its second view turned
-        back: the network's errors differ (geometric self-ensemble, Lim et al. 2017, section 3.5).
-        """
-        mean, v = self.posterior_of_view(z, sigma, labels)
-        axes = SECOND_VIEWS[self.config.second_view]
-        twice = sigma <= self.config.second_view_up_to
-        if axes and twice.any():
-            some = None if labels is None else labels[twice]
-            other = self.posterior_of_view(z[twice].flip(axes), sigma[twice], some)
-            mean[twice], v[twice] = (
-                (a[twice] + b.flip(axes)) / 2 for a, b in zip((mean, v), other, strict=True)
-            )
-        return mean, v
-
-    def posterior_of_view(
-        self, z: Tensor, sigma: Tensor, labels: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The same from z_t as it is alone, each image by the network of its noise level."""
-        if self.detail is None:
-            return self._posterior_by_one(z, sigma, labels)
-        is_low = sigma <= self.config.detail_up_to
-        mean, v = torch.empty_like(z), torch.empty_like(z)
-        for network, rows in ((self.detail, is_low), (self, ~is_low)):
-            if not rows.any():
-                continue
-            some = None if labels is None else labels[rows]
-            mean[rows], v[rows] = network._posterior_by_one(z[rows], sigma[rows], some)
-        return mean, v
-
-    def _posterior_by_one(
-        self, z: Tensor, sigma: Tensor, labels: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+        self, z: Images, sigma: Float[Tensor, " batch"], labels: Labels | None = None
+    ) -> tuple[Images, Images]:
+        """Mean and variance of x given z_t: the two fields that everything else follows from."""
         eps, v = self(z, sigma, labels)
-        s = sigma[:, None, None, None] * self.noise_multipliers
-        return predict_x_from_eps(z, s, eps), v
+        return predict_x_from_eps(z, self.noise_of(sigma), eps), v
 
     @torch.no_grad()
     def reset_variance(self) -> None:
@@ -302,7 +184,7 @@ class UNet(nn.Module):
         self.conv_out.bias[rows] = 0
 
 
-def outline(config: NetworkConfig, tensors: int) -> UNet:
+def outline(config: UNetConfig, tensors: int) -> UNet:
     """The network without its numbers.
 
     A description may claim any size: neither time nor memory for it before it is checked.
@@ -310,8 +192,7 @@ def outline(config: NetworkConfig, tensors: int) -> UNet:
     Raises:
         ValueError: if it has more blocks than there are tensors, or no such network can be.
     """
-    blocks = config.blocks + config.detail_blocks
-    if sum(map(abs, blocks)) > tensors:
-        raise ValueError(f"{blocks} blocks, but only {tensors} tensors")
+    if sum(config.blocks) > tensors:
+        raise ValueError(f"{config.blocks} blocks, but only {tensors} tensors")
     with torch.device("meta"):
         return UNet(config)

@@ -21,7 +21,6 @@ from diffcodec.intervals import format_interval, mean_interval
 from diffcodec.models.export import serialise_float_model, serialise_model
 from diffcodec.models.file import plan_to_dict
 from diffcodec.models.model import Model
-from diffcodec.networks.float_unet import FloatUNet
 from diffcodec.planning.grid import grid_levels, grid_spacings
 from diffcodec.planning.measure import REACH, channels_coded, measure_costs
 from diffcodec.planning.search import FoundPlan, find_plans
@@ -140,10 +139,10 @@ def propose_plans(
         progress: whether to show a bar.
 
     Raises:
+        ModelMismatchError: if it is loaded as "integer".
         DiffcodecError: see :func:`find_plans`.
     """
-    assert isinstance(model.network, FloatUNet)
-    network, color = model.network.unet.posterior_x, model.color
+    network, color = model.module.posterior_x, model.color
     if timesteps is None:
         timesteps = [len(model.plans.get(e, PLANS[e]).levels) for e in PLAN_NAMES]
     others, held_out_others = fallback_bpd(x, color), fallback_bpd(held_out, color)
@@ -183,12 +182,11 @@ def replace_plans(model: Model, plans: Mapping[str, Plan], calibration: Tensor) 
         calibration: see :func:`diffcodec.models.export.serialise_model`.
 
     Raises:
-        ModelMismatchError: if its numbers leave no integer model.
+        ModelMismatchError: if it is loaded as "integer", or its numbers leave no integer model.
     """
-    assert isinstance(model.network, FloatUNet)
     if model.info.arithmetic == "float":
-        return serialise_float_model(model.network.unet, plans, model.info.about)
-    return serialise_model(model.network.unet, calibration, plans, model.info.about)
+        return serialise_float_model(model.module, plans, model.info.about)
+    return serialise_model(model.module, calibration, plans, model.info.about)
 
 
 def format_proposals(proposals: dict[str, Proposal]) -> str:

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from diffcodec.networks.unet import NetworkConfig, join_detail, split_detail
+from diffcodec.networks.config import NetworkConfig
+from diffcodec.networks.experts import join_experts, split_experts
 
-VIEW_OF_AUGMENTATION = {"all": "rotation", "mirror": "mirror", "none": "none"}
+ENSEMBLE_OF_AUGMENTATION = {"all": "rotation", "mirror": "mirror", "none": "none"}
 INIT_WARMUP = 100  # default of a run from a model's weights
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -39,7 +40,16 @@ class TrainConfig:
     network: NetworkConfig = field(default_factory=NetworkConfig)
 
 
-def with_detail(weights: Mapping[str, Tensor], config: NetworkConfig) -> dict[str, Tensor]:
-    """A model's weights for a network that may have a detail network where the model has none."""
-    main, detail = split_detail(weights)
-    return join_detail(main, (detail or main) if config.detail_up_to else {})
+def start_of(expert: int, wanted: int, given: int) -> int:
+    """Which of a model's experts one of so many wanted ones starts from.
+
+    Counted from the last one: what there are more of, at the lowest noise levels, start alike.
+    """
+    return max(0, given - wanted + expert)
+
+
+def with_experts(weights: Mapping[str, Tensor], wanted: int) -> dict[str, Tensor]:
+    """A model's weights for a network of so many experts."""
+    given = len({name.split(".")[1] for name in weights})
+    parts = split_experts(weights, given)
+    return join_experts([parts[start_of(i, wanted, given)] for i in range(wanted)])

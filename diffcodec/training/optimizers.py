@@ -2,18 +2,15 @@
 
 import torch
 
-from diffcodec.networks.unet import DETAIL, UNet
+from diffcodec.networks.experts import ExpertDenoisers
 from diffcodec.training.config import TrainConfig
 
 
-def make_optimizers(model: UNet, config: TrainConfig) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: ExpertDenoisers, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """Muon for the hidden convolutions (matrices), AdamW for everything else."""
     hidden, other = [], []
     for name, p in model.named_parameters():
-        is_hidden = (
-            name.removeprefix(DETAIL).split(".")[0] in {"down", "up", "shrink", "grow"}
-            and p.ndim == 2
-        )
+        is_hidden = name.split(".")[2] in {"down", "up", "shrink", "grow"} and p.ndim == 2
         if config.optimizer == "muon" and is_hidden and "affine" not in name:
             hidden.append(p)
         else:

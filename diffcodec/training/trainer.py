@@ -20,9 +20,9 @@ from diffcodec.diffusion.losses import Share, code_length_loss, hybrid_loss, sim
 from diffcodec.diffusion.plan import PLANS
 from diffcodec.errors import DiffcodecError
 from diffcodec.models.export import serialise_float_model, serialise_model
-from diffcodec.networks.unet import UNet
+from diffcodec.networks.experts import ExpertDenoisers
 from diffcodec.system.files import write_file
-from diffcodec.training.config import TrainConfig, with_detail
+from diffcodec.training.config import TrainConfig, with_experts
 from diffcodec.training.crops import CropSampler, calibration_crops, domain_batch
 from diffcodec.training.data import check_labels, find_images, hold_out, read_labels, split_held_out
 from diffcodec.training.devices import autocast, find_device
@@ -38,20 +38,6 @@ CURVE, SPLIT = "curve.png", "split.png"
 MODEL, FLOAT_MODEL = "model.safetensors", "float.safetensors"
 TIMED_STEPS, UNTIMED_STEPS = 20, 5  # of a time budget; the first ones compile
 UNLABELLED = 0.1  # of the images: so that the network can do without labels
-
-
-class PosteriorModule(nn.Module):
-    """The network as a module whose forward pass is the posterior of x, by one view."""
-
-    def __init__(self, network: UNet):
-        super().__init__()
-        self.network = network
-
-    def forward(
-        self, z: Tensor, sigma: Tensor, labels: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """See :meth:`UNet.posterior_of_view`."""
-        return self.network.posterior_of_view(z, sigma, labels)
 
 
 class Trainer:
@@ -82,11 +68,13 @@ class Trainer:
             )
         self.device = find_device(config.device)
         torch.manual_seed(config.seed)
-        self.model = UNet(config.network)
-        if init is not None:  # of a model that may have no classes and no detail network
-            self.model.load_state_dict(self.model.state_dict() | with_detail(init, config.network))
+        self.model = ExpertDenoisers(config.network)
+        if init is not None:  # of a model that may have no classes and other experts
+            begin = with_experts(init, len(config.network.experts))
+            self.model.load_state_dict(self.model.state_dict() | begin)
         if config.variance != "learned":
-            self.model.reset_variance()
+            for expert in self.model.experts:
+                expert.reset_variance()
         self.model.to(self.device)
         self.ema = {k: p.detach().clone() for k, p in self.model.named_parameters()}
         self.optimizers = make_optimizers(self.model, config)
@@ -104,14 +92,13 @@ class Trainer:
     @cached_property
     def forward(self) -> nn.Module:
         """The network as it is trained: compiled if so configured, its gradients exchanged."""
-        module: nn.Module = PosteriorModule(self.model)
         if self.config.compile:
-            module.compile()
-        if self.processes > 1:
-            # a process's images may all be at noise levels of one of two networks
-            two = self.config.network.detail_up_to > 0
-            module = DistributedDataParallel(module, find_unused_parameters=two)
-        return module
+            self.model.compile()
+        if self.processes == 1:
+            return self.model
+        # a process's images may all be at noise levels of one of several experts
+        several = len(self.config.network.experts) > 1
+        return DistributedDataParallel(self.model, find_unused_parameters=several)
 
     def resume(self) -> None:
         """Continue from the folder's checkpoint."""
@@ -144,9 +131,9 @@ class Trainer:
         torch.save(self.state(), buffer)
         write_file(self.out / CHECKPOINT, buffer.getvalue(), force=True)
 
-    def averaged_network(self) -> UNet:
+    def averaged_network(self) -> ExpertDenoisers:
         """The network with the exponential moving average of the weights, on the CPU."""
-        network = UNet(self.config.network)
+        network = ExpertDenoisers(self.config.network)
         network.load_state_dict(self.ema)
         return network
 
@@ -285,7 +272,7 @@ class Trainer:
         c = self.config
         log = None
         if self.rank == 0:
-            config = json.dumps(asdict(c), indent=2) + "\n"
+            config = json.dumps(asdict(c) | {"network": c.network.to_dict()}, indent=2) + "\n"
             write_file(self.out / CONFIG, config.encode(), force=True)
             log = Log(self.out, self.step, c.tensorboard)
         losses: list[float] = []

@@ -8,7 +8,7 @@ import torch
 from diffcodec.diffusion.bound import chain_bound_bits
 from diffcodec.diffusion.plan import Plan
 from diffcodec.intervals import mean_interval
-from diffcodec.networks.unet import UNet
+from diffcodec.networks.experts import ExpertDenoisers
 from diffcodec.training.config import TrainConfig
 from diffcodec.training.crops import CropSampler, domain_batch
 from diffcodec.training.devices import autocast
@@ -19,7 +19,7 @@ SEED = 12345  # of the crops
 
 @torch.inference_mode()
 def validate(
-    network: UNet, held_out: CropSampler, plan: Plan, config: TrainConfig
+    network: ExpertDenoisers, held_out: CropSampler, plan: Plan, config: TrainConfig
 ) -> dict[str, Any]:
     """The bound of a plan on crops that are the same each time, and its parts, for the log.
 
@@ -33,7 +33,7 @@ def validate(
         ``held_out_bpd`` with the half-width of its 95 % interval, and of the bound's parts
         ``remainder_bpd``, ``first_jump_bpd``, ``step_bpd`` (a list) and ``prior_bpd``.
     """
-    device, color = network.center.device, config.network.color
+    device, color = next(network.parameters()).device, config.network.color
     values = []
     for i in range(0, CROPS, BATCH):
         x = domain_batch(held_out.batch(BATCH, SEED, i).to(device), color)

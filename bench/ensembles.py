@@ -1,10 +1,10 @@
-"""What a second view of the image gains, by noise level.
+"""What self-ensemble gains, by noise level.
 
-python -m bench.views --data IMAGES [--model photo] [--crop 64] [--crops 48]
+python -m bench.ensembles --data IMAGES [--model photo] [--crop 64] [--crops 48]
 
 The bound of the plan "default" by the float network, on crops of every twentieth image (those that
-training holds out): with the network asked once, and with each second view at all levels. The
-differences add up from the lowest level on, to what the view gains if it ends there.
+training holds out): with the network asked once, and with each self-ensemble at all levels. The
+differences add up from the lowest level on, to what it gains if it ends there.
 """
 
 import math
@@ -18,14 +18,15 @@ from bench.report import markdown
 from diffcodec.diffusion.bound import chain_bound_bits
 from diffcodec.diffusion.plan import PLANS
 from diffcodec.models.model import load_weights
-from diffcodec.networks.unet import SECOND_VIEWS, UNet
+from diffcodec.networks.config import ENSEMBLES
+from diffcodec.networks.experts import ExpertDenoisers
 from diffcodec.planning.propose import search_crops
 
 PLAN = PLANS["default"]
 
 
 @torch.inference_mode()
-def bound_by_level(weights: dict[str, Tensor], network: UNet, x: Tensor) -> Tensor:
+def bound_by_level(weights: dict[str, Tensor], network: ExpertDenoisers, x: Tensor) -> Tensor:
     """Bits per dimension of each part of the bound, means over crops, [timesteps + 1]."""
     network.load_state_dict(weights)
     generator = torch.Generator().manual_seed(0)
@@ -42,15 +43,15 @@ def bound_by_level(weights: dict[str, Tensor], network: UNet, x: Tensor) -> Tens
 @click.option("--crop", default=64, show_default=True, help="Sides of the crops.")
 @click.option("--crops", default=48, show_default=True, help="How many.")
 def main(data: str, model: str, crop: int, crops: int) -> None:
-    """Print what each second view gains."""
+    """Print what each self-ensemble gains."""
     config, weights = load_weights(model)
     _, x = search_crops(data, crop, crops, config.color)
     bounds = {}
-    for view in SECOND_VIEWS:
-        network = UNet(replace(config, second_view=view, second_view_up_to=math.inf))
-        bounds[view] = bound_by_level(weights, network, x)
+    for kind in ENSEMBLES:
+        network = ExpertDenoisers(replace(config, self_ensemble=kind, self_ensemble_up_to=math.inf))
+        bounds[kind] = bound_by_level(weights, network, x)
     alone = bounds.pop("none")
-    gains = {view: (bound - alone).cumsum(0) for view, bound in bounds.items()}
+    gains = {kind: (bound - alone).cumsum(0) for kind, bound in bounds.items()}
     click.echo(f"{crops} crops of {crop} x {crop}, {model}: {alone.sum():.4f} bpd by one view\n")
     lines = [
         [f"{sigma:g}", *(f"{gain[i]:+.4f}" for gain in gains.values())]

@@ -1,0 +1,156 @@
+"""Shapes of networks: what is saved with their weights. No torch here."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+PREFIX = "experts."  # what the names of an expert's tensors begin with, then its number
+ENSEMBLES = {"none": (), "mirror": (-1,), "rotation": (-2, -1)}  # the axes that are reversed
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Shape of one U-Net.
+
+    Attributes:
+        color: domain of its images, one of ``color.DOMAINS``.
+        channels: one entry per resolution, from 1/patch down.
+        blocks: residual blocks per resolution, on the way down and up.
+        patch: side of the squares of pixels that the first convolution sees as channels.
+        embedding: of the noise level, how many numbers.
+        classes: of images that may have a label.
+    """
+
+    color: str = "ycocg"
+    channels: tuple[int, ...] = (48, 64, 96, 128)
+    blocks: tuple[int, ...] = (2, 1, 1, 1)
+    patch: int = 1
+    embedding: int = 256
+    classes: int = 0
+
+    def __post_init__(self) -> None:
+        """Check.
+
+        Raises:
+            ValueError: if a size is not positive, or there are not as many blocks as channels.
+        """
+        if len(self.channels) != len(self.blocks):
+            raise ValueError(
+                f"channels {self.channels} and blocks {self.blocks}: one is shorter than the other"
+            )
+        if min(*self.channels, self.patch, self.embedding) < 1 or min(self.blocks) < 0:
+            raise ValueError(
+                f"channels {self.channels}, patch {self.patch}, embedding {self.embedding}, blocks "
+                f"{self.blocks}: expected 1 or more of each, and no fewer than 0 blocks"
+            )
+
+    def is_like(self, other: "UNetConfig") -> bool:
+        """Whether two shapes differ in their blocks at most."""
+        return asdict(self) | {"blocks": ()} == asdict(other) | {"blocks": ()}
+
+    @property
+    def multiple(self) -> int:
+        """Height and width of the input must be multiples of this."""
+        return self.patch << (len(self.channels) - 1)
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Expert denoisers by noise level (Balaji et al. 2022, eDiff-I, section 4.1).
+
+    Attributes:
+        experts: (up to which noise level it answers, shape), the levels in grey levels, increasing;
+            the last one's is infinity. Each may have its own channels, blocks and patch.
+        self_ensemble: one of ``ENSEMBLES``: the reflection whose answer, turned back, the posterior
+            of x is averaged with (geometric self-ensemble, Lim et al. 2017, section 3.5).
+        self_ensemble_up_to: the noise level up to which it is.
+    """
+
+    experts: tuple[tuple[float, UNetConfig], ...] = ((math.inf, UNetConfig()),)
+    self_ensemble: str = "none"
+    self_ensemble_up_to: float = 3.0
+
+    def __post_init__(self) -> None:
+        """Check.
+
+        Raises:
+            ValueError: if the experts' levels do not increase from above 0 to infinity, they differ
+                in their colour domain or classes, or there is no such self-ensemble.
+        """
+        limits = [up_to for up_to, _ in self.experts]
+        increasing = all(low < high for low, high in pairwise([0.0, *limits]))
+        if not limits or limits[-1] != math.inf or not increasing:
+            raise ValueError(
+                f"experts up to {limits}: expected increasing noise levels above 0, last infinity"
+            )
+        if len({(shape.color, shape.classes) for _, shape in self.experts}) > 1:
+            raise ValueError(
+                "experts of several colour domains or numbers of classes: expected one"
+            )
+        if self.self_ensemble not in ENSEMBLES:
+            raise ValueError(
+                f"self-ensemble {self.self_ensemble!r}: expected one of {', '.join(ENSEMBLES)}"
+            )
+
+    @property
+    def main(self) -> UNetConfig:
+        """Shape of the expert of the highest noise levels, often the only one."""
+        return self.experts[-1][1]
+
+    @property
+    def color(self) -> str:
+        """Colour domain of all experts."""
+        return self.main.color
+
+    @property
+    def classes(self) -> int:
+        """Of images that may have a label."""
+        return self.main.classes
+
+    @property
+    def multiple(self) -> int:
+        """Height and width of the input must be multiples of this."""
+        return math.lcm(*(shape.multiple for _, shape in self.experts))
+
+    def expert_at(self, sigma: Any) -> Any:
+        """The number of the expert that answers at a noise level; of each level, of a tensor."""
+        return sum(sigma > up_to for up_to, _ in self.experts[:-1])
+
+    def ensemble_axes(self, sigma: float) -> tuple[int, ...]:
+        """The axes whose reversal the self-ensemble asks for at a noise level, or none."""
+        return ENSEMBLES[self.self_ensemble] if sigma <= self.self_ensemble_up_to else ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The arguments, of JSON's types but for tuples."""
+        experts = [
+            (None if up_to == math.inf else up_to, asdict(shape)) for up_to, shape in self.experts
+        ]
+        return asdict(self) | {"experts": experts}
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> "NetworkConfig":
+        """Inverse of :meth:`to_dict`, also after a way through JSON."""
+        experts = tuple(
+            (math.inf if up_to is None else float(up_to), unet_config(shape))
+            for up_to, shape in data["experts"]
+        )
+        return NetworkConfig(**{**data, "experts": experts})
+
+
+def unet_config(data: Mapping[str, Any]) -> UNetConfig:
+    """A shape from its arguments, after a way through JSON."""
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+    return UNetConfig(**fields)
+
+
+def one_network(**shape: Any) -> NetworkConfig:
+    """A single U-Net for all noise levels."""
+    return NetworkConfig(((math.inf, UNetConfig(**shape)),))
+
+
+PRESETS = {  # deep rather than wide: the wider a layer, the coarser its integer form
+    "default": UNetConfig(),
+    "large": UNetConfig(channels=(96, 128, 160, 192), blocks=(6, 4, 4, 4)),
+}

@@ -1,0 +1,132 @@
+"""The float network: an expert denoiser for each range of noise levels."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from diffcodec.networks.config import ENSEMBLES, PREFIX, NetworkConfig
+from diffcodec.networks.protocol import Field, digest
+from diffcodec.networks.unet import Images, Labels, UNet, outline
+
+
+class ExpertDenoisers(nn.Module):
+    """A list of U-Nets, each of which answers at the noise levels up to its own limit.
+
+    Most of the bits are at the lowest levels, and what is seen there is of another kind: grain
+    instead of shapes. Called, it gives the posterior of x without self-ensemble, as in training.
+    """
+
+    def __init__(self, config: NetworkConfig):
+        super().__init__()
+        self.config = config
+        unets = nn.ModuleList(UNet(shape) for _, shape in config.experts)
+        self.experts: Sequence[UNet] = unets  # type: ignore[assignment]
+
+    def forward(
+        self, z: Images, sigma: Float[Tensor, " batch"], labels: Labels | None = None
+    ) -> tuple[Images, Images]:
+        """Mean and variance of x given z_t: see :meth:`UNet.posterior_x`."""
+        if len(self.experts) == 1:
+            return self.experts[0].posterior_x(z, sigma, labels)
+        which = self.config.expert_at(sigma)  # [batch]
+        mean, v = torch.empty_like(z), torch.empty_like(z)
+        for number, expert in enumerate(self.experts):
+            rows = which == number
+            if not rows.any():
+                continue
+            some = None if labels is None else labels[rows]
+            mean[rows], v[rows] = expert.posterior_x(z[rows], sigma[rows], some)
+        return mean, v
+
+    def posterior_x(
+        self, z: Images, sigma: Float[Tensor, " batch"], labels: Labels | None = None
+    ) -> tuple[Images, Images]:
+        """The same with self-ensemble: at low noise levels the mean of two answers.
+
+        One is of the image, one of its reflection, turned back: the network's errors differ
+        (geometric self-ensemble, Lim et al. 2017, section 3.5).
+        """
+        mean, v = self.forward(z, sigma, labels)
+        axes = ENSEMBLES[self.config.self_ensemble]
+        twice = sigma <= self.config.self_ensemble_up_to
+        if axes and twice.any():
+            some = None if labels is None else labels[twice]
+            other = self.forward(z[twice].flip(axes), sigma[twice], some)
+            mean[twice], v[twice] = (
+                (a[twice] + b.flip(axes)) / 2 for a, b in zip((mean, v), other, strict=True)
+            )
+        return mean, v
+
+
+class FloatNetwork:
+    """Inference of :class:`ExpertDenoisers` in float32, for research: a ``PosteriorNetwork``.
+
+    The order of its sums is the libraries' own: another machine or number of threads may give other
+    bits. Images are evaluated one by one, so that at least their batch does not matter.
+    """
+
+    is_exact, levels = False, None
+
+    def __init__(self, module: ExpertDenoisers, labels: Labels | None = None):
+        """Labels, if there are any, are of the images to come."""
+        self.module, self.config, self._labels = module, module.config, labels
+        self.color, self.multiple = module.config.color, module.config.multiple
+
+    @cached_property
+    def identity(self) -> bytes:
+        """Digest of the shape and the weights."""
+        return digest(self.config.to_dict(), self.module.state_dict())
+
+    def posterior_x(self, z: Field, sigma: float) -> tuple[Field, Field]:
+        """Mean and variance of x given z_t: see ``PosteriorNetwork``."""
+        images = z.float().contiguous(memory_format=torch.channels_last).split(1)
+        labels = [None] * len(images) if self._labels is None else self._labels.split(1)
+        level = torch.tensor([float(sigma)])
+        fields = [
+            self.module.posterior_x(image, level, label)
+            for image, label in zip(images, labels, strict=True)
+        ]
+        mean, v = (torch.cat(field).double() for field in zip(*fields, strict=True))
+        return mean, v
+
+
+def float_network(config: NetworkConfig, weights: Mapping[str, Tensor]) -> FloatNetwork:
+    """The network of these weights, checked; no random numbers are drawn.
+
+    Raises:
+        ValueError: if these are not the network's weights in float32, all of them finite.
+    """
+    outlines = [outline(shape, len(weights)).state_dict() for _, shape in config.experts]
+    expected = join_experts(outlines)
+    if weights.keys() != expected.keys():
+        raise ValueError("its tensors are not those of its network")
+    for name, weight in weights.items():
+        shape = expected[name].shape
+        if weight.shape != shape or weight.dtype != torch.float32:
+            raise ValueError(
+                f"{name} is {weight.dtype} {list(weight.shape)}, expected float32 {list(shape)}"
+            )
+        if not weight.isfinite().all():
+            raise ValueError("a weight is not finite")
+    with torch.random.fork_rng(devices=[]):
+        module = ExpertDenoisers(config)
+    module.load_state_dict(weights)
+    return FloatNetwork(module)
+
+
+def split_experts(tensors: Mapping[str, Tensor], count: int) -> list[dict[str, Tensor]]:
+    """The tensors of each of so many experts, by the names of a network alone."""
+    parts: list[dict[str, Tensor]] = []
+    for number in range(count):
+        prefix = f"{PREFIX}{number}."
+        own = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+        parts.append(own)
+    return parts
+
+
+def join_experts(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Inverse of :func:`split_experts`."""
+    return {f"{PREFIX}{i}.{name}": t for i, part in enumerate(parts) for name, t in part.items()}

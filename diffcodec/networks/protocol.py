@@ -1,0 +1,64 @@
+"""What the codec asks of a network: all there is to plugging in another one."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from jaxtyping import Float64
+from torch import Tensor
+
+Field = Float64[Tensor, "batch 3 height width"]
+
+
+class PosteriorNetwork(Protocol):
+    """A denoiser that tells how sure it is: the posterior of x given z_t, pixel by pixel.
+
+    Any object of these members is one; plain class attributes do.
+    """
+
+    @property
+    def color(self) -> str:
+        """Colour domain of x and z, one of ``diffcodec.diffusion.color.DOMAINS``."""
+        ...
+
+    @property
+    def multiple(self) -> int:
+        """Height and width of z are multiples of this: smaller tiles are padded."""
+        ...
+
+    @property
+    def levels(self) -> Sequence[float] | None:
+        """The noise levels at which it answers; None if it does at any."""
+        ...
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it gives the same bits on every machine, at any number of threads and images.
+
+        Files of one that does not are marked as such: elsewhere they may not decode.
+        """
+        ...
+
+    @property
+    def identity(self) -> bytes:
+        """Equal of two networks only if they compute the same: see :func:`digest`."""
+        ...
+
+    def posterior_x(self, z: Field, sigma: float) -> tuple[Field, Field]:
+        """Mean and variance of x given z_t.
+
+        Args:
+            z: grey levels of the colour domain.
+            sigma: noise level in grey levels, without the channels' multipliers.
+        """
+        ...
+
+
+def digest(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
+    """SHA-256 of a description, of JSON's types, and of tensors with their names."""
+    sha = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        sha.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
+        sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return sha.digest()
