@@ -26,6 +26,7 @@ from bench import (
     ddpm,
     demo,
     draws,
+    ensembles,
     everything,
     fashion_mnist,
     finetune,
@@ -39,7 +40,6 @@ from bench import (
     report,
     speed,
     store,
-    views,
 )
 from bench.__main__ import COMMANDS, main
 from bench.inputs import FOLDER, dataset, synthetic
@@ -671,7 +671,7 @@ def test_views_of_a_model(tmp_path, tiny_float):
         noise = np.random.default_rng(i).integers(0, 256, (16, 16, 3), np.uint8)
         Image.fromarray(noise).save(tmp_path / f"{i:02}.png")
     arguments = ["--data", str(tmp_path), "--model", str(tiny_float), "--crop", "16"]
-    result = CliRunner().invoke(views.main, [*arguments, "--crops", "4"])
+    result = CliRunner().invoke(ensembles.main, [*arguments, "--crops", "4"])
     assert result.exit_code == 0, result.output
     head, _, names, _, *rows = result.stdout.splitlines()
     assert head.startswith("4 crops of 16 x 16") and names == "| up to | mirror | rotation |"
