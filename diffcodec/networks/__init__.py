@@ -1,10 +1,18 @@
 """Networks that tell the posterior of x given z_t, in floats and in exact integers."""
 
 import os
+import sys
 
-import torch
+
+def _take_one_thread() -> None:
+    """In a forked child, if the parent has loaded torch.
+
+    OpenMP's threads do not survive a fork, and a child that gives them work waits for ever. A
+    single thread asks nothing of them, and codes the same bytes.
+    """
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
 
 if hasattr(os, "register_at_fork"):
-    # OpenMP's threads do not survive a fork, and a child that gives them work waits for ever. A
-    # single thread asks nothing of them, and codes the same bytes.
-    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+    os.register_at_fork(after_in_child=_take_one_thread)
