@@ -32,7 +32,7 @@ from diffcodec.container.reader import parse
 from diffcodec.diffusion.color import to_domain
 from diffcodec.diffusion.plan import Plan, geometric_plan
 from diffcodec.models.export import serialise_model
-from diffcodec.models.file import model_path, read_model_info
+from diffcodec.models.file import model_info, model_path
 from diffcodec.models.model import load_weights
 from diffcodec.networks.experts import ExpertDenoisers
 from diffcodec.planning.propose import fallback_bpd, search_plans
@@ -146,7 +146,7 @@ def main(
         plans += [("found", count, f.plan) for count, f in found.items()]
     plans += [("geometric", count, geometric_plan(count)) for count in numbers(geometric)]
     if own:
-        info, _ = read_model_info(model_path(model))
+        info = model_info(model_path(model))
         plans += [(name, len(plan.levels), plan) for name, plan in info.plans.items()]
     images = [image for _, image in dataset(data, limit, crop).images()]
     results: list[dict[str, Any]] = []

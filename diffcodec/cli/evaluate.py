@@ -11,7 +11,7 @@ from diffcodec.cli.options import data_option, effort_option, quiet_option, used
 from diffcodec.cli.program import cli
 from diffcodec.cli.running import CommandError, failing_as, print_line
 from diffcodec.diffusion.variances import VARIANCES
-from diffcodec.models.file import DEFAULT_MODEL, model_path, read_model_info
+from diffcodec.models.file import DEFAULT_MODEL, model_info, model_path
 from diffcodec.system.files import check_output
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def evaluate(
     with failing_as(name):
         from diffcodec.models.model import load_model
 
-        arithmetic = "float" if is_float else read_model_info(model_path(name))[0].arithmetic
+        arithmetic = "float" if is_float else model_info(model_path(name)).arithmetic
         loaded = load_model(name, arithmetic)
         plan = measure.find_plan(loaded, effort, timesteps)
     with failing_as(data):

@@ -32,6 +32,7 @@ from diffcodec.models.file import (
     ModelInfo,
     count_parameters,
     find_model_path,
+    model_info,
     model_path,
     read_model_info,
     shipped_models,
@@ -55,7 +56,7 @@ def info(
     Small files do not store the latter: --measure codes them again, if their model is at hand.
     """
     with failing_as(model or ""):
-        given = read_model_info(model_path(model))[0] if model else None
+        given = model_info(model_path(model)) if model else None
 
     def work(path: str) -> None:
         data = read_file(path)
@@ -86,7 +87,7 @@ def _measured(data: bytes, container: Container, model: str | None, limits: Limi
 
 def _shipped_model(container: Container) -> ModelInfo | None:
     try:
-        return read_model_info(find_model_path(container.model))[0]
+        return model_info(find_model_path(container.model))
     except ModelMismatchError:
         return None
 

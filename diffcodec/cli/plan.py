@@ -18,7 +18,7 @@ from diffcodec.cli.program import cli
 from diffcodec.cli.running import failing_as, print_line, say
 from diffcodec.container.parts import PLAN_NAMES
 from diffcodec.errors import ModelMismatchError
-from diffcodec.models.file import DEFAULT_MODEL, ModelInfo, model_path, read_model_info
+from diffcodec.models.file import DEFAULT_MODEL, ModelInfo, model_info, model_path
 from diffcodec.system.files import STANDARD, check_output, write_file
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def find_plans(
     name = model or DEFAULT_MODEL
     with failing_as(name):
         path = model_path(name)
-        info = read_model_info(path)[0]
+        info = model_info(path)
         if out is not None:
             check_output(out, str(path), force)
 
@@ -176,7 +176,7 @@ def quantize(*, source: str, output: str | None, data: str, crop: int | None, fo
     with failing_as(source):
         path = model_path(source)
         target = output or str(Path(source).with_suffix(QUANTIZED))
-        info = read_model_info(path)[0]
+        info = model_info(path)
         if info.arithmetic != "float":
             raise ModelMismatchError(
                 "it is an integer model already; give a float one, such as the float.safetensors "

@@ -26,7 +26,7 @@ from diffcodec.errors import (
 )
 from diffcodec.images.formats import save_format
 from diffcodec.limits import Limits
-from diffcodec.models.file import model_path, read_model_info
+from diffcodec.models.file import model_info, model_path
 from diffcodec.system.files import STANDARD, remove_temporaries, write_standard_output
 
 EXIT_FAILURE, EXIT_BAD_FILE, EXIT_WRONG_MODEL = 1, 3, 4  # click exits with 2 on wrong usage
@@ -142,7 +142,7 @@ def load_given(model: str | None, arithmetic: str | None = None) -> None:
         from diffcodec.models.model import load_model
 
         with failing_as(model):
-            load_model(model, arithmetic or read_model_info(model_path(model))[0].arithmetic)
+            load_model(model, arithmetic or model_info(model_path(model)).arithmetic)
 
 
 def parse_data(data: bytes, limits: Limits) -> Container:

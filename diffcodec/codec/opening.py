@@ -8,7 +8,7 @@ from diffcodec.container.parts import Container
 from diffcodec.container.reader import FileReader
 from diffcodec.errors import CorruptError, ModelMismatchError
 from diffcodec.limits import Limits
-from diffcodec.models.file import find_model_path, model_path, read_model_info
+from diffcodec.models.file import find_model_path, model_info, model_path
 from diffcodec.models.model import Model, load_model
 
 
@@ -66,7 +66,7 @@ def find_model(container: Container, given: str | Model | None) -> Model:
         model = given
     else:
         path = find_model_path(container.model) if given is None else model_path(given)
-        read_model_info(path)[0].check_made(container.model)
+        model_info(path).check_made(container.model)
         model = load_model(path, arithmetic)
     if model.arithmetic != arithmetic:
         raise ModelMismatchError(

@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ DEFAULT_MODEL = "photo"
 MODEL_FOLDER = Path(__file__).parent / "zoo"
 ARITHMETICS = ("integer", "float")
 ID_BYTES = 4
+INDEX = "index.json"  # names of the shipped models by identity: one is found without reading all
 MAX_HEADER_BYTES = 1 << 20
 
 
@@ -95,6 +97,26 @@ def read_model_info(path: Path) -> tuple[ModelInfo, bytes]:
     return info, data
 
 
+def model_info(path: Path) -> ModelInfo:
+    """The description in a model file, which is read once, and again when it has changed.
+
+    Raises:
+        ModelMismatchError: if it is not a diffcodec model.
+    """
+    return _model_info(path, file_stamp(path))
+
+
+@lru_cache(maxsize=16)
+def _model_info(path: Path, stamp: tuple[int, int]) -> ModelInfo:
+    return read_model_info(path)[0]
+
+
+def file_stamp(path: Path) -> tuple[int, int]:
+    """What changes when a file is replaced: when it was written, and its size."""
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size
+
+
 def count_parameters(data: bytes) -> int:
     """Numbers in the tensors of a model file that :func:`read_model_info` has accepted."""
     size = int.from_bytes(data[:8], "little")
@@ -164,6 +186,11 @@ def find_model_path(model_id: bytes) -> Path:
     Raises:
         ModelMismatchError: if none has it.
     """
+    index = MODEL_FOLDER / INDEX
+    names = json.loads(index.read_text()) if index.is_file() else {}
+    indexed = MODEL_FOLDER / f"{names.get(model_id.hex())}.safetensors"
+    if indexed.is_file() and model_info(indexed).id == model_id:
+        return indexed
     known = {file_id(p.read_bytes()): p for p in shipped_models()}
     if model_id in known:
         return known[model_id]

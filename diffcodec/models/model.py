@@ -22,6 +22,7 @@ from diffcodec.models.file import (
     DEFAULT_MODEL,
     ID_BYTES,
     ModelInfo,
+    file_stamp,
     model_path,
     plans_to_dict,
     read_model_info,
@@ -151,7 +152,7 @@ def is_posterior(mean: NDArray[np.float64], variance: NDArray[np.float64]) -> bo
 
 
 @lru_cache(maxsize=4)
-def _load(path: Path, arithmetic: str) -> Model:
+def _load(path: Path, stamp: tuple[int, int], arithmetic: str) -> Model:
     info, data = read_model_info(path)
     if info.arithmetic == "float" and arithmetic == "integer":
         raise ModelMismatchError(
@@ -201,7 +202,8 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL, arithmetic: str = "inte
     """
     if arithmetic not in ARITHMETICS:
         raise UnsupportedError(f"arithmetic {arithmetic!r}: expected one of {ARITHMETICS}")
-    return _load(model_path(name_or_path), arithmetic)
+    path = model_path(name_or_path)
+    return _load(path, file_stamp(path), arithmetic)
 
 
 def load_weights(name_or_path: str | Path) -> tuple[NetworkConfig, dict[str, Tensor]]:

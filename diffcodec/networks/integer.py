@@ -37,6 +37,7 @@ SILU_HALF = 4096  # entries on each side of zero: what every table has
 VARIANCE_STEPS = 16  # table entries per unit of log variance
 VARIANCE_RANGE = 16
 OUTPUT_DIGIT = 128  # the last activation is cut into two digits of this base
+LARGEST_BATCH = 15  # that torch never gives to NNPACK
 INPUT_RANGES = {  # of the first convolution's parts: bytes, the upper one with a sign, and phases
     "conv_in.z": (-INPUT_LIMIT // 256, 255),
     "conv_in.phase": (-PHASE_AMPLITUDE, PHASE_AMPLITUDE),
@@ -101,10 +102,14 @@ class IntegerConv(NamedTuple):
 
     def sums(self, x: Tensor, stride: int = 1) -> Tensor:
         """The exact integer sums."""
+        padding = (self.weight.shape[2] - 1) // 2
         # Neither by NNPACK, whose Winograd transforms make fractions (torch takes it for batches
         # of 16 and more where oneDNN is off or missing), nor in a caller's autocast to bfloat16.
-        with torch.backends.nnpack.flags(enabled=False), torch.autocast("cpu", enabled=False):
-            return F.conv2d(x, self.weight, None, stride, (self.weight.shape[2] - 1) // 2)
+        has_onednn = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+        parts = [x] if has_onednn else x.split(LARGEST_BATCH)
+        with torch.autocast("cpu", enabled=False):
+            sums = [F.conv2d(part, self.weight, None, stride, padding) for part in parts]
+        return sums[0] if len(sums) == 1 else torch.cat(sums)
 
 
 class IntegerNetwork:
