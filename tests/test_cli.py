@@ -358,7 +358,7 @@ def test_verify_several(paths: str, code: int) -> None:
         ("train --data folder", "--out"),
         ("train --data folder --out run --channels 8,,8", "--channels"),
         ("train --data folder --out run --channels 8,0", "--channels"),
-        ("train --data folder --out run --channels 8,8 --blocks 1", "--blocks need as many"),
+        ("train --data folder --out run --channels 8,8 --blocks 1", "one is shorter than the other"),
         ("train --data folder --out run --channels 8,8 --blocks 1,1 --crop 17", "--crop must be"),
         ("train --data folder --out run --loss l3", "--loss"),
         ("train --data folder --out run --batch 7", "--batch"),
@@ -770,7 +770,7 @@ def test_train_and_resume() -> None:
     done(f"{RUN} --steps 1")
     config = json.loads(Path("run/config.json").read_text())
     assert (config["steps"], config["crop"], config["compile"]) == (1, 16, False)
-    assert config["network"]["channels"] == [8, 8]
+    assert [shape["channels"] for _, shape in config["network"]["experts"]] == [[8, 8]]
 
     before = tree()
     result = run(f"{RUN} --steps 2")
@@ -806,7 +806,8 @@ def test_train_from_a_model(model: str) -> None:
         f"--steps 1 --init {model}.safetensors"
     )
     assert json.loads(result.stdout.splitlines()[-1])["step"] == 1
-    assert json.loads(Path("run/config.json").read_text())["network"]["channels"] == [8, 8]
+    network = json.loads(Path("run/config.json").read_text())["network"]
+    assert [shape["channels"] for _, shape in network["experts"]] == [[8, 8]]
 
 
 @pytest.mark.usefixtures("pictures")
