@@ -304,7 +304,7 @@ def beside_chain(name: str, model: str, quantiser: int, x: Tensor) -> str:
     lowest = Plan(plan.levels[: t + 1], plan.lattice_ratios[:t])
     generator = torch.Generator().manual_seed(0)
     jump, chain = [], []
-    for part in x.split(4):
+    for part in x.double().split(4):
         sigma = plan.levels[t] * channels(domain.noise_multipliers, part)
         dither = torch.floor(torch.rand(part.shape, generator=generator) * steps)
         z_1, _ = dithered_quantise(part, dither, steps)

@@ -832,7 +832,8 @@ def test_a_run_of_before_these_options_goes_on(arguments, tmp_path):
     trained(*arguments, "--channels", "8,8", "--blocks", "1,1", "--steps", 1)
     expected = saved_config(tmp_path)
     config = {k: v for k, v in saved_config(tmp_path).items() if k not in NEW}
-    del config["network"]["classes"]
+    for _, shape in config["network"]["experts"]:
+        del shape["classes"]
     (tmp_path / "run" / CONFIG).write_text(json.dumps(config))
     trained("--data", arguments[1], "--out", tmp_path / "run", "--resume", "--steps", 2)
     assert saved_config(tmp_path) == expected | {"steps": 2, "device": "auto"}
@@ -908,7 +909,8 @@ def test_training_sees_one_view(config, tmp_path):
 
 def test_labels_make_classes(arguments, tmp_path, labels, tiny):
     trained(*arguments, "--init", tiny, "--labels", labels, "--steps", 1)
-    assert saved_config(tmp_path)["network"]["classes"] == 9
+    experts = saved_config(tmp_path)["network"]["experts"]
+    assert [shape["classes"] for _, shape in experts] == [9]
     assert load_model(tmp_path / "run" / MODEL).info.network.classes == 9
 
 
