@@ -22,7 +22,8 @@ import numpy as np
 from PIL import Image
 from tiny import tiny_model
 
-from diffcodec import decode, encode, load_model
+from diffcodec import decode, encode, encode_many, load_model
+from diffcodec.codec.jobs import Choices
 from diffcodec.codec.planes import crop
 from diffcodec.coding.bits_back import EncodedTile
 from diffcodec.container.parts import Tile, tile_grid
@@ -165,10 +166,12 @@ def coded(image, plan, **options):
         return "raw", image.tobytes() * 9 + bytes(99)
 
     marks, preview = options.pop(MARKS, False), options.pop(PREVIEW, 0)
+    choices = Choices(
+        marks_from_pixels=1 if marks else Choices.marks_from_pixels,
+        seed_share=-1 if preview else Choices.seed_share,
+    )
     with ExitStack() as patches:
         patches.enter_context(mock.patch("diffcodec.codec.tiles.encode_fallback", large))
-        if marks:
-            patches.enter_context(mock.patch("diffcodec.codec.encoding.MARKS_FROM_PIXELS", 1))
         if preview:  # as if the stack ran empty down to there
             below = mock.patch(
                 "diffcodec.coding.top_down._expected_below",
@@ -177,10 +180,11 @@ def coded(image, plan, **options):
             size = mock.patch.object(
                 EncodedTile, "size", property(lambda tile: -tile.preview - tile.draw)
             )
-            patches.enter_context(mock.patch("diffcodec.codec.jobs.EMPTY_STACK_SHARE", -1))
             patches.enter_context(below)
             patches.enter_context(size)
-        return encode(image, load_model(MODEL), plan, **options)
+        if choices == Choices():
+            return encode(image, load_model(MODEL), plan, **options)
+        return encode_many([image], load_model(MODEL), plan, choices=choices, **options)[0]
 
 
 def coded_by_chain(name):

@@ -46,6 +46,7 @@ from bench.inputs import FOLDER, dataset, synthetic
 from bench.published import published, published_table
 from bench.store import Store, pixels_digest
 from diffcodec import decode, encode, encode_many, load_model
+from diffcodec.codec.jobs import Choices
 from diffcodec.container.reader import parse
 from diffcodec.diffusion.plan import PLANS
 from diffcodec.evaluation.measure import open_image
@@ -460,11 +461,10 @@ def test_anatomy_of_a_lossless_file_adds_up(photo, tiny, no_webp, mode):
 
 
 @pytest.mark.parametrize(("crop", "previews"), [(SMOOTH, True), ("kodim15.png 330,180 40", False)])
-def test_bits_of_steps_are_near_their_bound(no_webp, monkeypatch, crop, previews):
-    if not previews:
-        monkeypatch.setattr("diffcodec.codec.jobs.EMPTY_STACK_SHARE", math.inf)
+def test_bits_of_steps_are_near_their_bound(no_webp, crop, previews):
+    choices = Choices() if previews else Choices(seed_share=math.inf)
     model = load_model()
-    data = encode(gate.crops()[crop], model, "default")
+    [data] = encode_many([gate.crops()[crop]], model, "default", choices=choices)
     assert bool(parse(data).tiles[0].preview) == previews
     found = anatomy.dissect(data, model)
     assert total_bits(found) == pytest.approx(8 * len(data))

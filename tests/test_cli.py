@@ -23,6 +23,7 @@ from torch import Tensor
 
 from diffcodec.cli.program import cli
 from diffcodec.codec import encoding, tiles
+from diffcodec.codec.jobs import Choices
 from diffcodec.container.parts import MAGIC, Container, Tile, tile_grid
 from diffcodec.container.reader import parse
 from diffcodec.container.writer import pack
@@ -60,8 +61,8 @@ def files(tiny: Path, tiny_float: Path) -> dict[str, bytes]:
         patch.setattr(tiles, "encode_fallback", lambda image: ("raw", bytes(1 << 20)))
         dfc = encoding.encode(picture(), str(tiny))
         floating = encoding.encode(picture(), load_model(tiny_float, "float"))
-        patch.setattr(encoding, "MARKS_FROM_PIXELS", 1)
-        marked = encoding.encode(picture(), str(tiny))
+        choices = Choices(marks_from_pixels=1)
+        [marked] = encoding.encode_many([picture()], str(tiny), choices=choices)
     alpha = encoding.encode(picture().convert("RGBA"), str(tiny))
     assert {tile.coder for tile in parse(dfc).tiles} == {"default"}
     return {

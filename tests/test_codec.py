@@ -18,9 +18,10 @@ from PIL import Image
 from safetensors.torch import load, save
 from tiny import TIMESTEPS, tiny_model
 
-from diffcodec.codec import encoding, tiles
+from diffcodec.codec import tiles
 from diffcodec.codec.decoding import decode
 from diffcodec.codec.encoding import encode, encode_many
+from diffcodec.codec.jobs import Choices
 from diffcodec.codec.timesteps import measure_marks
 from diffcodec.coding.bits_back import EncodedTile, decode_tile, encode_tile, most_seed_words
 from diffcodec.coding.chain import Posterior, Request, TileChain, drive
@@ -273,14 +274,11 @@ def test_other_coders_have_no_timesteps(model: Model) -> None:
 
 @pytest.mark.usefixtures("chain_only")
 @pytest.mark.parametrize("plan", PLAN_NAMES)
-def test_marks_are_measured_as_they_are_written(
-    model: Model, plan: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_marks_are_measured_as_they_are_written(model: Model, plan: str) -> None:
     image = smooth((521, 12))
     plain = encode(image, model, plan)
     assert not any(tile.marks for tile in parse(plain).tiles)
-    monkeypatch.setattr(encoding, "MARKS_FROM_PIXELS", 1)
-    marked = encode(image, model, plan)
+    [marked] = encode_many([image], model, plan, choices=Choices(marks_from_pixels=1))
     assert all(len(tile.marks) == TIMESTEPS[plan] for tile in parse(marked).tiles)
     assert measure_marks(plain, model) == parse(marked)
     assert measure_marks(marked, model) == parse(marked)
@@ -288,6 +286,8 @@ def test_marks_are_measured_as_they_are_written(
 
 
 # --- tiles whose stack runs empty -------------------------------------------------------------
+
+WITH_PREVIEW = Choices(seed_share=-1)
 
 
 @pytest.fixture(params=[2, 4, 6])
@@ -299,18 +299,18 @@ def previewed(
     def expected_below(chain: TileChain, alone: Sequence[int], preview: int) -> tuple[float, float]:
         return (-(2.0**25), 0) if preview == request.param else (0, 1)
 
-    monkeypatch.setattr("diffcodec.codec.jobs.EMPTY_STACK_SHARE", -1)
     monkeypatch.setattr("diffcodec.coding.top_down._expected_below", expected_below)
     monkeypatch.setattr(EncodedTile, "size", property(lambda tile: -tile.preview))
     return smooth((530, 20))
 
 
 def test_tiles_with_previews_of_their_own(model: Model, previewed: Image.Image) -> None:
-    data = encode(previewed, model)
+    [data] = encode_many([previewed], model, choices=WITH_PREVIEW)
     assert len({tile.preview for tile in parse(data).tiles}) == 1
     assert all(tile.preview and tile.preview_payload for tile in parse(data).tiles)
     assert_same(decode(data, model=model), previewed)
-    assert encode_many([previewed, smooth((20, 20)), previewed], model)[2] == data
+    images = [previewed, smooth((20, 20)), previewed]
+    assert encode_many(images, model, choices=WITH_PREVIEW)[2] == data
 
 
 @pytest.mark.usefixtures("chain_only")
@@ -350,20 +350,16 @@ def test_draws_are_for_files_without_previews(model: Model) -> None:
 
 
 @pytest.mark.usefixtures("chain_only")
-def test_a_tile_is_given_up_at_once(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffcodec.codec.jobs.EMPTY_STACK_BITS", -1)
-    monkeypatch.setattr("diffcodec.codec.jobs.EMPTY_STACK_WORDS", -1)
+def test_a_tile_is_given_up_at_once(model: Model) -> None:
     image = smooth((40, 20))
-    data = encode(image, model)
+    [data] = encode_many([image], model, choices=Choices(seed_bits=-1, seed_words=-1))
     assert parse(data).tiles[0].preview == LEAST_PREVIEW
     assert_same(decode(data, model=model), image)
 
 
-def test_timesteps_of_a_tile_with_a_preview(
-    model: Model, previewed: Image.Image, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(encoding, "MARKS_FROM_PIXELS", 1)
-    data = encode(previewed, model)
+def test_timesteps_of_a_tile_with_a_preview(model: Model, previewed: Image.Image) -> None:
+    choices = replace(WITH_PREVIEW, marks_from_pixels=1)
+    [data] = encode_many([previewed], model, choices=choices)
     tile, top = parse(data).tiles[0], TIMESTEPS["default"]
     assert len(tile.marks) == tile.preview - 1
     assert measure_marks(data, model) == parse(data)
@@ -377,7 +373,7 @@ def test_timesteps_of_a_tile_with_a_preview(
 
 
 def test_a_damaged_preview_is_found(model: Model, previewed: Image.Image) -> None:
-    container = parse(encode(previewed, model))
+    container = parse(encode_many([previewed], model, choices=WITH_PREVIEW)[0])
     tile, other = container.tiles
 
     def changed(**fields: Any) -> bytes:

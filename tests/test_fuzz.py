@@ -17,6 +17,7 @@ from PIL import Image
 from targets import TARGETS, decode, load, model_seeds, mutated_model, parse
 
 from diffcodec.codec import decoding, encoding
+from diffcodec.codec.jobs import Choices
 from diffcodec.container.parts import MAGIC, VERSION
 from diffcodec.container.reader import FileReader
 from diffcodec.container.reader import parse as parse_file
@@ -52,8 +53,8 @@ def make_files() -> dict[str, bytes]:
                 dot, model, "fast", progressive=True, previews=(4, 3, 2)
             ),
         }
-        patch.setattr(encoding, "MARKS_FROM_PIXELS", 1)
-        files["marked"] = encoding.encode(picture("L").resize((513, 2)), model, "fast")
+        large, marks = picture("L").resize((513, 2)), Choices(marks_from_pixels=1)
+        [files["marked"]] = encoding.encode_many([large], model, "fast", choices=marks)
     for mode in ("P", "RGBA"):
         image = picture(mode)
         image.info["icc_profile"] = b"colours"

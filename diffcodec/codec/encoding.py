@@ -10,7 +10,7 @@ from PIL import Image
 
 from diffcodec.codec.batches import count_evaluations, progress_bar, run
 from diffcodec.codec.estimates import expected_bytes
-from diffcodec.codec.jobs import Job, Part, encode_job, make_chain
+from diffcodec.codec.jobs import DEFAULT_CHOICES, Choices, Job, Part, encode_job, make_chain
 from diffcodec.codec.layered_encoding import Target, encode_layers
 from diffcodec.codec.planes import coded_channels, crop, integers
 from diffcodec.codec.tiles import fallback_tile, smaller_tile
@@ -26,7 +26,6 @@ from diffcodec.models.model import Model, load_model
 
 ImageLike = Image.Image | NDArray[Any]
 
-MARKS_FROM_PIXELS = 1 << 16  # smaller images carry no step marks, to save their bytes
 NO_MODEL = bytes(4)
 
 
@@ -97,8 +96,11 @@ def encode_many(
     *,
     draws: int = 1,
     limits: Limits = DEFAULT_LIMITS,
+    choices: Choices = DEFAULT_CHOICES,
 ) -> list[bytes]:
     """Code several images; small ones share the network's batches. See :func:`encode`.
+
+    Other ``choices`` than the default are for experiments.
 
     Guarantee: the bytes of a file do not depend on the images coded beside it.
     """
@@ -115,11 +117,11 @@ def encode_many(
         for index, box in enumerate(tile_grid(source.width, source.height))
         for draw in range(draws)
     ]
-    chains = (encode_part(model, *job) for job in jobs)
+    chains = (encode_part(model, source, part, choices) for source, part in jobs)
     parts = [part for _, part in jobs]
     with progress_bar(count_evaluations(parts, model), progress) as bar:
         coded = _smallest(run(chains, parts, model, bar), draws)
-        return [_assemble(source, model, plan, coded) for source in sources]
+        return [_assemble(source, model, plan, coded, choices) for source in sources]
 
 
 def _smallest(coded: Iterator[EncodedTile | None], draws: int) -> Iterator[EncodedTile | None]:
@@ -140,14 +142,20 @@ def _load(model: str | Model, plan: str) -> Model:
     return model
 
 
-def encode_part(model: Model, source: Image.Image, part: Part) -> Job[EncodedTile | None]:
+def encode_part(
+    model: Model, source: Image.Image, part: Part, choices: Choices = DEFAULT_CHOICES
+) -> Job[EncodedTile | None]:
     """One tile through the chain, or None where the chain has no code for it."""
     x = integers(source, part.box, model.color).astype(np.float64)
-    return (yield from encode_job(model, make_chain(model, source.mode, part), x))
+    return (yield from encode_job(model, make_chain(model, source.mode, part), x, choices))
 
 
 def _assemble(
-    source: Image.Image, model: Model, plan: str, coded: Iterator[EncodedTile | None]
+    source: Image.Image,
+    model: Model,
+    plan: str,
+    coded: Iterator[EncodedTile | None],
+    choices: Choices,
 ) -> bytes:
     """The smaller of two files: tile by tile the best coder, or one fallback for the whole."""
     metadata, checksum = get_metadata(source), pixel_crc(source)
@@ -171,7 +179,7 @@ def _assemble(
     candidates = [file([whole], whole=True)]
     if coded_channels(source.mode, model.color):
         boxes = tile_grid(*source.size)
-        has_marks = source.width * source.height >= MARKS_FROM_PIXELS
+        has_marks = source.width * source.height >= choices.marks_from_pixels
         tiles = []
         for box, chain in zip(boxes, coded, strict=False):
             fallback = whole if len(boxes) == 1 else fallback_tile(crop(source, box))

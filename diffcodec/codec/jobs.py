@@ -22,10 +22,27 @@ from diffcodec.models.model import Model
 
 Result = TypeVar("Result")
 Job = Generator[Request, Posterior, Result]
-# Words of the seed that make another code worth trying, of all words of a tile; and those that
-# leave no doubt of it, in bits per sample and at least.
-EMPTY_STACK_SHARE = 0.01
-EMPTY_STACK_BITS, EMPTY_STACK_WORDS = 0.1, 256
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the format leaves to the encoder of an image without previews.
+
+    Attributes:
+        marks_from_pixels: smaller images carry no step marks, to save their bytes.
+        seed_share: words of the shared seed, of all words of a tile, from which on a preview of the
+            tile's own is tried.
+        seed_bits: words of the seed at which a tile is at once coded so, in bits per sample.
+        seed_words: the same in words, where that is more.
+    """
+
+    marks_from_pixels: int = 1 << 16
+    seed_share: float = 0.01
+    seed_bits: float = 0.1
+    seed_words: int = 256
+
+
+DEFAULT_CHOICES = Choices()
 
 
 @dataclass(frozen=True)
@@ -115,15 +132,18 @@ def chain_parts(container: Container) -> list[Part]:
     ]
 
 
-def encode_job(model: Model, chain: TileChain, x: Array) -> Job[EncodedTile | None]:
+def encode_job(
+    model: Model, chain: TileChain, x: Array, choices: Choices = DEFAULT_CHOICES
+) -> Job[EncodedTile | None]:
     """The shortest code of a tile by a chain, or None where it has none.
 
     Args:
         model: of the chain.
         chain: of the tile.
         x: integers of the colour domain, [3, height, width].
+        choices: when a preview of its own is tried.
     """
-    allowed = max(EMPTY_STACK_BITS * x.size / 32, EMPTY_STACK_WORDS)
+    allowed = max(choices.seed_bits * x.size / 32, choices.seed_words)
     coded = None
     try:
         with encoding(model):
@@ -133,7 +153,7 @@ def encode_job(model: Model, chain: TileChain, x: Array) -> Job[EncodedTile | No
         return None
     except SeedSpentError as e:
         heights = e.heights
-    if coded and (chain.preview or coded.seed_words <= EMPTY_STACK_SHARE * len(coded.words)):
+    if coded and (chain.preview or coded.seed_words <= choices.seed_share * len(coded.words)):
         return coded
     try:
         with encoding(model):
