@@ -93,11 +93,7 @@ class TileChain:
     def set_image(self, x: Float64[Array, "3 height width"]) -> None:
         """Start of encoding: x and, a function of it, z_1."""
         self.z[0] = x
-        self.z[1] = self._quantise(x)
-
-    def _quantise(self, x: Float64[Array, "3 height width"]) -> Float64[Array, "3 height width"]:
-        z_1, _ = dithered_quantise(x, self.dither, self.levels[0].spacing)
-        return z_1
+        self.z[1], _ = dithered_quantise(x, self.dither, self.levels[0].spacing)
 
     def posterior(self, t: int) -> Generator[Request, Posterior, Posterior]:
         """Of x given z_t, by the model; asked once, however many codecs need it."""
@@ -112,7 +108,8 @@ class TileChain:
             if t == 0:
                 value = np.zeros(self.shape)[c]
             elif t == 1:
-                value = self._quantise(np.zeros(self.shape))[c]
+                fields = self.known_channels(0), self.dither[c], self.levels[0].spacing[c]
+                value, _ = dithered_quantise(*fields)
             else:
                 low, high = self.levels[t - 2].sigma[c], self.levels[t - 1].sigma[c]
                 noise = randomness.approximate_normals(self.tile, t, self.known_channels(0).shape)
