@@ -84,7 +84,7 @@ def load(data: bytes) -> None:
         file.write(data)
         file.flush()
         try:
-            model = models._load.__wrapped__(Path(file.name), arithmetic)
+            model = models._load.__wrapped__(Path(file.name), (0, 0), arithmetic)
             coded = encoding.encode(PICTURE, model, next(iter(model.plans), "default"))
         except DiffcodecError:
             return

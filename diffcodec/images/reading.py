@@ -36,7 +36,7 @@ def _beyond_pillows_limit(pixels: int) -> Iterator[None]:
     with _lock:
         limit = Image.MAX_IMAGE_PIXELS
         if limit is not None and pixels > 2 * limit:
-            Image.MAX_IMAGE_PIXELS = None
+            Image.MAX_IMAGE_PIXELS = pixels  # not None: others may be between two looks at it
             try:
                 yield
             finally:
