@@ -36,7 +36,7 @@ from diffcodec.arrays import Array
 from diffcodec.codec.batches import progress_bar, run
 from diffcodec.codec.jobs import Job, Part, chain_parts
 from diffcodec.codec.opening import find_model
-from diffcodec.codec.planes import coded_channels, crop, integers
+from diffcodec.codec.planes import allowed, coded_channels, color_set, crop, integers
 from diffcodec.coding.ans import Stack
 from diffcodec.coding.bits_back import EncodedTile, encode_tile, most_seed_words, seed
 from diffcodec.coding.chain import Posterior, TileChain
@@ -68,8 +68,8 @@ class MeasuredChain(TileChain):
         for step in coding_steps(len(self.levels), self.preview):
             bits = []
             for c in range(self.coded):
-                codec = yield from step.codec(self, slice(c, c + 1))
-                bits.append(code_length(codec, self.z[step.timestep][c : c + 1]))
+                codec = yield from step.codec(self, c)
+                bits.append(code_length(codec, self.z[step.timestep][c]))
             self.bits[step] = np.array(bits) if step.pushes else -np.array(bits)
 
     def marginal_bits(self) -> dict[int, Array]:
@@ -114,7 +114,8 @@ def code_length(codec: Codec, values: Array) -> float:
     """What a codec pushes for values, in bits."""
     if isinstance(codec, Candidates):
         symbols = (values - codec.lowest).ravel().astype(int)
-        return float(-np.log2(codec.table[np.arange(len(symbols)), symbols]).sum())
+        picked = codec.table[np.arange(len(symbols)), symbols] / codec.table.sum(1)
+        return float(-np.log2(picked).sum())
     assert isinstance(codec, GaussianBins)
     mass = log_bin((values - codec.mean) / codec.std, codec.spacing / codec.std)
     return float(-LOG2_E * np.maximum(mass, math.log(LEAST_PROBABILITY)).sum())
@@ -182,6 +183,7 @@ def dissect_chain(container: Container, model: Model, image: Image.Image) -> tup
     effort = parts[0].plan
     coded = coded_channels(container.mode, model.color)
     last = len(model.plans[effort].levels)
+    can_occur = allowed(color_set(container), model.color)
     rows: list[Row] = [
         {
             "timestep": t,
@@ -198,7 +200,7 @@ def dissect_chain(container: Container, model: Model, image: Image.Image) -> tup
         size = (part.box.height, part.box.width)
         fields = (model.plans[effort], model.domain, part.index, coded, size)
         tile = container.tiles[part.index]
-        chain = MeasuredChain(*fields, tile.preview, tile.draw)
+        chain = MeasuredChain(*fields, tile.preview, tile.draw, can_occur)
         if tile.preview:
             descent = Descent(TileChain(*fields, draw=tile.draw))
             layer = descent.decode_layer(tile.preview_payload, tile.preview)

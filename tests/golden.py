@@ -29,6 +29,7 @@ from diffcodec.coding.bits_back import EncodedTile
 from diffcodec.container.parts import Tile, tile_grid
 from diffcodec.container.reader import parse
 from diffcodec.container.writer import pack
+from diffcodec.images.color_sets import ColorSet, conversion
 from diffcodec.images.fallback import encode_fallback
 from diffcodec.models.known_answers import sample_image
 
@@ -64,8 +65,28 @@ def with_transparency(value):
     return make
 
 
+def converted(width, height, name):
+    """An image as a converter from YCbCr makes it."""
+    y, u, v = np.asarray(sized(width, height)()).transpose(2, 0, 1) // 2 + 64
+    rule = conversion(name)
+    chroma = rule.red[v], rule.green_u[u] + rule.green_v[v], rule.blue[u]
+    pixels = np.clip((rule.luma[y] + np.stack(chroma)) >> 16, 0, 255).astype(np.uint8)
+    return Image.fromarray(pixels.transpose(1, 2, 0))
+
+
+def stepped(image, step):
+    """Samples that are multiples of a step."""
+    return image.point(lambda sample: sample // step * step)
+
+
+def multiples(step, channels):
+    """The set of such samples."""
+    bits = np.packbits(np.arange(256) % step == 0, bitorder="little").tobytes()
+    return ColorSet(None, (bits,) * channels)
+
+
 two_tiles, grey_tiles = sized(520, 5), sized(5, 520, "L")
-MARKS, PREVIEW = "marks", "tile_preview"  # options of this file alone
+MARKS, PREVIEW, COLORS = "marks", "tile_preview", "colors"  # options of this file alone
 
 # name: image, plan, options; coded by the chain
 CHAIN = {
@@ -90,6 +111,22 @@ CHAIN = {
     "draws-preview": (sized(24, 20), "fast", {PREVIEW: 4, "draws": 3}),
     "tile-preview": (sized(24, 20), "default", {PREVIEW: 4}),
     "tile-preview-marks": (sized(24, 20, "L"), "best", {PREVIEW: 2, MARKS: True}),
+    "colors": (
+        lambda: converted(24, 20, "photoycc"),
+        *("default", {COLORS: ColorSet("photoycc"), MARKS: True}),
+    ),
+    "colors-grey": (
+        lambda: stepped(sized(19, 11, "L")(), 5),
+        *("fast", {COLORS: multiples(5, 1)}),
+    ),
+    "colors-progressive": (
+        lambda: converted(24, 20, "jfif"),
+        *("fast", {COLORS: ColorSet("jfif"), "progressive": True}),
+    ),
+    "colors-preview": (
+        lambda: stepped(sized(17, 13)(), 3),
+        *("fast", {COLORS: multiples(3, 3), PREVIEW: 2}),
+    ),
     **{
         f"size-{width}x{height}": (sized(width, height), "fast", {})
         for width, height in ((1, 7), (7, 1), (13, 17), (31, 33), (32, 32), (33, 31), (2, 512))
@@ -166,11 +203,15 @@ def coded(image, plan, **options):
         return "raw", image.tobytes() * 9 + bytes(99)
 
     marks, preview = options.pop(MARKS, False), options.pop(PREVIEW, 0)
+    colors = options.pop(COLORS, None)
     choices = Choices(
         marks_from_pixels=1 if marks else Choices.marks_from_pixels,
         seed_share=-1 if preview else Choices.seed_share,
     )
     with ExitStack() as patches:
+        for module in ("encoding", "layered_encoding"):
+            found = mock.patch(f"diffcodec.codec.{module}.find_color_set", lambda image: colors)
+            patches.enter_context(found)
         patches.enter_context(mock.patch("diffcodec.codec.tiles.encode_fallback", large))
         if preview:  # as if the stack ran empty down to there
             below = mock.patch(

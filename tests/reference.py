@@ -1,4 +1,4 @@
-"""A second decoder, written from docs/format.md and docs/decoding.md alone.
+"""A second decoder, written from docs/format.md, docs/colour-sets.md and docs/decoding.md alone.
 
 Plain Python and NumPy; slow. It shares no code with the package, so that what both make of a file
 is what the pages say.
@@ -66,10 +66,7 @@ def decode(data, model):
     mode = MODES[flags & 7]
     width, height = file.varint(), file.varint()
     identity, checksum = file.take(4), file.u32()
-    for _ in range(file.u8() if flags & 32 else 0):
-        name = file.take(file.u8())
-        assert name in (b"dpi", b"exif", b"icc", b"palette", b"transparency") or name.islower()
-        file.take(file.varint())
+    colors = read_metadata(file, mode) if flags & 32 else None
     plan, stops = None, []
     if flags & 8:
         plan = PLANS[file.u8() - 16]
@@ -95,7 +92,7 @@ def decode(data, model):
         if stops:
             assert identity == model.identity
             ends = [stop for stop in stops if stop]
-            chain = Chain(model, plan, mode, tile, size)
+            chain = Chain(model, plan, mode, tile, size, colors=colors)
             layers = [contents[tile] for contents in sections[: len(ends)]]
             above = chain.descend(layers, ends)
             if stops[-1]:
@@ -117,7 +114,7 @@ def decode(data, model):
         seed_words = content.varint()
         if flags & 64:
             [content.varint() for _ in range(content.varint())]
-        chain = Chain(model, PLANS[coder & 3], mode, tile, size, number)
+        chain = Chain(model, PLANS[coder & 3], mode, tile, size, number, colors)
         preview = ends[-1] if stops else 0
         if coder & 8:
             preview = content.varint()
@@ -129,6 +126,81 @@ def decode(data, model):
     samples = out.tobytes()
     assert zlib.crc32(samples) == checksum
     return mode, (width, height), samples
+
+
+def read_metadata(file, mode):
+    """Which colours can occur, if the file tells."""
+    colors = None
+    for _ in range(file.u8()):
+        name = file.take(file.u8())
+        value = file.take(file.varint())
+        if name == b"Colors":
+            colors = color_set(value, 3 if mode == "RGB" else 1)
+        else:
+            assert chr(name[0]).islower()
+    return colors
+
+
+def color_set(value, channels):
+    """Which RGB triples can occur: a function of integers [3, height, width]."""
+    kept = np.ones((3, 256), bool)
+    if value[1:]:
+        bits = np.frombuffer(zlib.decompress(value[1:]), np.uint8).reshape(channels, 32)
+        kept[:channels] = np.unpackbits(bits, axis=1, bitorder="little")
+    reached = triples(*conversion(value[0])) if value[0] else np.ones((256, 256, 256), bool)
+
+    def can_occur(rgb):
+        r, g, b = np.clip(rgb, 0, 255)
+        inside = (rgb == [r, g, b]).all(0)
+        return inside & kept[0][r] & kept[1][g] & kept[2][b] & reached[r, g, b]
+
+    return can_occur
+
+
+def conversion(number):
+    """The tables of docs/colour-sets.md: of Y, red, blue, green_u, green_v."""
+    v = np.arange(256)
+    c = v - 128
+    shift, tables = 0, (v << 16, *[0 * v] * 4)  # grey, 11
+    if number == 1:
+        red, blue = 119374 * (v - 137), 145352 * (v - 156)
+        tables = 89024 * v, red, blue, -12714 * (blue >> 16), -33358 * (red >> 16)
+    elif number == 2:
+        red, blue = 91881 * c + 32768, 116130 * c + 32768
+        tables = v << 16, red, blue, 32768 - 22554 * c, -46802 * c
+    elif number in (3, 4):
+        factors = [(13075, 16525, -3209, -6660), (14686, 17305, -1747, -4366)][number - 3]
+        shift, tables = 3, (9539 * (v - 16) + 4096, *(factor * c for factor in factors))
+    elif number in (5, 6, 7):
+        black, luma, *factors = [
+            (16, 9539, 13075, 16525, -3209, -6660),
+            (16, 9539, 14686, 17305, -1747, -4366),
+            (0, 8192, 11485, 14516, -2819, -5850),
+        ][number - 5]
+        tables = [t >> 13 << 16 for t in (luma * (v - black), *(factor * c for factor in factors))]
+    elif number == 8:
+        red, blue = (26149 * v >> 8) - 14234, (33050 * v >> 8) - 17685
+        green = 8708 - (6419 * v >> 8), -(13320 * v >> 8)
+        shift, tables = 10, (19077 * v >> 8, red, blue, *green)
+    elif number in (9, 10):
+        luma, offset, *factors = [
+            (16320, 32, 90, 113, -22, -46),
+            (18997, -1160, 102, 128, -25, -52),
+        ][number - 9]
+        luma = (257 * luma * v >> 16) + offset
+        shift, tables = 10, (luma, *(factor * c for factor in factors))
+    return [table << shift for table in tables]
+
+
+def triples(luma, red, blue, green_u, green_v):
+    reached = np.zeros((256, 256, 256), bool)
+    for y in luma:
+        r, g, b = (
+            np.clip(y + table >> 16, 0, 255)
+            for table in (red[:, None], green_u + green_v[:, None], blue)
+        )
+        reached[r, g, b] = True
+    return reached
 
 
 def paste(out, mode, rgb, left, top):
@@ -285,8 +357,8 @@ def column(values):
 class Chain:
     """One tile."""
 
-    def __init__(self, model, plan, mode, tile, size, number=0):
-        self.model, self.tile, self.number = model, tile, number
+    def __init__(self, model, plan, mode, tile, size, number=0, colors=None):
+        self.model, self.tile, self.number, self.colors = model, tile, number, colors
         self.shape = (3, size[1], size[0])
         self.coded = 3 if mode == "RGB" else 1
         levels, self.lattices = model.plans[plan]
@@ -306,13 +378,16 @@ class Chain:
         x = np.rint(x).astype(np.int64)
         if self.coded == 1:
             x[1:] = 0
-        if self.model.color == "ycocg":
-            y, co, cg = x
-            t = y - (cg >> 1)
-            g = cg + t
-            b = t - (co >> 1)
-            x = np.stack([b + co, g, b])
-        return np.clip(x, 0, 255)
+        return np.clip(self.rgb(x), 0, 255)
+
+    def rgb(self, x):
+        if self.model.color == "rgb":
+            return x
+        y, co, cg = x
+        t = y - (cg >> 1)
+        g = cg + t
+        b = t - (co >> 1)
+        return np.stack([b + co, g, b])
 
     def known(self, t):
         """z_t of the chroma of a grey image."""
@@ -449,13 +524,34 @@ class Chain:
     def remainder(self, z):
         xhat, v = self.network(z, 1)
         lowest = z - (self.m - 1) / 2
-        x = np.zeros(self.shape)
+        x, tables = np.zeros(self.shape), {}
+        for i in np.ndindex(self.coded, *self.shape[1:]):
+            mean, std = xhat[i] - lowest[i], math.sqrt(v[i])
+            tables[i] = truncated(mean, std, int(self.m[i[0], 0, 0]))
         for c in reversed(range(self.coded)):
+            weights = self.weights(tables, lowest, x.copy(), c) if self.colors else None
             for place in np.ndindex(self.shape[1:]):
                 i = (c, *place)
-                mean, std = xhat[i] - lowest[i], math.sqrt(v[i])
-                x[i] = lowest[i] + self.stack.pop(Table(truncated(mean, std, int(self.m[c, 0, 0]))))
+                table = tables[i]
+                if weights is not None and weights[:, *place].any():
+                    table = list(weights[:, *place])
+                x[i] = lowest[i] + self.stack.pop(Table(table))
         return x
+
+    def weights(self, tables, lowest, x, c):
+        """Of each candidate of channel c, [M, height, width]."""
+        weights = []
+        for k in range(int(self.m[c, 0, 0])):
+            x[c] = lowest[c] + k
+            if c == 0:
+                share = self.colors(self.rgb(x.astype(np.int64)))
+            else:
+                share = 0
+                for weight in self.weights(tables, lowest, x.copy(), c - 1):
+                    share = share + weight
+            p = np.array([tables[c, *place][k] for place in np.ndindex(self.shape[1:])])
+            weights.append(p.reshape(self.shape[1:]) * share)
+        return np.stack(weights)
 
 
 def truncated(mean, std, m):

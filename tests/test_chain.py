@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffcodec.arrays import Array
+from diffcodec.arrays import Array, Flags
 from diffcodec.coding import bits_back as chain
 from diffcodec.coding.ans import Stack
 from diffcodec.coding.bits_back import (
@@ -21,7 +21,7 @@ from diffcodec.coding.bits_back import (
     seed,
 )
 from diffcodec.coding.chain import Posterior, Request, TileChain, drive
-from diffcodec.coding.codecs import Candidates, Codec, GaussianBins
+from diffcodec.coding.codecs import Allowed, Candidates, Codec, GaussianBins, restricted
 from diffcodec.coding.levels import make_levels
 from diffcodec.coding.steps import Forward, OutOfRangeError, Prior, Remainder, Reverse, coding_steps
 from diffcodec.diffusion.bound import PosteriorModel, chain_bound_bits
@@ -73,9 +73,12 @@ class Toy(NamedTuple):
     shape: tuple[int, int]
     tile: int = 0
     coded: int = 3
+    allowed: Allowed | None = None
 
     def chain(self) -> TileChain:
-        return TileChain(self.plan, DOMAINS[self.color], self.tile, self.coded, self.shape)
+        domain = DOMAINS[self.color]
+        tile = (self.plan, domain, self.tile, self.coded, self.shape)
+        return TileChain(*tile, allowed=self.allowed)
 
     def model(self, request: Request) -> Posterior:
         return posterior(self.color, request.z, self.plan.levels[request.timestep - 1])
@@ -138,6 +141,46 @@ def test_codecs_are_inverted(data):
     mean, std = rng.normal(0, 300, shape), spacing * rng.uniform(0.25, 9, shape)
     values = spacing * np.rint((mean - offset) / spacing + rng.normal(size=shape)) + offset
     check_codec(GaussianBins(mean, std, spacing, offset, radius=100), values, rng)
+
+
+@given(st.integers(1, 30), st.integers(0, 2**32))
+def test_what_can_occur_has_the_share_of_its_product(every, seed):
+    """Against the sum over all candidates of a pixel."""
+    rng = np.random.default_rng(seed)
+    counts, lowest = (2, 4, 3), rng.integers(0, 99, (3, 1, 5)).astype(np.float64)
+    tables = [rng.dirichlet(np.ones(m), 5) for m in counts]
+    picked = [rng.integers(0, m, (1, 5)) for m in counts]
+    x = lowest + np.stack(picked)
+    allowed = some_colors(every, x)
+    ones, joint = np.ones(5), {}
+    for ks in np.ndindex(counts):
+        p = math.prod(table[:, k] for table, k in zip(tables, ks, strict=True))
+        joint[ks] = p * allowed(lowest + column(ks)).ravel()
+    expected = [joint[tuple(k[0, i] for k in picked)][i] for i in range(5)] / sum(joint.values())
+    for c in reversed(range(3)):
+        weights = restricted(tables[: c + 1], lowest, x, allowed)
+        ones *= weights[range(5), picked[c][0]] / weights.sum(1)
+    assert ones == pytest.approx(expected, rel=1e-12)
+
+
+def test_where_nothing_can_occur_the_table_stays():
+    tables, x = [np.full((4, m), 1 / m) for m in (2, 4, 3)], np.zeros((3, 2, 2))
+    for c in range(3):
+        nothing = restricted(tables[: c + 1], x, x, lambda x: np.zeros((2, 2), bool))
+        assert np.array_equal(nothing, tables[c])
+
+
+def test_colors_that_cannot_occur_are_not_paid_for():
+    """Of multiples of 4 no two are candidates: nothing of luma remains to be told."""
+    toy = Toy("ycocg", geometric_plan(12), (64, 64), coded=1)
+    x = np.rint(gaussian_image("ycocg", toy.shape) / 4) * 4
+    x[1:] = 0
+    fours = toy._replace(allowed=lambda x: x[0] % 4 == 0)
+    plain, coded = toy.encode(x), fours.encode(x)
+    assert np.array_equal(fours.decode(coded.words, coded.seed_words), x)
+    first = 32 * (plain.heights[0] - coded.heights[0]) / x[0].size  # of the remainder
+    assert first == pytest.approx(1, abs=0.02)
+    assert len(coded.words) < len(plain.words)
 
 
 def test_a_value_out_of_reach_has_no_code():
@@ -284,7 +327,23 @@ def toys(draw):
     coded = draw(st.sampled_from([1, 3])) if color == "ycocg" else 3
     x = gaussian_image(color, shape, draw(st.sampled_from([0.0, 1.0, 20.0, 100.0])))
     x[coded:] = 0
-    return Toy(color, plan, shape, draw(st.integers(0, 70_000)), coded), x
+    allowed = some_colors(draw(st.integers(1, 30)), x) if draw(st.booleans()) else None
+    return Toy(color, plan, shape, draw(st.integers(0, 70_000)), coded, allowed), x
+
+
+def some_colors(every: int, x: Array) -> Allowed:
+    """A set of about so manieth of all colours, and those of an image."""
+
+    def number(values: Array) -> Array:
+        return values[0] + 2.0**16 * values[1] + 2.0**32 * values[2]
+
+    inside = number(x)
+
+    def allowed(values: Array) -> Flags:
+        some = (37 * values[0] + 59 * values[1] + 83 * values[2]) % every == 0
+        return some | np.isin(number(values), inside)
+
+    return allowed
 
 
 @given(toys())

@@ -21,6 +21,7 @@ import diffcodec.container
 from diffcodec.container.parts import (
     CHAIN_MODES,
     CODERS,
+    COLOR_SET,
     METADATA_NAMES,
     MODES,
     MOST_DRAW,
@@ -149,7 +150,8 @@ def containers(draw: st.DrawFn) -> Container:
         layers = replace(layers, payloads=tuple(payloads))
         drawn = drawn if layers.is_exact else ()
     uses_model = layers is not None or any(tile.plan for tile in drawn)
-    names = st.sampled_from(METADATA_NAMES) | st.from_regex(r"\A[a-z][A-Za-z0-9-]{0,9}\Z")
+    known = [name for name in METADATA_NAMES if uses_model or name != COLOR_SET]
+    names = st.sampled_from(known) | st.from_regex(r"\A[a-z][A-Za-z0-9-]{0,9}\Z")
     return Container(
         mode=mode,
         width=width,
@@ -418,6 +420,7 @@ def test_other_versions(version: int, message: str) -> None:
         (file(header(0x1A, model=1) + b"\x10\1\2", b""), "layers of a L image in one tile"),
         (file(header(0x0A, model=1) + b"\x10\2\2\0", b"", b"\x11\0"), "'default' below prev"),
         (file(header(0x22) + b"\0", b"\0"), "claims 0 metadata entries"),
+        (file(header(0x22) + b"\1\6Colors\1\1", b"\0"), "set of colours, but no tile is a chain"),
         (file(header(0x22) + b"\1\0\0", b"\0"), "metadata name '', expected a letter"),
         (file(header(0x22) + b"\1\3a_c\0", b"\0"), "metadata name 'a_c', expected a letter"),
         (file(header(0x22) + b"\1\3-bc\0", b"\0"), "metadata name '-bc', expected a letter"),

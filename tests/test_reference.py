@@ -12,6 +12,7 @@ from tiny import tiny_model
 from diffcodec import encode, load_model
 from diffcodec.container.parts import PLAN_NAMES
 from diffcodec.container.reader import parse
+from diffcodec.images.color_sets import CONVERSIONS, conversion
 
 NAMES = json.loads(EXPECTED.read_text())
 SLOW = (
@@ -35,6 +36,13 @@ def test_a_second_decoder_comes_to_the_same_pixels(model, name):
     expected = NAMES[name]
     assert [mode, list(size)] == [expected["mode"], expected["size"]]
     assert hashlib.sha256(samples).hexdigest() == expected["pixels"]
+
+
+@pytest.mark.parametrize(("name", "number"), CONVERSIONS.items())
+def test_a_second_decoder_knows_every_conversion(name, number):
+    known = conversion(name)
+    tables = known.luma, known.red, known.blue, known.green_u, known.green_v
+    assert np.array_equal(reference.conversion(number), tables)
 
 
 @pytest.mark.parametrize("kind", ["mirror", "rotation"])

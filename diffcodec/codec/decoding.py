@@ -11,7 +11,7 @@ from diffcodec.codec.batches import count_evaluations, progress_bar, run
 from diffcodec.codec.jobs import EXACT, Job, Part, View, chain_parts, decode_job, make_chain
 from diffcodec.codec.layered_decoding import decode_layers, iter_layers
 from diffcodec.codec.opening import OpenFile, open_file
-from diffcodec.codec.planes import check_pixels
+from diffcodec.codec.planes import check_pixels, color_set
 from diffcodec.codec.tiles import paste_chains, paste_fallbacks
 from diffcodec.errors import UnsupportedError
 from diffcodec.images.fallback import decode_fallback
@@ -140,12 +140,13 @@ def decode_tiles(
     # Pasting needs the palette in place.
     apply_metadata(image, container.metadata, file.reader.limits)
     if model is not None:
+        colors = color_set(container)
         jobs = (
             watch(
                 part,
                 decode_job(
                     model,
-                    make_chain(model, container.mode, part),
+                    make_chain(model, container.mode, part, colors),
                     container.tiles[part.index],
                     view,
                 ),

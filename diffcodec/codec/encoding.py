@@ -12,12 +12,13 @@ from diffcodec.codec.batches import count_evaluations, progress_bar, run
 from diffcodec.codec.estimates import expected_bytes
 from diffcodec.codec.jobs import DEFAULT_CHOICES, Choices, Job, Part, encode_job, make_chain
 from diffcodec.codec.layered_encoding import Target, encode_layers
-from diffcodec.codec.planes import coded_channels, crop, integers
+from diffcodec.codec.planes import coded_channels, colors_entry, crop, integers
 from diffcodec.codec.tiles import fallback_tile, smaller_tile
 from diffcodec.coding.bits_back import EncodedTile
 from diffcodec.container.parts import MOST_DRAW, PLAN_NAMES, Container, Tile, tile_grid
 from diffcodec.container.writer import pack
 from diffcodec.errors import UnsupportedError
+from diffcodec.images.color_sets import ColorSet, find_color_set
 from diffcodec.images.metadata import get_metadata
 from diffcodec.images.modes import as_image, pixel_crc
 from diffcodec.limits import DEFAULT_LIMITS, Limits
@@ -110,18 +111,25 @@ def encode_many(
     sources = [as_image(image, limits) for image in images]
     pixels = sum(source.width * source.height for source in sources)
     limits.check_memory(expected_bytes(pixels, 1, uses_model=True, layered=False))
-    jobs = [
-        (source, Part(plan, index, box, draw))
+    colors = [
+        find_color_set(source) if coded_channels(source.mode, model.color) else None
         for source in sources
+    ]
+    jobs = [
+        (source, Part(plan, index, box, draw), found)
+        for source, found in zip(sources, colors, strict=True)
         if coded_channels(source.mode, model.color)
         for index, box in enumerate(tile_grid(source.width, source.height))
         for draw in range(draws)
     ]
-    chains = (encode_part(model, source, part, choices) for source, part in jobs)
-    parts = [part for _, part in jobs]
+    chains = (encode_part(model, source, part, found, choices) for source, part, found in jobs)
+    parts = [part for _, part, _ in jobs]
     with progress_bar(count_evaluations(parts, model), progress) as bar:
         coded = _smallest(run(chains, parts, model, bar), draws)
-        return [_assemble(source, model, plan, coded, choices) for source in sources]
+        return [
+            _assemble(source, model, plan, coded, found, choices)
+            for source, found in zip(sources, colors, strict=True)
+        ]
 
 
 def _smallest(coded: Iterator[EncodedTile | None], draws: int) -> Iterator[EncodedTile | None]:
@@ -143,11 +151,16 @@ def _load(model: str | Model, plan: str) -> Model:
 
 
 def encode_part(
-    model: Model, source: Image.Image, part: Part, choices: Choices = DEFAULT_CHOICES
+    model: Model,
+    source: Image.Image,
+    part: Part,
+    colors: ColorSet | None,
+    choices: Choices = DEFAULT_CHOICES,
 ) -> Job[EncodedTile | None]:
     """One tile through the chain, or None where the chain has no code for it."""
     x = integers(source, part.box, model.color).astype(np.float64)
-    return (yield from encode_job(model, make_chain(model, source.mode, part), x, choices))
+    chain = make_chain(model, source.mode, part, colors)
+    return (yield from encode_job(model, chain, x, choices))
 
 
 def _assemble(
@@ -155,6 +168,7 @@ def _assemble(
     model: Model,
     plan: str,
     coded: Iterator[EncodedTile | None],
+    colors: ColorSet | None,
     choices: Choices,
 ) -> bytes:
     """The smaller of two files: tile by tile the best coder, or one fallback for the whole."""
@@ -169,7 +183,7 @@ def _assemble(
             model=model.info.id if uses_model else NO_MODEL,
             pixel_crc=checksum,
             whole=whole,
-            metadata=metadata,
+            metadata=metadata | colors_entry(colors if uses_model else None),
             tiles=tuple(tiles),
             float_arithmetic=uses_model and model.arithmetic == "float",
         )

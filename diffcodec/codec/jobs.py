@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from diffcodec.arrays import Array
-from diffcodec.codec.planes import coded_channels, other_probabilities
+from diffcodec.codec.planes import allowed, coded_channels, other_probabilities
 from diffcodec.coding.bits_back import EncodedTile, SeedSpentError, decode_tile, encode_tile
 from diffcodec.coding.chain import Posterior, Request, TileChain
 from diffcodec.coding.reconstructions import RECONSTRUCTIONS
@@ -18,6 +18,7 @@ from diffcodec.coding.steps import OutOfRangeError
 from diffcodec.coding.top_down import Descent, encode_below_preview
 from diffcodec.container.parts import Box, Container, Tile
 from diffcodec.errors import CorruptError, ModelMismatchError, UnsupportedError
+from diffcodec.images.color_sets import ColorSet
 from diffcodec.models.model import Model
 
 Result = TypeVar("Result")
@@ -85,8 +86,8 @@ class View:
 EXACT = View()
 
 
-def make_chain(model: Model, mode: str, part: Part) -> TileChain:
-    """The chain of a tile.
+def make_chain(model: Model, mode: str, part: Part, colors: ColorSet | None = None) -> TileChain:
+    """The chain of a tile of which all colours can occur, or those of a set.
 
     Raises:
         CorruptError: if there is none of this plan for the mode.
@@ -96,7 +97,9 @@ def make_chain(model: Model, mode: str, part: Part) -> TileChain:
         raise CorruptError(f"a tile of a {mode} image is coded by {part.plan!r}, which cannot be")
     shape = (part.box.height, part.box.width)
     plan = model.plans[part.plan]
-    return TileChain(plan, model.domain, part.index, coded, shape, draw=part.draw)
+    can_occur = allowed(colors, model.color)
+    same = (plan, model.domain, part.index, coded, shape)
+    return TileChain(*same, draw=part.draw, allowed=can_occur)
 
 
 @contextmanager
@@ -143,11 +146,11 @@ def encode_job(
         x: integers of the colour domain, [3, height, width].
         choices: when a preview of its own is tried.
     """
-    allowed = max(choices.seed_bits * x.size / 32, choices.seed_words)
+    most_seed = max(choices.seed_bits * x.size / 32, choices.seed_words)
     coded = None
     try:
         with encoding(model):
-            coded = yield from encode_tile(chain, x, math.inf if chain.preview else allowed)
+            coded = yield from encode_tile(chain, x, math.inf if chain.preview else most_seed)
         heights = coded.heights
     except OutOfRangeError:
         return None

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from diffcodec.codec.batches import progress_bar
 from diffcodec.codec.jobs import EXACT, View
 from diffcodec.codec.opening import OpenFile
-from diffcodec.codec.planes import check_pixels
+from diffcodec.codec.planes import check_pixels, color_set
 from diffcodec.codec.previews import Previews
 from diffcodec.container.parts import Layers
 from diffcodec.errors import FormatError, UnsupportedError
@@ -86,9 +86,12 @@ class _LayeredDescent:
     def __init__(self, file: OpenFile, view: View, bar: "tqdm[Any]"):
         self.file, self.view = file, view
         container = file.container
-        size = (container.width, container.height)
         assert file.model is not None
-        self.previews = Previews(file.model, container.mode, size, _layers(file).plan, bar)
+        self.previews = Previews(
+            *(file.model, container.mode, (container.width, container.height)),
+            *(_layers(file).plan, bar),
+            colors=color_set(container),
+        )
 
     @property
     def timestep(self) -> int:

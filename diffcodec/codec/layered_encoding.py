@@ -15,13 +15,14 @@ from tqdm import tqdm
 
 from diffcodec.arrays import Bits
 from diffcodec.codec.batches import progress_bar
-from diffcodec.codec.planes import coded_channels, crop
+from diffcodec.codec.planes import coded_channels, colors_entry, crop
 from diffcodec.codec.previews import Previews
 from diffcodec.codec.tiles import fallback_tile, smaller_tile
 from diffcodec.container.parts import LEAST_PREVIEW, Container, Layers, Tile
 from diffcodec.container.writer import pack
 from diffcodec.diffusion.plan import Plan
 from diffcodec.errors import UnsupportedError
+from diffcodec.images.color_sets import ColorSet, find_color_set
 from diffcodec.images.metadata import get_metadata
 from diffcodec.images.modes import pixel_crc, psnr
 from diffcodec.models.model import Model
@@ -63,7 +64,8 @@ def encode_layers(
     end = _check_target(target, model.plans[plan])
     levels, pixels = len(model.plans[plan].levels), source.width * source.height
     with progress_bar((levels + target.exact) * pixels, progress) as bar:
-        file = _File(source, model, plan, target, bar)
+        colors = find_color_set(source) if target.exact else None
+        file = _File(source, model, plan, target, bar, colors)
         previews = file.begin()
         steps, shown = _encode_steps(file, previews, end)
         if target.exact:
@@ -80,11 +82,16 @@ class _File:
     plan: str
     target: Target
     bar: "tqdm[Any]"
+    colors: ColorSet | None
 
     def begin(self) -> Previews:
         """All tiles at their start."""
         source = self.source
-        return Previews(self.model, source.mode, source.size, self.plan, self.bar, encodes=True)
+        return Previews(
+            *(self.model, source.mode, source.size, self.plan, self.bar),
+            encodes=True,
+            colors=self.colors,
+        )
 
     def layers(self, steps: _Steps) -> Layers:
         """The layers of these steps."""
@@ -101,6 +108,7 @@ class _File:
             tiles: that follow the layers.
         """
         layers = self.layers(steps)
+        colors = self.colors if not tiles or any(tile.plan for tile in tiles) else None
         container = Container(
             mode=self.source.mode,
             width=self.source.width,
@@ -108,7 +116,7 @@ class _File:
             model=self.model.info.id,
             pixel_crc=pixel_crc(last),
             whole=False,
-            metadata=get_metadata(self.source),
+            metadata=get_metadata(self.source) | colors_entry(colors),
             tiles=tuple(tiles),
             float_arithmetic=self.model.arithmetic == "float",
             layers=replace(layers, stops=(*layers.stops, 0)) if tiles else layers,

@@ -4,10 +4,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from diffcodec.container.parts import CHAIN_MODES, MODES, Box, Container
+from diffcodec.arrays import Array, Flags
+from diffcodec.coding.codecs import Allowed
+from diffcodec.container.parts import CHAIN_MODES, COLOR_SET, MODES, Box, Container
 from diffcodec.diffusion.color import from_domain, to_domain
 from diffcodec.errors import CorruptError
+from diffcodec.images.color_sets import ColorSet
 from diffcodec.images.modes import pixel_crc
+
+MOST_INTEGER = 1023  # farther from 0 than any integer of a colour domain
 
 
 def coded_channels(mode: str, color: str) -> int:
@@ -15,6 +20,33 @@ def coded_channels(mode: str, color: str) -> int:
     if mode not in CHAIN_MODES or (mode == "L" and color != "ycocg"):
         return 0
     return MODES[mode].channels
+
+
+def color_set(container: Container) -> ColorSet | None:
+    """Which colours can occur in the image of a file, if it tells.
+
+    Raises:
+        FormatError: if what it tells is malformed.
+    """
+    data = container.metadata.get(COLOR_SET)
+    return None if data is None else ColorSet.unpack(data, MODES[container.mode].channels)
+
+
+def colors_entry(colors: ColorSet | None) -> dict[str, bytes]:
+    """What the metadata of a file tell of the colours that can occur."""
+    return {} if colors is None else {COLOR_SET: colors.pack()}
+
+
+def allowed(colors: ColorSet | None, color: str) -> Allowed | None:
+    """A set of colours as the chain asks for it: of integers of the colour domain."""
+    if colors is None:
+        return None
+
+    def allowed(x: Array) -> Flags:
+        bounded = np.clip(x, -MOST_INTEGER, MOST_INTEGER).astype(np.int16)
+        return colors.allowed(from_domain(bounded, color))
+
+    return allowed
 
 
 def crop(source: Image.Image, box: Box) -> Image.Image:

@@ -27,6 +27,7 @@ from diffcodec.coding.bits_back import EncodedTile
 from diffcodec.coding.chain import TileChain
 from diffcodec.coding.top_down import Descent
 from diffcodec.container.parts import Tile, tile_grid
+from diffcodec.images.color_sets import ColorSet
 from diffcodec.models.model import Model
 
 KEPT_PIXELS = 1 << 22  # of images in which the model's answers are kept, at 48 bytes each
@@ -46,9 +47,10 @@ class Previews:
         plan: str,
         bar: "tqdm[Any]",
         encodes: bool = False,
+        colors: ColorSet | None = None,
     ):
         self.model, self.mode, self.size, self.bar = model, mode, size, bar
-        self.encodes = encodes
+        self.encodes, self.colors = encodes, colors
         boxes = tile_grid(*size)
         self.parts = [Part(plan, index, box) for index, box in enumerate(boxes)]
         self.timestep = len(model.plans[plan].levels) + 1  # of all tiles
@@ -62,7 +64,7 @@ class Previews:
         return self._descents[index]
 
     def _chain(self, part: Part) -> TileChain:
-        return make_chain(self.model, self.mode, part)
+        return make_chain(self.model, self.mode, part, self.colors)
 
     def encode_step(self, source: Image.Image) -> list[Bits]:
         """One timestep down: its bits by tile."""

@@ -12,7 +12,7 @@ from diffcodec.codec.batches import count_evaluations, progress_bar, run
 from diffcodec.codec.estimates import check_memory
 from diffcodec.codec.jobs import Job, Part, decode_job, decoding, make_chain
 from diffcodec.codec.opening import find_model
-from diffcodec.codec.planes import check_pixels
+from diffcodec.codec.planes import check_pixels, color_set
 from diffcodec.codec.tiles import paste_chains, paste_fallbacks
 from diffcodec.coding.top_down import Descent
 from diffcodec.container.salvage import Damage, Salvage, salvage
@@ -84,12 +84,12 @@ def _chain_parts(found: Salvage) -> Iterator[Part]:
 
 def _decode(model: Model, found: Salvage, part: Part) -> Job[Array | None]:
     """A tile as far down as it goes, in the colour domain; None where there is nothing of it."""
-    mode, layers = found.container.mode, found.container.layers
+    mode, layers, colors = found.container.mode, found.container.layers, color_set(found.container)
     tile = found.tiles[part.index] if found.tiles else None
     if layers is None:
         assert tile is not None
-        return (yield from decode_job(model, make_chain(model, mode, part), tile))
-    descent = Descent(make_chain(model, mode, part))
+        return (yield from decode_job(model, make_chain(model, mode, part, colors), tile))
+    descent = Descent(make_chain(model, mode, part, colors))
     for end, payloads in zip(layers.timesteps, found.payloads, strict=True):
         payload = payloads[part.index]
         if payload is None:

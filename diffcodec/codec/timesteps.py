@@ -12,7 +12,7 @@ from diffcodec.codec.encoding import encode_part
 from diffcodec.codec.estimates import check_memory
 from diffcodec.codec.jobs import Job, Part, chain_parts, decoding
 from diffcodec.codec.opening import open_file
-from diffcodec.codec.planes import coded_channels, paste
+from diffcodec.codec.planes import coded_channels, color_set, paste
 from diffcodec.container.parts import Container
 from diffcodec.container.reader import parse
 from diffcodec.limits import DEFAULT_LIMITS, Limits
@@ -93,7 +93,8 @@ def measure_marks(
     image, used = decode_tiles(file), file.model
     assert used is not None
     tiles = list(container.tiles)
-    jobs = (encode_part(used, image, part) for part in parts)
+    colors = color_set(container)
+    jobs = (encode_part(used, image, part, colors) for part in parts)
     for part, again in zip(parts, run(jobs, parts, used, progress_bar(0, False)), strict=True):
         if again is not None:
             tiles[part.index] = replace(tiles[part.index], marks=again.marks)

@@ -13,6 +13,7 @@ from jaxtyping import Float64
 
 from diffcodec.arrays import Array
 from diffcodec.coding import randomness
+from diffcodec.coding.codecs import Allowed
 from diffcodec.coding.levels import make_levels
 from diffcodec.diffusion.color import ColorDomain
 from diffcodec.diffusion.plan import Plan
@@ -60,6 +61,7 @@ class TileChain:
         shape: height and width.
         preview: the timestep s whose z_s is known beforehand and must lie in ``z``; 0 for none.
         draw: which seed and dither of the shared randomness it takes.
+        allowed: tells which colours can occur, if not all do.
     """
 
     def __init__(
@@ -71,9 +73,11 @@ class TileChain:
         shape: tuple[int, int],
         preview: int = 0,
         draw: int = 0,
+        allowed: Allowed | None = None,
     ):
         self.plan, self.domain = plan, domain
         self.tile, self.coded, self.preview, self.draw = tile, coded, preview, draw
+        self.allowed = allowed
         self.shape = (3, *shape)
         self.levels = make_levels(plan, domain, preview)
         self.z: dict[int, Array] = {}  # timestep -> z_t; 0 is the image

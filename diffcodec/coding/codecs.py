@@ -1,12 +1,17 @@
 """Distributions over arrays as codecs: a push onto the stack, and the pop that inverts it."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from jaxtyping import Float64
 
-from diffcodec.arrays import Array
+from diffcodec.arrays import Array, Flags
 from diffcodec.coding.ans import Stack
+
+# Whether the colour of integers of the colour domain, [3, height, width], can occur.
+Allowed = Callable[[Array], Flags]
 
 
 class Codec(Protocol):
@@ -63,7 +68,7 @@ class Candidates:
 
     Attributes:
         lowest: the first candidate of each value, of the values' shape.
-        table: the candidates' probabilities, [values, M].
+        table: the candidates' probabilities but for a factor of each row, [values, M].
     """
 
     lowest: Array
@@ -79,3 +84,39 @@ class Candidates:
         """See :meth:`Codec.pop`."""
         values: Array = self.lowest + stack.pop_categorical(self.table).reshape(self.lowest.shape)
         return values
+
+
+def restricted(
+    tables: Sequence[Float64[Array, "n m"]],
+    lowest: Float64[Array, "3 height width"],
+    x: Float64[Array, "3 height width"],
+    allowed: Allowed,
+) -> Float64[Array, "n m"]:
+    """The last channel's table, restricted to what can occur with the channels after it.
+
+    Rows in which nothing can, which no encoder writes, stay as they are.
+
+    Args:
+        tables: of the candidates of the first channels, one after another.
+        lowest: the first candidate of each value.
+        x: the values, of which the channels after those of the tables are looked at.
+        allowed: which colours can occur.
+    """
+    weights = np.stack(_weights(tables, lowest, x.copy(), allowed), axis=-1)
+    return np.where(weights.any(axis=-1, keepdims=True), weights, tables[-1])
+
+
+def _weights(
+    tables: Sequence[Array], lowest: Array, x: Array, allowed: Allowed
+) -> list[Float64[Array, " n"]]:
+    """Of each candidate of the last table: p of it and of what can occur before it; changes x.
+
+    Sums go over the candidates from the first, so that they are the same on every machine.
+    """
+    *before, table = tables
+    weights = []
+    for k in range(table.shape[1]):
+        x[len(before)] = lowest[len(before)] + k
+        share = sum(_weights(before, lowest, x, allowed)) if before else allowed(x).ravel()
+        weights.append(table[:, k] * share)
+    return weights

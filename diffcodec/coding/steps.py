@@ -19,7 +19,7 @@ import numpy as np
 from diffcodec.arrays import Array
 from diffcodec.coding.ans import Stack, truncated_gaussian
 from diffcodec.coding.chain import Posterior, Request, TileChain
-from diffcodec.coding.codecs import Candidates, Codec, GaussianBins
+from diffcodec.coding.codecs import Candidates, Codec, GaussianBins, restricted
 from diffcodec.diffusion.process import on_lattice, p_first, p_prior, p_reverse
 
 FORWARD_RADIUS = 16  # bins: a wider window pops an outlier once in a thousand symbols
@@ -80,7 +80,9 @@ class Step(ABC):
 class Remainder(Step):
     """The image by ``p(x | z_1)``: a Gaussian truncated to the M integers that z_1 leaves of each.
 
-    Channel by channel, the last first.
+    Channel by channel, the last first. Where the chain knows which colours can occur, their product
+    is restricted to these and renormalised: p of a channel given those after it is its own p times
+    the probability that the channels before it make such a colour (:func:`restricted`).
     """
 
     def __init__(self) -> None:
@@ -92,13 +94,20 @@ class Remainder(Step):
 
     def codec(self, chain: TileChain, part: Part) -> Generator[Request, Posterior, Codec]:
         """See :meth:`Step.codec`."""
+        assert isinstance(part, int)
         mean, variance = yield from chain.posterior(1)
-        candidates = chain.levels[0].spacing[part]
-        lowest = chain.z[1][part] - (candidates - 1) / 2
-        table = truncated_gaussian(
-            (mean[part] - lowest).ravel(), np.sqrt(variance[part]).ravel(), int(candidates.item())
-        )
-        return Candidates(lowest, table)
+        candidates = chain.levels[0].spacing
+        lowest = chain.z[1] - (candidates - 1) / 2
+        tables = [
+            truncated_gaussian(
+                *((mean[c] - lowest[c]).ravel(), np.sqrt(variance[c]).ravel()),
+                count=int(candidates[c].item()),
+            )
+            for c in range(0 if chain.allowed else part, part + 1)
+        ]
+        if chain.allowed is None:
+            return Candidates(lowest[part], tables[0])
+        return Candidates(lowest[part], restricted(tables, lowest, chain.z[0], chain.allowed))
 
 
 class Forward(Step):

@@ -69,7 +69,8 @@ class Descent:
     def below(self) -> TileChain:
         """The chain of the same tile below z_t."""
         c = self.chain
-        chain = TileChain(c.plan, c.domain, c.tile, c.coded, c.shape[1:], self.timestep, c.draw)
+        same = (c.plan, c.domain, c.tile, c.coded, c.shape[1:])
+        chain = TileChain(*same, self.timestep, c.draw, c.allowed)
         chain.z[self.timestep] = self.z
         return chain
 

@@ -7,6 +7,7 @@ from itertools import pairwise
 from diffcodec.container.parts import (
     CHAIN_MODES,
     CODERS,
+    COLOR_SET,
     LEAST_PREVIEW,
     METADATA_NAMES,
     MODES,
@@ -92,6 +93,8 @@ def check_container(container: Container) -> None:
             raise FormatError("the file names a model that no tile uses, expected 4 zero bytes")
         if container.float_arithmetic:
             raise FormatError("the file names float arithmetic, but no tile is a chain")
+        if COLOR_SET in container.metadata:
+            raise FormatError("the file has a set of colours, but no tile is a chain")
     has_marks = any(tile.marks for tile in container.tiles)
     for index, tile in enumerate(container.tiles):
         where = f"tile {index + 1} of {count}"
