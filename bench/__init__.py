@@ -25,6 +25,16 @@ def chain_only() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def no_color_sets() -> Iterator[None]:
+    """Within it no image is looked at for colours that cannot occur, as other codecs do not."""
+    with (
+        mock.patch("diffcodec.codec.encoding.find_color_set", lambda image: None),
+        mock.patch("diffcodec.codec.layered_encoding.find_color_set", lambda image: None),
+    ):
+        yield
+
+
 def evaluations(model: "Model", effort: str) -> int:
     """Of the network for a tile: one for each timestep, two where it has self-ensemble."""
     shape = model.info.network or NetworkConfig()

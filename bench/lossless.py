@@ -308,16 +308,20 @@ def run(
 @measuring_options
 @click.option("--chain-only", is_flag=True, help="Let no tile take WebP.")
 @click.option("--bound/--no-bound", default=True, help="The bound takes as long as encoding.")
+@click.option("--color-sets/--no-color-sets", default=True, help="Whether files may use them.")
 def main(
     data: Dataset,
     model: Model,
     efforts: tuple[str, ...],
     chain_only: bool,
     bound: bool,
+    color_sets: bool,
     out: Path,
 ) -> None:
     """Lossless sizes and times beside other codecs, and against the bound."""
-    run(data, model, efforts, chain_only, bound, out)
+    with nullcontext() if color_sets else bench.no_color_sets():
+        place = out if color_sets else out / "no-color-sets"
+        run(data, model, efforts, chain_only, bound, place)
 
 
 if __name__ == "__main__":

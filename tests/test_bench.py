@@ -20,6 +20,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
+import bench
 from bench import (
     anatomy,
     codecs,
@@ -265,6 +266,15 @@ def test_lossless_run(folder, tiny, tmp_path):
     tables = {t.name: t for t in report.read_section(out / "section.json").tables}
     assert len(tables["images"].rows) == 3
     assert "bpd without container" in tables["summary"].columns
+
+
+@pytest.mark.usefixtures("chain_only")
+def test_files_without_color_sets(tiny):
+    image = bench.middle(Image.open(FOLDER / "examples" / "kodim23.png"), 48)
+    files = [encode(image, load_model(tiny))]
+    with bench.no_color_sets():
+        files.append(encode(image, load_model(tiny)))
+    assert ["Colors" in parse(data).metadata for data in files] == [True, False]
 
 
 def test_bound_of_an_image_has_every_part(photo, tiny):
