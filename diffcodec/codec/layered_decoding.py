@@ -88,8 +88,11 @@ class _LayeredDescent:
         container = file.container
         assert file.model is not None
         self.previews = Previews(
-            *(file.model, container.mode, (container.width, container.height)),
-            *(_layers(file).plan, bar),
+            file.model,
+            container.mode,
+            size=(container.width, container.height),
+            plan=_layers(file).plan,
+            bar=bar,
             colors=color_set(container),
         )
 

@@ -88,7 +88,11 @@ class _File:
         """All tiles at their start."""
         source = self.source
         return Previews(
-            *(self.model, source.mode, source.size, self.plan, self.bar),
+            self.model,
+            source.mode,
+            size=source.size,
+            plan=self.plan,
+            bar=self.bar,
             encodes=True,
             colors=self.colors,
         )

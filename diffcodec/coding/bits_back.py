@@ -100,7 +100,10 @@ def encode_tile(
         if step.pushes and step.timestep > 0:
             marks.append(min(len(words) - low + 2, len(words) - untouched))
     return EncodedTile(
-        *(words[untouched:][::-1], len(seeds) - untouched, tuple(marks), tuple(heights[1:])),
+        words=words[untouched:][::-1],
+        seed_words=len(seeds) - untouched,
+        marks=tuple(marks),
+        heights=tuple(heights[1:]),
         draw=chain.draw,
     )
 
