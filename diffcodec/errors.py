@@ -37,12 +37,4 @@ class ModelMismatchError(DiffcodecError):
 
 
 class WorkerDiedError(DiffcodecError):
-    """The process that worked on an input ended before it was done.
-
-    Attributes:
-        process: its identifier.
-    """
-
-    def __init__(self, message: str, process: int):
-        super().__init__(message)
-        self.process = process
+    """The process that worked on an input ended before it was done."""

@@ -142,7 +142,7 @@ def test_files_that_pillow_only_warns_of_are_read_quietly(
         ("photo.png new.dfc", "new.dfc"),
         ("photo.png -o new.dfc", "new.dfc"),
         ("photo.png --output-dir folder", "folder/photo.dfc"),
-        ("photo.png folder/plain", "folder/plain"),
+        ("photo.png -o folder/plain", "folder/plain"),
     ],
 )
 def test_encode_and_decode(files: dict[str, bytes], arguments: str, output: str) -> None:
@@ -266,7 +266,7 @@ def test_float_arithmetic_of_another_machine(monkeypatch: pytest.MonkeyPatch) ->
 def test_quiet() -> None:
     result = done(f"encode {MODEL} photo.png new.dfc --quiet")
     assert (result.stdout, result.stderr) == ("", "")
-    result = done(f"decode {MODEL} photo.dfc new.png -q")
+    result = done(f"decode {MODEL} photo.dfc new.png --quiet")
     assert (result.stdout, result.stderr) == ("", "")
 
 
@@ -333,7 +333,7 @@ def test_verify_several(paths: str, code: int) -> None:
         ("encode photo.png other.jpg --force", "an image as output"),
         ("encode photo.png -o folder/x.PNG", "an image as output"),
         ("encode a.png b.png -o out.dfc", "one input and one output"),
-        ("encode a.png -o out.dfc --output-dir folder", "--output-dir exclude each other"),
+        ("encode a.png -o out.dfc --output-dir folder", "neither with --output-dir"),
         ("encode - --output-dir folder", "standard input has no name"),
         ("encode a/x.png b/x.jpg --output-dir folder", "2 inputs have the same output"),
         ("encode photo.png - --json", "--json needs standard output"),
@@ -395,10 +395,11 @@ def test_wrong_usage(command: str, message: str) -> None:
         ("encode animated.gif", 1, "animated.gif", "2 frames, expected one: choose it"),
         ("encode marked.dfc new.dfc", 1, "marked.dfc", "coded already; .*use decode"),
         ("encode photo.png", 1, "photo.dfc", "exists already; .*--force"),
-        ("encode photo.png link --force", 1, "photo.png", "the input itself; give another"),
+        ("encode photo.png -o link --force", 1, "photo.png", "the input itself; give another"),
         ("encode photo.png folder", 1, "folder", "is a folder; give"),
         ("encode photo.png nowhere/out.dfc", 1, "nowhere/out.dfc", "no folder nowhere; check"),
-        ("encode photo.png --output-dir nowhere", 1, "nowhere/photo.dfc", "no folder nowhere"),
+        ("encode photo.png --output-dir text.txt", 1, "text.txt", "not a folder"),
+        ("encode photo.png --output-dir text.txt/x", 1, "text.txt/x", "Not a directory"),
         ("encode photo.png /dev/full", 1, "/dev/full", "No space left on device; free some"),
         ("decode missing.dfc", 1, "missing.dfc", "No such file.*; check the path"),
         ("decode folder", 1, "folder", "Is a directory; give"),
@@ -498,7 +499,7 @@ def test_lossy_files() -> None:
     assert found["--bpp 60"]["bits_per_pixel"] <= 60
     text = done(f"encode {MODEL} --timestep 3 photo.png new.dfc -f").stderr
     assert re.search(r"bits per pixel, timestep 3, ", text)
-    done(f"encode {MODEL} --timestep 3 photo.png new.dfc -f -q")
+    done(f"encode {MODEL} --timestep 3 photo.png new.dfc -f --quiet")
     assert run(f"decode {MODEL} new.dfc new.png -f --timestep 2").exit_code == 1
 
 
@@ -606,11 +607,11 @@ def test_limits() -> None:
     for command in ("decode -f", "verify", "verify --structure", "info"):
         message = "12 x 9 pixels = 108, the limit is 107"
         fails_in_one_line(f"{command} --max-pixels 107 photo.dfc", 3, "photo.dfc", message)
-    fails_in_one_line(f"encode {MODEL} --max-pixels 107 photo.png new", 1, "photo.png", "107")
+    fails_in_one_line(f"encode {MODEL} --max-pixels 107 photo.png new.dfc", 1, "photo.png", "107")
     message = "MiB of memory, the limit is 1 MiB"
     for command in ("decode -f", "verify"):
         fails_in_one_line(f"{command} --max-memory 1 photo.dfc", 3, "photo.dfc", message)
-    fails_in_one_line(f"encode {MODEL} --max-memory 1 photo.png new", 1, "photo.png", message)
+    fails_in_one_line(f"encode {MODEL} --max-memory 1 photo.png new.dfc", 1, "photo.png", message)
     done(f"verify {MODEL} --max-pixels 108 photo.dfc")
 
 

@@ -259,7 +259,7 @@ def evaluated(*arguments):
 
 def test_the_command(folder, tiny, tmp_path):
     picture_path = tmp_path / "split.out"
-    common = ("--data", folder, "--model", tiny, "--effort", "fast", "-q")
+    common = ("--data", folder, "--model", tiny, "--effort", "fast", "--quiet")
     found = evaluated(*common, "--picture", picture_path)
     model = load_model(tiny)
     results = list(

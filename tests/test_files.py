@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from diffcodec.errors import DiffcodecError
-from diffcodec.system.files import check_output, leave_on_signals, read_file, write_file
+from diffcodec.system.files import check_output, read_file, write_file
+from diffcodec.system.process import leave_on_signals
 
 ROOT = Path(__file__).parents[1]
 OLD, NEW = b"the old file", b"the new file, longer"
@@ -108,6 +109,51 @@ def test_permissions(tmp_path: Path) -> None:
     assert stat.S_IMODE(old.stat().st_mode) == 0o640
 
 
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444])
+@pytest.mark.parametrize("old", [False, True])
+def test_what_a_file_is_made_from_passes_on_its_permissions_and_time(
+    tmp_path: Path, mode: int, old: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(OLD)
+    source.chmod(mode)
+    os.utime(source, ns=(10**18, 10**18 + 7))
+    if old:
+        target.write_bytes(OLD)
+    meanwhile: list[int] = []
+    fsync = os.fsync
+
+    def look(descriptor: int) -> None:
+        meanwhile.append(stat.S_IMODE(os.fstat(descriptor).st_mode))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", look)
+    write_file(str(target), NEW, force=old, source=str(source))
+    assert target.read_bytes() == NEW
+    assert stat.S_IMODE(target.stat().st_mode) == mode
+    assert target.stat().st_mtime_ns == 10**18 + 7
+    assert meanwhile == [0o600]
+
+
+@pytest.mark.parametrize("source", ["-", "/dev/null", "missing"])
+def test_what_is_no_file_passes_on_nothing(tmp_path: Path, source: str) -> None:
+    plain, new = tmp_path / "plain", tmp_path / "new"
+    plain.touch()
+    write_file(str(new), NEW, force=False, source=source)
+    assert new.stat().st_mode == plain.stat().st_mode
+
+
+def test_a_limit_of_bytes_beyond_the_file_is_all_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(NEW)
+    assert [read_file(str(path), limit) for limit in (0, 3, 10**12, 10**30)] == [
+        b"",
+        NEW[:3],
+        NEW,
+        NEW,
+    ]
+
+
 def test_a_symbolic_link_is_followed(tmp_path: Path) -> None:
     (tmp_path / "target").write_bytes(OLD)
     (tmp_path / "link").symlink_to("target")
@@ -156,8 +202,8 @@ def test_whichever_call_fails_the_old_file_stays(
         raise error
 
     def failing_open(self: Path, mode: str) -> Failing:
-        assert mode == "xb"
-        file = Failing(io.FileIO(self, "x"))
+        assert mode == "r+b"
+        file = Failing(io.FileIO(self, "r+"))
         file.call, file.error = call, error
         return file
 
@@ -289,15 +335,9 @@ program.main()
 """
 
 
-@pytest.mark.parametrize(
-    ("number", "code"),
-    [
-        (signal.SIGTERM, 128 + signal.SIGTERM),
-        (signal.SIGHUP, 128 + signal.SIGHUP),
-        (signal.SIGINT, 1),
-    ],
-)
-def test_killed_while_writing(tmp_path: Path, number: int, code: int) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_killed_while_writing(tmp_path: Path, number: int) -> None:
+    """It dies by the signal, so that a shell's loop ends too."""
     path = tmp_path / "file"
     path.write_bytes(OLD)
     process = subprocess.Popen(
@@ -308,7 +348,7 @@ def test_killed_while_writing(tmp_path: Path, number: int, code: int) -> None:
         assert process.stdout.readline() == "writing\n"
         assert len(contents(tmp_path)) == 2
         process.send_signal(number)
-    assert process.returncode == code
+    assert process.returncode == -number
     assert contents(tmp_path) == {"file": OLD}
 
 
@@ -331,7 +371,7 @@ Path.unlink = interrupted""",
         assert process.stdout is not None
         assert process.stdout.readline() == b"writing\n"
         process.send_signal(signal.SIGTERM)
-    assert process.returncode == 128 + signal.SIGTERM
+    assert process.returncode == -signal.SIGTERM
     assert not contents(tmp_path)
 
 

@@ -344,7 +344,7 @@ def test_the_suffix_chooses() -> None:
     assert "<title>a.dfc</title>" in text
     assert [row["timestep"] for row in rows_of(text)] == [3, 1]
     assert [row["psnr"] for row in rows_of(text)] == ["unknown", "unknown"]
-    assert run(*MODEL, "a.dfc", "-o", "sheet.PNG", "-q").stderr == ""
+    assert run(*MODEL, "a.dfc", "-o", "sheet.PNG", "--quiet").stderr == ""
     with Image.open("sheet.PNG") as image:
         assert image.format == "PNG"
     assert run(*MODEL, "a.dfc", "-").stdout == text

@@ -3,15 +3,19 @@
 import os
 import signal
 import time
+from collections.abc import Iterable, Iterator
 
 from diffcodec.errors import FormatError
 from diffcodec.system.files import write_file
 
 
-def work(name: str, path: str) -> str:
-    """Write a file, or come to grief as the name says."""
-    if name == "error":
-        raise FormatError("found nothing")
+def work(jobs: Iterable[tuple[str, ...]]) -> Iterator[str | Exception]:
+    """Write files, or come to grief as their names say."""
+    for name, path in jobs:
+        yield FormatError("found nothing") if name == "error" else _write(name, path)
+
+
+def _write(name: str, path: str) -> str:
     if name == "killed":
         os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
     if name == "exit":

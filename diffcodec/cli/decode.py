@@ -15,7 +15,14 @@ from diffcodec.cli.options import (
     many_files_options,
 )
 from diffcodec.cli.program import cli
-from diffcodec.cli.running import Files, image_format, load_given, reading_file
+from diffcodec.cli.running import (
+    Files,
+    image_format,
+    load_given,
+    one_by_one,
+    printable,
+    reading_file,
+)
 from diffcodec.coding.reconstructions import RECONSTRUCTIONS
 from diffcodec.container.salvage import Damage
 from diffcodec.errors import CorruptError
@@ -102,7 +109,7 @@ def decode(
         reconstruct=reconstruct,
         **options,
     )
-    files.for_each(work)
+    files.for_each(one_by_one(work))
 
 
 def _decode_file(
@@ -123,7 +130,7 @@ def _decode_file(
     format = image_format(target)
     check_output(target, source, force)
     start = time.perf_counter()
-    data = read_file(source, -1 if max_bytes is None else max_bytes)
+    data = read_file(source, max_bytes)
     damage: Sequence[Damage] = ()
     if recover:
         found = 0
@@ -132,14 +139,16 @@ def _decode_file(
         found, image = decode_data(data, timestep, model, progress, **options)
     stream = io.BytesIO()
     write_image(image, stream, format)
-    write_file(target, stream.getvalue(), force)
+    write_file(target, stream.getvalue(), force, source)
     if damage:
         raise CorruptError(_describe_damage(damage))
     if target == STANDARD:
         return None
     seconds = time.perf_counter() - start
     what = f"{image.width} x {image.height} {image.mode}, {seconds:.1f} s"
-    return f"{source} -> {target}: " + (f"timestep {found}, {what}" if found else what)
+    return f"{printable(source)} -> {printable(target)}: " + (
+        f"timestep {found}, {what}" if found else what
+    )
 
 
 def decode_data(

@@ -4,12 +4,17 @@ import io
 import json
 import time
 import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from diffcodec.cli.options import (
+    POSITIVE_NUMBER,
+    SUFFIX,
     effort_option,
     file_options,
     json_option,
@@ -19,22 +24,45 @@ from diffcodec.cli.options import (
     used_model_option,
 )
 from diffcodec.cli.program import cli
-from diffcodec.cli.running import CommandError, Files, load_given, print_line, say
+from diffcodec.cli.quality import LOSSLESS, quality_timestep
+from diffcodec.cli.running import (
+    MOST_TOGETHER,
+    CommandError,
+    Files,
+    Job,
+    attempt,
+    failing_as,
+    load_given,
+    print_line,
+    printable,
+    say,
+)
 from diffcodec.container.info import dimensions, tiles_by_coder
 from diffcodec.container.parts import MAGIC, MOST_DRAW
 from diffcodec.container.reader import parse
-from diffcodec.errors import FormatError
+from diffcodec.errors import DiffcodecError, FormatError
 from diffcodec.images.formats import SUFFIXES
 from diffcodec.limits import Limits
-from diffcodec.models.file import ARITHMETICS, DEFAULT_MODEL
+from diffcodec.models.file import ARITHMETICS, DEFAULT_MODEL, model_info, model_path
 from diffcodec.system.files import STANDARD, check_output, read_file, write_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from diffcodec.models.model import Model
+
+TOGETHER_PIXELS = 1 << 15  # of small images that are coded side by side
+
 
 @cli.command(options_metavar="[OPTIONS]", short_help="Code images, without loss or to a size.")
-@file_options(".dfc")
+@file_options(SUFFIX, SUFFIXES)
+@click.option(
+    "-q",
+    "--quality",
+    type=click.IntRange(0, LOSSLESS),
+    metavar="Q",
+    help="A lossy file, from 0, the smallest, to 99; 75 is about 36 dB; 100 is without loss.",
+)
 @effort_option("How many evaluations of the network to spend, in encoding and decoding.")
 @click.option(
     "--timestep",
@@ -43,13 +71,13 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--bpp",
-    type=float,
+    type=POSITIVE_NUMBER,
     metavar="R",
     help="A lossy file of at most R bits per pixel; with --progressive, previews of so many.",
 )
 @click.option(
     "--psnr",
-    type=float,
+    type=POSITIVE_NUMBER,
     metavar="DB",
     help="A lossy file of at least so many dB; with --progressive, previews.",
 )
@@ -95,6 +123,8 @@ def encode(
     Without loss, unless --timestep, --bpp or --psnr says otherwise, without --progressive. OUT is
     IN with the suffix .dfc if it is not given.
     """
+    if options["quality"] == LOSSLESS:
+        options["quality"] = None
     _check_goals(**options)
     for _, target in files.jobs:
         if target.lower().endswith(tuple(SUFFIXES)):
@@ -109,19 +139,22 @@ def encode(
         )
     name = model or DEFAULT_MODEL
     load_given(name, arithmetic)
-    work = partial(
-        _encode_file,
-        model=name,
-        arithmetic=arithmetic,
-        force=files.force,
-        progress=files.progress,
-        **options,
+    _find_timestep(name, options)
+    work = _Encoder(
+        name,
+        arithmetic,
+        options.pop("effort"),
+        options.pop("limits"),
+        files.force,
+        files.progress,
+        options,
     )
-    files.for_each(work, as_json, partial(_show_result, as_json=as_json))
+    files.for_each(work, as_json, partial(_show_result, as_json=as_json), MOST_TOGETHER)
 
 
 def _check_goals(
     *,
+    quality: int | None,
     timestep: int | None,
     bpp: float | None,
     psnr: float | None,
@@ -130,13 +163,24 @@ def _check_goals(
     draws: int,
     **_: Any,
 ) -> None:
-    goals = sum(goal is not None for goal in (timestep, bpp, psnr))
+    goals = sum(goal is not None for goal in (quality, timestep, bpp, psnr))
     if goals > 1:
-        raise click.UsageError("--timestep, --bpp and --psnr exclude each other")
+        raise click.UsageError("--quality, --timestep, --bpp and --psnr exclude each other")
     if previews and not (goals or progressive):
-        raise click.UsageError("--previews needs --progressive, --timestep, --bpp or --psnr")
+        raise click.UsageError(
+            "--previews needs --progressive, --quality, --timestep, --bpp or --psnr"
+        )
     if draws > 1 and (goals or progressive):
         raise click.UsageError("--draws is for files without loss and previews")
+
+
+def _find_timestep(model: str, options: dict[str, Any]) -> None:
+    """Put the timestep in the place of the quality."""
+    quality = options.pop("quality")
+    with failing_as(model):
+        plan = model_info(model_path(model)).plans.get(options["effort"])
+    if quality is not None and plan is not None:  # without the plan encoding fails and says so
+        options["timestep"] = quality_timestep(quality, plan.levels)
 
 
 def _show_result(result: dict[str, Any], as_json: bool) -> None:
@@ -146,48 +190,110 @@ def _show_result(result: dict[str, Any], as_json: bool) -> None:
         rate = "{bits_per_dimension:.3f} bits per dimension"
         if result["timestep"]:
             rate = "{bits_per_pixel:.3f} bits per pixel, timestep {timestep}"
-        text = f"{{input}} -> {{output}}: {{bytes_in}} -> {{bytes_out}} bytes, {rate}, "
-        say((text + "{seconds:.1f} s").format(**result))
+        names = f"{printable(result['input'])} -> {printable(result['output'])}: "
+        sizes = f"{{bytes_in}} -> {{bytes_out}} bytes, {rate}, {{seconds:.1f}} s"
+        say(names + sizes.format(**result))
 
 
-def _encode_file(
-    source: str,
-    target: str,
-    *,
-    model: str,
-    arithmetic: str,
-    effort: str,
-    limits: Limits,
-    force: bool,
-    progress: bool,
-    **options: Any,
-) -> dict[str, Any]:
-    """Code one image; returns what there is to say of it."""
-    from diffcodec.codec import encoding
-    from diffcodec.models.model import load_model
+class _Opened(NamedTuple):
+    """An image that is to be coded."""
 
-    check_output(target, source, force)
-    start = time.perf_counter()
-    data = read_file(source)
-    image = _read_image(source, data, limits)
-    loaded = load_model(model, arithmetic)
-    coded = encoding.encode(image, loaded, effort, progress, limits=limits, **options)
-    write_file(target, coded, force)
-    container = parse(coded, limits)
-    return {
-        "input": source,
-        "output": target,
-        "bytes_in": len(data),
-        "bytes_out": len(coded),
-        "bits_per_dimension": 8 * len(coded) / dimensions(container),
-        "bits_per_pixel": 8 * len(coded) / (container.width * container.height),
-        "timestep": container.layers.stops[-1] if container.layers else 0,
-        "seconds": time.perf_counter() - start,
-        "model": loaded.info.name,
-        "arithmetic": loaded.arithmetic,
-        "effort": effort,
-        "tiles": tiles_by_coder(container),
-    }
+    source: str
+    target: str
+    image: "Image"
+    bytes_in: int
+    seconds: float  # that it took to read
+
+
+@dataclass(frozen=True)
+class _Encoder:
+    """How images are coded; works on jobs in this process or in another."""
+
+    model: str
+    arithmetic: str
+    effort: str
+    limits: Limits
+    force: bool
+    progress: bool
+    goals: dict[str, Any]
+
+    @property
+    def most_pixels(self) -> int:
+        """Of images that are coded together."""
+        # Lossy files are coded one at a time, and float arithmetic is not the same in every batch.
+        lossy = any(self.goals[name] for name in ("timestep", "bpp", "psnr", "progressive"))
+        return 0 if lossy or self.arithmetic == "float" else TOGETHER_PIXELS
+
+    def __call__(self, jobs: Iterable[Job]) -> Iterator[dict[str, Any] | Exception]:
+        """Code images; for each what there is to say of it, in order."""
+        group: list[_Opened | Exception] = []
+        pixels = 0
+        for source, target in jobs:
+            opened = attempt(self._open, source, target)
+            size = 1 if isinstance(opened, Exception) else opened.image.width * opened.image.height
+            if group and pixels + size > self.most_pixels:
+                yield from self._encode(group)
+                group, pixels = [], 0
+            group.append(opened)
+            pixels += size
+        yield from self._encode(group)
+
+    def _open(self, source: str, target: str) -> _Opened:
+        check_output(target, source, self.force)
+        start = time.perf_counter()
+        data = read_file(source)
+        image = _read_image(source, data, self.limits)
+        return _Opened(source, target, image, len(data), time.perf_counter() - start)
+
+    def _encode(self, group: Sequence[_Opened | Exception]) -> Iterator[dict[str, Any] | Exception]:
+        """Code images side by side; if that fails, each by itself, to see which is at fault."""
+        from diffcodec.codec.encoding import encode_many
+
+        images = [one.image for one in group if not isinstance(one, Exception)]
+        coded: Iterator[bytes] = iter(())
+        start = time.perf_counter()
+        if len(images) > 1:
+            with suppress(DiffcodecError, MemoryError):
+                draws, limits = self.goals["draws"], self.limits
+                model = self._load()
+                coded = iter(encode_many(images, model, self.effort, draws=draws, limits=limits))
+        seconds = (time.perf_counter() - start) / max(1, len(images))
+        for one in group:
+            if isinstance(one, Exception):
+                yield one
+            else:
+                yield attempt(self._write, one, next(coded, None), seconds)
+
+    def _load(self) -> "Model":
+        from diffcodec.models.model import load_model
+
+        return load_model(self.model, self.arithmetic)
+
+    def _write(self, one: _Opened, coded: bytes | None, seconds: float) -> dict[str, Any]:
+        """Write a file, and say what there is to say of it."""
+        from diffcodec.codec.encoding import encode
+
+        start, model = time.perf_counter(), self._load()
+        if coded is None:
+            coded = encode(
+                one.image, model, self.effort, self.progress, limits=self.limits, **self.goals
+            )
+        write_file(one.target, coded, self.force, one.source)
+        container = parse(coded, self.limits)
+        return {
+            "input": one.source,
+            "output": one.target,
+            "bytes_in": one.bytes_in,
+            "bytes_out": len(coded),
+            "bits_per_dimension": 8 * len(coded) / dimensions(container),
+            "bits_per_pixel": 8 * len(coded) / (container.width * container.height),
+            "timestep": container.layers.stops[-1] if container.layers else 0,
+            "seconds": one.seconds + seconds + time.perf_counter() - start,
+            "model": model.info.name,
+            "arithmetic": model.arithmetic,
+            "effort": self.effort,
+            "tiles": tiles_by_coder(container),
+        }
 
 
 def _read_image(source: str, data: bytes, limits: Limits) -> "Image":

@@ -20,8 +20,10 @@ from diffcodec.cli.running import (
     failing_as,
     for_each,
     load_given,
+    one_by_one,
     parse_data,
     print_line,
+    printable,
 )
 from diffcodec.container.info import describe, format_description
 from diffcodec.container.parts import Container
@@ -49,7 +51,7 @@ from diffcodec.system.files import read_file
 @limit_options
 @json_option
 def info(
-    *, paths: tuple[str, ...], model: str | None, measure: bool, limits: Limits, as_json: bool
+    *, paths: list[str], model: str | None, measure: bool, limits: Limits, as_json: bool
 ) -> None:
     """Show the header of files, and the bits that each timestep takes.
 
@@ -71,9 +73,9 @@ def info(
             levels = {name: plan.levels for name, plan in used.plans.items()}
             described = describe(data, container, used.name, levels)
         text = json.dumps({"input": path} | described)
-        print_line(text if as_json else f"{path}\n{format_description(described)}")
+        print_line(text if as_json else f"{printable(path)}\n{format_description(described)}")
 
-    for_each([(path,) for path in paths], work, as_json)
+    for_each([(path,) for path in paths], one_by_one(work), as_json=as_json)
 
 
 def _measured(data: bytes, container: Container, model: str | None, limits: Limits) -> Container:
@@ -101,7 +103,7 @@ def _shipped_model(container: Container) -> ModelInfo | None:
     help="Check the structure and all checksums but that of the pixels, without decoding.",
 )
 @limit_options
-def verify(*, paths: tuple[str, ...], model: str | None, structure: bool, limits: Limits) -> None:
+def verify(*, paths: list[str], model: str | None, structure: bool, limits: Limits) -> None:
     """Decode files in full and check their pixels against their checksums."""
 
     def work(path: str) -> None:
@@ -109,11 +111,12 @@ def verify(*, paths: tuple[str, ...], model: str | None, structure: bool, limits
         if structure:
             parse_data(data, limits)
         else:
-            decode_data(data, timestep=None, model=model, progress=True, limits=limits)
-        print_line(f"{path}: OK")
+            decode_data(data, timestep=None, model=model, progress=alone, limits=limits)
+        print_line(f"{printable(path)}: OK")
 
+    alone = len(paths) == 1
     load_given(model)
-    for_each([(path,) for path in paths], work)
+    for_each([(path,) for path in paths], one_by_one(work), progress=True)
 
 
 @cli.command(short_help="List the shipped models.")
@@ -172,7 +175,8 @@ def doctor(names: tuple[str, ...], as_json: bool) -> None:
         if not as_json:
             print_line(f"{model.info.name:14} {_verdict(expected, wrong)}")
 
-    for_each([(name,) for name in names or [path.stem for path in shipped_models()]], work)
+    jobs = [(name,) for name in names or [path.stem for path in shipped_models()]]
+    for_each(jobs, one_by_one(work))
     exchanges = not wrong_parts and not any(results["models"].values())
     if as_json:
         print_line(json.dumps(results | {"exchanges_files": exchanges}))

@@ -1,17 +1,21 @@
 """Options that several commands share, and what the commands are given for them."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import wraps
 from typing import Any
 
 import click
 
-from diffcodec.cli.running import Files, pair_outputs
+from diffcodec.cli.inputs import find_inputs, pair_outputs
+from diffcodec.cli.running import Files, failing_as
 from diffcodec.container.parts import PLAN_NAMES
 from diffcodec.limits import DEFAULT_LIMITS
 from diffcodec.models.file import DEFAULT_MODEL
 
+PATH = click.Path(readable=False)  # completed by the shell; whether it can be read is seen later
+SUFFIX = ".dfc"
 Command = Callable[..., None]
 Option = Callable[[Command], Command]
 
@@ -29,7 +33,7 @@ def together(*options: Option) -> Option:
 
 def model_option(description: str) -> Option:
     """Which model."""
-    return click.option("--model", metavar="NAME_OR_PATH", help=description)
+    return click.option("--model", type=PATH, metavar="NAME_OR_PATH", help=description)
 
 
 def effort_option(description: str) -> Option:
@@ -43,12 +47,11 @@ def effort_option(description: str) -> Option:
     )
 
 
-paths_argument = click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 file_model_option = model_option(
     "The model file it was encoded with, if that is not a shipped one."
 )
 data_option = click.option(
-    "--data", metavar="DIR", required=True, help="Folder of images, or a .npy or .npz."
+    "--data", type=PATH, metavar="DIR", required=True, help="Folder of images, or a .npy or .npz."
 )
 used_model_option = model_option(f"A shipped model, or a model file.  [default: {DEFAULT_MODEL}]")
 crop_option = click.option(
@@ -58,7 +61,7 @@ crop_option = click.option(
     help="Sides of the crops of images.  [default: as in training]",
 )
 force_option = click.option("-f", "--force", is_flag=True, help="Overwrite files that exist.")
-quiet_option = click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
+quiet_option = click.option("--quiet", is_flag=True, help="Say nothing but errors.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print a JSON object per input.")
 many_files_options = together(
     click.option("--skip-existing", is_flag=True, help="Leave out inputs whose output exists."),
@@ -75,13 +78,42 @@ many_files_options = together(
 )
 
 
-def file_options(suffix: str) -> Option:
+more_inputs_options = together(
+    click.option(
+        "-r", "--recursive", is_flag=True, help="Of folders take the files in them and below."
+    ),
+    click.option(
+        "--files-from",
+        type=PATH,
+        metavar="FILE",
+        help="Take the inputs that FILE lists too, a path a line or between zero bytes.",
+    ),
+)
+
+
+def paths_argument(command: Command) -> Command:
+    """Files of ours, by name, in folders or on a list: the command gets ``paths``."""
+
+    @wraps(command)
+    def given(
+        *, paths: tuple[str, ...], recursive: bool, files_from: str | None, **more: Any
+    ) -> None:
+        with failing_as(files_from or ""):
+            found = find_inputs(paths, recursive, files_from, [SUFFIX])
+        command(paths=[path for path, _ in found], **more)
+
+    argument = click.argument("paths", nargs=-1, type=PATH, metavar="PATH...")
+    return together(argument, more_inputs_options)(given)
+
+
+def file_options(suffix: str, suffixes: Collection[str] = (SUFFIX,)) -> Option:
     """The arguments IN [OUT], and how outputs are written: the command gets ``files``.
 
     ``many_files_options`` go there too.
 
     Args:
         suffix: of outputs whose name is not given.
+        suffixes: of the inputs that are found in folders.
     """
 
     def decorate(command: Command) -> Command:
@@ -91,6 +123,8 @@ def file_options(suffix: str) -> Option:
             paths: tuple[str, ...],
             output: str | None,
             output_dir: str | None,
+            recursive: bool,
+            files_from: str | None,
             force: bool,
             quiet: bool,
             skip_existing: bool = False,
@@ -99,17 +133,32 @@ def file_options(suffix: str) -> Option:
         ) -> None:
             if skip_existing and force:
                 raise click.UsageError("--skip-existing and --force exclude each other")
-            jobs = pair_outputs(paths, output, output_dir, suffix)
-            command(files=Files(jobs, force, quiet, skip_existing, processes), **more)
+            with failing_as(files_from or ""):
+                inputs = find_inputs(paths, recursive, files_from, suffixes)
+            is_list = recursive or files_from is not None
+            files = Files(
+                jobs=pair_outputs(inputs, output, output_dir, suffix, is_list),
+                makes_folders=output_dir is not None,
+                force=force,
+                quiet=quiet,
+                skip_existing=skip_existing,
+                processes=processes,
+            )
+            command(files=files, **more)
 
         return together(
-            click.argument("paths", nargs=-1, required=True, metavar="IN [OUT]"),
-            click.option("-o", "--output", metavar="OUT", help="Where to write the one output."),
+            click.argument("paths", nargs=-1, type=PATH, metavar="IN [OUT]"),
+            click.option(
+                "-o", "--output", type=PATH, metavar="OUT", help="Where to write the one output."
+            ),
             click.option(
                 "--output-dir",
+                type=PATH,
                 metavar="DIR",
-                help="Every PATH is an input; write their outputs here.",
+                help="All arguments are inputs: write their outputs into this folder, which is "
+                "made if it is missing.",
             ),
+            more_inputs_options,
             force_option,
             quiet_option,
         )(given)
@@ -143,6 +192,22 @@ def limit_options(command: Command) -> Command:
             help="Refuse what is expected to take more memory.",
         ),
     )(given)
+
+
+class Finite(click.FloatRange):
+    """A number in a range, which infinity and "nan" are in none of."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """From text."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is no finite number.", param, ctx)
+        return number
+
+
+POSITIVE_NUMBER = Finite(min=0, min_open=True)
 
 
 def parse_numbers(text: str) -> tuple[int, ...]:

@@ -3,12 +3,13 @@
 import click
 
 from diffcodec import __version__
-from diffcodec.system.files import leave_on_signals
 from diffcodec.system.memory import keep_freed_memory
+from diffcodec.system.process import leave_on_signals, open_closed_streams
 
 
 def main() -> None:
     """The command ``diffcodec``."""
+    open_closed_streams()
     leave_on_signals()
     keep_freed_memory()
     cli(prog_name="diffcodec")

@@ -3,16 +3,15 @@
 import errno
 import json
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import click
 
+from diffcodec.cli.inputs import make_folders
 from diffcodec.container.parts import MAGIC, Container
 from diffcodec.container.reader import parse
 from diffcodec.errors import (
@@ -22,19 +21,19 @@ from diffcodec.errors import (
     ModelMismatchError,
     UnsupportedError,
     UnsupportedFileError,
-    WorkerDiedError,
 )
 from diffcodec.images.formats import save_format
 from diffcodec.limits import Limits
 from diffcodec.models.file import model_info, model_path
-from diffcodec.system.files import STANDARD, remove_temporaries, write_standard_output
+from diffcodec.system.files import STANDARD, write_standard_output
 
 EXIT_FAILURE, EXIT_BAD_FILE, EXIT_WRONG_MODEL = 1, 3, 4  # click exits with 2 on wrong usage
-SKIPPED = "skipped"  # instead of a result
+MOST_TOGETHER = 32  # inputs that a process gets at a time
 ADVICE = {
+    errno.EBADF: "it is closed; give a file, or connect it to one",
     errno.EACCES: "check its permissions",
     errno.EEXIST: "give another output, or --force to overwrite it",
-    errno.EISDIR: "give the path of a file",
+    errno.EISDIR: "give a file, or a folder with --recursive or --output-dir",
     errno.ENOENT: "check the path",
     errno.ENOSPC: "free some space and run it again",
 }
@@ -49,39 +48,24 @@ class CommandError(Exception):
 
 
 FAILURES = (DiffcodecError, OSError, MemoryError, CommandError)
+Job = tuple[str, ...]  # an input, and its output if there is one
+Work = Callable[[Iterable[Job]], Iterator[Any]]  # a result for each job, or why there is none
 
 
 def print_line(text: str) -> None:
-    """To standard output."""
-    write_standard_output(f"{text}\n".encode())
+    """To standard output; names that are not UTF-8 as the bytes that they are."""
+    write_standard_output(f"{text}\n".encode(errors="surrogateescape"))
 
 
 def say(text: str) -> None:
-    """To standard error."""
-    click.echo(text, err=True)
+    """To standard error. Where it cannot be written, that is no failure of the work itself."""
+    with suppress(OSError):
+        click.echo(text, err=True)
 
 
-def pair_outputs(
-    paths: Sequence[str], output: str | None, output_dir: str | None, suffix: str
-) -> list[tuple[str, str]]:
-    """Inputs with their outputs."""
-    if output_dir is not None:
-        if output is not None:
-            raise click.UsageError("--output and --output-dir exclude each other")
-        if STANDARD in paths:
-            raise click.UsageError("standard input has no name to be used in --output-dir")
-        jobs = [(path, str(Path(output_dir) / (Path(path).stem + suffix))) for path in paths]
-        for target, count in Counter(target for _, target in jobs).items():
-            if count > 1:
-                raise click.UsageError(f"{count} inputs have the same output {target}")
-        return jobs
-    if output is None and len(paths) == 2:
-        return [(paths[0], paths[1])]
-    if len(paths) > 1:
-        raise click.UsageError("one input and one output; for several inputs, --output-dir")
-    source = Path(paths[0])
-    default = STANDARD if paths[0] == STANDARD else str(source.parent / (source.stem + suffix))
-    return [(paths[0], output or default)]
+def printable(name: str) -> str:
+    """A name on one line, for the eye: what else would break the line is escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
 
 
 @dataclass(frozen=True)
@@ -92,6 +76,7 @@ class Files:
     """
 
     jobs: list[tuple[str, str]]
+    makes_folders: bool
     force: bool
     quiet: bool
     skip_existing: bool
@@ -99,31 +84,30 @@ class Files:
 
     @property
     def progress(self) -> bool:
-        """Whether to show a bar for each file: several would be in each other's way."""
-        return not self.quiet and self.processes == 1
+        """Whether to show a bar of the one file: of several there is one over all."""
+        return not self.quiet and len(self.jobs) == 1
 
     def for_each(
         self,
-        work: Callable[..., Any],
+        work: Work,
         as_json: bool = False,
         show: Callable[[Any], None] = say,
+        most_together: int = 1,
     ) -> None:
         """Work on each pair of paths; see :func:`for_each`."""
+        if self.makes_folders:
+            with failing_as("--output-dir"):
+                make_folders(self.jobs)
         for_each(
             self.jobs,
-            partial(_skip_existing_output, work) if self.skip_existing else work,
-            as_json,
-            show if as_json or not self.quiet else None,
-            self.processes,
+            work,
+            as_json=as_json,
+            show=show if as_json or not self.quiet else None,
+            skip_existing=self.skip_existing,
+            processes=self.processes,
+            most_together=most_together,
+            progress=not self.quiet,
         )
-
-
-def _skip_existing_output(work: Callable[..., Any], source: str, target: str) -> Any:
-    """Work, unless its output exists; as outputs are written whole, that was done before."""
-    try:
-        return work(source, target)
-    except FileExistsError:
-        return SKIPPED
 
 
 def image_format(target: str) -> str:
@@ -166,61 +150,112 @@ def reading_file(data: bytes) -> Iterator[None]:
         raise CommandError(str(e), EXIT_BAD_FILE) from e
 
 
+def one_by_one(work: Callable[..., Any]) -> Work:
+    """Work on jobs, of which each is done by itself."""
+    return partial(_one_by_one, work)
+
+
+def _one_by_one(work: Callable[..., Any], jobs: Iterable[Job]) -> Iterator[Any]:
+    for job in jobs:
+        yield attempt(work, *job)
+
+
+def attempt(work: Callable[..., Any], *arguments: Any) -> Any | Exception:
+    """What it returns or raises."""
+    try:
+        return work(*arguments)
+    except Exception as e:
+        return e
+
+
 def for_each(
-    jobs: Sequence[tuple[str, ...]],
-    work: Callable[..., Any],
+    jobs: Sequence[Job],
+    work: Work,
+    *,
     as_json: bool = False,
     show: Callable[[Any], None] | None = None,
+    skip_existing: bool = False,
     processes: int = 1,
+    most_together: int = 1,
+    progress: bool = False,
 ) -> None:
     """Work on each input, the first of a job; one that fails does not stop the rest.
 
     Exits with the code of the failures if they agree in it, else with 1.
+
+    Args:
+        jobs: inputs with their outputs.
+        work: on the jobs; what it returns is shown.
+        as_json: whether to print an object for what fails or is skipped.
+        show: what to do with a result.
+        skip_existing: whether an output that exists is as good as made: it was written whole.
+        processes: how many work side by side.
+        most_together: jobs that one of them gets at a time.
+        progress: whether to show a bar over all inputs on a terminal.
     """
     failed: list[tuple[str, int]] = []
     skipped = 0
-    for job, outcome in _outcomes(jobs, work, processes):
-        if isinstance(outcome, Exception):
-            failed.append((job[0], _report_failed(job, outcome, as_json)))
-        elif outcome == SKIPPED:
-            skipped += 1
-            if as_json:
-                print_line(json.dumps({"input": job[0], "output": job[1], "skipped": True}))
-        elif show is not None and outcome is not None:
-            show(outcome)
+    with _bar(len(jobs), progress and len(jobs) > 1) as bar:
+        for job, outcome in _outcomes(jobs, work, processes, most_together):
+            with _beside(bar):
+                if skip_existing and isinstance(outcome, FileExistsError):
+                    skipped += 1
+                    if as_json:
+                        said = {"input": job[0], "output": job[1], "skipped": True}
+                        print_line(json.dumps(said))
+                elif isinstance(outcome, Exception):
+                    failed.append((job[0], _report_failed(job, outcome, as_json)))
+                elif show is not None and outcome is not None:
+                    show(outcome)
+            if bar is not None:
+                bar.update()
     if skipped and show is not None:
         say(f"diffcodec: {skipped} of {len(jobs)} outputs exist: skipped")
     if failed and len(jobs) > 1:
-        names = ", ".join(name for name, _ in failed)
+        names = ", ".join(printable(name) for name, _ in failed)
         say(f"diffcodec: {len(failed)} of {len(jobs)} inputs failed: {names}")
     codes = {code for _, code in failed}
     if codes:
         sys.exit(codes.pop() if len(codes) == 1 else EXIT_FAILURE)
 
 
+def _bar(files: int, is_wanted: bool) -> AbstractContextManager[Any]:
+    """Over so many files; seen on a terminal, if it takes over two seconds."""
+    if not (is_wanted and sys.stderr.isatty()):
+        return nullcontext()  # tqdm takes a while to load
+    from tqdm import tqdm
+
+    bar: AbstractContextManager[Any] = tqdm(total=files, unit="file", delay=2)
+    return bar
+
+
+def _beside(bar: Any) -> AbstractContextManager[None]:
+    """Lines that are written meanwhile go above the bar."""
+    above: AbstractContextManager[None] = (
+        nullcontext() if bar is None else bar.external_write_mode()
+    )
+    return above
+
+
 def _outcomes(
-    jobs: Sequence[tuple[str, ...]], work: Callable[..., Any], processes: int
-) -> Iterator[tuple[tuple[str, ...], Any | Exception]]:
+    jobs: Sequence[Job], work: Work, processes: int, most_together: int
+) -> Iterator[tuple[Job, Any | Exception]]:
     """Each job with what work makes of it or the exception that it raises."""
     if min(processes, len(jobs)) > 1:
         from diffcodec.system.workers import run_in_workers
 
-        yield from run_in_workers(work, jobs, processes)
-        return
-    for job in jobs:
-        try:
-            outcome = work(*job)
-        except Exception as e:
-            outcome = e
-        yield job, outcome
+        # Several times as many groups as processes, so that none is idle for long at the end.
+        size = max(1, min(most_together, len(jobs) // (4 * processes)))
+        groups = [jobs[i : i + size] for i in range(0, len(jobs), size)]
+        yield from run_in_workers(work, groups, min(processes, len(jobs)))
+    else:
+        yield from zip(jobs, work(jobs), strict=True)
 
 
-def _report_failed(job: tuple[str, ...], error: Exception, as_json: bool) -> int:
+def _report_failed(job: Job, error: Exception, as_json: bool) -> int:
     """Report the failure of a job, or raise what is none of its input."""
     if isinstance(error, BrokenPipeError) or not isinstance(error, FAILURES):
         raise error
-    if isinstance(error, WorkerDiedError):
-        remove_temporaries(job[-1], error.process)
     return _report(job[0], error, as_json)
 
 
@@ -247,8 +282,8 @@ def _report(name: str, error: Exception, as_json: bool = False) -> int:
     elif isinstance(error, OSError) and error.strerror:
         path, advice = error.filename or name, ADVICE.get(error.errno or 0)
         message = error.strerror + (f"; {advice}" if advice else "")
-    message = " ".join(message.removeprefix(f"{path}: ").split())
-    say(f"diffcodec: {path}: {message}")
+    message = printable(" ".join(message.removeprefix(f"{path}: ").split()))
+    say(f"diffcodec: {printable(str(path))}: {message}")
     if as_json:
         print_line(json.dumps({"input": name, "error": message, "exit_code": code}))
     return code

@@ -7,7 +7,14 @@ import click
 
 from diffcodec.cli.options import file_model_option, file_options, limit_options
 from diffcodec.cli.program import cli
-from diffcodec.cli.running import Files, load_given, parse_data, reading_file
+from diffcodec.cli.running import (
+    Files,
+    load_given,
+    one_by_one,
+    parse_data,
+    printable,
+    reading_file,
+)
 from diffcodec.limits import Limits
 from diffcodec.system.files import STANDARD, check_output, read_file, write_file
 
@@ -43,9 +50,11 @@ def show(*, files: Files, model: str | None, limits: Limits) -> None:
             contact_sheet(shown).save(stream, "PNG")
             written = stream.getvalue()
         else:
-            written = page(shown, Path(source).name).encode()
-        write_file(target, written, files.force)
-        return None if target == STANDARD else f"{source} -> {target}: {len(shown)} timesteps"
+            written = page(shown, printable(Path(source).name)).encode()
+        write_file(target, written, files.force, source)
+        if target == STANDARD:
+            return None
+        return f"{printable(source)} -> {printable(target)}: {len(shown)} timesteps"
 
     load_given(model)
-    files.for_each(work)
+    files.for_each(one_by_one(work))

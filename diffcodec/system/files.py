@@ -4,29 +4,42 @@ import errno
 import os
 import secrets
 import shutil
-import signal
+import stat
 import sys
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
+from typing import BinaryIO
 
 from diffcodec.errors import DiffcodecError
 
 EXISTS = (errno.EEXIST, "it exists already")
 STANDARD = "-"  # input or output
-_ENDING = (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))  # the latter not everywhere
+_PIECE_BYTES = 1 << 20
 
 
-def read_file(path: str, limit: int = -1) -> bytes:
+def read_file(path: str, limit: int | None = None) -> bytes:
     """All bytes of a file, or of standard input; with a limit no more than so many.
 
     Raises:
         OSError: with the path in ``filename``.
     """
     if path == STANDARD:
-        return sys.stdin.buffer.read(limit)
+        try:
+            return _read(sys.stdin.buffer, limit)
+        except OSError as e:
+            raise OSError(e.errno, e.strerror, "standard input") from e
     with Path(path).open("rb") as file:
-        return file.read(limit)
+        return _read(file, limit)
+
+
+def _read(file: BinaryIO, limit: int | None) -> bytes:
+    if limit is None:
+        return file.read()
+    pieces = []  # read(limit) would take memory for all that it allows
+    while limit > 0 and (piece := file.read(min(limit, _PIECE_BYTES))):
+        pieces.append(piece)
+        limit -= len(piece)
+    return b"".join(pieces)
 
 
 def check_output(path: str, source: str, force: bool) -> None:
@@ -56,10 +69,17 @@ def check_output(path: str, source: str, force: bool) -> None:
         raise FileExistsError(*EXISTS, path)
 
 
-def write_file(path: str | Path, data: bytes, force: bool) -> None:
+def write_file(path: str | Path, data: bytes, force: bool, source: str = STANDARD) -> None:
     """Write a file whole or not at all: a temporary file in its folder takes its name at the end.
 
     A symbolic link is followed. A device or named pipe is written to as it is.
+
+    Args:
+        path: the output.
+        data: its bytes.
+        force: whether to overwrite a file that exists.
+        source: what it was made from: if that is a file, it passes on its permissions and its time
+            of modification. What only its owner may read is never readable by others meanwhile.
 
     Guarantees: on any exception, an interrupt included, an old file is left as it was and no
     temporary file stays. Of a process that is killed outright (SIGKILL) the old file is left too,
@@ -77,7 +97,7 @@ def write_file(path: str | Path, data: bytes, force: bool) -> None:
         if target.exists() and not target.is_file():
             target.write_bytes(data)
         else:
-            _write_beside(target, data, force)
+            _write_beside(target, data, force, _status(source))
     except OSError as e:
         raise OSError(e.errno, e.strerror, str(path)) from e
 
@@ -104,36 +124,37 @@ def write_standard_output(data: bytes) -> None:
         raise OSError(e.errno, e.strerror, "standard output") from e
 
 
-def leave_on_signals() -> None:
-    """Let SIGTERM and SIGHUP end this process by an exception, so that no temporary file stays."""
-    for number in _ENDING:
-        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
-            signal.signal(number, _leave)
-
-
-def _leave(number: int, frame: FrameType | None) -> NoReturn:
-    for other in (signal.SIGINT, *_ENDING):  # another would break into what clears away
-        signal.signal(other, signal.SIG_IGN)
-    sys.exit(128 + number)
-
-
 def _temporary_name(process: int, token: str) -> str:
     return f".diffcodec-{process}-{token}.tmp"
 
 
-def _write_beside(target: Path, data: bytes, force: bool) -> None:
+def _status(source: str) -> os.stat_result | None:
+    """Of a file that an output is made from; a pipe has nothing to pass on."""
+    try:
+        status = Path(source).stat() if source != STANDARD else None
+    except OSError:  # it has gone since it was read
+        return None
+    return status if status is not None and stat.S_ISREG(status.st_mode) else None
+
+
+def _write_beside(target: Path, data: bytes, force: bool, source: os.stat_result | None) -> None:
     temporary = target.with_name(_temporary_name(os.getpid(), secrets.token_hex(8)))
     try:
-        with temporary.open("xb") as f:
+        temporary.touch(0o666 if source is None else 0o600, exist_ok=False)
+        with temporary.open("r+b") as f:
             f.write(data)
             f.flush()
             os.fsync(f.fileno())
-        if not force:
-            _take_name(temporary, target)
-            return
-        if target.exists():
+        if source is not None:
+            with suppress(PermissionError):  # not every file system has them
+                temporary.chmod(source.st_mode & 0o777)
+                os.utime(temporary, ns=(source.st_atime_ns, source.st_mtime_ns))
+        elif target.exists():
             shutil.copymode(target, temporary)
-        temporary.replace(target)
+        if force:
+            temporary.replace(target)
+        else:
+            _take_name(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

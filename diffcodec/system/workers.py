@@ -3,52 +3,60 @@
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from diffcodec.errors import WorkerDiedError
-from diffcodec.system.files import leave_on_signals
+from diffcodec.system.files import remove_temporaries
 from diffcodec.system.memory import keep_freed_memory
+from diffcodec.system.process import leave_on_signals
 
-Job = tuple[str, ...]
-Work = Callable[..., Any]
+Job = tuple[str, ...]  # of paths; the last is that of the output
+Work = Callable[[Iterable[Job]], Iterator[Any]]
 
 
 def run_in_workers(
-    work: Work, jobs: Sequence[Job], processes: int
-) -> Iterator[tuple[Job, Any | Exception]]:
-    """Each job with what work makes of it, or the exception that it raises, in order of arrival.
+    work: Work, groups: Iterable[Sequence[Job]], processes: int
+) -> Iterator[tuple[Job, Any]]:
+    """Each job with what work makes of it, in order of arrival.
 
-    A process that dies costs the job it has, which gets a :class:`WorkerDiedError`; another takes
-    its place. When the iterator is closed the processes are ended as by SIGTERM.
+    Of a process that dies the jobs that are left are begun again, each by itself, and what it left
+    half-written is removed. A job that it dies of alone gets a :class:`WorkerDiedError`. When the
+    iterator is closed the processes are ended as by SIGTERM.
 
     Args:
-        work: called with the parts of a job; must be picklable, as its results.
-        jobs: in the order in which they are begun.
+        work: an outcome, or an exception that is one, for each job of a group, in order; must be
+            picklable, as outcomes.
+        groups: jobs that one process works on together, in the order in which they are begun.
         processes: how many to run side by side; they share the processors' threads, unless
             OMP_NUM_THREADS says otherwise.
     """
-    left = iter(jobs)
+    left = deque(list(group) for group in groups)
     threads = max(1, (os.cpu_count() or 1) // processes)
     workers: list[_Worker] = []
+    busy: list[_Worker] = []
     try:
-        workers += [
-            _Worker(work, job, threads) for _, job in zip(range(processes), left, strict=False)
-        ]
-        busy = list(workers)
-        while busy:
+        while left or busy:
+            while left and len(busy) < processes:
+                workers.append(worker := _Worker(work, threads))
+                worker.begin(left.popleft())
+                busy.append(worker)
             ready = wait([worker.connection for worker in busy])
             for worker in [worker for worker in busy if worker.connection in ready]:
-                job, outcome = worker.job, worker.outcome()
-                busy.remove(worker)
-                if (following := next(left, None)) is not None:
-                    if isinstance(outcome, WorkerDiedError):
-                        workers.append(worker := _Worker(work, following, threads))
-                    else:
-                        worker.begin(following)
-                    busy.append(worker)
+                outcome = worker.outcome()
+                died = isinstance(outcome, WorkerDiedError)
+                if died and len(worker.jobs) > 1:
+                    left.extendleft([job] for job in reversed(worker.jobs))
+                    busy.remove(worker)
+                    continue
+                job = worker.jobs.pop(0)
+                if died or not (worker.jobs or left):
+                    busy.remove(worker)
+                elif not worker.jobs:
+                    worker.begin(left.popleft())
                 yield job, outcome
     finally:
         for worker in workers:
@@ -58,33 +66,34 @@ def run_in_workers(
 
 
 class _Worker:
-    """A process and the job it has."""
+    """A process and the jobs it has left."""
 
-    def __init__(self, work: Work, job: Job, threads: int):
+    def __init__(self, work: Work, threads: int):
         context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(work, theirs, threads), daemon=True)
         self.process.start()
         theirs.close()
-        self.begin(job)
+        self.jobs: list[Job] = []
 
-    def begin(self, job: Job) -> None:
-        self.job = job
+    def begin(self, jobs: list[Job]) -> None:
+        self.jobs = jobs
         with suppress(BrokenPipeError):  # it has died: the outcome will say so
-            self.connection.send(job)
+            self.connection.send(jobs)
 
-    def outcome(self) -> Any | Exception:
-        """Of its job, as it is done."""
+    def outcome(self) -> Any:
+        """Of its first job, as it is done."""
         try:
             return self.connection.recv()
         except (EOFError, ConnectionResetError):
             self.process.join()
+            for job in self.jobs:
+                remove_temporaries(job[-1], self.process.pid or 0)
             code = self.process.exitcode or 0
             how = signal.Signals(-code).name if code < 0 else f"exit status {code}"
             return WorkerDiedError(
                 f"its worker process was ended by {how}; run it again with --skip-existing, and "
-                "with fewer --jobs if memory ran out",
-                self.process.pid or 0,
+                "with fewer --jobs if memory ran out"
             )
 
 
@@ -96,9 +105,5 @@ def _serve(work: Work, connection: "Connection[Any, Any]", threads: int) -> None
     keep_freed_memory()
     with suppress(EOFError, BrokenPipeError):
         while True:
-            job = connection.recv()
-            try:
-                outcome = work(*job)
-            except Exception as e:
-                outcome = e
-            connection.send(outcome)
+            for outcome in work(connection.recv()):
+                connection.send(outcome)

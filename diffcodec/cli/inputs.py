@@ -1,0 +1,154 @@
+"""What is worked on: the paths that arguments, folders and lists name, and their outputs."""
+
+import errno
+import os
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+
+from diffcodec.system.files import STANDARD, read_file
+
+
+class Input(NamedTuple):
+    """A path, and the folders between it and the argument that it was found below."""
+
+    path: str
+    between: str = ""
+
+
+def find_inputs(
+    paths: Sequence[str], recursive: bool, files_from: str | None, suffixes: Collection[str]
+) -> list[Input]:
+    """Paths as they are given or listed; of folders, if that is wanted, the files below them.
+
+    Args:
+        paths: arguments.
+        recursive: whether to look into folders.
+        files_from: a file that lists more, a path a line, or between zero bytes.
+        suffixes: of the files that are taken out of folders, in lower case.
+
+    Raises:
+        OSError: a folder or the list cannot be read, or there is nothing of these suffixes.
+        click.UsageError: there is no input.
+    """
+    listed = _read_list(files_from) if files_from is not None else []
+    if not paths and not listed:
+        raise click.UsageError(
+            f"{files_from} lists no input" if files_from else "Missing argument 'IN'."
+        )
+    found: list[Input] = []
+    for path in [*paths, *listed]:
+        if recursive and path != STANDARD and Path(path).is_dir():
+            found += _files_below(path, suffixes)
+        else:
+            found.append(Input(path))
+    return found
+
+
+def _read_list(path: str) -> list[str]:
+    data = read_file(path)
+    lines = data.split(b"\0") if b"\0" in data else data.splitlines()
+    return [os.fsdecode(line) for line in lines if line]
+
+
+def _files_below(folder: str, suffixes: Collection[str]) -> list[Input]:
+    def fail(error: OSError) -> None:
+        raise error
+
+    def walk() -> Iterator[Input]:
+        for parent, folders, names in os.walk(folder, onerror=fail):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in sorted(names):
+                if Path(name).suffix.lower() in suffixes and not name.startswith("."):
+                    between = os.path.relpath(parent, folder)
+                    yield Input(str(Path(parent, name)), "" if between == "." else between)
+
+    found = list(walk())
+    if not found:
+        raise FileNotFoundError(
+            errno.ENOENT, f"it holds no files of {', '.join(sorted(suffixes))}", folder
+        )
+    return found
+
+
+def pair_outputs(
+    inputs: Sequence[Input],
+    output: str | None,
+    output_dir: str | None,
+    suffix: str,
+    is_list: bool,
+) -> list[tuple[str, str]]:
+    """Inputs with their outputs.
+
+    Args:
+        inputs: two of them are one with its output, unless they are a list.
+        output: that of the one input.
+        output_dir: where all outputs go.
+        suffix: of outputs that are not named.
+        is_list: whether all of them are inputs, even without ``output_dir``.
+
+    Raises:
+        click.UsageError: that is not what the arguments can mean.
+    """
+    paths = [path for path, _ in inputs]
+    if output_dir is not None or is_list:
+        if output is not None:
+            raise click.UsageError(
+                "--output names one file; it goes neither with --output-dir nor with several inputs"
+            )
+        if STANDARD in paths:
+            raise click.UsageError("standard input has no name to be used for an output")
+        return _unlike(
+            [
+                (
+                    path,
+                    str(
+                        Path(output_dir or Path(path).parent, between * bool(output_dir))
+                        / (Path(path).stem + suffix)
+                    ),
+                )
+                for path, between in inputs
+            ]
+        )
+    if output is None and len(paths) == 2:
+        _check_name(*paths)
+        return [(paths[0], paths[1])]
+    if len(paths) > 1:
+        raise click.UsageError("one input and one output; for several inputs, --output-dir")
+    source = Path(paths[0])
+    default = STANDARD if paths[0] == STANDARD else str(source.parent / (source.stem + suffix))
+    return [(paths[0], output or default)]
+
+
+def _check_name(source: str, target: str) -> None:
+    """Refuse an output that looks like a mistake: the value of an option that takes none."""
+    path = Path(target)
+    if target != STANDARD and not path.suffix and (path.is_file() or not path.exists()):
+        raise click.UsageError(
+            f"the output {target} has no suffix; if that is meant, give it by --output {target}"
+        )
+
+
+def _unlike(jobs: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    by_target: dict[str, str] = {}
+    for source, target in jobs:
+        if (other := by_target.setdefault(target, source)) is not source:
+            raise click.UsageError(
+                f"2 inputs have the same output {target}: {other} and {source}; give them apart"
+            )
+    return jobs
+
+
+def make_folders(jobs: Sequence[tuple[str, str]]) -> None:
+    """Make the folders that outputs go into.
+
+    Raises:
+        OSError: one cannot be made.
+    """
+    for folder in {Path(target).parent for _, target in jobs}:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as e:
+            raise NotADirectoryError(errno.ENOTDIR, "it is not a folder", str(folder)) from e

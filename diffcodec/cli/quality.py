@@ -1,0 +1,31 @@
+"""Qualities from 0 to 100, as other codecs have them, and the noise that each leaves."""
+
+import math
+from collections.abc import Sequence
+
+LOSSLESS = 100
+_SIGMAS = {  # grey levels; the PSNR that files which stop there have on Kodak is in docs/cli.md
+    0: 190.0,
+    10: 60.0,
+    25: 20.0,
+    50: 10.6,
+    75: 5.7,
+    90: 2.85,
+    95: 1.9,
+    98: 1.17,
+    99: 0.5,
+}
+
+
+def quality_sigma(quality: int) -> float:
+    """The noise level for a quality below 100, geometrically between those of the table."""
+    above = min(q for q in _SIGMAS if q >= quality)
+    below = max(q for q in _SIGMAS if q <= quality)
+    share = (quality - below) / max(1, above - below)
+    return math.exp((1 - share) * math.log(_SIGMAS[below]) + share * math.log(_SIGMAS[above]))
+
+
+def quality_timestep(quality: int, levels: Sequence[float]) -> int:
+    """The timestep of a plan whose noise is nearest to that of a quality below 100."""
+    wanted = quality_sigma(quality)
+    return 1 + min(range(len(levels)), key=lambda i: abs(math.log(levels[i] / wanted)))

@@ -1,0 +1,71 @@
+"""The process of a command: its standard streams, and the signals that end it."""
+
+import atexit
+import os
+import signal
+import sys
+from contextlib import suppress
+from types import FrameType
+from typing import NoReturn
+
+_ENDING = ("SIGINT", "SIGTERM", "SIGHUP")  # the last not everywhere
+
+
+def leave_on_signals() -> None:
+    """Let SIGINT, SIGTERM and SIGHUP end this process by an exception, so that all is cleared away.
+
+    At the very end it dies by the signal itself: a shell that runs it in a loop ends the loop, too,
+    and shows 128 and the signal's number as its exit code.
+    """
+    for number in _ending():
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, _leave)
+
+
+def _ending() -> list[int]:
+    return [getattr(signal, name) for name in _ENDING if hasattr(signal, name)]
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    for other in _ending():  # another would break into what clears away
+        signal.signal(other, signal.SIG_IGN)
+    _EXIT.signal = number
+    sys.exit(128 + number)
+
+
+class _Exit:
+    """The signal that ends this process, if one does."""
+
+    signal: int | None = None
+
+    def die(self) -> None:
+        if self.signal is not None:
+            with suppress(OSError, ValueError):
+                sys.stdout.flush()
+            signal.signal(self.signal, signal.SIG_DFL)
+            os.kill(os.getpid(), self.signal)
+
+
+_EXIT = _Exit()
+atexit.register(_EXIT.die)  # registered before what else clears away at exit, so called after it
+
+
+def open_closed_streams() -> None:
+    """Give a process that was started without standard streams, as daemons are, some of its own.
+
+    Otherwise the next file that it opens would be its standard output, and messages be written into
+    it. Who asks for the input or the output fails, since nothing must be lost; messages vanish.
+    """
+    # The wrong way round: reading from and writing to them fail, as with closed ones.
+    if sys.stdin is None:
+        sys.stdin = open(_null(os.O_WRONLY))  # noqa: SIM115
+    if sys.stdout is None:
+        sys.stdout = open(_null(os.O_RDONLY), "w")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(_null(os.O_WRONLY), "w")  # noqa: SIM115
+
+
+def _null(flags: int) -> int:
+    descriptor = os.open(os.devnull, flags)  # the lowest that is free: that of the stream
+    os.set_inheritable(descriptor, True)  # as those of other processes are
+    return descriptor
