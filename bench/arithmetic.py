@@ -25,10 +25,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 from bench import chain_only, middle
+from bench.inputs import open_rgb
 from bench.report import markdown
 from diffcodec import decode, load_model
 from diffcodec.codec.encoding import encode_many
-from diffcodec.images.reading import read_image
 from diffcodec.models.model import Model
 from diffcodec.networks.config import NetworkConfig
 from diffcodec.networks.int8 import ByteConv, kernels_work, shifted
@@ -174,9 +174,9 @@ def main(
     found = find_images(data)
     chosen = found[:: max(1, len(found) // count)][:count]
     compare_times(models)
-    compare_sizes(models, [middle(read_image(path), crop) for path in chosen])
+    compare_sizes(models, [middle(open_rgb(path), crop) for path in chosen])
     if failures:
-        images = [read_image(path).convert("RGB") for path in chosen]
+        images = [open_rgb(path) for path in chosen]
         per_image = -(-failures // len(images))
         rng = np.random.default_rng(0)
         crops = []

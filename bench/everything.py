@@ -14,10 +14,9 @@ from pathlib import Path
 import click
 
 from bench import anatomy, ddpm, draws, lossless, overhead, rd, report, speed
-from bench.inputs import EXAMPLES, dataset, synthetic
+from bench.inputs import EXAMPLES, dataset, open_rgb, synthetic
 from bench.report import OUT
 from diffcodec import encode, load_model
-from diffcodec.images.reading import read_image
 from diffcodec.models.file import DEFAULT_MODEL, shipped_models
 from diffcodec.models.model import Model
 
@@ -38,7 +37,7 @@ def run_examples(model: Model, quick: bool, out: Path) -> None:
 
 def run_anatomy(model: Model, out: Path) -> None:
     """Of a file without loss and one with previews, of the same square."""
-    photo = read_image(EXAMPLES / "kodim15.png").convert("RGB").crop((300, 150, 428, 278))
+    photo = open_rgb(EXAMPLES / "kodim15.png").crop((300, 150, 428, 278))
     folder = out / "files"
     folder.mkdir(parents=True, exist_ok=True)
     for name, progressive in (("lossless", False), ("progressive", True)):
@@ -88,7 +87,7 @@ def main(
     run_anatomy(used, out)
     overhead.run_toy(quick, out)
     overhead.run_photo(model, 64, 1 if quick else 4, out)
-    photo = read_image(EXAMPLES / "kodim23.png").convert("RGB")
+    photo = open_rgb(EXAMPLES / "kodim23.png")
     speed.run(photo, model, 128 if quick else 256, quick, out)
     if kodak:
         run_kodak(kodak, used, quick, out)

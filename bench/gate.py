@@ -16,12 +16,11 @@ import numpy as np
 from PIL import Image
 
 from bench import chain_only
-from bench.inputs import EXAMPLES
+from bench.inputs import EXAMPLES, open_rgb
 from bench.report import Table
 from bench.store import write_json
 from diffcodec import decode, encode, load_model
 from diffcodec.images.modes import psnr
-from diffcodec.images.reading import read_image
 from diffcodec.models.model import Model
 
 EXPECTED = Path(__file__).with_name("gate.json")
@@ -45,7 +44,7 @@ def crops() -> dict[str, Image.Image]:
     found = {}
     for name, left, top, side in CROPS:
         box = (left, top, left + side, top + side)
-        found[f"{name} {left},{top} {side}"] = read_image(EXAMPLES / name).convert("RGB").crop(box)
+        found[f"{name} {left},{top} {side}"] = open_rgb(EXAMPLES / name).crop(box)
     return found
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bench import middle
+from diffcodec.images.metadata import stripped
 from diffcodec.images.reading import read_image
 from diffcodec.training.data import Source, find_images, list_images
 
@@ -57,9 +58,9 @@ def check_samples(path: Path, samples: bytes, expected: str) -> None:
 
 
 def open_rgb(source: Source) -> Image.Image:
-    """An image of a file, or of an array [3, height, width]."""
+    """The pixels alone, as other codecs get them, of a file or of an array [3, height, width]."""
     if isinstance(source, Path):
-        return read_image(source).convert("RGB")
+        return stripped(read_image(source)).convert("RGB")
     return Image.fromarray(np.ascontiguousarray(source.transpose(1, 2, 0)))
 
 

@@ -23,13 +23,12 @@ from tqdm import tqdm
 
 from bench import chain_only, evaluations, identity, middle
 from bench.codecs import lossless_codecs
-from bench.inputs import EXAMPLES
+from bench.inputs import EXAMPLES, open_rgb
 from bench.report import OUT, Section, Table
 from bench.store import Row, child_peak_mb, cpu, write_json
 from diffcodec import decode, encode, load_model
 from diffcodec.arrays import Array
 from diffcodec.diffusion.plan import geometric_plan
-from diffcodec.images.reading import read_image
 from diffcodec.models.export import serialise_model
 from diffcodec.models.file import DEFAULT_MODEL
 from diffcodec.models.model import Model, load_weights
@@ -374,7 +373,7 @@ def measure(photo: Image.Image, model_name: str, side: int, quick: bool, out: Pa
 @click.option("--out", default=OUT, type=click.Path(path_type=Path), help="Folder of results.")
 def main(image: Path, model: str, side: int, quick: bool, out: Path) -> None:
     """Times as ratios in one run; growth with pixels, steps and parameters; memory."""
-    run(read_image(image).convert("RGB"), model, side, quick, out)
+    run(open_rgb(image), model, side, quick, out)
 
 
 if __name__ == "__main__":

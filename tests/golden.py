@@ -56,6 +56,15 @@ def with_metadata():
     return Image.open(io.BytesIO(buffer.getvalue()))
 
 
+def with_description():
+    """What a PNG may say beside its pixels."""
+    image = photograph()
+    image.info["gamma"], image.info["xmp"] = 0.45455, b"<x:xmpmeta/>"
+    text = (b"tEXt", b"Title\0a gradient"), (b"iTXt", b"Title\0\0\0de\0\0ein Verlauf")
+    image.info["png_chunks"] = (*text, (b"cICP", bytes([1, 13, 0, 1])))
+    return image
+
+
 def with_transparency(value):
     def make():
         image = photograph().quantize(7) if isinstance(value, bytes) else photograph()
@@ -94,6 +103,7 @@ CHAIN = {
     "rgb-default": (photograph, "default", {}),
     "rgb-best": (photograph, "best", {}),
     "metadata": (with_metadata, "fast", {}),
+    "description": (with_description, "fast", {}),
     "grey": (lambda: photograph().convert("L"), "default", {}),
     "one-pixel": (lambda: photograph().crop((3, 3, 4, 4)), "fast", {}),
     "two-tiles": (two_tiles, "fast", {}),
@@ -244,7 +254,7 @@ def written(name):
 
 def describe(image):
     pixels = hashlib.sha256(image.tobytes()).hexdigest()
-    names = ("dpi", "exif", "icc_profile", "transparency")
+    names = ("dpi", "exif", "gamma", "icc_profile", "png_chunks", "transparency", "xmp")
     info = sorted(name for name in image.info if name in names)
     return {"mode": image.mode, "size": list(image.size), "pixels": pixels, "info": info}
 

@@ -136,6 +136,14 @@ def read_metadata(file, mode):
         value = file.take(file.varint())
         if name == b"Colors":
             colors = color_set(value, 3 if mode == "RGB" else 1)
+        elif name in (b"chunks", b"text"):
+            chunks = Bytes(zlib.decompress(value))
+            while rest := chunks.rest():
+                length, kind = struct.unpack(">I4s", rest[:8])
+                assert kind.isalpha() and kind[:1].islower() and kind != b"tRNS"
+                assert (kind in (b"tEXt", b"zTXt", b"iTXt")) == (name == b"text")
+                assert len(rest) >= 8 + length
+                chunks = Bytes(rest[8 + length :])
         else:
             assert chr(name[0]).islower()
     return colors

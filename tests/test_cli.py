@@ -219,6 +219,7 @@ def test_encode_json() -> None:
         "arithmetic": "integer",
         "effort": "default",
         "tiles": {"default": 1},
+        "notes": [],
     }
 
 
@@ -390,8 +391,8 @@ def test_wrong_usage(command: str, message: str) -> None:
         ("encode missing.png", 1, "missing.png", "No such file.*; check the path"),
         ("encode folder", 1, "folder", "Is a directory; give"),
         ("encode text.txt", 1, "text.txt", "no image.*; convert"),
-        ("encode empty", 1, "empty", "no image.*; convert"),
-        ("encode cut.png new.dfc", 1, "cut.png", "damaged or cut short.*; get a whole copy"),
+        ("encode empty", 1, "empty", "an empty file, expected an image"),
+        ("encode cut.png new.dfc", 1, "cut.png", "damaged PNG: it is cut short.*; get a whole"),
         ("encode animated.gif", 1, "animated.gif", "2 frames, expected one: choose it"),
         ("encode marked.dfc new.dfc", 1, "marked.dfc", "coded already; .*use decode"),
         ("encode photo.png", 1, "photo.dfc", "exists already; .*--force"),

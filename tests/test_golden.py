@@ -46,7 +46,8 @@ def test_the_corpus_is_whole():
     assert {part.is_exact for part in layers} == {True, False}
     assert {container.whole for container in containers} == {True, False}
     names = {name for container in containers for name in container.metadata}
-    assert names == {"Colors", "dpi", "exif", "icc", "palette", "transparency", "x-note"}
+    known = {"Colors", "chunks", "dpi", "exif", "icc", "palette", "text", "transparency", "xmp"}
+    assert names == known | {"x-note"}
     assert not any(container.float_arithmetic for container in containers)
 
 

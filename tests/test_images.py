@@ -11,6 +11,7 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
+import torch
 from damage import flipped
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,7 +30,8 @@ from diffcodec.images import fallback
 from diffcodec.images.formats import EXACT_MODES, save_format
 from diffcodec.images.metadata import apply_metadata, get_metadata
 from diffcodec.images.modes import as_image, pixel_crc
-from diffcodec.images.reading import read_image, webp_size
+from diffcodec.images.opening import webp_size
+from diffcodec.images.reading import read_image
 from diffcodec.images.writing import write_image
 from diffcodec.limits import Limits
 
@@ -235,13 +237,75 @@ def test_arrays_become_images(shape, dtype, mode):
         np.zeros((), np.uint8),
         np.zeros((0, 5, 3), np.uint8),
         np.zeros((3, 5, 0), np.uint8),
-        [[1, 2], [3, 4]],
-        None,
     ],
 )
 def test_other_arrays_are_refused(array):
     with pytest.raises(UnsupportedError, match="expected"):
         as_image(array)
+
+
+@pytest.mark.parametrize("source", [[[1, 2], [3, 4]], None, b"bytes", 5, Image])
+def test_what_is_no_image_is_named(source):
+    with pytest.raises(TypeError, match=f"found {type(source).__name__}, expected a Pillow image"):
+        as_image(source)
+
+
+def test_a_masked_array_is_refused():
+    array = np.ma.masked_less(np.arange(12, dtype=np.uint8).reshape(3, 4), 5)
+    with pytest.raises(UnsupportedError, match=r"masked.*\.filled\("):
+        as_image(array)
+    assert as_image(array.filled(0)).size == (4, 3)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_tensors_become_images(channels):
+    tensor = torch.arange(channels * 15, dtype=torch.uint8).reshape(channels, 3, 5)
+    array = tensor.permute(1, 2, 0).numpy()
+    assert_same(as_image(tensor), as_image(array))
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(3, 5, 5),
+        torch.zeros(5, 5, 3, dtype=torch.uint8),
+        torch.zeros(5, 5, dtype=torch.uint8),
+        torch.zeros(1, 3, 5, 5, dtype=torch.uint8),
+        torch.zeros(3, 0, 5, dtype=torch.uint8),
+        torch.zeros(3, 5, 5, dtype=torch.uint8, device="meta"),
+        torch.zeros(3, 5, 5, dtype=torch.uint8).to_sparse(),
+    ],
+)
+def test_other_tensors_are_refused(tensor):
+    with pytest.raises(UnsupportedError, match="found"):
+        as_image(tensor)
+
+
+def test_a_closed_image_is_refused():
+    plain = make_image("RGB", (4, 4))
+    plain.close()
+    opened = Image.open(saved(make_image("RGB", (4, 4))))
+    opened.close()
+    for image in (plain, opened):
+        with pytest.raises(UnsupportedError, match="closed image, expected an open one"):
+            as_image(image)
+
+
+@pytest.mark.parametrize("format", ["PNG", "PPM"])
+def test_16_bits_that_pillow_has_reduced_are_found_while_the_file_is_there(format, tmp_path):
+    path = tmp_path / "a.img"
+    rows = zlib.compress(b"\0" + bytes(range(12)))
+    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
+    png = png_chunks((b"IHDR", header), (b"IDAT", rows), (b"IEND", b"")).getvalue()
+    path.write_bytes(png if format == "PNG" else b"P6 2 1 65535 " + bytes(range(12)))
+    image = Image.open(path)
+    image.load()
+    with pytest.raises(UnsupportedError, match=r"16 bits|more than 8 bits"):
+        as_image(image)
+    make_image("RGB", (2, 1)).save(path, format)
+    assert as_image(image).mode == "RGB"  # another file by now
+    path.unlink()
+    assert as_image(image).mode == "RGB"
 
 
 @pytest.mark.parametrize(
@@ -254,14 +318,17 @@ def test_other_arrays_are_refused(array):
         ("RGBX", "convert('RGB')"),
         ("PA", "convert('RGBA')"),
         ("RGBa", "convert('RGBA')"),
-        ("I", "uint16"),
-        ("F", "uint16"),
-        ("I;16B", "uint16"),
+        ("I", "numpy.asarray(image).astype('uint16')"),
+        ("F", "numpy.rint(65535 * numpy.asarray(image))"),
     ],
 )
 def test_other_modes_are_refused_with_advice(mode, advice):
     with pytest.raises(UnsupportedError, match=re.escape(advice)):
         as_image(Image.new(mode, (2, 2)))
+    with pytest.raises(UnsupportedError, match="magick IN") as caught:
+        as_image(Image.new(mode, (2, 2)), in_shell=True)
+    assert "numpy" not in str(caught.value)
+    assert "image.convert" not in str(caught.value)
 
 
 def test_empty_and_huge_images_are_refused():
@@ -326,7 +393,8 @@ def test_text_that_poses_as_metadata_is_not_taken_for_it():
         text.add_text(name, "72")
     text.add_itxt("exif", "72")
     read = read_image(saved(make_image("RGB", (9, 7)), pnginfo=text))
-    assert read.info == {}
+    assert set(read.info) == {"png_chunks"}
+    assert len(read.info["png_chunks"]) == 5
     image = make_image("RGB", (9, 7))
     junk = {"dpi": ("a", None), "icc_profile": "x", "transparency": (1, 2), "exif": 5}
     image.info.update(junk)
@@ -412,8 +480,27 @@ def test_ppm_of_more_than_8_bits_is_refused():
     for data in (b"P6 1 1 65535 abcdef", b"P3 1 1 256 1 2 3"):
         with pytest.raises(UnsupportedError, match="more than 8 bits"):
             read_image(io.BytesIO(data))
-    with pytest.raises(UnsupportedError, match="uint16"):
-        read_image(io.BytesIO(b"P5 1 1 65535 ab"))
+
+
+@pytest.mark.parametrize("largest", [65535, 4095])
+def test_16_bit_grey_is_read_from_any_format(largest):
+    """Pillow scales a PGM whose largest value is another to 65535, as it does to 255."""
+    grey = np.arange(12).reshape(3, 4) * 300
+    scaled = np.round(grey / largest * 65535).astype(np.uint16)
+    pgm = b"P5 4 3 %d " % largest + grey.astype(">u2").tobytes()
+    plain = b"P2 4 3 %d " % largest + b" ".join(b"%d" % level for level in grey.ravel())
+    for data in (pgm, plain):
+        image = read_image(io.BytesIO(data))
+        assert image.mode == "I;16"
+        assert np.array_equal(np.asarray(image), scaled)
+
+
+def test_big_endian_grey_is_read():
+    grey = np.arange(12, dtype=np.uint16).reshape(3, 4) * 300
+    big = Image.frombytes("I;16B", (4, 3), grey.astype(">u2").tobytes())
+    for image in (as_image(big), read_image(saved(big, "TIFF"))):
+        assert image.mode == "I;16"
+        assert np.array_equal(np.asarray(image), grey)
 
 
 @pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP", "TIFF"])
@@ -424,6 +511,24 @@ def test_several_frames_are_refused(format):
         read_image(stream)
     with pytest.raises(UnsupportedError, match="2 frames"):
         as_image(Image.open(stream))
+
+
+@pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP", "TIFF", "MPO"])
+def test_one_frame_of_several_is_read(format):
+    frames = [Image.new("RGB", (16, 16), (level, 0, 90)) for level in (0, 90, 200)]
+    stream = saved(frames[0], format, save_all=True, append_images=frames[1:])
+    for number in range(3):
+        stream.seek(0)
+        opened = Image.open(stream)
+        opened.seek(number)
+        read = read_image(io.BytesIO(stream.getvalue()), frame=number)
+        assert read.convert("RGBA").tobytes() == opened.convert("RGBA").tobytes()
+    for number in (3, -1):
+        with pytest.raises(UnsupportedError, match=rf"no frame {number}, expected 0 to 2"):
+            read_image(io.BytesIO(stream.getvalue()), frame=number)
+    assert read_image(saved(frames[0]), frame=0).tobytes() == frames[0].tobytes()
+    with pytest.raises(UnsupportedError, match="--frame N"):
+        read_image(io.BytesIO(stream.getvalue()), in_shell=True)
 
 
 def test_gif_of_one_frame_is_read():
@@ -442,8 +547,14 @@ def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(DiffcodecError, match="null"):
         read_image("a\0b.png")
     (tmp_path / "text.png").write_bytes(b"no image")
-    with pytest.raises(FormatError, match=r"text\.png: no image found in BMP"):
+    with pytest.raises(FormatError, match=r"text\.png: damaged PNG, or another kind of file"):
         read_image(tmp_path / "text.png")
+    (tmp_path / "text").write_bytes(b"no image")
+    with pytest.raises(FormatError, match=r"text: no image found in BMP.*convert it to PNG"):
+        read_image(tmp_path / "text")
+    (tmp_path / "empty.png").write_bytes(b"")
+    with pytest.raises(FormatError, match=r"empty\.png: an empty file"):
+        read_image(tmp_path / "empty.png")
     closed = io.BytesIO()
     closed.close()
     for stream in (io.BytesIO(b""), closed, io.BytesIO(b"%!PS-Adobe-3.0 EPSF-3.0\n")):

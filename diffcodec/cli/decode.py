@@ -138,7 +138,7 @@ def _decode_file(
     else:
         found, image = decode_data(data, timestep, model, progress, **options)
     stream = io.BytesIO()
-    write_image(image, stream, format)
+    lost = write_image(image, stream, format)
     write_file(target, stream.getvalue(), force, source)
     if damage:
         raise CorruptError(_describe_damage(damage))
@@ -146,6 +146,8 @@ def _decode_file(
         return None
     seconds = time.perf_counter() - start
     what = f"{image.width} x {image.height} {image.mode}, {seconds:.1f} s"
+    if lost:
+        what += f"; not kept by {format}: {', '.join(lost)}"
     return f"{printable(source)} -> {printable(target)}: " + (
         f"timestep {found}, {what}" if found else what
     )

@@ -41,7 +41,7 @@ from diffcodec.container.info import dimensions, tiles_by_coder
 from diffcodec.container.parts import MAGIC, MOST_DRAW
 from diffcodec.container.reader import parse
 from diffcodec.errors import DiffcodecError, FormatError
-from diffcodec.images.formats import SUFFIXES
+from diffcodec.images.formats import SUFFIXES, lossy_format
 from diffcodec.limits import Limits
 from diffcodec.models.file import ARITHMETICS, DEFAULT_MODEL, model_info, model_path
 from diffcodec.system.files import STANDARD, check_output, read_file, write_file
@@ -103,6 +103,18 @@ TOGETHER_PIXELS = 1 << 15  # of small images that are coded side by side
     help="Code each tile N times, by other shared randomness each, and keep the smallest: for tiny "
     "images without loss. Decoding takes no longer.",
 )
+@click.option(
+    "--strip",
+    is_flag=True,
+    help="Leave out all metadata: profile and other descriptions of colours, EXIF, XMP, text, "
+    "resolution.",
+)
+@click.option(
+    "--frame",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Of an image with several frames or pages take this one; the first is 0.",
+)
 @used_model_option
 @click.option(
     "--arithmetic",
@@ -147,6 +159,8 @@ def encode(
         options.pop("limits"),
         files.force,
         files.progress,
+        options.pop("strip"),
+        options.pop("frame"),
         options,
     )
     files.for_each(work, as_json, partial(_show_result, as_json=as_json), MOST_TOGETHER)
@@ -193,6 +207,8 @@ def _show_result(result: dict[str, Any], as_json: bool) -> None:
         names = f"{printable(result['input'])} -> {printable(result['output'])}: "
         sizes = f"{{bytes_in}} -> {{bytes_out}} bytes, {rate}, {{seconds:.1f}} s"
         say(names + sizes.format(**result))
+        for note in result["notes"]:
+            say(f"diffcodec: {printable(result['input'])}: {note}")
 
 
 class _Opened(NamedTuple):
@@ -201,6 +217,8 @@ class _Opened(NamedTuple):
     source: str
     target: str
     image: "Image"
+    lost: Sequence[str]  # of its metadata
+    lossy_format: str | None
     bytes_in: int
     seconds: float  # that it took to read
 
@@ -215,6 +233,8 @@ class _Encoder:
     limits: Limits
     force: bool
     progress: bool
+    strip: bool
+    frame: int | None
     goals: dict[str, Any]
 
     @property
@@ -239,11 +259,17 @@ class _Encoder:
         yield from self._encode(group)
 
     def _open(self, source: str, target: str) -> _Opened:
+        from diffcodec.images.metadata import stripped
+
         check_output(target, source, self.force)
         start = time.perf_counter()
         data = read_file(source)
-        image = _read_image(source, data, self.limits)
-        return _Opened(source, target, image, len(data), time.perf_counter() - start)
+        image = _read_image(source, data, self.limits, self.frame)
+        lost = image.info.pop("not_kept", ())
+        if self.strip:
+            image, lost = stripped(image), ()
+        seconds = time.perf_counter() - start
+        return _Opened(source, target, image, lost, lossy_format(data), len(data), seconds)
 
     def _encode(self, group: Sequence[_Opened | Exception]) -> Iterator[dict[str, Any] | Exception]:
         """Code images side by side; if that fails, each by itself, to see which is at fault."""
@@ -293,10 +319,23 @@ class _Encoder:
             "arithmetic": model.arithmetic,
             "effort": self.effort,
             "tiles": tiles_by_coder(container),
+            "notes": list(_notes(one, len(coded))),
         }
 
 
-def _read_image(source: str, data: bytes, limits: Limits) -> "Image":
+def _notes(one: _Opened, bytes_out: int) -> Iterator[str]:
+    """What else there is to say of a file."""
+    if one.lost:
+        yield f"not kept of the metadata: {', '.join(one.lost)}"
+    if one.lossy_format and bytes_out > one.bytes_in:
+        yield (
+            f"it is a {one.lossy_format}, whose exact pixels take {bytes_out / one.bytes_in:.1f} "
+            "times its bytes: keep it as it is, code the picture it was made from, or give "
+            "--quality"
+        )
+
+
+def _read_image(source: str, data: bytes, limits: Limits, frame: int | None) -> "Image":
     from diffcodec.images.reading import read_image
 
     if data[: len(MAGIC)] == MAGIC:
@@ -305,6 +344,6 @@ def _read_image(source: str, data: bytes, limits: Limits) -> "Image":
     stream.name = source
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of files that it reads all the same
     try:
-        return read_image(stream, limits)
+        return read_image(stream, limits, frame=frame, in_shell=True)
     except FormatError as e:  # exit code 3 is for our own files
         raise CommandError(str(e)) from e

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import BinaryIO
+from os import PathLike
 
 from PIL import Image
 
 from diffcodec.arrays import Array
+from diffcodec.codec.arguments import FileLike, file_source, integer, optional_integer
 from diffcodec.codec.batches import count_evaluations, progress_bar, run
 from diffcodec.codec.jobs import EXACT, Job, Part, View, chain_parts, decode_job, make_chain
 from diffcodec.codec.layered_decoding import decode_layers, iter_layers
@@ -21,9 +22,9 @@ from diffcodec.models.model import Model
 
 
 def decode(
-    data: bytes,
+    data: FileLike,
     timestep: int | None = None,
-    model: str | Model | None = None,
+    model: str | PathLike[str] | Model | None = None,
     progress: bool = False,
     *,
     allow_partial: bool = False,
@@ -34,7 +35,8 @@ def decode(
     """The image in a file.
 
     Args:
-        data: a file's bytes.
+        data: a file: its path, its bytes (also as bytearray, memoryview or mmap), or a binary
+            stream of them.
         timestep: 0 for the exact image; t for the posterior mean of x given z_t, coarser the
             larger t. Tiles that took a fallback coder are exact at every timestep. By default the
             finest that the file has. Of a file with previews only what it takes is read.
@@ -43,7 +45,7 @@ def decode(
         allow_partial: of a file with previews that is cut or damaged show the last that is whole.
         reconstruct: what to show at a timestep above 0: "mean", the posterior mean; "flow", its
             continuation by the probability-flow ODE (DDIM); "sample", by ancestral sampling.
-        seed: of the sample.
+        seed: of the sample, 0 to 2^24 - 1.
         limits: the sizes to accept.
 
     Returns:
@@ -68,9 +70,9 @@ def decode(
 
 
 def decode_finest(
-    data: bytes | BinaryIO,
+    data: FileLike,
     timestep: int | None = None,
-    model: str | Model | None = None,
+    model: str | PathLike[str] | Model | None = None,
     progress: bool = False,
     *,
     allow_partial: bool = False,
@@ -78,9 +80,9 @@ def decode_finest(
     seed: int = 0,
     limits: Limits = DEFAULT_LIMITS,
 ) -> tuple[int, Image.Image]:
-    """As :func:`decode`, also from a stream, and with the timestep that it came to."""
-    view = View(timestep or 0, reconstruct, seed)
-    file = open_file(data, model, progress, limits)
+    """As :func:`decode`, with the timestep that it came to."""
+    view = View(optional_integer("timestep", timestep) or 0, reconstruct, integer("seed", seed))
+    file = open_file(file_source(data), model, progress, limits)
     layers = file.container.layers
     if layers is None:
         return view.timestep, decode_tiles(file, view)
@@ -90,8 +92,8 @@ def decode_finest(
 
 
 def iter_decode(
-    stream: BinaryIO,
-    model: str | Model | None = None,
+    stream: FileLike,
+    model: str | PathLike[str] | Model | None = None,
     *,
     reconstruct: str = "mean",
     seed: int = 0,
@@ -103,15 +105,15 @@ def iter_decode(
     timestep 0; of other files that alone.
 
     Args:
-        stream: binary; a pipe will do.
+        stream: binary; a pipe will do. Or what else :func:`decode` takes.
         model, reconstruct, seed, limits: see :func:`decode`.
 
     Raises:
         TruncatedError: if the stream ends early, after all previews that came whole; and what
             :func:`decode` raises.
     """
-    view = View(0, reconstruct, seed)
-    file = open_file(stream, model, False, limits)
+    view = View(0, reconstruct, integer("seed", seed))
+    file = open_file(file_source(stream), model, False, limits)
     if file.container.layers is None:
         yield 0, decode_tiles(file, view)
     else:

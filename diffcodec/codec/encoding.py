@@ -1,13 +1,16 @@
 """Images to files: each tile by the chain or a fallback coder, whichever is smaller."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import islice
-from typing import Any
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from diffcodec.codec.arguments import find_source, integer, list_images, number, optional_integer
 from diffcodec.codec.batches import count_evaluations, progress_bar, run
 from diffcodec.codec.estimates import expected_bytes
 from diffcodec.codec.jobs import DEFAULT_CHOICES, Choices, Job, Part, encode_job, make_chain
@@ -20,19 +23,22 @@ from diffcodec.container.writer import pack
 from diffcodec.errors import UnsupportedError
 from diffcodec.images.color_sets import ColorSet, find_color_set
 from diffcodec.images.metadata import get_metadata
-from diffcodec.images.modes import as_image, pixel_crc
+from diffcodec.images.modes import pixel_crc
 from diffcodec.limits import DEFAULT_LIMITS, Limits
 from diffcodec.models.file import DEFAULT_MODEL
 from diffcodec.models.model import Model, load_model
 
-ImageLike = Image.Image | NDArray[Any]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ImageLike = Union[str, PathLike[str], Image.Image, NDArray[Any], "Tensor"]
 
 NO_MODEL = bytes(4)
 
 
 def encode(
     image: ImageLike,
-    model: str | Model = DEFAULT_MODEL,
+    model: str | PathLike[str] | Model = DEFAULT_MODEL,
     plan: str = "default",
     progress: bool = False,
     *,
@@ -42,15 +48,18 @@ def encode(
     progressive: bool = False,
     previews: Sequence[int] | None = None,
     draws: int = 1,
+    strip: bool = False,
     limits: Limits = DEFAULT_LIMITS,
 ) -> bytes:
     """Code an image: without loss, or down to a timestep, or both in one file.
 
-    A timestep, a rate or a quality makes a lossy file, of which every beginning decodes to a
+    A timestep, a rate or a quality makes a lossy file, each beginning of which decodes to a
     coarser image. ``progressive`` makes such a file that goes on to the exact image.
 
     Args:
-        image: PIL image, or array: uint8 [h, w], [h, w, 2..4], uint16 [h, w] or bool [h, w].
+        image: path, PIL image, array (uint8 [h, w], [h, w, 1..4], uint16 [h, w] or bool [h, w]) or
+            torch tensor (uint8 [1..4, h, w]). Give the path of a PNG that may have 16 bits a
+            channel: Pillow reduces them to 8, which can't be seen of an image it has loaded.
         model: a shipped model's name, a path or a loaded model. One that is loaded as "float" makes
             files for research: they may not decode on another machine.
         plan: "fast", "default" or "best", from few network evaluations per tile to many.
@@ -63,39 +72,50 @@ def encode(
         draws: code each tile without loss so many times, with other shared randomness each, and
             keep the smallest. It takes so many times as long, and decoding no longer. For tiny
             images: 4 draws gain half a percent of 32 x 32 pixels, and of more the less.
+        strip: leave out all metadata; palette and transparency stay, being part of the picture.
         limits: the sizes to accept; a larger image takes larger limits to decode, too.
 
     Returns:
         The file's bytes; :func:`decode` gives the image back; without loss the pixels, mode
-        and metadata exactly.
+        and metadata exactly. A warning tells of metadata that can't be kept.
 
     Raises:
+        TypeError: for anything but the types above.
         UnsupportedError: for a kind of image that has no exact coding, or no chain where previews
             are wanted; for a timestep, rate or quality that cannot be had.
         LimitError: for an image that is over a limit.
         ModelMismatchError: if there is no such model, or its numbers overflow.
     """
-    target = Target(timestep, bpp, psnr, progressive, previews)
+    target = _target(timestep, bpp, psnr, progressive, previews)
     if target == Target():
-        return encode_many([image], model, plan, progress, draws=draws, limits=limits)[0]
-    if draws != 1:
-        raise UnsupportedError(
-            f"{draws} draws and previews: only files without loss and previews "
-            "are coded by several draws"
-        )
-    used = _load(model, plan)
-    source = as_image(image, limits)
+        several = partial(encode_many, draws=draws, strip=strip, limits=limits)
+        return several([image], model, plan, progress)[0]
+    if integer("draws", draws) != 1:
+        raise UnsupportedError(f"{draws} draws and previews: expected one or the other")
+    used, source = _load(model, plan), find_source(image, limits, strip)
     limits.check_memory(expected_bytes(*source.size, uses_model=True, layered=True))
     return encode_layers(source, used, plan, target, progress)
 
 
+def _target(timestep: Any, bpp: Any, psnr: Any, progressive: Any, previews: Any) -> Target:
+    """The goal of these arguments, each of its type."""
+    return Target(
+        optional_integer("timestep", timestep),
+        number("bpp", bpp),
+        number("psnr", psnr),
+        bool(progressive),
+        None if previews is None else tuple(integer("previews", t) for t in previews),
+    )
+
+
 def encode_many(
     images: Sequence[ImageLike],
-    model: str | Model = DEFAULT_MODEL,
+    model: str | PathLike[str] | Model = DEFAULT_MODEL,
     plan: str = "default",
     progress: bool = False,
     *,
     draws: int = 1,
+    strip: bool = False,
     limits: Limits = DEFAULT_LIMITS,
     choices: Choices = DEFAULT_CHOICES,
 ) -> list[bytes]:
@@ -105,10 +125,10 @@ def encode_many(
 
     Guarantee: the bytes of a file do not depend on the images coded beside it.
     """
-    if not 1 <= draws <= MOST_DRAW + 1:
+    if not 1 <= integer("draws", draws) <= MOST_DRAW + 1:
         raise UnsupportedError(f"{draws} draws: expected 1 to {MOST_DRAW + 1}")
     model = _load(model, plan)
-    sources = [as_image(image, limits) for image in images]
+    sources = [find_source(image, limits, strip) for image in list_images(images)]
     pixels = sum(source.width * source.height for source in sources)
     limits.check_memory(expected_bytes(pixels, 1, uses_model=True, layered=False))
     colors = [
@@ -138,10 +158,10 @@ def _smallest(coded: Iterator[EncodedTile | None], draws: int) -> Iterator[Encod
         yield min(filter(None, group), key=lambda tile: tile.size, default=None)
 
 
-def _load(model: str | Model, plan: str) -> Model:
-    if plan not in PLAN_NAMES:
+def _load(model: str | PathLike[str] | Model, plan: str) -> Model:
+    if not isinstance(plan, str) or plan not in PLAN_NAMES:
         raise UnsupportedError(f"plan {plan!r}: expected one of {', '.join(PLAN_NAMES)}")
-    model = load_model(model) if isinstance(model, str) else model
+    model = model if isinstance(model, Model) else load_model(model)
     if plan not in model.plans:
         raise UnsupportedError(
             f"model {model.info.name} has no plan {plan!r}: expected one of "

@@ -44,6 +44,7 @@ class Choices:
 
 
 DEFAULT_CHOICES = Choices()
+SEEDS = 1 << 24  # of samples
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class View:
     """What a file is to show; see :func:`diffcodec.decode`.
 
     Raises:
-        UnsupportedError: if there is no such reconstruction.
+        UnsupportedError: if there is no such reconstruction or seed.
     """
 
     timestep: int = 0
@@ -77,7 +78,9 @@ class View:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.reconstruct not in RECONSTRUCTIONS:
+        if not 0 <= self.seed < SEEDS:
+            raise UnsupportedError(f"seed {self.seed}: expected 0 to {SEEDS - 1}")
+        if not isinstance(self.reconstruct, str) or self.reconstruct not in RECONSTRUCTIONS:
             raise UnsupportedError(
                 f"reconstruction {self.reconstruct!r}: expected one of {', '.join(RECONSTRUCTIONS)}"
             )

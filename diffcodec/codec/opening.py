@@ -1,6 +1,7 @@
 """A file opened for decoding: what is read of it held against the limits, and its model found."""
 
 from dataclasses import dataclass
+from os import PathLike
 from typing import BinaryIO
 
 from diffcodec.codec.estimates import check_memory
@@ -33,7 +34,10 @@ class OpenFile:
 
 
 def open_file(
-    source: bytes | BinaryIO, model: str | Model | None, progress: bool, limits: Limits
+    source: bytes | BinaryIO,
+    model: str | PathLike[str] | Model | None,
+    progress: bool,
+    limits: Limits,
 ) -> OpenFile:
     """Read a file as far as its first layer, or whole if it has none.
 
@@ -53,7 +57,7 @@ def open_file(
     return OpenFile(reader, used, progress)
 
 
-def find_model(container: Container, given: str | Model | None) -> Model:
+def find_model(container: Container, given: str | PathLike[str] | Model | None) -> Model:
     """The model that the file needs.
 
     Raises:

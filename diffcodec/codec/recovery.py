@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from os import PathLike
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from diffcodec.arrays import Array
+from diffcodec.codec.arguments import FileLike, file_source
 from diffcodec.codec.batches import count_evaluations, progress_bar, run
 from diffcodec.codec.estimates import check_memory
 from diffcodec.codec.jobs import Job, Part, decode_job, decoding, make_chain
@@ -15,6 +17,7 @@ from diffcodec.codec.opening import find_model
 from diffcodec.codec.planes import check_pixels, color_set
 from diffcodec.codec.tiles import paste_chains, paste_fallbacks
 from diffcodec.coding.top_down import Descent
+from diffcodec.container.primitives import read_stream
 from diffcodec.container.salvage import Damage, Salvage, salvage
 from diffcodec.images.metadata import apply_metadata
 from diffcodec.limits import DEFAULT_LIMITS, Limits
@@ -32,8 +35,8 @@ class Recovered(NamedTuple):
 
 
 def recover(
-    data: bytes,
-    model: str | Model | None = None,
+    data: FileLike,
+    model: str | PathLike[str] | Model | None = None,
     progress: bool = False,
     *,
     limits: Limits = DEFAULT_LIMITS,
@@ -44,7 +47,7 @@ def recover(
     none. The tiles beside it are exact.
 
     Args:
-        data: a file's bytes.
+        data: a file; see :func:`diffcodec.decode`.
         model: the model it was encoded with, if it is not a shipped one.
         progress: show a bar on a terminal when it takes over two seconds.
         limits: the sizes to accept.
@@ -53,7 +56,8 @@ def recover(
         FormatError: if nothing of it is whole, or the header is not.
         UnsupportedError, ModelMismatchError, LimitError: see :func:`diffcodec.decode`.
     """
-    found = salvage(data, limits)
+    source = file_source(data)
+    found = salvage(source if isinstance(source, bytes) else read_stream(source), limits)
     container = replace(found.container, tiles=tuple(filter(None, found.tiles)))
     check_memory(container, limits)
     image = _checkerboard(container.mode, (container.width, container.height))

@@ -10,7 +10,9 @@ from diffcodec.errors import FormatError
 MAGIC = b"\x89DFC"
 VERSION = 1
 COLOR_SET = "Colors"  # the metadata entry that tells which colours can occur
-METADATA_NAMES = (COLOR_SET, "dpi", "exif", "icc", "palette", "transparency")
+METADATA_NAMES = (
+    *(COLOR_SET, "chunks", "dpi", "exif", "icc", "palette", "text", "transparency", "xmp"),
+)
 TILE_SIDE = 512
 MOST_DRAW = 255  # of the shared randomness, beyond the first
 LEAST_PREVIEW = 2  # timestep of previews that tiles follow: below z_1 there is no chain left

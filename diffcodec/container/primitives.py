@@ -5,7 +5,7 @@ import zlib
 from typing import BinaryIO
 
 from diffcodec.container.parts import CODERS, MODES
-from diffcodec.errors import FormatError, TruncatedError, UnsupportedFileError
+from diffcodec.errors import DiffcodecError, FormatError, TruncatedError, UnsupportedFileError
 
 MODE_BITS = 0x07  # of the header's mode; the other bits are flags
 LAYERS_BIT, WHOLE_BIT, METADATA_BIT, MARKS_BIT, FLOAT_BIT = 0x08, 0x10, 0x20, 0x40, 0x80
@@ -51,6 +51,25 @@ def varint(value: int) -> bytes:
     return bytes([*out, value])
 
 
+def read_stream(stream: BinaryIO, size: int = -1) -> bytes:
+    """Bytes of a stream.
+
+    Raises:
+        DiffcodecError: it cannot be read.
+        TypeError: it is no binary stream.
+    """
+    try:
+        data = stream.read(size)
+    except OSError as error:
+        reason = error.strerror or error
+        raise DiffcodecError(f"cannot read the stream: {reason}; open it for reading") from error
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise TypeError(
+            f"the stream gives {type(data).__name__}, expected bytes: open it in mode 'rb'"
+        )
+    return bytes(data)
+
+
 class ByteReader:
     """A cursor over bytes or a stream; every read that passes its end is a TruncatedError."""
 
@@ -72,7 +91,7 @@ class ByteReader:
     def prepare(self, count: int) -> None:
         """Have so many bytes at hand, if the stream has them."""
         while self._stream is not None and (missing := count + self.position - len(self.data)) > 0:
-            chunk = self._stream.read(min(missing, _CHUNK_BYTES))
+            chunk = read_stream(self._stream, min(missing, _CHUNK_BYTES))
             if not chunk:
                 break
             self.data += chunk

@@ -13,9 +13,8 @@ from PIL import Image
 from diffcodec.container.parts import MODES
 from diffcodec.errors import CorruptError, UnsupportedError
 from diffcodec.images.formats import WEBP_MAX_SIDE
-from diffcodec.images.reading import open_image, webp_size
-
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+from diffcodec.images.opening import open_image, webp_size
+from diffcodec.images.png import SIGNATURE
 
 # WebP's (method, quality); none is always the best. Pillow's default wins on small photographs, by
 # 1 %; method 6 at 90 on larger ones, by 1 %, and on grey, by 3 %; each takes 1 to 3 seconds a
@@ -104,7 +103,7 @@ def _claimed_size(coder: str, payload: bytes) -> tuple[int, int]:
     """
     if coder == "webp":
         return webp_size(payload) if payload[12:16] == b"VP8L" else (0, 0)
-    if len(payload) < 24 or payload[:8] != PNG_SIGNATURE or payload[12:16] != b"IHDR":
+    if len(payload) < 24 or payload[:8] != SIGNATURE or payload[12:16] != b"IHDR":
         return 0, 0
     width, height = struct.unpack_from(">2I", payload, 16)
     return width, height

@@ -31,6 +31,15 @@ EXACT_MODES = {  # what each format that is written gives back with the same mod
 WEBP_MAX_SIDE = 16383
 
 
+def lossy_format(data: bytes) -> str | None:
+    """The name of a format with loss that a file is in: its exact pixels take more than it."""
+    if data.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if data[:4] == b"RIFF" and b"VP8 " in (data[12:16], data[30:34]):
+        return "WebP with loss"
+    return None
+
+
 def save_format(path: str | PathLike[str]) -> str:
     """The format to write by a path's suffix, for :func:`diffcodec.images.writing.write_image`.
 

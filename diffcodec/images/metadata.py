@@ -1,4 +1,4 @@
-"""What comes with the pixels: ICC profile, EXIF, resolution, palette, transparency."""
+"""What comes with the pixels: profile, EXIF, XMP, text, resolution, palette, transparency, ..."""
 
 import struct
 import zlib
@@ -9,24 +9,33 @@ from typing import Any
 from PIL import Image
 
 from diffcodec.container.parts import MODES
-from diffcodec.errors import CorruptError, FormatError, UnsupportedError
+from diffcodec.errors import CorruptError, FormatError, LimitError, UnsupportedError
+from diffcodec.images import png
 from diffcodec.limits import DEFAULT_LIMITS, Limits
 
 MAX_DPI = 1e7  # more does not fit into a PNG
+_COMPRESSED = {"icc": "icc_profile", "exif": "exif", "xmp": "xmp"}  # by Pillow's names
 _PALETTE_MODES = {3: "RGB", 4: "RGBA"}  # by channels
 
 
-def kept_fields(image: Image.Image) -> dict[str, Any]:
-    """The part of ``info`` that is kept, by Pillow's names.
+def kept_fields(image: Image.Image, info: Mapping[Any, Any] | None = None) -> dict[str, Any]:
+    """The part of ``info``, by default the image's, that is kept, by Pillow's names.
 
+    Beside those there is ``png_chunks``, a tuple of pairs, type and content: what a PNG may hold
+    that Pillow has no name for.
     Text chunks of a PNG land in ``info`` under names of their own choosing: hence the checks.
     """
-    info = image.info
+    info = image.info if info is None else info
     kept: dict[str, Any] = {
         name: info[name]
-        for name in ("icc_profile", "exif")
+        for name in _COMPRESSED.values()
         if isinstance(info.get(name), bytes) and info[name]
     }
+    named = (name for name in png.NAMED_FIELDS if name in info)
+    kept |= {name: info[name] for name in named if png.named_chunk(name, info[name])}
+    chunks = info.get("png_chunks")
+    if isinstance(chunks, tuple) and chunks and all(map(png.is_chunk, chunks)):
+        kept["png_chunks"] = chunks
     dpi = info.get("dpi")
     if isinstance(dpi, tuple) and _is_resolution(dpi):
         kept["dpi"] = (float(dpi[0]), float(dpi[1]))
@@ -52,11 +61,21 @@ def _is_transparency(value: object, mode: str) -> bool:
     )
 
 
+def stripped(image: Image.Image) -> Image.Image:
+    """A copy without metadata, but for what makes the pixels: palette and transparency."""
+    kept = kept_fields(image)
+    copy = image.copy()
+    copy.info.clear()
+    copy.info.update((name, kept[name]) for name in kept if name == "transparency")
+    return copy
+
+
 def get_metadata(image: Image.Image) -> dict[str, bytes]:
     """What else than the samples is kept, each item as bytes.
 
     Returns:
-        ``icc`` and ``exif``: the bytes as Pillow has them, compressed by zlib.
+        ``icc``, ``exif`` and ``xmp``: the bytes as Pillow has them, compressed by zlib.
+        ``chunks`` and ``text``: what else a PNG may hold, as its chunks, compressed by zlib.
         ``dpi``: horizontal and vertical, float64, little-endian.
         ``palette``: 3 (RGB) or 4 (RGBA) in one byte, and the colours. Always there in mode P.
         ``transparency``: ``b`` and the alphas of the palette, or ``i`` and the transparent index,
@@ -68,10 +87,19 @@ def get_metadata(image: Image.Image) -> dict[str, bytes]:
     """
     kept = kept_fields(image)
     metadata = {}
-    for key, name in (("icc", "icc_profile"), ("exif", "exif")):
-        if name in kept:
-            DEFAULT_LIMITS.check_metadata(len(kept[name]))
-            metadata[key] = zlib.compress(kept[name], 9)
+    items = {key: kept.get(name, b"") for key, name in _COMPRESSED.items()}
+    chunks = extra_chunks(kept)
+    if len(chunks) > png.MOST_CHUNKS:
+        raise LimitError(
+            f"found {len(chunks)} chunks of text and other metadata, the limit is "
+            f"{png.MOST_CHUNKS}; leave metadata out (strip)"
+        )
+    items["chunks"] = png.pack_chunks(chunk for chunk in chunks if chunk[0] not in png.TEXT)
+    items["text"] = png.pack_chunks(chunk for chunk in chunks if chunk[0] in png.TEXT)
+    for key, content in items.items():
+        if content:
+            DEFAULT_LIMITS.check_metadata(len(content))
+            metadata[key] = zlib.compress(content, 9)
     if "dpi" in kept:
         metadata["dpi"] = struct.pack("<2d", *kept["dpi"])
     if image.mode == "P":
@@ -82,6 +110,12 @@ def get_metadata(image: Image.Image) -> dict[str, bytes]:
     if "transparency" in kept:
         metadata["transparency"] = _pack_transparency(kept["transparency"])
     return metadata
+
+
+def extra_chunks(kept: Mapping[str, Any]) -> list[png.Chunk]:
+    """What Pillow does not write of :func:`kept_fields` into a PNG, but for XMP."""
+    named = (png.named_chunk(name, kept[name]) for name in png.NAMED_FIELDS if name in kept)
+    return [chunk for chunk in named if chunk] + list(kept.get("png_chunks", ()))
 
 
 def _pack_transparency(value: bytes | int | tuple[int, ...]) -> bytes:
@@ -112,10 +146,7 @@ def apply_metadata(
     """
     if (image.mode == "P") != ("palette" in metadata):
         raise FormatError(f"mode {image.mode}: a palette goes with mode P and no other")
-    if "icc" in metadata:
-        image.info["icc_profile"] = _inflate(metadata["icc"], "icc", limits)
-    if "exif" in metadata:
-        image.info["exif"] = _inflate(metadata["exif"], "exif", limits)
+    image.info.update(_unpack_compressed(metadata, limits))
     if "dpi" in metadata:
         if len(metadata["dpi"]) != 16:
             raise CorruptError(f"found {len(metadata['dpi'])} bytes of dpi, expected 16")
@@ -134,6 +165,21 @@ def apply_metadata(
         if not _is_transparency(transparency, image.mode):
             raise CorruptError(f"found transparency that does not fit mode {image.mode}")
         image.info["transparency"] = transparency
+
+
+def _unpack_compressed(metadata: Mapping[str, bytes], limits: Limits) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        name: _inflate(metadata[key], key, limits)
+        for key, name in _COMPRESSED.items()
+        if key in metadata
+    }
+    unnamed: list[png.Chunk] = []
+    for key in ("chunks", "text"):
+        chunks = png.unpack_chunks(_inflate(metadata[key], key, limits) if key in metadata else b"")
+        if chunks is None or any((chunk[0] in png.TEXT) != (key == "text") for chunk in chunks):
+            raise CorruptError(f"metadata {key} is damaged: expected PNG chunks of that kind")
+        unnamed += chunks
+    return fields | png.fields_of(unnamed)
 
 
 def _inflate(data: bytes, key: str, limits: Limits) -> bytes:

@@ -8,35 +8,56 @@ from PIL import Image
 
 from diffcodec.errors import UnsupportedError
 from diffcodec.images.formats import EXACT_MODES, WEBP_MAX_SIDE
-from diffcodec.images.metadata import kept_fields
+from diffcodec.images.metadata import extra_chunks, kept_fields
 from diffcodec.images.modes import as_image
+from diffcodec.images.png import insert, xmp_chunk
 
+_KEPT = {  # fields that Pillow writes, by format; a PNG gets the others as chunks
+    "PNG": ("icc_profile", "exif", "dpi", "transparency"),
+    "TIFF": ("icc_profile", "xmp", "dpi"),
+    "WEBP": ("icc_profile", "exif", "xmp"),
+    "BMP": ("dpi",),
+    "PPM": (),
+}
+_IN_WORDS = {
+    "icc_profile": "the ICC profile",
+    "exif": "EXIF",
+    "xmp": "XMP",
+    "dpi": "the resolution",
+    "aspect": "the aspect of pixels",
+    "srgb": "the mark of sRGB",
+    "png_chunks": "text and other chunks of PNG",
+}
+_TIFF_XMP = 700
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "TIFF": {"compression": "tiff_adobe_deflate"},
     "WEBP": {"lossless": True, "exact": True},
 }
 
 
-def write_image(image: Image.Image, stream: IO[bytes], format: str = "PNG") -> None:
+def write_image(image: Image.Image, stream: IO[bytes], format: str = "PNG") -> list[str]:
     """Write an image so that :func:`read_image` gives back the same mode and samples.
 
     Metadata is kept as far as the format can: all of it by PNG, which rounds the resolution to
     pixels per metre, writes a palette as RGB with alphas, and lengthens one shorter than the
-    indices need; profile and EXIF by WebP, profile and resolution by TIFF (where Pillow would
-    rotate by the EXIF), resolution by BMP, none by PPM.
+    indices need; profile, EXIF and XMP by WebP; profile, XMP and resolution by TIFF (where Pillow
+    would rotate by the EXIF); resolution by BMP; none by PPM.
+
+    Returns:
+        What the format does not keep of the metadata, in words.
 
     Raises:
         UnsupportedError: the format does not keep this image exactly; PNG does.
         OSError: the stream cannot be written.
     """
     image = as_image(image)
-    options = kept_fields(image)
+    fields = kept_fields(image)
     plain = image.copy()
     plain.info = {}
     lost = ""
     if plain.mode not in EXACT_MODES.get(format, ()):
         lost = f"mode {plain.mode}"
-    elif format != "PNG" and "transparency" in options:
+    elif format != "PNG" and "transparency" in fields:
         lost = "the transparent colour"
     elif format == "WEBP" and max(plain.size) > WEBP_MAX_SIDE:
         lost = f"sides over {WEBP_MAX_SIDE} pixels"
@@ -45,12 +66,20 @@ def write_image(image: Image.Image, stream: IO[bytes], format: str = "PNG") -> N
     if lost:
         raise UnsupportedError(f"{format} does not keep {lost}: write PNG")
     if plain.mode == "P":
-        _lengthen_palette(plain, options.get("transparency", 0))
-    if format == "TIFF":
-        options.pop("exif", None)
+        _lengthen_palette(plain, fields.get("transparency", 0))
+    options = {name: fields[name] for name in _KEPT[format] if name in fields}
+    if plain.mode == "1" and "transparency" in options:
+        options["transparency"] = min(1, options["transparency"])  # in a PNG of one bit
+    if format == "TIFF" and "xmp" in options:
+        options["tiffinfo"] = {_TIFF_XMP: options.pop("xmp")}
     coded = io.BytesIO()  # Pillow seeks in the stream, which standard output cannot
     plain.save(coded, format, **options, **_SAVE_OPTIONS.get(format, {}))
-    stream.write(coded.getbuffer())
+    if format != "PNG":
+        stream.write(coded.getbuffer())
+        return [_IN_WORDS.get(name, name) for name in fields if name not in _KEPT[format]]
+    chunks = extra_chunks(fields) + ([xmp_chunk(fields["xmp"])] if "xmp" in fields else [])
+    stream.write(insert(coded.getvalue(), chunks) if chunks else coded.getbuffer())
+    return []
 
 
 def _is_opaque(image: Image.Image) -> bool:

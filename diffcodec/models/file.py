@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,7 @@ def shipped_models() -> list[Path]:
     return sorted(MODEL_FOLDER.glob("*.safetensors"))
 
 
-def model_path(name_or_path: str | Path) -> Path:
+def model_path(name_or_path: str | PathLike[str]) -> Path:
     """The file of a shipped model by name, or of any model by path.
 
     Raises:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from functools import cached_property, lru_cache
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
@@ -189,7 +190,9 @@ def build_model(info: ModelInfo, tensors: Mapping[str, Tensor], arithmetic: str)
     return model
 
 
-def load_model(name_or_path: str | Path = DEFAULT_MODEL, arithmetic: str = "integer") -> Model:
+def load_model(
+    name_or_path: str | PathLike[str] = DEFAULT_MODEL, arithmetic: str = "integer"
+) -> Model:
     """A shipped model by name, or any model file by path.
 
     Args:
@@ -200,8 +203,12 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL, arithmetic: str = "inte
         ModelMismatchError: if there is no such model, the file is not a diffcodec model, or a float
             model is to be an integer one.
     """
-    if arithmetic not in ARITHMETICS:
+    if not isinstance(arithmetic, str) or arithmetic not in ARITHMETICS:
         raise UnsupportedError(f"arithmetic {arithmetic!r}: expected one of {ARITHMETICS}")
+    if not isinstance(name_or_path, (str, PathLike)):
+        raise TypeError(
+            f"model: found {type(name_or_path).__name__}, expected a name, a path or a loaded model"
+        )
     path = model_path(name_or_path)
     return _load(path, file_stamp(path), arithmetic)
 

@@ -1,0 +1,123 @@
+"""What callers of the library give, held against what it takes."""
+
+import mmap
+import operator
+import warnings
+from collections.abc import Iterable
+from os import PathLike
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from PIL import Image
+
+from diffcodec.errors import DiffcodecError
+from diffcodec.images.metadata import stripped
+from diffcodec.images.modes import as_image
+from diffcodec.images.reading import read_image
+from diffcodec.limits import Limits
+
+FileLike = str | PathLike[str] | bytes | bytearray | memoryview | mmap.mmap | BinaryIO
+_BUFFERS = (bytearray, memoryview, mmap.mmap)
+
+
+def check_type(name: str, value: object, kinds: type | tuple[type, ...], expected: str) -> None:
+    """Refuse a value of another type.
+
+    Raises:
+        TypeError: it is.
+    """
+    if not isinstance(value, kinds):
+        raise TypeError(f"{name}: found {type(value).__name__}, expected {expected}")
+
+
+def integer(name: str, value: Any) -> int:
+    """A value that is an integer of Python's or NumPy's.
+
+    Raises:
+        TypeError: it is another.
+    """
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        found = type(value).__name__
+        raise TypeError(f"{name}: found {found}, expected an integer") from error
+
+
+def optional_integer(name: str, value: Any) -> int | None:
+    """As :func:`integer`, or None."""
+    return None if value is None else integer(name, value)
+
+
+def number(name: str, value: Any) -> float | None:
+    """A value that is a number, or None.
+
+    Raises:
+        TypeError: it is another.
+    """
+    if value is None:
+        return None
+    try:
+        return value * 1.0 if isinstance(value, float) else float(integer(name, value))
+    except TypeError:
+        found = type(value).__name__
+        raise TypeError(f"{name}: found {found}, expected a number") from None
+    except OverflowError as error:
+        raise ValueError(f"{name}: found {value}, expected a number of reasonable size") from error
+
+
+def find_source(image: Any, limits: Limits, strip: bool) -> Image.Image:
+    """The image to encode, from a path or what :func:`diffcodec.images.modes.as_image` takes.
+
+    Warns of metadata that the file has and that can't be kept.
+
+    Raises:
+        DiffcodecError, TypeError: see :func:`diffcodec.encode`.
+    """
+    if isinstance(image, (str, PathLike)):
+        source = read_image(image, limits)
+    else:
+        source = as_image(image, limits)
+    if strip:
+        return stripped(source)
+    if lost := source.info.get("not_kept"):
+        warnings.warn(f"not kept of the image's file: {', '.join(lost)}", stacklevel=4)
+    return source
+
+
+def list_images(images: Any) -> list[Any]:
+    """A list of images, which one image is not.
+
+    Raises:
+        TypeError: it is no list.
+    """
+    one = isinstance(images, (str, bytes, PathLike, Image.Image)) or getattr(images, "ndim", 4) < 4
+    if one or not isinstance(images, Iterable):
+        raise TypeError(
+            f"images: found {type(images).__name__}, expected a list of images; code one by encode"
+        )
+    return list(images)
+
+
+def file_source(data: Any) -> bytes | BinaryIO:
+    """A file to decode, from a path, bytes or a stream of them.
+
+    Raises:
+        DiffcodecError: there is no such file.
+        TypeError: it is none of these.
+    """
+    if isinstance(data, bytes):
+        return data
+    if isinstance(data, _BUFFERS):
+        return bytes(memoryview(data))
+    if isinstance(data, (str, PathLike)):
+        try:
+            return Path(data).read_bytes()
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            reason = getattr(error, "strerror", None) or error
+            raise DiffcodecError(f"cannot read {data}: {reason}; check the path") from error
+    if not callable(getattr(data, "read", None)):
+        raise TypeError(
+            f"data: found {type(data).__name__}, expected a path, bytes or a binary stream"
+        )
+    stream: BinaryIO = data
+    return stream
