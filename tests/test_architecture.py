@@ -79,3 +79,23 @@ assert all(getattr(diffcodec, name) is not None for name in diffcodec.__all__)
 
 def test_public_names_are_seen_before_torch_is_loaded() -> None:
     subprocess.run([sys.executable, "-c", PUBLIC_NAMES], check=True, cwd=PACKAGE.parent)
+
+
+CODING = """
+import sys
+from pathlib import Path
+from PIL import Image
+import diffcodec
+
+model = sys.argv[1]
+image = Image.effect_noise((32, 32), 50).convert("RGB")
+assert diffcodec.decode(diffcodec.encode(image, model), model=model) == image
+assert not {"sympy", "torch._dynamo", "matplotlib"} & set(sys.modules)
+"""
+
+
+def test_coding_loads_no_compiler(tiny: Path) -> None:
+    """It would take longer than coding a small image."""
+    subprocess.run(
+        [sys.executable, "-c", CODING, str(tiny)], check=True, cwd=PACKAGE.parent, timeout=100
+    )

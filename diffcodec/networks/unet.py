@@ -5,12 +5,15 @@ shift from the noise level; nothing looks at more than a neighbourhood, so tiles
 """
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from diffcodec.diffusion.color import DOMAINS
 from diffcodec.diffusion.process import predict_x_from_eps
@@ -194,5 +197,27 @@ def outline(config: UNetConfig, tensors: int) -> UNet:
     """
     if sum(config.blocks) > tensors:
         raise ValueError(f"{config.blocks} blocks, but only {tensors} tensors")
-    with torch.device("meta"):
+    with torch.device("meta"), _NoNumbers():
         return UNet(config)
+
+
+class _NoNumbers(TorchFunctionMode):
+    """Leaves numbers that are not there undrawn.
+
+    On the meta device a draw or a product makes PyTorch import sympy and its compiler: a second of
+    the processor's time.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        given = dict(kwargs or {})
+        if getattr(func, "__module__", "") == nn.init.__name__:
+            return args[0] if args else given["tensor"]
+        if func in (Tensor.mul, Tensor.div):
+            return args[0]
+        return torch.empty(*args) if func is torch.randn else func(*args, **given)
