@@ -413,7 +413,8 @@ def test_wrong_usage(command: str, message: str) -> None:
         ("decode huge.dfc", 3, "huge.dfc", "pixels, the limit of a side is"),
         ("decode photo.dfc new.png --timestep 99", 1, "photo.dfc", "timesteps 0 .exact. to 6"),
         ("decode photo.dfc", 1, "photo.png", "exists already; .*--force"),
-        ("decode photo.dfc new.jpg", 1, "new.jpg", "found suffix '.jpg'.*write .png"),
+        ("decode photo.dfc new.jpg", 1, "photo.dfc", "the image is exact, which JPEG.*write .png"),
+        ("decode photo.dfc new.xyz", 1, "new.xyz", "found suffix '.xyz'.*write .png"),
         ("decode alpha.dfc new.bmp", 1, "alpha.dfc", "does not keep mode RGBA: write PNG"),
         ("verify missing.dfc", 1, "missing.dfc", "No such file"),
         ("verify text.txt", 3, "text.txt", "not a diffcodec file"),
@@ -836,7 +837,7 @@ def test_train_shows_the_defaults_of_a_run() -> None:
 
     text = " ".join(done("train --help").stdout.split())
     assert f"[default: {TrainConfig.steps};" in text
-    assert f"[default: {TrainConfig.learning_rate}]" in text
+    assert f"[default: {TrainConfig.learning_rate}; x>0]" in text
     assert f"[default: {','.join(map(str, UNetConfig.channels))}]" in text
 
 

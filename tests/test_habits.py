@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,9 @@ from PIL import Image
 from diffcodec.cli.program import cli
 from diffcodec.cli.quality import quality_timestep
 from diffcodec.codec import decoding, encoding
+from diffcodec.container.parts import Container, Tile, tile_grid
 from diffcodec.container.reader import parse
+from diffcodec.container.writer import pack
 from diffcodec.models.file import DEFAULT_MODEL, model_info, model_path
 
 ROOT = Path(__file__).parents[1]
@@ -113,6 +116,104 @@ def test_wrong_usage(arguments: str, message: str) -> None:
     result = run(f"encode in/a.png {arguments} --model m")
     assert (result.exit_code, message in result.stderr) == (2, True), result.stderr
     assert below(".", "out") == below(".", ".dfc") == []
+
+
+@pytest.mark.usefixtures("tree")
+@pytest.mark.parametrize("option", ["--minutes", "--learning-rate"])
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf"])
+def test_numbers_of_train(option: str, value: str) -> None:
+    result = run(f"train --data in --out run {option} {value}")
+    assert (result.exit_code, option in result.stderr) == (2, True)
+    assert run("train --data in --out run --self-ensemble-up-to nan").exit_code == 2
+
+
+@pytest.mark.usefixtures("tree")
+@pytest.mark.parametrize(
+    ("size", "limits", "option"),
+    [
+        ((9, 9), "--max-pixels 80", "--max-pixels 81"),
+        ((9, 1), "--max-side 8", "--max-side 9"),
+        ((2**20 + 1, 1), "", f"--max-side {2**20 + 1}"),
+        ((9, 9), "--max-memory 1", "--max-memory 8192"),
+    ],
+)
+def test_a_limit_is_raised_by_the_option_that_the_message_names(
+    size: tuple[int, int], limits: str, option: str
+) -> None:
+    Image.new("1", size).save("a.png")
+    advice = f"; raise {option.partition(' ')[0]} if you trust the source\n"
+    result = run(f"encode a.png a.dfc --model m {limits}")
+    assert (result.exit_code, advice in result.stderr) == (1, True)
+    done(f"encode a.png a.dfc --force --model m {option}")
+    result = run(f"decode a.dfc b.png {limits}")
+    if "memory" not in option:
+        assert result.exit_code == 3
+        assert advice in result.stderr
+        done(f"decode a.dfc b.png {option}")
+
+
+@pytest.mark.usefixtures("tree")
+def test_other_limits_have_options_too() -> None:
+    image = picture().resize((600, 8))
+    halves = [
+        Tile("raw", image.crop((x, y, x + width, y + height)).tobytes())
+        for x, y, width, height in tile_grid(*image.size)
+    ]
+    crc = zlib.crc32(image.tobytes())
+    metadata = {"x-note": bytes((1 << 20) + 1)}
+    container = Container("RGB", 600, 8, bytes(4), crc, False, metadata, tuple(halves))
+    Path("a.dfc").write_bytes(pack(container))
+    for option in ("--max-tiles", "--max-metadata"):
+        result = run(f"verify a.dfc {option} 1")
+        assert (result.exit_code, f"; raise {option} if you" in result.stderr) == (3, True)
+        done(f"verify a.dfc {option} 2")
+
+
+@pytest.mark.usefixtures("tree", "chain_only")
+def test_max_bytes() -> None:
+    done("encode in/a.png plain.dfc --model m")
+    done("encode in/a.png previews.dfc --progressive --model m")
+    for name in ("plain", "previews"):
+        size = Path(f"{name}.dfc").stat().st_size
+        for i, count in enumerate((size, size + 1, 999999999999, 10**30)):
+            done(f"decode {name}.dfc {name}{i}.png --max-bytes {count} --model m")
+            with Image.open(f"{name}{i}.png") as image:
+                assert image.tobytes() == picture().tobytes()
+    result = run("decode plain.dfc new.png --max-bytes 60 --model m")
+    assert result.exit_code == 1
+    assert "plain.dfc: it has no previews, so its beginning shows nothing" in result.stderr
+    assert run("decode plain.dfc new.png --max-bytes 3 --model m").exit_code == 3
+    Path("cut.dfc").write_bytes(Path("plain.dfc").read_bytes()[:60])
+    assert "ends early" in run("decode cut.dfc new.png --max-bytes 61 --model m").stderr
+
+
+@pytest.mark.usefixtures("tree")
+@pytest.mark.parametrize("path", ["in/notes.txt", "./in/notes.txt", "in/../in/notes.txt"])
+def test_a_model_that_fails_is_named_once(path: str) -> None:
+    for command in ("encode in/a.png a.dfc", "info a.dfc", "evaluate --data in"):
+        result = run(f"{command} --model {path}")
+        assert result.exit_code == 4
+        assert result.stderr.startswith(f"diffcodec: {path}: not a diffcodec model file (")
+        assert result.stderr.count("notes.txt") == 1
+
+
+@pytest.mark.usefixtures("tree", "chain_only")
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_lossy_images_to_lossy_formats(mode: str) -> None:
+    picture().convert(mode).save("a.png")
+    done("encode a.png lossy.dfc -q 75 --model m")
+    done("encode a.png exact.dfc --progressive --model m")
+    for suffix in ("jpg", "webp"):
+        done(f"decode lossy.dfc lossy.{suffix} --model m")
+        done(f"decode exact.dfc exact.{suffix} --timestep 3 --model m")
+        result = run(f"decode exact.dfc new.{suffix} --model m")
+        assert (result.exit_code == 0) == (suffix == "webp" and mode == "RGB")
+    done("decode lossy.dfc lossy.png --model m")
+    with Image.open("lossy.png") as png, Image.open("lossy.webp") as webp:
+        assert webp.tobytes() == png.convert("RGB").tobytes()
+    with Image.open("lossy.jpg") as jpeg, Image.open("lossy.png") as png:
+        assert (jpeg.mode, jpeg.size) == (mode, png.size)
+    assert not Path("new.jpg").exists()
 
 
 # --- folders and lists ----------------------------------------------------------------------------

@@ -196,7 +196,7 @@ def test_formats_by_suffix():
     assert save_format("a/b.PNG") == "PNG"
     assert {save_format(f"x{s}") for s in (".tif", ".tiff")} == {"TIFF"}
     assert {save_format(f"x{s}") for s in (".ppm", ".pgm", ".pbm")} == {"PPM"}
-    for path in ("photo.jpg", "photo", ".png", "a.gif"):
+    for path in ("photo", ".png", "a.gif"):
         with pytest.raises(UnsupportedError, match=re.escape("write .png")):
             save_format(path)
 

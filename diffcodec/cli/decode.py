@@ -2,7 +2,8 @@
 
 import io
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +17,20 @@ from diffcodec.cli.options import (
 )
 from diffcodec.cli.program import cli
 from diffcodec.cli.running import (
+    CommandError,
     Files,
     image_format,
     load_given,
     one_by_one,
+    parse_data,
     printable,
     reading_file,
 )
 from diffcodec.coding.reconstructions import RECONSTRUCTIONS
+from diffcodec.container.reader import FileReader
 from diffcodec.container.salvage import Damage
-from diffcodec.errors import CorruptError
+from diffcodec.errors import CorruptError, TruncatedError
+from diffcodec.images.formats import EXACT_MODES
 from diffcodec.limits import Limits
 from diffcodec.system.files import STANDARD, check_output, read_file, write_file
 
@@ -89,7 +94,7 @@ def decode(
     """Decode a file to an image: decode IN [OUT], or decode --output-dir DIR IN...
 
     OUT is IN with the suffix .png if it is not given. The suffix of OUT chooses the format among
-    those that keep pixels exactly; to standard output it is PNG.
+    those that keep pixels exactly, and JPEG for what is lossy; to standard output it is PNG.
     """
     if recover and (allow_partial or timestep is not None or reconstruct != "mean"):
         raise click.UsageError(
@@ -131,14 +136,21 @@ def _decode_file(
     check_output(target, source, force)
     start = time.perf_counter()
     data = read_file(source, max_bytes)
+    limits = options["limits"]
+    is_exact = recover or (timestep is None and not options["allow_partial"]) or timestep == 0
+    if format not in EXACT_MODES and is_exact and not _is_lossy(data, limits):
+        raise CommandError(
+            f"the image is exact, which {format} would not keep: write .png, or give a --timestep"
+        )
     damage: Sequence[Damage] = ()
     if recover:
         found = 0
-        image, damage = _recover(data, model, progress, options["limits"])
+        image, damage = _recover(data, model, progress, limits)
     else:
-        found, image = decode_data(data, timestep, model, progress, **options)
+        with _without_previews(data, limits, is_cut=len(data) == max_bytes):
+            found, image = decode_data(data, timestep, model, progress, **options)
     stream = io.BytesIO()
-    lost = write_image(image, stream, format)
+    lost = write_image(image, stream, format, exact=found == 0)
     write_file(target, stream.getvalue(), force, source)
     if damage:
         raise CorruptError(_describe_damage(damage))
@@ -151,6 +163,27 @@ def _decode_file(
     return f"{printable(source)} -> {printable(target)}: " + (
         f"timestep {found}, {what}" if found else what
     )
+
+
+def _is_lossy(data: bytes, limits: Limits) -> bool:
+    """Whether a file ends before the exact image."""
+    layers = parse_data(data, limits).layers
+    return layers is not None and not layers.is_exact
+
+
+@contextmanager
+def _without_previews(data: bytes, limits: Limits, is_cut: bool) -> Iterator[None]:
+    """Say why the beginning of a file shows nothing, if --max-bytes has cut it."""
+    try:
+        yield
+    except TruncatedError as e:
+        with suppress(TruncatedError):
+            if is_cut and FileReader(data, limits).container.layers is None:
+                raise CommandError(
+                    "it has no previews, so its beginning shows nothing: leave out --max-bytes, or "
+                    "encode it with --progressive"
+                ) from e
+        raise
 
 
 def decode_data(

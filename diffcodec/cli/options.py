@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Collection
-from dataclasses import replace
 from functools import wraps
 from typing import Any
 
@@ -11,7 +10,7 @@ import click
 from diffcodec.cli.inputs import find_inputs, pair_outputs
 from diffcodec.cli.running import Files, failing_as
 from diffcodec.container.parts import PLAN_NAMES
-from diffcodec.limits import DEFAULT_LIMITS
+from diffcodec.limits import DEFAULT_LIMITS, Limits
 from diffcodec.models.file import DEFAULT_MODEL
 
 PATH = click.Path(readable=False)  # completed by the shell; whether it can be read is seen later
@@ -166,32 +165,42 @@ def file_options(suffix: str, suffixes: Collection[str] = (SUFFIX,)) -> Option:
     return decorate
 
 
+_LIMITS = {  # of Limits: the unit of its option, and what is refused
+    "pixels": (1, "images of more pixels"),
+    "side": (1, "images of longer sides, in pixels"),
+    "tiles": (1, "images of more tiles, which are of about 512 x 512 pixels"),
+    "timesteps": (1, "files of more timesteps"),
+    "metadata_bytes": (1 << 20, "more metadata"),
+    "memory_bytes": (1 << 20, "what is expected to take more memory"),
+}
+
+
 def limit_options(command: Command) -> Command:
     """What to refuse: the command gets ``limits``."""
 
     @wraps(command)
-    def given(*, max_pixels: int, max_memory: int, **more: Any) -> None:
-        limits = replace(DEFAULT_LIMITS, pixels=max_pixels, memory_bytes=max_memory << 20)
-        command(limits=limits, **more)
+    def given(**options: Any) -> None:
+        units = {name: unit for name, (unit, _) in _LIMITS.items()}
+        given = {name: unit * options.pop(_limit_name(name)) for name, unit in units.items()}
+        command(limits=Limits(**given), **options)
 
     return together(
-        click.option(
-            "--max-pixels",
-            type=click.IntRange(min=1),
-            default=DEFAULT_LIMITS.pixels,
-            show_default=True,
-            metavar="N",
-            help="Refuse images of more pixels.",
-        ),
-        click.option(
-            "--max-memory",
-            type=click.IntRange(min=1),
-            default=DEFAULT_LIMITS.memory_bytes >> 20,
-            show_default=True,
-            metavar="MIB",
-            help="Refuse what is expected to take more memory.",
-        ),
+        *(
+            click.option(
+                f"--{_limit_name(name).replace('_', '-')}",
+                type=click.IntRange(min=1),
+                default=getattr(DEFAULT_LIMITS, name) // unit,
+                show_default=True,
+                metavar="N" if unit == 1 else "MIB",
+                help=f"Refuse {what}.",
+            )
+            for name, (unit, what) in _LIMITS.items()
+        )
     )(given)
+
+
+def _limit_name(name: str) -> str:
+    return f"max_{name.removesuffix('_bytes')}"
 
 
 class Finite(click.FloatRange):

@@ -2,6 +2,8 @@
 
 import errno
 import json
+import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -282,8 +284,22 @@ def _report(name: str, error: Exception, as_json: bool = False) -> int:
     elif isinstance(error, OSError) and error.strerror:
         path, advice = error.filename or name, ADVICE.get(error.errno or 0)
         message = error.strerror + (f"; {advice}" if advice else "")
-    message = printable(" ".join(message.removeprefix(f"{path}: ").split()))
+    for prefix in (f"{path}: ", f"{os.path.realpath(path)}: "):
+        message = message.removeprefix(prefix)
+    message = printable(" ".join(_advise(message).split()))
     say(f"diffcodec: {printable(str(path))}: {message}")
     if as_json:
         print_line(json.dumps({"input": name, "error": message, "exit_code": code}))
     return code
+
+
+def _advise(message: str) -> str:
+    """The same with the option that raises a limit, if the command has one."""
+    context = click.get_current_context(silent=True)
+    options = {} if context is None else {p.name: p.opts[0] for p in context.command.params}
+
+    def option(found: re.Match[str]) -> str:
+        name = f"max_{found[1].removesuffix('_bytes')}"
+        return f"raise {options[name]}" if name in options else "make it smaller, or leave it out"
+
+    return re.sub(r"raise the limit (\w+)(?= if you)", option, message)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from diffcodec.cli.options import parse_numbers
+from diffcodec.cli.options import POSITIVE_NUMBER, Finite, parse_numbers
 from diffcodec.cli.program import cli
 from diffcodec.cli.running import CommandError, failing_as
 from diffcodec.diffusion.variances import VARIANCES
@@ -96,12 +96,12 @@ def _recipe_options() -> Iterable[Described]:
         (
             "--minutes",
             "As many steps as take so long here; validation does not count.",
-            {"type": click.FloatRange(min=0, min_open=True)},
+            {"type": POSITIVE_NUMBER},
         ),
         ("--batch", "Crops in each update.", {"type": click.IntRange(min=8)}),
         ("--crop", "Sides of a crop in pixels.", {"type": POSITIVE}),
         ("--augment", "What is exchanged at random.", {"type": click.Choice(AUGMENTATIONS)}),
-        ("--learning-rate", "Peak of the learning rate.", {}),
+        ("--learning-rate", "Peak of the learning rate.", {"type": POSITIVE_NUMBER}),
         (
             "--loss",
             "Code length, DDPM's L_simple, or Improved DDPM's L_hybrid.",
@@ -133,7 +133,7 @@ def _network_options() -> Iterable[Described]:
             "--self-ensemble-up-to",
             "Noise level up to which coding also asks the network for the image mirrored (with "
             "--augment mirror) or turned (with all), and takes the mean; 0 for none.",
-            {"type": click.FloatRange(min=0)},
+            {"type": Finite(min=0)},
         ),
         (
             "--expert experts",

@@ -28,7 +28,12 @@ EXACT_MODES = {  # what each format that is written gives back with the same mod
     "BMP": ("1", "L", "RGB"),
     "PPM": ("1", "L", "RGB"),
 }
+LOSSY_MODES = {  # what formats may be written for, where samples are approximate already
+    "JPEG": ("L", "RGB"),
+    "WEBP": ("L", "RGB"),
+}
 WEBP_MAX_SIDE = 16383
+MAX_SIDES = {"JPEG": 65500, "WEBP": WEBP_MAX_SIDE}
 
 
 def lossy_format(data: bytes) -> str | None:
@@ -44,13 +49,13 @@ def save_format(path: str | PathLike[str]) -> str:
     """The format to write by a path's suffix, for :func:`diffcodec.images.writing.write_image`.
 
     Raises:
-        UnsupportedError: no format known to keep pixels exactly has that suffix.
+        UnsupportedError: no format that is written has that suffix.
     """
     suffix = PurePath(path).suffix.lower()
-    written = {suffix: format for suffix, format in SUFFIXES.items() if format in EXACT_MODES}
+    formats = EXACT_MODES | LOSSY_MODES
+    written = {suffix: format for suffix, format in SUFFIXES.items() if format in formats}
     if suffix not in written:
         raise UnsupportedError(
-            f"found suffix '{suffix}', expected one of {', '.join(written)}, which keep pixels "
-            "exactly: write .png"
+            f"found suffix '{suffix}', expected one of {', '.join(written)}: write .png"
         )
     return written[suffix]

@@ -1,21 +1,24 @@
 """Images to files that keep every sample."""
 
 import io
+from dataclasses import replace
 from typing import IO, Any
 
 import numpy as np
 from PIL import Image
 
 from diffcodec.errors import UnsupportedError
-from diffcodec.images.formats import EXACT_MODES, WEBP_MAX_SIDE
+from diffcodec.images.formats import EXACT_MODES, LOSSY_MODES, MAX_SIDES
 from diffcodec.images.metadata import extra_chunks, kept_fields
 from diffcodec.images.modes import as_image
 from diffcodec.images.png import insert, xmp_chunk
+from diffcodec.limits import DEFAULT_LIMITS
 
 _KEPT = {  # fields that Pillow writes, by format; a PNG gets the others as chunks
     "PNG": ("icc_profile", "exif", "dpi", "transparency"),
     "TIFF": ("icc_profile", "xmp", "dpi"),
     "WEBP": ("icc_profile", "exif", "xmp"),
+    "JPEG": ("icc_profile", "exif", "xmp", "dpi"),
     "BMP": ("dpi",),
     "PPM": (),
 }
@@ -32,10 +35,13 @@ _TIFF_XMP = 700
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "TIFF": {"compression": "tiff_adobe_deflate"},
     "WEBP": {"lossless": True, "exact": True},
+    "JPEG": {"quality": 95, "subsampling": 0},
 }
 
 
-def write_image(image: Image.Image, stream: IO[bytes], format: str = "PNG") -> list[str]:
+def write_image(
+    image: Image.Image, stream: IO[bytes], format: str = "PNG", exact: bool = True
+) -> list[str]:
     """Write an image so that :func:`read_image` gives back the same mode and samples.
 
     Metadata is kept as far as the format can: all of it by PNG, which rounds the resolution to
@@ -46,21 +52,33 @@ def write_image(image: Image.Image, stream: IO[bytes], format: str = "PNG") -> l
     Returns:
         What the format does not keep of the metadata, in words.
 
+    Args:
+        image: in one of the modes that are coded.
+        stream: to write to.
+        format: of ``EXACT_MODES`` or, of an image that is none exactly, ``LOSSY_MODES``.
+        exact: whether every sample must be kept. If not, JPEG is of quality 95, and WebP still
+            without loss, but grey as RGB.
+
     Raises:
         UnsupportedError: the format does not keep this image exactly; PNG does.
         OSError: the stream cannot be written.
     """
-    image = as_image(image)
+    # It is in memory already: a limit now would only lose it.
+    own = replace(DEFAULT_LIMITS, pixels=image.width * image.height, side=max(image.size))
+    image = as_image(image, own)
     fields = kept_fields(image)
     plain = image.copy()
     plain.info = {}
     lost = ""
-    if plain.mode not in EXACT_MODES.get(format, ()):
+    modes = EXACT_MODES.get(format, ()) + (() if exact else LOSSY_MODES.get(format, ()))
+    if exact and format not in EXACT_MODES:
+        lost = "every sample"
+    elif plain.mode not in modes:
         lost = f"mode {plain.mode}"
     elif format != "PNG" and "transparency" in fields:
         lost = "the transparent colour"
-    elif format == "WEBP" and max(plain.size) > WEBP_MAX_SIDE:
-        lost = f"sides over {WEBP_MAX_SIDE} pixels"
+    elif max(plain.size) > MAX_SIDES.get(format, max(plain.size)):
+        lost = f"sides over {MAX_SIDES[format]} pixels"
     elif format == "WEBP" and plain.mode == "RGBA" and _is_opaque(plain):
         lost = "an alpha channel that is opaque throughout"
     if lost:

@@ -52,13 +52,15 @@ def check_output(path: str, source: str, force: bool) -> None:
 
     Raises:
         DiffcodecError: it is the input itself, or a terminal.
-        OSError: it exists, is a folder, or would lie in no folder.
+        OSError: it exists, is a folder, or would lie in no folder; or there is no input.
     """
     if path == STANDARD:
         if sys.stdout.buffer.isatty():
             raise DiffcodecError("standard output is a terminal; give an output file or a pipe")
         return
     target = Path(path)
+    if source != STANDARD:
+        Path(source).stat()  # that there is no input says more than that its folder is missing
     if target.is_dir():
         raise IsADirectoryError(errno.EISDIR, "it is a folder", path)
     if not target.parent.is_dir():
