@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import stat
@@ -11,6 +12,7 @@ import time
 import zlib
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -22,7 +24,7 @@ from diffcodec.codec import decoding, encoding
 from diffcodec.container.parts import Container, Tile, tile_grid
 from diffcodec.container.reader import parse
 from diffcodec.container.writer import pack
-from diffcodec.models.file import DEFAULT_MODEL, model_info, model_path
+from diffcodec.models.file import DEFAULT_MODEL, model_info, model_path, shipped_models
 
 ROOT = Path(__file__).parents[1]
 WITHOUT_UTF8 = os.fsdecode(b"caf\xe9.png")
@@ -214,6 +216,61 @@ def test_lossy_images_to_lossy_formats(mode: str) -> None:
     with Image.open("lossy.jpg") as jpeg, Image.open("lossy.png") as png:
         assert (jpeg.mode, jpeg.size) == (mode, png.size)
     assert not Path("new.jpg").exists()
+
+
+# --- help and completion --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [None, *cli.commands])
+def test_examples_of_the_help_are_right(name: str | None) -> None:
+    text = done(f"{name or ''} --help").stdout
+    lines = re.findall("^    diffcodec .*|^  diffcodec .*", text, re.M)
+    assert lines
+    for line in lines:
+        _, command, *arguments = shlex.split(line)
+        assert name in (None, command)
+        parent = click.Context(cli, **cli.context_settings)
+        cli.commands[command].make_context(command, arguments, parent)
+
+
+def test_help_has_groups_and_every_option_once() -> None:
+    titles = re.findall(r"^(\w+):$", done("--help").stdout, re.M)
+    assert titles == ["Options", "Images", "Models"]
+    for name, command in cli.commands.items():
+        text = done(f"{name} --help").stdout
+        for param in command.params:
+            if isinstance(param, click.Option):
+                assert len(re.findall(rf"^  .*{param.opts[-1]}\b(?!-)", text, re.M)) >= 1
+        assert text.count("\n  -h, --help ") == 1
+    titles = re.findall(r"^(\w[\w ]+):$", done("encode --help").stdout, re.M)
+    assert titles == [
+        *("Quality", "Files", "Previews", "Models", "Messages", "For experts", "Limits")
+    ]
+
+
+def test_models_as_json() -> None:
+    said = [json.loads(line) for line in done("models --json").stdout.splitlines()]
+    assert [model["name"] for model in said if model["default"]] == [DEFAULT_MODEL]
+    assert all(model["timesteps"]["default"] > 1 for model in said)
+    assert {model["name"] for model in said} == {path.stem for path in shipped_models()}
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("enc", "plain,encode\n"),
+        ("encode --effort b", "plain,best\n"),
+        ("encode --model pho", f"plain,{DEFAULT_MODEL}\nfile,pho\n"),
+        ("encode pic", "file,pic\n"),
+        ("decode --output-d", "plain,--output-dir\n"),
+    ],
+)
+def test_completion(words: str, found: str) -> None:
+    line = f"diffcodec {words}"
+    environment = {"_DIFFCODEC_COMPLETE": "bash_complete", "COMP_WORDS": line}
+    environment["COMP_CWORD"] = str(len(line.split()) - 1)
+    result = CliRunner().invoke(cli, [], prog_name="diffcodec", env=environment)
+    assert result.stdout == found
 
 
 # --- folders and lists ----------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from diffcodec.cli.options import (
     limit_options,
     many_files_options,
 )
-from diffcodec.cli.program import cli
+from diffcodec.cli.program import cli, examples
 from diffcodec.cli.running import (
     CommandError,
     Files,
@@ -38,7 +38,13 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-@cli.command(short_help="Decode files to images.")
+@cli.command(
+    short_help="Decode files to images.",
+    epilog=examples(
+        "diffcodec decode photo.dfc copy.png",
+        "diffcodec decode -r coded --output-dir photos",
+    ),
+)
 @file_options(".png")
 @click.option(
     "--timestep",

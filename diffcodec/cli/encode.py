@@ -23,7 +23,7 @@ from diffcodec.cli.options import (
     parse_numbers,
     used_model_option,
 )
-from diffcodec.cli.program import cli
+from diffcodec.cli.program import cli, examples
 from diffcodec.cli.quality import LOSSLESS, quality_timestep
 from diffcodec.cli.running import (
     MOST_TOGETHER,
@@ -54,7 +54,14 @@ if TYPE_CHECKING:
 TOGETHER_PIXELS = 1 << 15  # of small images that are coded side by side
 
 
-@cli.command(options_metavar="[OPTIONS]", short_help="Code images, without loss or to a size.")
+@cli.command(
+    short_help="Code images, without loss or to a size.",
+    epilog=examples(
+        "diffcodec encode photo.png",
+        "diffcodec encode photo.png -q 75",
+        "diffcodec encode -r photos --output-dir coded --jobs 4",
+    ),
+)
 @file_options(SUFFIX, SUFFIXES)
 @click.option(
     "-q",
@@ -132,8 +139,8 @@ def encode(
 ) -> None:
     """Code an image: encode IN [OUT], or encode --output-dir DIR IN...
 
-    Without loss, unless --timestep, --bpp or --psnr says otherwise, without --progressive. OUT is
-    IN with the suffix .dfc if it is not given.
+    Without loss, unless --quality, --bpp, --psnr or --timestep says otherwise, without
+    --progressive. OUT is IN with the suffix .dfc if it is not given.
     """
     if options["quality"] == LOSSLESS:
         options["quality"] = None
@@ -304,8 +311,8 @@ class _Encoder:
             coded = encode(
                 one.image, model, self.effort, self.progress, limits=self.limits, **self.goals
             )
-        write_file(one.target, coded, self.force, one.source)
         container = parse(coded, self.limits)
+        write_file(one.target, coded, self.force, one.source)
         return {
             "input": one.source,
             "output": one.target,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from diffcodec.cli.options import data_option, effort_option, quiet_option, used_model_option
-from diffcodec.cli.program import cli
+from diffcodec.cli.program import cli, examples
 from diffcodec.cli.running import CommandError, failing_as, print_line
 from diffcodec.diffusion.variances import VARIANCES
 from diffcodec.models.file import DEFAULT_MODEL, model_info, model_path
@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     from diffcodec.training.data import Source
 
 
-@cli.command(short_help="Measure a model on images: the bound and whole files.")
+@cli.command(
+    short_help="Measure a model on images: the bound and whole files.",
+    epilog=examples(
+        "diffcodec evaluate --data photos --limit 10",
+    ),
+)
 @data_option
 @used_model_option
 @effort_option("Which of the model's plans.")

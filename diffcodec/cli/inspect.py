@@ -14,7 +14,7 @@ from diffcodec.cli.options import (
     limit_options,
     paths_argument,
 )
-from diffcodec.cli.program import cli
+from diffcodec.cli.program import cli, examples
 from diffcodec.cli.running import (
     EXIT_FAILURE,
     failing_as,
@@ -42,7 +42,7 @@ from diffcodec.models.file import (
 from diffcodec.system.files import read_file
 
 
-@cli.command(short_help="Show what files hold.")
+@cli.command(short_help="Show what files hold.", epilog=examples("diffcodec info photo.dfc"))
 @paths_argument
 @file_model_option
 @click.option(
@@ -94,7 +94,13 @@ def _shipped_model(container: Container) -> ModelInfo | None:
         return None
 
 
-@cli.command(short_help="Check that files decode.")
+@cli.command(
+    short_help="Check that files decode.",
+    epilog=examples(
+        "diffcodec verify photo.dfc",
+        "diffcodec verify -r coded",
+    ),
+)
 @paths_argument
 @file_model_option
 @click.option(
@@ -119,8 +125,9 @@ def verify(*, paths: list[str], model: str | None, structure: bool, limits: Limi
     for_each([(path,) for path in paths], one_by_one(work), progress=True)
 
 
-@cli.command(short_help="List the shipped models.")
-def models() -> None:
+@cli.command(short_help="List the shipped models.", epilog=examples("diffcodec models"))
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object per model.")
+def models(*, as_json: bool) -> None:
     """List the models that come with the package."""
     paths = shipped_models()
     if not paths:
@@ -137,11 +144,21 @@ def models() -> None:
                 "timesteps": ", ".join(plans),
                 **about.about,
             }
+            if as_json:
+                sizes = {"parameters": count_parameters(data), "bytes": len(data)}
+                steps = {name: len(plan.levels) for name, plan in about.plans.items()}
+                named = {"name": about.name, "default": about.name == DEFAULT_MODEL}
+                said = named | {"id": about.id.hex(), "arithmetic": about.arithmetic} | sizes
+                print_line(json.dumps(said | {"timesteps": steps, "about": about.about}))
+                continue
             title = f"{about.name} (default)" if about.name == DEFAULT_MODEL else about.name
             print_line("\n".join([title, *(f"  {key:14} {value}" for key, value in rows.items())]))
 
 
-@cli.command(short_help="Check that this machine computes what others compute.")
+@cli.command(
+    short_help="Check that this machine computes what others compute.",
+    epilog=examples("diffcodec doctor"),
+)
 @click.argument("names", nargs=-1, metavar="[MODEL]...")
 @json_option
 def doctor(names: tuple[str, ...], as_json: bool) -> None:

@@ -6,12 +6,13 @@ from functools import wraps
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from diffcodec.cli.inputs import find_inputs, pair_outputs
 from diffcodec.cli.running import Files, failing_as
 from diffcodec.container.parts import PLAN_NAMES
 from diffcodec.limits import DEFAULT_LIMITS, Limits
-from diffcodec.models.file import DEFAULT_MODEL
+from diffcodec.models.file import DEFAULT_MODEL, shipped_models
 
 PATH = click.Path(readable=False)  # completed by the shell; whether it can be read is seen later
 SUFFIX = ".dfc"
@@ -30,9 +31,22 @@ def together(*options: Option) -> Option:
     return decorate
 
 
+class ModelPath(click.Path):
+    """A shipped model by name, or the path of a model file."""
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """The names, and what the shell finds of files."""
+        names = [path.stem for path in shipped_models() if path.stem.startswith(incomplete)]
+        return [*map(CompletionItem, names), *super().shell_complete(ctx, param, incomplete)]
+
+
 def model_option(description: str) -> Option:
     """Which model."""
-    return click.option("--model", type=PATH, metavar="NAME_OR_PATH", help=description)
+    return click.option(
+        "--model", type=ModelPath(readable=False), metavar="NAME_OR_PATH", help=description
+    )
 
 
 def effort_option(description: str) -> Option:

@@ -14,7 +14,7 @@ from diffcodec.cli.options import (
     quiet_option,
     used_model_option,
 )
-from diffcodec.cli.program import cli
+from diffcodec.cli.program import cli, examples
 from diffcodec.cli.running import failing_as, print_line, say
 from diffcodec.container.parts import PLAN_NAMES
 from diffcodec.errors import ModelMismatchError
@@ -29,7 +29,13 @@ if TYPE_CHECKING:
     from diffcodec.models.model import Model
 
 
-@cli.command("plan", short_help="Find the noise levels that suit a model and your images.")
+@cli.command(
+    "plan",
+    short_help="Find the noise levels that suit a model and your images.",
+    epilog=examples(
+        "diffcodec plan --data photos --model run/float.safetensors --out new.safetensors",
+    ),
+)
 @data_option
 @used_model_option
 @click.option("--out", metavar="FILE", help="Write the model with the plans found.")
@@ -162,7 +168,12 @@ def _write_model(
 QUANTIZED = ".integer.safetensors"
 
 
-@cli.command(short_help="Make an integer model of a float one.")
+@cli.command(
+    short_help="Make an integer model of a float one.",
+    epilog=examples(
+        "diffcodec quantize run/float.safetensors --data photos",
+    ),
+)
 @click.argument("source", metavar="FLOAT_MODEL")
 @click.argument("output", metavar="[OUT]", required=False)
 @data_option

@@ -1,10 +1,30 @@
 """The command ``diffcodec``, which the other files hang their commands on."""
 
+from collections.abc import Iterable
+
 import click
 
 from diffcodec import __version__
 from diffcodec.system.memory import keep_freed_memory
 from diffcodec.system.process import leave_on_signals, open_closed_streams
+
+OPTION_GROUPS = {  # of the help of any command, in this order; experts' last
+    "Quality": "quality effort progressive bpp psnr",
+    "Images and runs": "data out minutes steps resume init held-out limit labels",
+    "Files": "output output-dir recursive files-from force skip-existing jobs strip frame recover",
+    "Previews": "timestep timesteps previews allow-partial max-bytes",
+    "Models": "model",
+    "Messages": "quiet json help",
+    "Training": "batch crop augment learning-rate loss variance",
+    "Network": "preset channels blocks color self-ensemble-up-to expert",
+    "Machine": "device precision compile accumulate tensorboard",
+    "For experts": "",  # the others
+    "Limits": "max-pixels max-side max-tiles max-timesteps max-metadata max-memory",
+}
+COMMAND_GROUPS = {
+    "Images": "encode decode info verify show",
+    "Models": "models train evaluate plan quantize doctor",
+}
 
 
 def main() -> None:
@@ -15,7 +35,47 @@ def main() -> None:
     cli(prog_name="diffcodec")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Command(click.Command):
+    """A command whose help has its options in groups."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the groups."""
+        records = {
+            max(param.opts, key=len).removeprefix("--"): param.get_help_record(ctx)
+            for param in self.get_params(ctx)
+            if isinstance(param, click.Option)
+        }
+        named = {name for names in OPTION_GROUPS.values() for name in names.split()}
+        for title, names in OPTION_GROUPS.items():
+            shown = names.split() or [name for name in records if name not in named]
+            _write_section(formatter, title, [records.get(name) for name in shown])
+
+
+class Program(click.Group):
+    """The command, whose help has its commands in groups."""
+
+    command_class = Command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the groups."""
+        for title, names in COMMAND_GROUPS.items():
+            rows = [(name, self.commands[name].get_short_help_str(100)) for name in names.split()]
+            _write_section(formatter, title, rows)
+
+
+def _write_section(
+    formatter: click.HelpFormatter, title: str, rows: Iterable[tuple[str, str] | None]
+) -> None:
+    if shown := [row for row in rows if row is not None]:
+        with formatter.section(title):
+            formatter.write_dl(shown)
+
+
+@click.group(
+    cls=Program,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="\b\nExamples:\n  diffcodec encode photo.png\n  diffcodec decode photo.dfc copy.png\n",
+)
 @click.version_option(__version__, prog_name="diffcodec")
 def cli() -> None:
     """The image codec built on diffusion.
@@ -23,3 +83,8 @@ def cli() -> None:
     A path of "-" is standard input or output. Exit codes: 0 done; 1 failed; 2 wrong usage; 3 a
     file of ours that is damaged or not supported; 4 not the model that the file needs.
     """
+
+
+def examples(*lines: str) -> str:
+    """Of a command, to stand at the end of its help."""
+    return "\b\n" + "\n  ".join(["Examples:" if len(lines) > 1 else "Example:", *lines])

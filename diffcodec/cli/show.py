@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from diffcodec.cli.options import file_model_option, file_options, limit_options
-from diffcodec.cli.program import cli
+from diffcodec.cli.program import cli, examples
 from diffcodec.cli.running import (
     Files,
     load_given,
@@ -19,7 +19,12 @@ from diffcodec.limits import Limits
 from diffcodec.system.files import STANDARD, check_output, read_file, write_file
 
 
-@cli.command(short_help="Show the timesteps of files as pages, or contact sheets.")
+@cli.command(
+    short_help="Show the timesteps of files as pages, or contact sheets.",
+    epilog=examples(
+        "diffcodec show photo.dfc page.html",
+    ),
+)
 @file_options(".html")
 @file_model_option
 @limit_options

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from diffcodec.cli.options import POSITIVE_NUMBER, Finite, parse_numbers
-from diffcodec.cli.program import cli
+from diffcodec.cli.program import Command, cli, examples
 from diffcodec.cli.running import CommandError, failing_as
 from diffcodec.diffusion.variances import VARIANCES
 
@@ -28,7 +28,7 @@ EXPERT = "UP_TO[:BLOCKS[:CHANNELS[:PATCH]]]"
 POSITIVE = click.IntRange(min=1)
 
 
-class _TrainCommand(click.Command):
+class _TrainCommand(Command):
     """Its options take their defaults from the dataclasses of a run, which come with torch."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
@@ -156,7 +156,13 @@ def _machine_options() -> Iterable[Described]:
     )
 
 
-@cli.command(cls=_TrainCommand, short_help="Train a model on a folder of images.")
+@cli.command(
+    cls=_TrainCommand,
+    short_help="Train a model on a folder of images.",
+    epilog=examples(
+        "diffcodec train --data photos --out run --init photo --minutes 30",
+    ),
+)
 @click.pass_context
 def train(
     ctx: click.Context,
