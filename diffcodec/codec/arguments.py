@@ -4,6 +4,7 @@ import mmap
 import operator
 import warnings
 from collections.abc import Iterable
+from numbers import Real
 from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,14 +21,14 @@ FileLike = str | PathLike[str] | bytes | bytearray | memoryview | mmap.mmap | Bi
 _BUFFERS = (bytearray, memoryview, mmap.mmap)
 
 
-def check_type(name: str, value: object, kinds: type | tuple[type, ...], expected: str) -> None:
-    """Refuse a value of another type.
+def check_limits(limits: object) -> None:
+    """Refuse what are no limits.
 
     Raises:
-        TypeError: it is.
+        TypeError: so.
     """
-    if not isinstance(value, kinds):
-        raise TypeError(f"{name}: found {type(value).__name__}, expected {expected}")
+    if not isinstance(limits, Limits):
+        raise TypeError(f"limits: found {type(limits).__name__}, expected diffcodec.Limits(...)")
 
 
 def integer(name: str, value: Any) -> int:
@@ -56,11 +57,10 @@ def number(name: str, value: Any) -> float | None:
     """
     if value is None:
         return None
+    if not isinstance(value, Real):
+        raise TypeError(f"{name}: found {type(value).__name__}, expected a number")
     try:
-        return value * 1.0 if isinstance(value, float) else float(integer(name, value))
-    except TypeError:
-        found = type(value).__name__
-        raise TypeError(f"{name}: found {found}, expected a number") from None
+        return float(value)
     except OverflowError as error:
         raise ValueError(f"{name}: found {value}, expected a number of reasonable size") from error
 
@@ -73,6 +73,7 @@ def find_source(image: Any, limits: Limits, strip: bool) -> Image.Image:
     Raises:
         DiffcodecError, TypeError: see :func:`diffcodec.encode`.
     """
+    check_limits(limits)
     if isinstance(image, (str, PathLike)):
         source = read_image(image, limits)
     else:

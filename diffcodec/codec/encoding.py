@@ -10,7 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from diffcodec.codec.arguments import find_source, integer, list_images, number, optional_integer
+from diffcodec.codec.arguments import (
+    find_source,
+    integer,
+    list_images,
+    number,
+    optional_integer,
+)
 from diffcodec.codec.batches import count_evaluations, progress_bar, run
 from diffcodec.codec.estimates import expected_bytes
 from diffcodec.codec.jobs import DEFAULT_CHOICES, Choices, Job, Part, encode_job, make_chain

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import BinaryIO
 
+from diffcodec.codec.arguments import check_limits
 from diffcodec.codec.estimates import check_memory
 from diffcodec.container.parts import Container
 from diffcodec.container.reader import FileReader
@@ -46,6 +47,7 @@ def open_file(
     Raises:
         DiffcodecError: see :func:`diffcodec.decode`.
     """
+    check_limits(limits)
     reader = FileReader(source, limits)
     if reader.container.layers is None:
         reader.read_tiles()

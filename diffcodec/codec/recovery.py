@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from diffcodec.arrays import Array
-from diffcodec.codec.arguments import FileLike, file_source
+from diffcodec.codec.arguments import FileLike, check_limits, file_source
 from diffcodec.codec.batches import count_evaluations, progress_bar, run
 from diffcodec.codec.estimates import check_memory
 from diffcodec.codec.jobs import Job, Part, decode_job, decoding, make_chain
@@ -56,6 +56,7 @@ def recover(
         FormatError: if nothing of it is whole, or the header is not.
         UnsupportedError, ModelMismatchError, LimitError: see :func:`diffcodec.decode`.
     """
+    check_limits(limits)
     source = file_source(data)
     found = salvage(source if isinstance(source, bytes) else read_stream(source), limits)
     container = replace(found.container, tiles=tuple(filter(None, found.tiles)))

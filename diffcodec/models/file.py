@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from os import PathLike
@@ -172,8 +173,10 @@ def model_path(name_or_path: str | PathLike[str]) -> Path:
     shipped = {p.stem: p for p in shipped_models()}
     if str(name_or_path) in shipped:
         return shipped[str(name_or_path)]
-    path = Path(name_or_path)
-    if not path.is_file():
+    path, is_file = Path(name_or_path), False
+    with suppress(OSError):  # a name that is too long, a folder that is closed to us
+        is_file = path.is_file()
+    if not is_file:
         raise ModelMismatchError(
             f"no model {str(name_or_path)!r}: expected one of "
             f"{', '.join([*shipped, 'the path of a model file'])}"
