@@ -169,7 +169,12 @@ def model_path(name_or_path: str | PathLike[str]) -> Path:
 
     Raises:
         ModelMismatchError: if there is none.
+        TypeError: if it is neither.
     """
+    if not isinstance(name_or_path, (str, PathLike)):
+        raise TypeError(
+            f"model: found {type(name_or_path).__name__}, expected a name, a path or a loaded model"
+        )
     shipped = {p.stem: p for p in shipped_models()}
     if str(name_or_path) in shipped:
         return shipped[str(name_or_path)]

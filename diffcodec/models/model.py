@@ -205,10 +205,6 @@ def load_model(
     """
     if not isinstance(arithmetic, str) or arithmetic not in ARITHMETICS:
         raise UnsupportedError(f"arithmetic {arithmetic!r}: expected one of {ARITHMETICS}")
-    if not isinstance(name_or_path, (str, PathLike)):
-        raise TypeError(
-            f"model: found {type(name_or_path).__name__}, expected a name, a path or a loaded model"
-        )
     path = model_path(name_or_path)
     return _load(path, file_stamp(path), arithmetic)
 
