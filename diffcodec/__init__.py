@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from diffcodec.codec.encoding import encode as encode
     from diffcodec.codec.encoding import encode_many as encode_many
     from diffcodec.codec.recovery import recover as recover
+    from diffcodec.evaluation.run import evaluate as evaluate
     from diffcodec.models.model import load_model as load_model
+    from diffcodec.training.run import train as train
 
 __all__ = [
     "DiffcodecError",
@@ -23,18 +25,22 @@ __all__ = [
     "encode",
     "encode_many",
     "errors",
+    "evaluate",
     "iter_decode",
     "load_model",
     "recover",
+    "train",
 ]
 
 _HOMES = {
     "decode": "codec.decoding",
     "encode": "codec.encoding",
     "encode_many": "codec.encoding",
+    "evaluate": "evaluation.run",
     "iter_decode": "codec.decoding",
     "load_model": "models.model",
     "recover": "codec.recovery",
+    "train": "training.run",
 }
 
 

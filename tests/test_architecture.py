@@ -1,6 +1,8 @@
 """The floor plan that docs/architecture.md draws: who may import whom, and how long things are."""
 
 import ast
+import pydoc
+import rlcompleter
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -70,6 +72,7 @@ import diffcodec
 
 names = set(dir(diffcodec))
 assert {"decode", "encode", "encode_many", "iter_decode", "load_model", "recover"} <= names
+assert {"evaluate", "train"} <= names
 assert {"DiffcodecError", "Limits", "errors", "__version__"} <= names
 assert issubclass(diffcodec.errors.CorruptError, diffcodec.DiffcodecError)
 assert not {"torch", "numpy", "PIL"} & set(sys.modules)
@@ -79,6 +82,19 @@ assert all(getattr(diffcodec, name) is not None for name in diffcodec.__all__)
 
 def test_public_names_are_seen_before_torch_is_loaded() -> None:
     subprocess.run([sys.executable, "-c", PUBLIC_NAMES], check=True, cwd=PACKAGE.parent)
+
+
+def test_help_shows_the_public_names() -> None:
+    shown = pydoc.render_doc(diffcodec, renderer=pydoc.plaintext)
+    for name in set(diffcodec.__all__) - {"errors"}:
+        assert f"{name}(" in shown or f"class {name}" in shown
+
+
+def test_completion_finds_the_public_names() -> None:
+    completer = rlcompleter.Completer({"diffcodec": diffcodec})
+    matches = completer.attr_matches("diffcodec.")
+    found = {match.removeprefix("diffcodec.").split("(")[0] for match in matches}
+    assert set(diffcodec.__all__) <= found
 
 
 CODING = """

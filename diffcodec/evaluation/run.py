@@ -1,0 +1,46 @@
+"""What the command ``evaluate`` does, for Python."""
+
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from diffcodec.evaluation import measure
+from diffcodec.evaluation.summary import summarise
+from diffcodec.models.file import DEFAULT_MODEL
+from diffcodec.models.model import Model, load_model
+from diffcodec.training.data import find_images, list_images
+
+
+def evaluate(
+    data: str | PathLike[str],
+    model: str | PathLike[str] | Model = DEFAULT_MODEL,
+    plan: str = "default",
+    progress: bool = False,
+    *,
+    limit: int | None = None,
+    bound_only: bool = False,
+) -> dict[str, Any]:
+    """Measure a model on images: its variational bound, the bound's parts, and whole files.
+
+    Args:
+        data: a folder of images, or a file of them.
+        model: a shipped model's name, a path or a loaded model.
+        plan: "fast", "default" or "best".
+        progress: show a bar on a terminal.
+        limit: only the first so many images.
+        bound_only: code no files.
+
+    Returns:
+        What ``diffcodec evaluate --json`` prints of all images together: ``bound_bpd`` and
+        ``file_bpd`` with ``mean`` and ``half_width``, ``file_bytes``, ``parts``.
+
+    Raises:
+        DiffcodecError: if there are no images, no such model, or no such plan.
+        TypeError: for anything but the types above.
+    """
+    used = model if isinstance(model, Model) else load_model(model)
+    chosen = measure.find_plan(used, plan)
+    sources = list_images(find_images(Path(data)))[:limit]
+    files_plan = None if bound_only else plan
+    evaluations = measure.evaluate(used, sources, chosen, files_plan=files_plan, progress=progress)
+    return summarise(list(evaluations), chosen)
