@@ -39,7 +39,7 @@ from diffcodec.codec.opening import find_model
 from diffcodec.codec.planes import allowed, coded_channels, color_set, crop, integers
 from diffcodec.coding.ans import Stack
 from diffcodec.coding.bits_back import EncodedTile, encode_tile, most_seed_words, seed
-from diffcodec.coding.chain import Posterior, TileChain
+from diffcodec.coding.chain import Posterior, Request, TileChain
 from diffcodec.coding.codecs import Candidates, Codec, GaussianBins
 from diffcodec.coding.steps import Forward, Step, coding_steps
 from diffcodec.coding.top_down import Descent
@@ -238,6 +238,7 @@ def expected_of_preview(
         except StopIteration:
             return found
         answer = yield request
+        assert isinstance(request, Request)  # previews have no phases
         t = request.timestep
         found[t - 1] = expected_bits(model, plan, t, answer.variance)
 

@@ -116,7 +116,7 @@ def integer(tensors: dict[str, Tensor]) -> IntegerUNet:
 @pytest.fixture(scope="module")
 def in_float32(tensors: dict[str, Tensor]) -> IntegerUNet:
     """Without 8-bit kernels, as on machines that have none."""
-    with mock.patch("diffcodec.networks.integer.kernels_work", lambda: False):
+    with mock.patch("diffcodec.networks.integer_layers.kernels_work", lambda: False):
         return IntegerUNet(SHAPE, tensors)
 
 

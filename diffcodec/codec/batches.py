@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from diffcodec.codec.jobs import Job, Part, Result
-from diffcodec.coding.chain import Posterior, Request
-from diffcodec.models.model import Model, is_posterior
+from diffcodec.coding.chain import Answer, Asked, Request
+from diffcodec.models.answering import answer, is_usable
+from diffcodec.models.model import Model
 
 BATCH_PIXELS = 1 << 18  # of the tiles that go through the network together
 
@@ -47,30 +47,31 @@ def _run_group(
 ) -> list[Result]:
     """Drive coroutines side by side: requests of one plan, timestep and shape share a batch."""
     results: dict[int, Result] = {}
-    waiting: dict[int, Request] = {}
+    waiting: dict[int, Asked] = {}
 
-    def advance(i: int, answer: Posterior | None) -> None:
+    def advance(i: int, answer: Answer | None) -> None:
         job = jobs[i][0]
         try:
             if answer is None:
                 waiting[i] = next(job)
-            elif is_posterior(*answer):
+            elif is_usable(answer):
                 waiting[i] = job.send(answer)
             else:  # the job knows what that means for its file
-                job.throw(ValueError("a mean or variance of the model is out of range"))
+                job.throw(ValueError("a number of the model is out of range"))
         except StopIteration as stop:
             results[i] = stop.value
 
     for i in range(len(jobs)):
         advance(i, None)
     while waiting:
-        batches: dict[tuple[str, int, tuple[int, ...]], list[int]] = {}
+        batches: dict[tuple[Any, ...], list[int]] = {}
         for i, request in waiting.items():
-            batches.setdefault((jobs[i][1], request.timestep, request.z.shape), []).append(i)
-        for (plan, timestep, _), members in batches.items():
-            z = np.stack([waiting.pop(i).z for i in members])
-            mean, variance = model.posterior_x(z, model.plans[plan].levels[timestep - 1])
-            bar.update(z.shape[0] * z.shape[2] * z.shape[3])
-            for k, i in enumerate(members):
-                advance(i, Posterior(mean[k], variance[k]))
+            batches.setdefault((jobs[i][1], *request.kind), []).append(i)
+        for (plan, *_), members in batches.items():
+            requests = [waiting.pop(i) for i in members]
+            if isinstance(requests[0], Request):
+                bar.update(len(requests) * requests[0].z[0].size)
+            found = answer(model, model.plans[plan], requests)
+            for i, each in zip(members, found, strict=True):
+                advance(i, each)
     return [results[i] for i in range(len(jobs))]

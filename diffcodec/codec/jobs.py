@@ -12,7 +12,7 @@ from jaxtyping import Float64
 from diffcodec.arrays import Array
 from diffcodec.codec.planes import allowed, coded_channels, other_probabilities
 from diffcodec.coding.bits_back import EncodedTile, SeedSpentError, decode_tile, encode_tile
-from diffcodec.coding.chain import Posterior, Request, TileChain
+from diffcodec.coding.chain import Answer, Asked, TileChain
 from diffcodec.coding.reconstructions import RECONSTRUCTIONS
 from diffcodec.coding.steps import OutOfRangeError
 from diffcodec.coding.top_down import Descent, encode_below_preview
@@ -22,7 +22,7 @@ from diffcodec.images.color_sets import ColorSet
 from diffcodec.models.model import Model
 
 Result = TypeVar("Result")
-Job = Generator[Request, Posterior, Result]
+Job = Generator[Asked, Answer, Result]
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def make_chain(model: Model, mode: str, part: Part, colors: ColorSet | None = No
     plan = model.plans[part.plan]
     can_occur = allowed(colors, model.color)
     same = (plan, model.domain, part.index, coded, shape)
-    return TileChain(*same, draw=part.draw, allowed=can_occur)
+    return TileChain(*same, draw=part.draw, allowed=can_occur, phased=model.phased)
 
 
 @contextmanager

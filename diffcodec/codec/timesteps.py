@@ -13,6 +13,7 @@ from diffcodec.codec.estimates import check_memory
 from diffcodec.codec.jobs import Job, Part, chain_parts, decoding
 from diffcodec.codec.opening import open_file
 from diffcodec.codec.planes import coded_channels, color_set, paste
+from diffcodec.coding.chain import Request
 from diffcodec.container.parts import Container
 from diffcodec.container.reader import parse
 from diffcodec.limits import DEFAULT_LIMITS, Limits
@@ -51,11 +52,12 @@ def decode_timesteps(
             request = next(job)
             while True:
                 answer = yield request
-                shown = Image.new(container.mode, (part.box.width, part.box.height))
-                x = np.zeros(answer.mean.shape)  # channels that are known are zero
-                x[:coded] = answer.mean[:coded]
-                paste(shown, part.box._replace(left=0, top=0), x, used.color)
-                seen.setdefault(request.timestep, []).append((part, shown))
+                if isinstance(request, Request):  # of a whole z_t
+                    shown = Image.new(container.mode, (part.box.width, part.box.height))
+                    x = np.zeros(answer.mean.shape)  # channels that are known are zero
+                    x[:coded] = answer.mean[:coded]
+                    paste(shown, part.box._replace(left=0, top=0), x, used.color)
+                    seen.setdefault(request.timestep, []).append((part, shown))
                 try:
                     request = job.send(answer)
                 except StopIteration as stop:

@@ -15,7 +15,7 @@ from jaxtyping import Float64, UInt32
 from diffcodec.arrays import Array, Words
 from diffcodec.coding import randomness
 from diffcodec.coding.ans import Stack
-from diffcodec.coding.chain import Posterior, Request, TileChain
+from diffcodec.coding.chain import Answer, Asked, TileChain
 from diffcodec.coding.steps import OutOfRangeError, coding_steps
 
 SPARE_SEED_WORDS = 8  # left untouched under the stack, so that its state never runs dry
@@ -65,7 +65,7 @@ def most_seed_words(chain: TileChain) -> int:
 
 def encode_tile(
     chain: TileChain, x: Float64[Array, "3 height width"], allowed: float = math.inf
-) -> Generator[Request, Posterior, EncodedTile]:
+) -> Generator[Asked, Answer, EncodedTile]:
     """Code one tile; a coroutine that yields what it asks of the model.
 
     Args:
@@ -80,7 +80,7 @@ def encode_tile(
     chain.set_image(x)
     seeds = seed(chain.tile, most_seed_words(chain), chain.draw)
     stack = Stack(seeds)
-    steps = coding_steps(len(chain.levels), chain.preview)
+    steps = coding_steps(len(chain.levels), chain.preview, chain.phased)
     heights = [stack.height]
     for step in steps:
         yield from (step.push if step.pushes else step.pop)(chain, stack)
@@ -110,7 +110,7 @@ def encode_tile(
 
 def decode_tile(
     chain: TileChain, words: UInt32[Words, " words"], seed_words: int, timestep: int = 0
-) -> Generator[Request, Posterior, Array]:
+) -> Generator[Asked, Answer, Array]:
     """Decode one tile down to a timestep; a coroutine like :func:`encode_tile`.
 
     Returns:
@@ -126,7 +126,7 @@ def decode_tile(
         raise ValueError(f"{seed_words} words of the seed, expected at most {most}")
     seeds = seed(chain.tile, seed_words + SPARE_SEED_WORDS, chain.draw)
     stack = Stack(np.concatenate([seeds[:SPARE_SEED_WORDS], words[::-1]]))
-    for step in reversed(coding_steps(len(chain.levels), chain.preview)):
+    for step in reversed(coding_steps(len(chain.levels), chain.preview, chain.phased)):
         yield from (step.pop if step.pushes else step.push)(chain, stack)
         if step.pushes and step.timestep == timestep > 0:
             posterior = yield from chain.posterior(timestep)

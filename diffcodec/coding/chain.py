@@ -4,9 +4,9 @@ Every z_t lives on a lattice ``spacing * n + offset``; what is coded is the inte
 first level the lattice is that of a dithered quantiser, so z_1 is a function of x.
 """
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from functools import cached_property
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Float64
@@ -16,6 +16,7 @@ from diffcodec.coding import randomness
 from diffcodec.coding.codecs import Allowed
 from diffcodec.coding.levels import make_levels
 from diffcodec.diffusion.color import ColorDomain
+from diffcodec.diffusion.phases import ERROR_STEPS, LARGEST_ERROR, known_before, unit_of
 from diffcodec.diffusion.plan import Plan
 from diffcodec.diffusion.process import dithered_quantise
 
@@ -26,20 +27,45 @@ class Request(NamedTuple):
     z: Float64[Array, "3 height width"]
     timestep: int
 
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """Requests of a kind go through the network together."""
+        return self.timestep, self.z.shape
+
 
 class Posterior(NamedTuple):
-    """The model's answer: mean and variance of x given z_t."""
+    """The model's answer: mean and variance of x given z_t.
+
+    ``shared`` is, of z_1 and a model that codes x in phases, what each phase makes of it.
+    """
 
     mean: Float64[Array, "3 height width"]
     variance: Float64[Array, "3 height width"]
+    shared: Sequence[Any] = ()
 
 
+class PhaseRequest(NamedTuple):
+    """What the chain asks of a model that codes x in phases: a phase's mixtures."""
+
+    number: int  # of the phase
+    shared: Any  # what it made of z_1
+    errors: Float64[Array, "3 height width"]  # see PhasedNetwork.phase_parameters
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """Requests of a kind go through the network together."""
+        return "phase", self.number, self.errors.shape
+
+
+# [9 k + 3, rows, columns], of an even height and width.
+PhaseParameters = Float64[Array, "parameters rows columns"]
+
+Asked = Request | PhaseRequest
+Answer = Any  # a Posterior to a Request, PhaseParameters to a PhaseRequest
 Result = TypeVar("Result")
 
 
-def drive(
-    job: Generator[Request, Posterior, Result], model: Callable[[Request], Posterior]
-) -> Result:
+def drive(job: Generator[Asked, Answer, Result], model: Callable[[Asked], Answer]) -> Result:
     """What a coroutine comes to whose requests are answered one by one."""
     try:
         request = next(job)
@@ -62,6 +88,7 @@ class TileChain:
         preview: the timestep s whose z_s is known beforehand and must lie in ``z``; 0 for none.
         draw: which seed and dither of the shared randomness it takes.
         allowed: tells which colours can occur, if not all do.
+        phased: whether the model codes x given z_1 in phases.
     """
 
     def __init__(
@@ -74,20 +101,23 @@ class TileChain:
         preview: int = 0,
         draw: int = 0,
         allowed: Allowed | None = None,
+        phased: bool = False,
     ):
         self.plan, self.domain = plan, domain
         self.tile, self.coded, self.preview, self.draw = tile, coded, preview, draw
-        self.allowed = allowed
+        self.allowed, self.phased = allowed, phased
         self.shape = (3, *shape)
         self.levels = make_levels(plan, domain, preview)
         self.z: dict[int, Array] = {}  # timestep -> z_t; 0 is the image
         self._known: dict[int, Array] = {}
         self._answered: tuple[Array, Posterior] | None = None
+        self._phase: tuple[int, PhaseParameters] | None = None
 
     @cached_property
     def dither(self) -> Float64[Array, "3 height width"]:
         """Of the first level."""
-        return randomness.dither(self.tile, self.shape, self.domain.quantiser_steps, self.draw)
+        steps = self.domain.quantiser_steps(self.plan.quantiser)
+        return randomness.dither(self.tile, self.shape, steps, self.draw)
 
     @property
     def first_offset(self) -> Float64[Array, "3 height width"]:
@@ -96,14 +126,29 @@ class TileChain:
 
     def set_image(self, x: Float64[Array, "3 height width"]) -> None:
         """Start of encoding: x and, a function of it, z_1."""
-        self.z[0] = x
+        self.z[0], self._phase = x, None
         self.z[1], _ = dithered_quantise(x, self.dither, self.levels[0].spacing)
 
-    def posterior(self, t: int) -> Generator[Request, Posterior, Posterior]:
+    def posterior(self, t: int) -> Generator[Asked, Answer, Posterior]:
         """Of x given z_t, by the model; asked once, however many codecs need it."""
         if self._answered is None or self._answered[0] is not self.z[t]:
             self._answered = self.z[t], (yield Request(self.z[t], t))
         return self._answered[1]
+
+    def phase_parameters(self, number: int) -> Generator[Asked, Answer, PhaseParameters]:
+        """Of the mixtures of a phase, given x of the phases before; asked once, one after another.
+
+        The errors of luma and chroma in grey images are known as well, but not told.
+        """
+        if self._phase is None or self._phase[0] != number:
+            posterior = yield from self.posterior(1)
+            x = self.z[0]
+            steps = (x - posterior.mean) / unit_of(np.sqrt(posterior.variance)) * ERROR_STEPS
+            limit = ERROR_STEPS * LARGEST_ERROR
+            errors = np.clip(np.rint(steps), -limit, limit) * known_before(number, x)
+            asked = PhaseRequest(number, posterior.shared[number], errors)
+            self._phase = number, (yield asked)
+        return self._phase[1]
 
     def known_channels(self, t: int) -> Float64[Array, "known height width"]:
         """z_t of the channels that are not coded: zero plus shared noise, a walk over t."""

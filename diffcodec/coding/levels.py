@@ -27,8 +27,9 @@ def make_levels(plan: Plan, domain: ColorDomain, preview: int = 0) -> list[Level
     part of the noise. Below a preview tau_t^2 is the variance of the bridge.
     """
     multipliers = channels(domain.noise_multipliers, np.zeros(1))
-    steps = channels(domain.quantiser_steps, multipliers)
-    levels = [Level(plan.levels[0] * multipliers, steps, 0 * multipliers, 0 * multipliers)]
+    steps = channels(domain.quantiser_steps(plan.quantiser), multipliers)
+    first = np.sqrt((steps * steps - 1) / 12)
+    levels = [Level(first, steps, 0 * multipliers, 0 * multipliers)]
     for sigma, lattice in zip(plan.levels[1:], plan.lattice_ratios, strict=True):
         s, below = sigma * multipliers, levels[-1].sigma
         variance, bridge_weight = s * s - below * below, 0 * multipliers

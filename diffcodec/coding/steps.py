@@ -18,14 +18,16 @@ import numpy as np
 
 from diffcodec.arrays import Array
 from diffcodec.coding.ans import Stack, truncated_gaussian
-from diffcodec.coding.chain import Posterior, Request, TileChain
+from diffcodec.coding.chain import Answer, Asked, TileChain
 from diffcodec.coding.codecs import Candidates, Codec, GaussianBins, restricted
+from diffcodec.coding.mixtures import mixture_table
+from diffcodec.diffusion.phases import PHASES, mixtures, unit_of
 from diffcodec.diffusion.process import on_lattice, p_first, p_prior, p_reverse
 
 FORWARD_RADIUS = 16  # bins: a wider window pops an outlier once in a thousand symbols
 REVERSE_RADIUS = 2000
 
-Part = int | slice  # of a variable, as an index into [3, height, width]
+Part = int | slice | tuple[int, slice, slice]  # of a variable, as an index into [3, height, width]
 
 
 class OutOfRangeError(Exception):
@@ -48,14 +50,14 @@ class Step(ABC):
     pushes: ClassVar[bool] = True
 
     @abstractmethod
-    def codec(self, chain: TileChain, part: Part) -> Generator[Request, Posterior, Codec]:
+    def codec(self, chain: TileChain, part: Part) -> Generator[Asked, Answer, Codec]:
         """Of a part; a coroutine that yields what it asks of the model."""
 
     def parts(self, chain: TileChain) -> list[Part]:
         """What is coded at once, in the decoder's order."""
         return [slice(0, chain.coded)]
 
-    def push(self, chain: TileChain, stack: Stack) -> Generator[Request, Posterior, None]:
+    def push(self, chain: TileChain, stack: Stack) -> Generator[Asked, Answer, None]:
         """Push the variable, and forget it.
 
         Raises:
@@ -67,7 +69,7 @@ class Step(ABC):
                 raise OutOfRangeError(f"timestep {self.timestep}")
         del chain.z[self.timestep]
 
-    def pop(self, chain: TileChain, stack: Stack) -> Generator[Request, Posterior, None]:
+    def pop(self, chain: TileChain, stack: Stack) -> Generator[Asked, Answer, None]:
         """Pop the variable, and keep it."""
         unknown = np.zeros((chain.coded, *chain.shape[1:]))
         z = np.concatenate([unknown, chain.known_channels(self.timestep)])
@@ -92,10 +94,10 @@ class Remainder(Step):
         """See :meth:`Step.parts`."""
         return list(reversed(range(chain.coded)))
 
-    def codec(self, chain: TileChain, part: Part) -> Generator[Request, Posterior, Codec]:
+    def codec(self, chain: TileChain, part: Part) -> Generator[Asked, Answer, Codec]:
         """See :meth:`Step.codec`."""
         assert isinstance(part, int)
-        mean, variance = yield from chain.posterior(1)
+        mean, variance, _ = yield from chain.posterior(1)
         candidates = chain.levels[0].spacing
         lowest = chain.z[1] - (candidates - 1) / 2
         tables = [
@@ -110,12 +112,61 @@ class Remainder(Step):
         return Candidates(lowest[part], restricted(tables, lowest, chain.z[0], chain.allowed))
 
 
+class PhasedRemainder(Step):
+    """The image by ``p(x | z_1)`` in phases: each sample a mixture truncated to its candidates.
+
+    The pixels of a phase all at once, channel by channel; every phase knows those before it
+    (:mod:`diffcodec.diffusion.phases`).
+    """
+
+    def __init__(self) -> None:
+        super().__init__(timestep=0)
+
+    def parts(self, chain: TileChain) -> list[Part]:
+        """See :meth:`Step.parts`."""
+        height, width = chain.shape[1:]
+        return [
+            (channel, slice(row, None, 2), slice(column, None, 2))
+            for row, column in PHASES
+            for channel in range(chain.coded)
+            if row < height and column < width
+        ]
+
+    def codec(self, chain: TileChain, part: Part) -> Generator[Asked, Answer, Codec]:
+        """See :meth:`Step.codec`."""
+        assert isinstance(part, tuple)
+        channel, rows, columns = part
+        number = PHASES.index((rows.start, columns.start))
+        parameters = yield from chain.phase_parameters(number)
+        mean, variance, _ = yield from chain.posterior(1)
+        unit = unit_of(np.sqrt(variance))
+        lowest = chain.z[1] - (chain.levels[0].spacing - 1) / 2
+        shape = lowest[part].shape
+        weights, means, log_scales, coupling = (
+            field[0, ..., : shape[0], : shape[1]] for field in mixtures(parameters[None])
+        )
+        shift = np.zeros(shape)
+        for i in range(channel):  # Y in Co, Y and Co in Cg
+            other = (i, rows, columns)
+            error = (chain.z[0][other] - mean[other]) / unit[other]
+            shift = shift + coupling[channel - 1 + i] * error
+        fields = (weights[channel], means[channel] + shift, log_scales[channel])
+        flat = [field.reshape(len(field), -1).astype(np.float64) for field in fields]
+        table = mixture_table(
+            *(flat[0], flat[1], flat[2]),
+            (lowest[part] - 0.5 - mean[part]).ravel(),
+            unit[part].ravel(),
+            int(chain.levels[0].spacing[channel].item()),
+        )
+        return Candidates(lowest[part], table)
+
+
 class Forward(Step):
     """The noise from ``q(z_t | z_{t-1})``, or below a preview from ``q(z_t | z_{t-1}, z_s)``."""
 
     pushes = False
 
-    def codec(self, chain: TileChain, part: Part) -> Generator[Request, Posterior, Codec]:
+    def codec(self, chain: TileChain, part: Part) -> Generator[Asked, Answer, Codec]:
         """See :meth:`Step.codec`."""
         yield from ()  # it asks nothing
         level, mean = chain.levels[self.timestep - 1], chain.z[self.timestep - 1]
@@ -128,10 +179,10 @@ class Forward(Step):
 class Reverse(Step):
     """The model's ``p(z_t | z_{t+1})``."""
 
-    def codec(self, chain: TileChain, part: Part) -> Generator[Request, Posterior, Codec]:
+    def codec(self, chain: TileChain, part: Part) -> Generator[Asked, Answer, Codec]:
         """See :meth:`Step.codec`."""
         t = self.timestep
-        xhat, v = yield from chain.posterior(t + 1)
+        xhat, v, _ = yield from chain.posterior(t + 1)
         z, below, above = chain.z[t + 1], chain.levels[t - 1], chain.levels[t]
         with np.errstate(all="ignore"):  # what is not finite the coder refuses
             if t == 1:
@@ -144,7 +195,7 @@ class Reverse(Step):
 class Prior(Step):
     """``p(z_T)``: the domain's centre, with the data's variance added to the noise's."""
 
-    def codec(self, chain: TileChain, part: Part) -> Generator[Request, Posterior, Codec]:
+    def codec(self, chain: TileChain, part: Part) -> Generator[Asked, Answer, Codec]:
         """See :meth:`Step.codec`."""
         yield from ()  # it asks nothing
         level = chain.levels[self.timestep - 1]
@@ -162,9 +213,9 @@ def bins(
     return GaussianBins(mean, std, spacing, offset, radius)
 
 
-def coding_steps(timesteps: int, preview: int = 0) -> list[Step]:
+def coding_steps(timesteps: int, preview: int = 0, phased: bool = False) -> list[Step]:
     """The steps of a chain of T timesteps in the encoder's order; with a preview those below it."""
-    steps: list[Step] = [Remainder()]
+    steps: list[Step] = [PhasedRemainder() if phased else Remainder()]
     for t in range(2, preview or timesteps + 1):
         steps += [Forward(t), Reverse(t - 1)]
     return [*steps, Reverse(preview - 1) if preview else Prior(timesteps)]

@@ -17,7 +17,7 @@ from jaxtyping import Float64
 from diffcodec.arrays import Array, Bits
 from diffcodec.coding import randomness
 from diffcodec.coding.bits_back import EncodedTile, encode_tile, most_seed_words
-from diffcodec.coding.chain import Posterior, Request, TileChain
+from diffcodec.coding.chain import Answer, Asked, Posterior, Request, TileChain
 from diffcodec.coding.levels import make_levels
 from diffcodec.coding.relative_entropy.bits import BitReader, BitWriter
 from diffcodec.coding.relative_entropy.step import Decoder, Encoder
@@ -52,7 +52,7 @@ class Descent:
         self._answer: Posterior | None = None
         self._encoder, self._decoder = Encoder(chain.tile), Decoder(b"", chain.tile)
 
-    def posterior(self) -> Generator[Request, Posterior, Posterior]:
+    def posterior(self) -> Generator[Asked, Answer, Posterior]:
         """Of x given z_t, all channels; asked once."""
         if self._answer is None:
             self._answer = yield Request(self.z, self.timestep)
@@ -70,18 +70,16 @@ class Descent:
         """The chain of the same tile below z_t."""
         c = self.chain
         same = (c.plan, c.domain, c.tile, c.coded, c.shape[1:])
-        chain = TileChain(*same, self.timestep, c.draw, c.allowed)
+        chain = TileChain(*same, self.timestep, c.draw, c.allowed, c.phased)
         chain.z[self.timestep] = self.z
         return chain
 
-    def mean(self) -> Generator[Request, Posterior, Array]:
+    def mean(self) -> Generator[Asked, Answer, Array]:
         """The posterior mean of x given z_t, [3, height, width]."""
         posterior = yield from self.posterior()
         return self._with_known(posterior.mean[: self.chain.coded], 0)
 
-    def encode_step(
-        self, x: Float64[Array, "3 height width"]
-    ) -> Generator[Request, Posterior, Bits]:
+    def encode_step(self, x: Float64[Array, "3 height width"]) -> Generator[Asked, Answer, Bits]:
         """One timestep down.
 
         Args:
@@ -100,7 +98,7 @@ class Descent:
 
     def decode_layer(
         self, data: bytes, end: int, timestep: int = 0
-    ) -> Generator[Request, Posterior, None]:
+    ) -> Generator[Asked, Answer, None]:
         """Down to a timestep by a layer.
 
         Args:
@@ -119,7 +117,7 @@ class Descent:
         if self.timestep == end and (reader.left >= 8 or reader.read(reader.left).any()):
             raise ValueError("bits are left over")
 
-    def _transition(self) -> Generator[Request, Posterior, Transition]:
+    def _transition(self) -> Generator[Asked, Answer, Transition]:
         chain, t, c = self.chain, self.timestep, slice(0, self.chain.coded)
         sigma_s = chain.levels[t - 2].sigma
         if t > len(chain.levels):  # z_t is all noise: what is known of x is the prior's
@@ -129,7 +127,7 @@ class Descent:
             v = std * std
         else:
             sigma_t = chain.levels[t - 1].sigma
-            xhat, v = yield from self.posterior()
+            xhat, v, _ = yield from self.posterior()
         xhat, v, z, sigma_s, sigma_t = (a[c] for a in (xhat, v, self.z, sigma_s, sigma_t))
         mean, variance = q_posterior(xhat, z, sigma_s, sigma_t)
         excess = p_excess(v, sigma_s, sigma_t)
@@ -144,7 +142,7 @@ class Descent:
     def _with_known(self, coded: Array, timestep: int) -> Array:
         return np.concatenate([coded, self.chain.known_channels(timestep)])
 
-    def continued(self, how: str, seed: int = 0) -> Generator[Request, Posterior, Array]:
+    def continued(self, how: str, seed: int = 0) -> Generator[Asked, Answer, Array]:
         """What a decoder may show of x at z_t, without further bits, [3, height, width].
 
         Args:
@@ -171,7 +169,7 @@ class Descent:
 
 def encode_below_preview(
     chain: TileChain, x: Float64[Array, "3 height width"], alone: Sequence[int]
-) -> Generator[Request, Posterior, EncodedTile]:
+) -> Generator[Asked, Answer, EncodedTile]:
     """Code a tile whose stack runs empty by a preview of its own and the chain below that.
 
     What the pops of the lower timesteps take is not there yet in a smooth tile, so words of the

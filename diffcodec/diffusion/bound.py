@@ -14,6 +14,7 @@ domain's ``data_std``. The two ends of the chain have no Q and take this v with 
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -37,7 +38,8 @@ from diffcodec.diffusion.process import (
 
 # (z_t [batch, 3, h, w], sigma_t [batch]) -> posterior mean and variance of x
 PosteriorModel = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-FIRST_SIGMA = 0.5
+# (x, z_1), both [batch, 3, h, w] -> code length of x given z_1, in bits, of every sample
+RemainderModel = Callable[[Tensor, Tensor], Tensor]
 
 
 def remainder_bits(
@@ -58,10 +60,23 @@ def above(sigma: Tensor, sigma_1: Tensor) -> Tensor:
     return (sigma**2 - sigma_1**2).clamp_min(0).sqrt()
 
 
-def draw_dither(shape: torch.Size, domain: ColorDomain, generator: torch.Generator) -> Tensor:
+class Quantiser(NamedTuple):
+    """The dithered quantiser of a first level, by channel."""
+
+    steps: Float[Tensor, "3 1 1"]  # M
+    sigma: Float[Tensor, "3 1 1"]  # of its noise, in grey levels
+
+
+def quantiser_of(domain: ColorDomain, quantiser: int, like: Tensor) -> Quantiser:
+    """That of M steps for luma; constants of the type and on the device of ``like``."""
+    steps = channels(domain.quantiser_steps(quantiser), like)
+    return Quantiser(steps, ((steps * steps - 1) / 12).sqrt())
+
+
+def draw_dither(shape: torch.Size, steps: Tensor, generator: torch.Generator) -> Tensor:
     """Uniform dither d in 0..M-1 per sample, as floats."""
     u = torch.rand(shape, generator=generator, device=generator.device)
-    return torch.floor(u * channels(domain.quantiser_steps, u))
+    return torch.floor(u * steps)
 
 
 def fix_variance(model: PosteriorModel, color: str, variance: str) -> PosteriorModel:
@@ -97,6 +112,7 @@ def chain_bound_bits(
     generator: torch.Generator,
     variance: str = "learned",
     coded: int = 3,
+    remainder: RemainderModel | None = None,
 ) -> Float[Tensor, "batch parts"]:
     """Monte Carlo estimate of the bound of a plan, per part, in bits per dimension.
 
@@ -108,6 +124,7 @@ def chain_bound_bits(
         generator: on the device of x.
         variance: one of ``variances.VARIANCES``.
         coded: leading channels that count: 3, or 1 for grey images in a domain with luma.
+        remainder: gives x given z_1; the posterior truncated to the M candidates by default.
 
     Returns:
         [batch, T + 1]: the remainder, p(z_1 | z_2), the steps upward, and the prior last.
@@ -115,9 +132,9 @@ def chain_bound_bits(
     model = fix_variance(model, color, variance)
     domain = DOMAINS[color]
     multipliers = channels(domain.noise_multipliers, x)
-    steps = channels(domain.quantiser_steps, x)
-    levels = [s * multipliers for s in plan.levels]
-    z_1, remainder = dithered_quantise(x, draw_dither(x.shape, domain, generator), steps)
+    steps, first_sigma = quantiser_of(domain, plan.quantiser, x)
+    levels = [first_sigma, *(s * multipliers for s in plan.levels[1:])]
+    z_1, rest = dithered_quantise(x, draw_dither(x.shape, steps, generator), steps)
     parts = []
     z = z_1
     for t, sigma_t in enumerate(levels):
@@ -125,9 +142,12 @@ def chain_bound_bits(
             tau = (sigma_t**2 - levels[t - 1] ** 2).sqrt()
             z = z + tau * torch.randn(x.shape, generator=generator, device=generator.device)
         sigma = torch.full((x.shape[0],), plan.levels[t], dtype=x.dtype, device=x.device)
+        if t == 0 and remainder is not None:
+            parts.append(to_bits_per_dimension(remainder(x, z_1)[:, :coded]))
+            continue
         xhat, v = model(z, sigma)
         if t == 0:
-            bits = remainder_bits(remainder, z_1, xhat, v, steps)
+            bits = remainder_bits(rest, z_1, xhat, v, steps)
         elif t == 1:
             p_1 = p_first(xhat, v, z, levels[0], sigma_t, steps)
             bits = discretized_gaussian_bits(z_1, *p_1, steps)

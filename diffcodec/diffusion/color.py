@@ -22,26 +22,37 @@ IntArray = TypeVar("IntArray", NDArray[np.int16], NDArray[np.int32], torch.Tenso
 class ColorDomain:
     """What the model and the codec know of a colour domain, per channel.
 
-    ``quantiser_steps`` are M of the first level's dithered quantiser:
-    ``sigma_1 = sqrt((M^2 - 1) / 12)``. The noise multipliers follow from them, so that every level
-    is sigma_t times the multiplier: luma keeps sigma_t itself, and the noise is about isotropic in
-    RGB.
+    ``quantiser_ratios`` are M of the first level's dithered quantiser as multiples of luma's. The
+    noise multipliers are the ratios of its noise, ``sigma_1 = sqrt((M^2 - 1) / 12)``, for M = 2 of
+    luma, so that every level is sigma_t times the multiplier: luma keeps sigma_t itself, and the
+    noise is about isotropic in RGB.
     """
 
-    quantiser_steps: tuple[int, int, int]
+    quantiser_ratios: tuple[float, float, float]
     center: tuple[float, float, float]  # subtracted before the network and in the prior
     data_std: tuple[float, float, float]  # of photographs; scales the network, widens the prior
 
     @property
     def noise_multipliers(self) -> tuple[float, float, float]:
         """sigma of each channel as a multiple of the schedule's sigma."""
-        first = [((m * m - 1) / 12) ** 0.5 for m in self.quantiser_steps]
+        first = [first_sigma(m) for m in self.quantiser_steps(2)]
         return (first[0] / first[0], first[1] / first[0], first[2] / first[0])
+
+    def quantiser_steps(self, quantiser: int) -> tuple[int, int, int]:
+        """M of each channel, that of luma given; it is even."""
+        y, co, cg = (round(ratio * quantiser) for ratio in self.quantiser_ratios)
+        return y, co, cg
+
+
+def first_sigma(steps: int) -> float:
+    """Noise of a dithered quantiser of M steps: of M numbers one apart, all alike likely."""
+    variance = (steps * steps - 1) / 12
+    return float(variance**0.5)
 
 
 DOMAINS = {
-    "ycocg": ColorDomain((2, 4, 3), (127.5, 0.0, 0.0), (64.0, 32.0, 24.0)),
-    "rgb": ColorDomain((2, 2, 2), (127.5, 127.5, 127.5), (64.0, 64.0, 64.0)),
+    "ycocg": ColorDomain((1.0, 2.0, 1.5), (127.5, 0.0, 0.0), (64.0, 32.0, 24.0)),
+    "rgb": ColorDomain((1.0, 1.0, 1.0), (127.5, 127.5, 127.5), (64.0, 64.0, 64.0)),
 }
 
 

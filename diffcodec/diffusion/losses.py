@@ -1,22 +1,24 @@
 """What training minimises: the code length, or the losses of DDPM and Improved DDPM."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from diffcodec.diffusion.bound import (
-    FIRST_SIGMA,
     PosteriorModel,
+    Quantiser,
+    RemainderModel,
     above,
     draw_dither,
     fix_variance,
+    quantiser_of,
     remainder_bits,
     step_variance,
 )
-from diffcodec.diffusion.color import DOMAINS, channels
+from diffcodec.diffusion.color import DOMAINS, channels, first_sigma
 from diffcodec.diffusion.process import (
     discretized_gaussian_bits,
     dithered_quantise,
@@ -28,13 +30,24 @@ from diffcodec.diffusion.process import (
     to_bits_per_dimension,
 )
 
-SECOND_SIGMA = (1.0, 2.5)  # range in which plans put their second level
+SECOND_RATIOS = (2.0, 5.0)  # of the second level to the first, within which plans put it
 MAX_SIGMA = 800.0
 TRAINING_RATIO = 1.3  # sigma_t / sigma_s of a training step, about 24 levels
-LOWEST_STEP = math.sqrt(SECOND_SIGMA[0] * SECOND_SIGMA[1] * TRAINING_RATIO)  # above the first jump
 END_SHARE = 3 / 16  # of a training batch at the first level, and as many at the second
 SAMPLING_POWER = 1.5  # of the strata over log sigma: above 1, more samples where the bits are
 HYBRID_WEIGHT = 0.001  # lambda, of the bound in bits per dimension
+
+
+def second_sigmas(quantiser: int) -> tuple[float, float]:
+    """Range in which plans put their second level, above a first of M steps for luma."""
+    low, high = SECOND_RATIOS
+    return low * first_sigma(quantiser), high * first_sigma(quantiser)
+
+
+def lowest_step(quantiser: int) -> float:
+    """The lowest sigma_t of a training step, above the jump to the first level."""
+    low, high = second_sigmas(quantiser)
+    return math.sqrt(low * high * TRAINING_RATIO)
 
 
 @dataclass(frozen=True)
@@ -63,6 +76,7 @@ class NoisyImages:
 
     Attributes:
         x: integers of the colour domain as floats, [images, 3, height, width].
+        first: the first level, M for luma ``quantiser``.
         z_1, remainder: first level of each.
         z: what the model sees.
         sigma: its level, [images].
@@ -72,7 +86,9 @@ class NoisyImages:
     """
 
     color: str
+    quantiser: int
     x: Tensor
+    first: Quantiser
     z_1: Tensor
     remainder: Tensor
     z: Tensor
@@ -81,78 +97,85 @@ class NoisyImages:
     ends: tuple[int, int]
     sizes: tuple[int, int, int]
 
-    def bits(self, xhat: Tensor, v: Tensor, variance: str) -> Tensor:
+    @property
+    def noise(self) -> Float[Tensor, "images 3 1 1"]:
+        """Of each channel of each image above the first level."""
+        return self.sigma[:, None, None, None] * channels(
+            DOMAINS[self.color].noise_multipliers, self.z
+        )
+
+    def remainder_bits(self, xhat: Tensor, v: Tensor) -> Tensor:
+        """Of the images at the first level, by their posterior alone."""
+        a = self.ends[0]
+        return remainder_bits(self.remainder[:a], self.z_1[:a], xhat[:a], v[:a], self.first.steps)
+
+    def upper_bits(self, xhat: Tensor, v: Tensor, variance: str) -> tuple[Tensor, Tensor]:
+        """Of the images at the second level and of those above, by the posterior of all."""
+        (a, b), z_1, z, sigma_1 = self.ends, self.z_1, self.z, self.first.sigma
+        second, sigma_t = self.noise[a:b], self.noise[b:]
+        p_1 = p_first(xhat[a:b], v[a:b], z[a:b], sigma_1, second, self.first.steps)
+        sigma_s = sigma_t / TRAINING_RATIO
+        q = q_posterior(z_1[b:], z[b:], above(sigma_s, sigma_1), above(sigma_t, sigma_1))
+        p = p_reverse(xhat[b:], step_variance(v[b:], variance), z[b:], sigma_s, sigma_t)
+        count = math.log(MAX_SIGMA / lowest_step(self.quantiser)) / math.log(TRAINING_RATIO)
+        steps = self.density[b:, None, None, None] * count * gaussian_kl_bits(q, p)
+        return discretized_gaussian_bits(z_1[a:b], *p_1, self.first.steps), steps
+
+    def mean(self, *bits: Tensor) -> Float[Tensor, ""]:
         """The share's part of the batch's code length, in bits per dimension."""
-        domain = DOMAINS[self.color]
-        multipliers, steps = (
-            channels(domain.noise_multipliers, xhat),
-            channels(domain.quantiser_steps, xhat),
-        )
-        first_sigma = FIRST_SIGMA * multipliers
-        sigma_t = self.sigma[:, None, None, None] * multipliers
-        z_1, z = self.z_1, self.z
-        a, b = self.ends
-        p_1 = p_first(xhat[a:b], v[a:b], z[a:b], first_sigma, sigma_t[a:b], steps)
-        sigma_s = sigma_t[b:] / TRAINING_RATIO
-        noise_s, noise_t = above(sigma_s, first_sigma), above(sigma_t[b:], first_sigma)
-        q = q_posterior(z_1[b:], z[b:], noise_s, noise_t)
-        p = p_reverse(xhat[b:], step_variance(v[b:], variance), z[b:], sigma_s, sigma_t[b:])
-        count = math.log(MAX_SIGMA / LOWEST_STEP) / math.log(TRAINING_RATIO)
-        bits = (
-            remainder_bits(self.remainder[:a], z_1[:a], xhat[:a], v[:a], steps),
-            discretized_gaussian_bits(z_1[a:b], *p_1, steps),
-            self.density[b:, None, None, None] * count * gaussian_kl_bits(q, p),
-        )
         parts = zip(bits, self.sizes, strict=True)
         return torch.stack([to_bits_per_dimension(part).sum() / size for part, size in parts]).sum()
 
     def squared_error(self, xhat: Tensor) -> Tensor:
         """The share's part of the mean squared error of epsilon, steps uniform over log sigma."""
-        sigma_t = self.sigma[:, None, None, None] * channels(
-            DOMAINS[self.color].noise_multipliers, xhat
-        )
-        error = to_bits_per_dimension(((xhat - self.x) / sigma_t) ** 2)
+        error = to_bits_per_dimension(((xhat - self.x) / self.noise) ** 2)
         return (self.density * error).sum() / sum(self.sizes)
 
 
 def add_noise(
-    x: Float[Tensor, "images 3 height width"], color: str, generator: torch.Generator, share: Share
+    x: Float[Tensor, "images 3 height width"],
+    color: str,
+    generator: torch.Generator,
+    share: Share,
+    quantiser: int,
 ) -> NoisyImages:
     """Draw noise levels and noise for a batch, and apply those of its share to x.
 
     ``END_SHARE`` of the batch is at the first level, as much at the second, somewhere in
-    ``SECOND_SIGMA``, the rest above, with sigma stratified over log sigma.
+    ``second_sigmas``, the rest above, with sigma stratified over log sigma.
     """
     domain = DOMAINS[color]
     device, rows = generator.device, share.rows
-    multipliers, steps = channels(domain.noise_multipliers, x), channels(domain.quantiser_steps, x)
+    level = quantiser_of(domain, quantiser, x)
     batch = share.count * x.shape[0]
     first = second = int(batch * END_SHARE)
     rest = batch - first - second
-    low, high = SECOND_SIGMA
+    low, high = second_sigmas(quantiser)
     strata = torch.arange(rest, device=device)
     strata = (strata + torch.rand(rest, generator=generator, device=device)) / rest
     position = strata**SAMPLING_POWER
     weight = SAMPLING_POWER * strata ** (SAMPLING_POWER - 1)
     uniform = torch.rand(second, generator=generator, device=device)
+    lowest = lowest_step(quantiser)
     sigma = torch.cat(
         [
-            torch.full((first,), FIRST_SIGMA, device=device),
+            torch.full((first,), first_sigma(quantiser), device=device),
             low * (high / low) ** uniform,
-            LOWEST_STEP * torch.exp(position * math.log(MAX_SIGMA / LOWEST_STEP)),
+            lowest * torch.exp(position * math.log(MAX_SIGMA / lowest)),
         ]
     )[rows]
     density = torch.cat([torch.ones(first + second, device=device), weight])[rows]
     shape = torch.Size((batch, *x.shape[1:]))
-    dither = draw_dither(shape, domain, generator)[rows]
-    z_1, remainder = dithered_quantise(x, dither, steps)
+    dither = draw_dither(shape, level.steps, generator)[rows]
+    z_1, remainder = dithered_quantise(x, dither, level.steps)
     noise = torch.randn(shape, generator=generator, device=device)[rows]
-    sigma_t = sigma[:, None, None, None] * multipliers
-    z = q_sample(z_1, above(sigma_t, FIRST_SIGMA * multipliers), noise)
     ends = share.size(first), share.size(first + second)
-    return NoisyImages(
-        color, x, z_1, remainder, z, sigma, density, ends, sizes=(first, second, rest)
+    noisy = NoisyImages(
+        color, quantiser, x, level, z_1, remainder, z_1, sigma, density, ends, (first, second, rest)
     )
+    around = above(noisy.noise, level.sigma)
+    around[: ends[0]] = 0
+    return replace(noisy, z=q_sample(z_1, around, noise))
 
 
 def code_length_loss(
@@ -162,6 +185,8 @@ def code_length_loss(
     generator: torch.Generator,
     share: Share = WHOLE,
     variance: str = "learned",
+    quantiser: int = 2,
+    remainder: RemainderModel | None = None,
 ) -> Float[Tensor, ""]:
     """Stratified one-sample estimate of the codec's code length, in bits per dimension.
 
@@ -173,12 +198,19 @@ def code_length_loss(
         share: which images of the batch x holds. The losses of all shares add up to the batch's. A
             batch has at least 8 images, each share as many as the others.
         variance: one of ``variances.VARIANCES``.
+        quantiser: M of luma at the first level.
+        remainder: gives x given z_1; the posterior truncated to the M candidates by default.
 
     Returns:
         Scalar, differentiable.
     """
-    noisy = add_noise(x, color, generator, share)
-    return noisy.bits(*fix_variance(model, color, variance)(noisy.z, noisy.sigma), variance)
+    noisy = add_noise(x, color, generator, share, quantiser)
+    xhat, v = fix_variance(model, color, variance)(noisy.z, noisy.sigma)
+    if remainder is None:
+        lowest = noisy.remainder_bits(xhat, v)
+    else:
+        lowest = remainder(x[: noisy.ends[0]], noisy.z_1[: noisy.ends[0]])
+    return noisy.mean(lowest, *noisy.upper_bits(xhat, v, variance))
 
 
 def simple_loss(
@@ -188,6 +220,7 @@ def simple_loss(
     generator: torch.Generator,
     share: Share = WHOLE,
     variance: str = "learned",
+    quantiser: int = 2,
 ) -> Float[Tensor, ""]:
     """DDPM's L_simple (eq. 14): mean squared error of epsilon, sigma uniform in log.
 
@@ -198,7 +231,8 @@ def simple_loss(
     batch = share.count * x.shape[0]
     strata = torch.rand(batch, generator=generator, device=device)
     strata = (torch.arange(batch, device=device) + strata) / batch
-    sigma = (FIRST_SIGMA * torch.exp(strata * math.log(MAX_SIGMA / FIRST_SIGMA)))[rows]
+    lowest = first_sigma(quantiser)
+    sigma = (lowest * torch.exp(strata * math.log(MAX_SIGMA / lowest)))[rows]
     sigma_t = sigma[:, None, None, None] * multipliers
     shape = torch.Size((batch, *x.shape[1:]))
     noise = torch.randn(shape, generator=generator, device=device)[rows]
@@ -214,12 +248,14 @@ def hybrid_loss(
     generator: torch.Generator,
     share: Share = WHOLE,
     variance: str = "learned",
+    quantiser: int = 2,
 ) -> Float[Tensor, ""]:
     """Improved DDPM's L_hybrid (eq. 16), ``L_simple + lambda L_vlb``; see :func:`code_length_loss`.
 
     One evaluation serves both. L_vlb guides the variance only: its gradient stops at the mean.
     """
-    noisy = add_noise(x, color, generator, share)
+    noisy = add_noise(x, color, generator, share, quantiser)
     xhat, v = fix_variance(model, color, variance)(noisy.z, noisy.sigma)
-    bits = noisy.bits(xhat.detach(), v, variance)
+    mean = xhat.detach()
+    bits = noisy.mean(noisy.remainder_bits(mean, v), *noisy.upper_bits(mean, v, variance))
     return noisy.squared_error(xhat) + HYBRID_WEIGHT * bits

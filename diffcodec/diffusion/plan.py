@@ -4,6 +4,9 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 
+from diffcodec.diffusion.color import first_sigma
+
+QUANTISERS = range(2, 17, 2)  # M of luma that a first level may have
 LARGEST_NUMBER = 1e12  # of a plan; far above what any schedule comes to
 PREVIEW_RATIO = math.sqrt(2)  # of the noise of two previews, about 1.5 dB
 
@@ -13,7 +16,8 @@ class Plan:
     """The timesteps of a file. Timestep t (1..T) is ``levels[t - 1]``; timestep 0 is the image.
 
     Attributes:
-        levels: sigma_1 < ... < sigma_T in grey levels. sigma_1 belongs to the dithered quantiser.
+        levels: sigma_1 < ... < sigma_T in grey levels. sigma_1 is that of a dithered quantiser of M
+            steps for luma, ``sqrt((M^2 - 1) / 12)``, M one of ``QUANTISERS``.
         lattice_ratios: for each level from the second on, the lattice spacing delta_t as a multiple
             of tau'_t, the standard deviation of the draw (so there are T - 1 of them).
     """
@@ -35,9 +39,20 @@ class Plan:
             timesteps.append(above[distance.index(min(distance))])
         return tuple(reversed(timesteps))
 
+    @property
+    def quantiser(self) -> int:
+        """M of luma at the first level."""
+        return round(math.sqrt(12 * self.levels[0] ** 2 + 1))
+
     def __post_init__(self) -> None:
         if not _are_positive(self.levels) or any(a >= b for a, b in pairwise(self.levels)):
             raise ValueError(f"noise levels must be positive and increase, found {self.levels!r}")
+        first = min(map(first_sigma, QUANTISERS), key=lambda sigma: abs(sigma - self.levels[0]))
+        if not math.isclose(first, self.levels[0], rel_tol=1e-9):
+            raise ValueError(
+                f"a first noise level of {self.levels[0]}: expected that of a dithered quantiser, "
+                + ", ".join(f"{first_sigma(m):.6g}" for m in QUANTISERS)
+            )
         if len(self.lattice_ratios) != len(self.levels) - 1 or len(self.levels) < 2:
             raise ValueError(
                 f"a plan of {len(self.levels)} levels needs {len(self.levels) - 1} lattices and at "

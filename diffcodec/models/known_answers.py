@@ -18,11 +18,12 @@ from diffcodec.arrays import Array
 from diffcodec.coding import randomness
 from diffcodec.coding.ans import Stack, lower_tail, truncated_gaussian
 from diffcodec.coding.bits_back import decode_tile, encode_tile
-from diffcodec.coding.chain import Posterior, Request, TileChain, drive
+from diffcodec.coding.chain import Answer, Asked, TileChain, drive
 from diffcodec.coding.steps import OutOfRangeError
 from diffcodec.diffusion.color import to_domain
 from diffcodec.diffusion.plan import Plan
-from diffcodec.networks import integer
+from diffcodec.models.answering import answer
+from diffcodec.networks import integer, integer_layers
 
 if TYPE_CHECKING:
     from diffcodec.models.model import Model
@@ -64,7 +65,7 @@ def shared_answers() -> dict[str, str]:
             randomness.approximate_normals(1, 2, (HEIGHT, WIDTH)),
         ),
         "tables": _digest(
-            integer.silu_table(),
+            integer_layers.silu_table(),
             integer.variance_table(),
             *(table.numpy() for table in integer.phase_tables()),
             lower_tail(np.arange(0, 10, 1 / 1000)),
@@ -84,11 +85,10 @@ def model_answers(model: "Model") -> dict[str, str]:
     for name, plan in model.plans.items():
 
         def chain(plan: Plan = plan) -> TileChain:
-            return TileChain(plan, model.domain, 0, 3, (HEIGHT, WIDTH))
+            return TileChain(plan, model.domain, 0, 3, (HEIGHT, WIDTH), phased=model.phased)
 
-        def posterior(request: Request, plan: Plan = plan) -> Posterior:
-            mean, v = model.posterior_x(request.z[None], plan.levels[request.timestep - 1])
-            return Posterior(mean[0], v[0])
+        def posterior(request: Asked, plan: Plan = plan) -> Answer:
+            return answer(model, plan, [request])[0]
 
         try:
             coded = drive(encode_tile(chain(), x), posterior)

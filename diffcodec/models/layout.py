@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
-from diffcodec.networks.config import PREFIX, NetworkConfig, unet_config
+from diffcodec.networks.config import PHASES_PREFIX, PREFIX, NetworkConfig, unet_config
 
 FORMATS = ("diffcodec-model-0", "diffcodec-model-1")
 DETAIL = "detail."
@@ -20,7 +20,8 @@ T = TypeVar("T")
 
 def is_plain(config: NetworkConfig) -> bool:
     """Whether the first format can express a network."""
-    return len(config.experts) <= 2 and config.experts[0][1].is_like(config.main)
+    alike = config.experts[0][1].is_like(config.main)
+    return len(config.experts) <= 2 and alike and config.phases is None
 
 
 def write_network(config: NetworkConfig) -> dict[str, Any]:
@@ -80,7 +81,7 @@ def read_tensors(tensors: Mapping[str, T], config: NetworkConfig) -> dict[str, T
     last = len(config.experts) - 1
 
     def own(name: str) -> str:
-        if name.startswith(PREFIX):
+        if name.startswith((PREFIX, PHASES_PREFIX)):
             return name
         if name.startswith(DETAIL) and last:
             return name.replace(DETAIL, f"{PREFIX}0.", 1)

@@ -2,10 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property, lru_cache
 from os import PathLike
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ from diffcodec.models.layout import read_tensors
 from diffcodec.networks.config import NetworkConfig
 from diffcodec.networks.experts import ExpertDenoisers, float_network
 from diffcodec.networks.integer import IntegerNetwork
-from diffcodec.networks.protocol import PosteriorNetwork
+from diffcodec.networks.protocol import PhasedNetwork, PosteriorNetwork
 from diffcodec.networks.quantize import float_weights
 from diffcodec.system.memory import HEAP
 
@@ -117,6 +118,46 @@ class Model:
             )
         return module
 
+    @property
+    def phased(self) -> bool:
+        """Whether it codes x given z_1 in phases."""
+        return getattr(self.network, "phases", None) is not None
+
+    @property
+    def _phased_network(self) -> PhasedNetwork:
+        assert self.phased
+        return cast(PhasedNetwork, self.network)
+
+    def begin_phases(
+        self, z_1: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], list[Tensor]]:
+        """Mean and variance as :meth:`posterior_x`, and what each phase makes of z_1."""
+        mean, v, shared = self._ask(z_1, self._phased_network.begin_phases)
+        return mean, v, shared
+
+    def phase_parameters(
+        self, number: int, shared: Tensor, errors: NDArray[np.float64]
+    ) -> NDArray[np.float32]:
+        """Of the mixtures of a phase; see ``PhasedNetwork``.
+
+        Args:
+            number: of the phase.
+            shared: what it made of z_1.
+            errors: [batch, 3, height, width], of any height and width.
+
+        Returns:
+            [batch, 9 k + 3, rows, columns], rows and columns those of ``shared``.
+        """
+        height, width = errors.shape[2:]
+        rows, columns = shared.shape[2:]
+        padding = (0, 2 * columns - width, 0, 2 * rows - height)
+        with torch.inference_mode():
+            padded = F.pad(torch.from_numpy(errors), padding)
+            parameters = self._phased_network.phase_parameters(number, shared, padded)
+        HEAP.release_unused()
+        found: NDArray[np.float32] = parameters.numpy()
+        return found
+
     def posterior_x(
         self, z: NDArray[np.float64], sigma: float
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -131,6 +172,11 @@ class Model:
         Guarantee: the same numbers for an image alone or in a batch; of an integer model also on
         every machine.
         """
+        mean, v = self._ask(z, lambda padded: self.network.posterior_x(padded, sigma))
+        return mean, v
+
+    def _ask(self, z: NDArray[np.float64], network: Callable[[Tensor], tuple[Any, ...]]) -> Any:
+        """What a network says to z, padded; the mean and the variance, cut, come first."""
         height, width = z.shape[2:]
         m = self.network.multiple
         padded = torch.from_numpy(z)
@@ -138,11 +184,12 @@ class Model:
             padded = F.pad(padded, (0, -width % m, 0, -height % m), mode="replicate")
         try:
             with torch.inference_mode():
-                mean, v = self.network.posterior_x(padded, sigma)
+                mean, v, *others = network(padded)
         except OverflowError:  # of a broken model; is_posterior tells the caller
             mean = v = torch.full_like(padded, torch.nan)
+            others = [()] if self.phased else []
         HEAP.release_unused()
-        return mean[:, :, :height, :width].numpy(), v[:, :, :height, :width].numpy()
+        return (*(field[:, :, :height, :width].numpy() for field in (mean, v)), *others)
 
 
 def is_posterior(mean: NDArray[np.float64], variance: NDArray[np.float64]) -> bool:

@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 PREFIX = "experts."  # what the names of an expert's tensors begin with, then its number
+PHASES_PREFIX = "phases."
 ENSEMBLES = {"none": (), "mirror": (-1,), "rotation": (-2, -1)}  # the axes that are reversed
 
 
@@ -57,6 +58,32 @@ class UNetConfig:
 
 
 @dataclass(frozen=True)
+class PhasesConfig:
+    """Shape of the small networks that give x given z_1, phase by phase.
+
+    Attributes:
+        quantiser: M of luma at the first level that they are for.
+        channels: of each.
+        blocks: residual blocks of each.
+        components: logistics of a mixture.
+    """
+
+    quantiser: int = 8
+    channels: int = 64
+    blocks: int = 2
+    components: int = 3
+
+    def __post_init__(self) -> None:
+        """Check.
+
+        Raises:
+            ValueError: if a size is not positive.
+        """
+        if min(self.quantiser, self.channels, self.components) < 1 or self.blocks < 0:
+            raise ValueError(f"{self}: expected 1 or more of each, and no fewer than 0 blocks")
+
+
+@dataclass(frozen=True)
 class NetworkConfig:
     """Expert denoisers by noise level (Balaji et al. 2022, eDiff-I, section 4.1).
 
@@ -66,11 +93,14 @@ class NetworkConfig:
         self_ensemble: one of ``ENSEMBLES``: the reflection whose answer, turned back, the posterior
             of x is averaged with (geometric self-ensemble, Lim et al. 2017, section 3.5).
         self_ensemble_up_to: the noise level up to which it is.
+        phases: of small networks behind the first expert, for x given z_1; or None, where x is
+            coded by the posterior alone.
     """
 
     experts: tuple[tuple[float, UNetConfig], ...] = ((math.inf, UNetConfig()),)
     self_ensemble: str = "none"
     self_ensemble_up_to: float = 3.0
+    phases: PhasesConfig | None = None
 
     def __post_init__(self) -> None:
         """Check.
@@ -88,6 +118,10 @@ class NetworkConfig:
         if len({(shape.color, shape.classes) for _, shape in self.experts}) > 1:
             raise ValueError(
                 "experts of several colour domains or numbers of classes: expected one"
+            )
+        if self.phases and self.experts[0][1].patch > 2:
+            raise ValueError(
+                f"phases behind an expert of patch {self.experts[0][1].patch}: expected 1 or 2"
             )
         if self.self_ensemble not in ENSEMBLES:
             raise ValueError(
@@ -112,7 +146,13 @@ class NetworkConfig:
     @property
     def multiple(self) -> int:
         """Height and width of the input must be multiples of this."""
-        return math.lcm(*(shape.multiple for _, shape in self.experts))
+        phases = 2 if self.phases else 1
+        return math.lcm(phases, *(shape.multiple for _, shape in self.experts))
+
+    @property
+    def quantiser(self) -> int:
+        """M of luma at the first level of plans that suit the network."""
+        return self.phases.quantiser if self.phases else 2
 
     def expert_at(self, sigma: Any) -> Any:
         """The number of the expert that answers at a noise level; of each level, of a tensor."""
@@ -136,7 +176,8 @@ class NetworkConfig:
             (math.inf if up_to is None else float(up_to), unet_config(shape))
             for up_to, shape in data["experts"]
         )
-        return NetworkConfig(**{**data, "experts": experts})
+        phases = PhasesConfig(**data["phases"]) if data.get("phases") else None
+        return NetworkConfig(**{**data, "experts": experts, "phases": phases})
 
 
 def unet_config(data: Mapping[str, Any]) -> UNetConfig:

@@ -1,15 +1,20 @@
 """The float network: an expert denoiser for each range of noise levels."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffcodec.networks.config import ENSEMBLES, PREFIX, NetworkConfig
+from diffcodec.diffusion.color import DOMAINS, channels, first_sigma
+from diffcodec.diffusion.phases import ERROR_STEPS, LARGEST_ERROR, Phased, phased_bits, unit_of
+from diffcodec.networks.config import ENSEMBLES, PHASES_PREFIX, PREFIX, NetworkConfig
+from diffcodec.networks.phases import PhaseNetworks, outline_phases
 from diffcodec.networks.protocol import Field, digest
 from diffcodec.networks.unet import Images, Labels, UNet, outline
+
+CHANNELS_LAST = torch.channels_last
 
 
 class ExpertDenoisers(nn.Module):
@@ -24,6 +29,29 @@ class ExpertDenoisers(nn.Module):
         self.config = config
         unets = nn.ModuleList(UNet(shape) for _, shape in config.experts)
         self.experts: Sequence[UNet] = unets  # type: ignore[assignment]
+        first = config.experts[0][1]
+        self.phases = PhaseNetworks(config.phases, first) if config.phases else None
+
+    def phased(self, x: Images, z_1: Images, labels: Labels | None = None) -> Phased:
+        """What is predicted of x given z_1 where x is known, phase by phase."""
+        assert self.phases is not None
+        sigma = z_1.new_full((len(z_1),), first_sigma(self.config.quantiser))
+        features = self.experts[0].features(z_1, sigma, labels)
+        mean, v = self.experts[0].read_out(features, z_1, sigma)
+        unit = unit_of(v.sqrt())
+        errors = ((x - mean) / unit).clamp(-LARGEST_ERROR, LARGEST_ERROR)
+        return Phased(mean, unit, self.phases(features, errors))
+
+    @property
+    def remainder(self) -> Callable[[Images, Images], Images] | None:
+        """Code length of x given z_1, in bits, by phases; None of a network without."""
+        return self.remainder_bits if self.phases else None
+
+    def remainder_bits(self, x: Images, z_1: Images, labels: Labels | None = None) -> Images:
+        """The same, which takes phases."""
+        domain = DOMAINS[self.config.color]
+        steps = channels(domain.quantiser_steps(self.config.quantiser), x)
+        return phased_bits(x, z_1, self.phased(x.float(), z_1.float(), labels), steps)
 
     def forward(
         self, z: Images, sigma: Float[Tensor, " batch"], labels: Labels | None = None
@@ -82,7 +110,7 @@ class FloatNetwork:
 
     def posterior_x(self, z: Field, sigma: float) -> tuple[Field, Field]:
         """Mean and variance of x given z_t: see ``PosteriorNetwork``."""
-        images = z.float().contiguous(memory_format=torch.channels_last).split(1)
+        images = z.float().contiguous(memory_format=CHANNELS_LAST).split(1)
         labels = [None] * len(images) if self._labels is None else self._labels.split(1)
         level = torch.tensor([float(sigma)])
         fields = [
@@ -92,6 +120,35 @@ class FloatNetwork:
         mean, v = (torch.cat(field).double() for field in zip(*fields, strict=True))
         return mean, v
 
+    @property
+    def phases(self) -> PhaseNetworks | None:
+        """Those of the module."""
+        return self.module.phases
+
+    def begin_phases(self, z_1: Field) -> tuple[Field, Field, list[Tensor]]:
+        """See ``PhasedNetwork``."""
+        assert self.module.phases is not None
+        level = torch.tensor([first_sigma(self.config.quantiser)])
+        unet, answers = self.module.experts[0], []
+        for i, image in enumerate(z_1.float().contiguous(memory_format=CHANNELS_LAST).split(1)):
+            label = None if self._labels is None else self._labels[i : i + 1]
+            features = unet.features(image, level, label)
+            mean, v = unet.read_out(features, image, level)
+            answers.append((mean.double(), v.double(), *self.module.phases.shared(features)))
+        mean, v, *shared = map(torch.cat, zip(*answers, strict=True))
+        return mean, v, shared
+
+    def phase_parameters(self, number: int, shared: Tensor, errors: Field) -> Tensor:
+        """See ``PhasedNetwork``."""
+        assert self.module.phases is not None
+        told = (errors.float() / ERROR_STEPS).split(1)
+        return torch.cat(
+            [
+                self.module.phases.parameters_of(number, *each)
+                for each in zip(shared.split(1), told, strict=True)
+            ]
+        )
+
 
 def float_network(config: NetworkConfig, weights: Mapping[str, Tensor]) -> FloatNetwork:
     """The network of these weights, checked; no random numbers are drawn.
@@ -100,7 +157,11 @@ def float_network(config: NetworkConfig, weights: Mapping[str, Tensor]) -> Float
         ValueError: if these are not the network's weights in float32, all of them finite.
     """
     outlines = [outline(shape, len(weights)).state_dict() for _, shape in config.experts]
-    expected = join_experts(outlines)
+    phases: Mapping[str, Tensor] = {}
+    if config.phases:
+        first = config.experts[0][1]
+        phases = outline_phases(config.phases, first, len(weights)).state_dict()
+    expected = join_experts(outlines, phases)
     if weights.keys() != expected.keys():
         raise ValueError("its tensors are not those of its network")
     for name, weight in weights.items():
@@ -119,14 +180,21 @@ def float_network(config: NetworkConfig, weights: Mapping[str, Tensor]) -> Float
 
 def split_experts(tensors: Mapping[str, Tensor], count: int) -> list[dict[str, Tensor]]:
     """The tensors of each of so many experts, by the names of a network alone."""
-    parts: list[dict[str, Tensor]] = []
-    for number in range(count):
-        prefix = f"{PREFIX}{number}."
-        own = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
-        parts.append(own)
-    return parts
+    return [_behind(f"{PREFIX}{number}.", tensors) for number in range(count)]
 
 
-def join_experts(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Inverse of :func:`split_experts`."""
-    return {f"{PREFIX}{i}.{name}": t for i, part in enumerate(parts) for name, t in part.items()}
+def split_phases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of the phases' networks, by their own names."""
+    return _behind(PHASES_PREFIX, tensors)
+
+
+def _behind(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+
+
+def join_experts(
+    parts: Sequence[Mapping[str, Tensor]], phases: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Inverse of :func:`split_experts` and :func:`split_phases`."""
+    joined = {f"{PREFIX}{i}.{name}": t for i, part in enumerate(parts) for name, t in part.items()}
+    return joined | {f"{PHASES_PREFIX}{name}": t for name, t in (phases or {}).items()}

@@ -1,14 +1,7 @@
-"""The network in exact arithmetic: the same numbers on every machine, thread count and batch.
-
-Convolutions have integer weights and integer inputs, held in float32. While every partial sum
-stays below 2^24 each product and sum is exact, whatever the order; :func:`check_exact` proves it
-from the weights and the largest inputs. All else is element-wise IEEE arithmetic, one operation
-at a time (nothing that could be fused into a multiply-add), and look-up tables.
-"""
+"""The network in exact arithmetic: see :mod:`diffcodec.networks.integer_layers`."""
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,45 +10,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffcodec.arrays import round_significant
-from diffcodec.diffusion.color import DOMAINS
-from diffcodec.networks.config import NetworkConfig, UNetConfig
-from diffcodec.networks.exact import EXACT_LIMIT, check_exact, largest_sum
-from diffcodec.networks.experts import split_experts
-from diffcodec.networks.int8 import LOWER_DIGITS, ByteConv, kernels_work, shifted
+from diffcodec.diffusion.color import DOMAINS, first_sigma
+from diffcodec.networks.config import NetworkConfig, PhasesConfig, UNetConfig
+from diffcodec.networks.experts import split_experts, split_phases
+from diffcodec.networks.integer_layers import (
+    FLOAT32_BITS,
+    INPUT_LIMIT,
+    PHASE_AMPLITUDE,
+    IntegerLayers,
+    per_channel,
+)
+from diffcodec.networks.phases import outline_phases
 from diffcodec.networks.protocol import Field, digest
 from diffcodec.networks.scaling import scaling
-from diffcodec.networks.unet import FOURIER_PERIOD, LOG_VARIANCE_RANGE, Conv, outline
+from diffcodec.networks.unet import FOURIER_PERIOD, LOG_VARIANCE_RANGE, outline
 
-FLOAT32_BITS = 24  # of the tables
-PHASES = 512  # steps of one period of the Fourier features
-PHASE_AMPLITUDE = 127
+TURN_STEPS = 512  # of one period of the Fourier features
 INPUT_SCALE = 2.0**12  # of the normalised input, clipped to -16..16 and cut into two bytes
-INPUT_LIMIT = 255 * 256
-SILU_STEPS = 1024  # entries per unit of the finest SiLU table
-SILU_RANGE = 64  # the coarsest covers -64..64
-SILU_HALF = 4096  # entries on each side of zero: what every table has
 VARIANCE_STEPS = 16  # table entries per unit of log variance
 VARIANCE_RANGE = 16
-OUTPUT_DIGIT = 128  # the last activation is cut into two digits of this base
-LARGEST_BATCH = 15  # that torch never gives to NNPACK
-INPUT_RANGES = {  # of the first convolution's parts: bytes, the upper one with a sign, and phases
-    "conv_in.z": (-INPUT_LIMIT // 256, 255),
-    "conv_in.phase": (-PHASE_AMPLITUDE, PHASE_AMPLITUDE),
-}
-
-
-def silu_table() -> NDArray[np.float64]:
-    """silu(i / 1024) for i = -65536..65536."""
-    u = np.arange(-SILU_RANGE * SILU_STEPS, SILU_RANGE * SILU_STEPS + 1) / SILU_STEPS
-    return round_significant(u / (1 + np.exp(-u)), FLOAT32_BITS)
-
-
-def silu_steps(top: float) -> int:
-    """Entries per unit of the finest table that reaches ``top``, a power of two from 64 to 1024."""
-    steps = SILU_STEPS
-    while steps * SILU_RANGE > SILU_HALF and steps * top > SILU_HALF:
-        steps //= 2
-    return steps
 
 
 def variance_table() -> NDArray[np.float64]:
@@ -67,49 +40,9 @@ def variance_table() -> NDArray[np.float64]:
 
 def phase_tables() -> tuple[Tensor, Tensor]:
     """Sine and cosine of k / 512 of a turn, as integers up to 127."""
-    angle = 2 * np.pi * np.arange(PHASES) / PHASES
+    angle = 2 * np.pi * np.arange(TURN_STEPS) / TURN_STEPS
     sine, cosine = (np.rint(PHASE_AMPLITUDE * f(angle)) for f in (np.sin, np.cos))
     return torch.from_numpy(sine).float(), torch.from_numpy(cosine).float()
-
-
-def is_behind_silu(name: str) -> bool:
-    """Whether the named convolution's input is a SiLU's output, so bounded below."""
-    return name.startswith(("down", "up", "conv_out"))
-
-
-def takes_bytes(name: str, weight: Tensor) -> bool:
-    """Whether 8-bit kernels may do the named convolution: the sums of either digit are exact."""
-    if weight.dtype != torch.int8 or not is_behind_silu(name):
-        return False
-    return largest_sum(weight.long(), *LOWER_DIGITS) < EXACT_LIMIT
-
-
-def per_channel(values: NDArray[np.float64]) -> Tensor:
-    """[c] -> float32 [1, c, 1, 1]; infinite what a hostile model has beyond that."""
-    with np.errstate(over="ignore"):
-        return torch.from_numpy(values.astype(np.float32))[None, :, None, None]
-
-
-class IntegerConv(NamedTuple):
-    """An exact convolution of integers that stand for other numbers."""
-
-    weight: Tensor  # integers as float32, [out, in, k, k]
-    scale: NDArray[np.float64]  # what one unit of its weights is worth, [out]
-    bias: NDArray[np.float64]  # [out]
-    units: list[float]  # what one unit of its inputs is worth, at each noise level
-    limits: list[int]  # the largest magnitude of its inputs, at each noise level
-    in_bytes: ByteConv | None = None  # the same by 8-bit kernels, where there are any
-
-    def sums(self, x: Tensor, stride: int = 1) -> Tensor:
-        """The exact integer sums."""
-        padding = (self.weight.shape[2] - 1) // 2
-        # Neither by NNPACK, whose Winograd transforms make fractions (torch takes it for batches
-        # of 16 and more where oneDNN is off or missing), nor in a caller's autocast to bfloat16.
-        has_onednn = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
-        parts = [x] if has_onednn else x.split(LARGEST_BATCH)
-        with torch.autocast("cpu", enabled=False):
-            sums = [F.conv2d(part, self.weight, None, stride, padding) for part in parts]
-        return sums[0] if len(sums) == 1 else torch.cat(sums)
 
 
 class IntegerNetwork:
@@ -121,13 +54,17 @@ class IntegerNetwork:
     is_exact = True
 
     def __init__(self, config: NetworkConfig, tensors: Mapping[str, Tensor]):
-        """Load and check: see :class:`IntegerUNet`."""
+        """Load and check: see :class:`IntegerUNet` and :class:`IntegerPhases`."""
         self.config, self._tensors = config, tensors
         self.color, self.multiple = config.color, config.multiple
         parts = split_experts(tensors, len(config.experts))
         self.experts = [
             IntegerUNet(shape, part) for (_, shape), part in zip(config.experts, parts, strict=True)
         ]
+        self.phases = None
+        if config.phases:
+            first = config.experts[0][1]
+            self.phases = IntegerPhases(config.phases, first, split_phases(tensors))
         self.levels = [
             sigma
             for number, expert in enumerate(self.experts)
@@ -150,72 +87,43 @@ class IntegerNetwork:
             mean, v = (mean + other_mean.flip(axes)) / 2, (v + other_v.flip(axes)) / 2
         return mean, v
 
+    def begin_phases(self, z_1: Field) -> tuple[Field, Field, list[Tensor]]:
+        """See ``PhasedNetwork``."""
+        assert self.phases is not None
+        sigma = first_sigma(self.config.quantiser)
+        mean, v, stream = self.experts[0].evaluate(z_1, sigma)
+        return mean, v, self.phases.shared(stream)
 
-class IntegerUNet:
+    def phase_parameters(self, number: int, shared: Tensor, errors: Field) -> Tensor:
+        """See ``PhasedNetwork``."""
+        assert self.phases is not None
+        return self.phases.parameters_of(number, shared, errors)
+
+
+class IntegerUNet(IntegerLayers):
     """Inference of a quantised :class:`~diffcodec.networks.unet.UNet`, alone.
 
-    Tensors: ``levels`` [n]; for every convolution ``NAME.weight`` (int8; int16 for the first and
-    the last), ``NAME.scale`` and ``NAME.bias`` per output channel, ``NAME.input`` [n, 2] (unit and
-    limit of its integer inputs); for every residual block ``NAME.affine.table`` [n, 4 * channels].
+    Tensors: those of :class:`IntegerLayers`, and ``levels`` [n].
     """
 
     def __init__(self, config: UNetConfig, tensors: Mapping[str, Tensor]):
-        """Load and check.
-
-        Raises:
-            ModelMismatchError: if a convolution is not provably exact.
-            ValueError: if one is not what the shape claims.
-            KeyError: if a tensor is missing.
-        """
-        _check_shapes(config, tensors)
+        """Load and check: see :class:`IntegerLayers`."""
+        super().__init__(outline(config, len(tensors)), tensors, tensors["levels"].tolist())
         self.config = config
         domain = DOMAINS[config.color]
-        self.levels = [float(s) for s in tensors["levels"].tolist()]
         self._center, self._data_std, self._multipliers = (
             np.array(values)[:, None, None]  # [3, 1, 1]
             for values in (domain.center, domain.data_std, domain.noise_multipliers)
         )
         self._sine, self._cosine = phase_tables()
         self._variance = torch.from_numpy(variance_table())
-        self._silu = silu_table()
-        self._affine = {
-            name.removesuffix(".affine.table"): t.double().numpy()
-            for name, t in tensors.items()
-            if name.endswith(".affine.table")
-        }
-        self._tables: dict[tuple[str, int], Tensor] = {}
-        self._convs = {
-            name: self._conv(name, tensors)
-            for name in (n.removesuffix(".input") for n in tensors if n.endswith(".input"))
-        }
-
-    def _conv(self, name: str, tensors: Mapping[str, Tensor]) -> IntegerConv:
-        """The named convolution, checked."""
-        weight, inputs = tensors[f"{name}.weight"], tensors[f"{name}.input"].double()
-        if inputs.shape != (len(self.levels), 2) or not (inputs[:, 0] > 0).all():
-            raise ValueError(f"{name}.input: expected a unit and a limit for each noise level")
-        units, limits = inputs[:, 0].tolist(), inputs[:, 1].long().tolist()
-        ranges = [INPUT_RANGES.get(name, (-limit, limit)) for limit in limits]
-        if is_behind_silu(name):
-            lowest = float(self._silu.min())
-            ranges = [(round(lowest / u), limit) for u, limit in zip(units, limits, strict=True)]
-        if name == "conv_out":
-            ranges = [
-                (low // OUTPUT_DIGIT, max(OUTPUT_DIGIT - 1, high // OUTPUT_DIGIT))
-                for low, high in ranges
-            ]
-        check_exact(name, weight, ranges)
-        return IntegerConv(
-            weight.float().contiguous(memory_format=torch.channels_last),
-            tensors[f"{name}.scale"].double().numpy(),
-            tensors[f"{name}.bias"].double().numpy(),
-            units,
-            limits,
-            ByteConv(weight) if takes_bytes(name, weight) and kernels_work() else None,
-        )
 
     def posterior_x(self, z: Field, sigma: float) -> tuple[Field, Field]:
         """Mean and variance of x given z_t: see :meth:`IntegerNetwork.posterior_x`."""
+        return self.evaluate(z, sigma)[:2]
+
+    def evaluate(self, z: Field, sigma: float) -> tuple[Field, Field, Tensor]:
+        """The same, and the stream before the last SiLU, [batch, channels, rows, columns]."""
         level = self.levels.index(sigma)
         scales = scaling(sigma * self._multipliers, self._data_std, np.sqrt)
         c_skip, c_out, total = map(torch.from_numpy, scales)
@@ -236,20 +144,21 @@ class IntegerUNet:
                 h = h.contiguous(memory_format=torch.channels_last).add_(skips[i])
             for k in range(self.config.blocks[i]):
                 h = self._block(f"up.{i}.{k}", level, h)
-        field, log_ratio = self._output(level, h).chunk(2, 1)
+        output = F.pixel_shuffle(self._output("conv_out", level, h), self.config.patch)
+        field, log_ratio = output.chunk(2, 1)
         mean = (c_skip * centered + c_out * field.double()) + center
         half = VARIANCE_RANGE * VARIANCE_STEPS
         index = (log_ratio * VARIANCE_STEPS).clamp_(-half, half).round_().add_(half).long()
         v = (c_out * c_out) * self._variance[index]
-        return mean, v
+        return mean, v, h
 
     def _input(self, z: Tensor, normalised: Tensor) -> Tensor:
         """First convolution: the normalised input in two bytes, and the phases."""
         value = (normalised * INPUT_SCALE).round_().clamp_(-INPUT_LIMIT, INPUT_LIMIT)
         high = (value / 256).floor_()
         low = value - high * 256
-        turn = (z * (PHASES / FOURIER_PERIOD)).round_()
-        index = torch.remainder(turn, PHASES).to(torch.int32).flatten()
+        turn = (z * (TURN_STEPS / FOURIER_PERIOD)).round_()
+        index = torch.remainder(turn, TURN_STEPS).to(torch.int32).flatten()
         phases = [t.index_select(0, index).view(z.shape) for t in (self._sine, self._cosine)]
         conv, phase_conv = self._convs["conv_in.z"], self._convs["conv_in.phase"]
         sums = conv.sums(self._unshuffle(high)).mul_(256).add_(conv.sums(self._unshuffle(low)))
@@ -261,89 +170,35 @@ class IntegerUNet:
         patches = F.pixel_unshuffle(x.float(), self.config.patch)
         return patches.contiguous(memory_format=torch.channels_last)
 
-    def _block(self, name: str, level: int, h: Tensor) -> Tensor:
-        """Residual block; overwrites h unless it is the skip connection's."""
-        scale1, shift1, scale2, shift2 = np.split(self._affine[name][level], 4)
-        name1, name2 = f"{name}.conv1", f"{name}.conv2"
-        conv1, conv2 = self._convs[name1], self._convs[name2]
-        steps1, steps2 = self._steps(name1, level), self._steps(name2, level)
-        u = (h * per_channel((1 + scale1) * steps1)).add_(per_channel(shift1 * steps1))
-        sums = self._sums_of_silu(name1, level, u)
-        factor = (1 + scale2) * steps2
-        u = sums.mul_(per_channel(factor * (conv1.scale * conv1.units[level])))
-        u = u.add_(per_channel(factor * conv1.bias + shift2 * steps2))
-        return self._scaled(conv2, level, self._sums_of_silu(name2, level, u)).add_(h)
 
-    def _sums_of_silu(self, name: str, level: int, u: Tensor) -> Tensor:
-        """The named convolution's sums for u in table steps; overwrites u."""
-        conv, x = self._convs[name], self._activate(name, level, u)
-        return conv.sums(x) if conv.in_bytes is None else conv.in_bytes.sums(x)
+class IntegerPhases(IntegerLayers):
+    """Inference of quantised :class:`~diffcodec.networks.phases.PhaseNetworks`.
 
-    def _scaled(self, conv: IntegerConv, level: int, sums: Tensor) -> Tensor:
-        """What the sums stand for; overwrites them."""
-        factor = per_channel(conv.scale * conv.units[level])
-        return sums.mul_(factor).add_(per_channel(conv.bias))
-
-    def _steps(self, name: str, level: int) -> int:
-        """Entries per unit of the SiLU table before the named convolution."""
-        conv = self._convs[name]
-        return silu_steps(conv.units[level] * conv.limits[level])
-
-    def _silu_integers(self, name: str, level: int) -> Tensor:
-        """SiLU from table steps to the integers that the named convolution takes, [8193]."""
-        if (name, level) not in self._tables:
-            conv = self._convs[name]
-            stride = SILU_STEPS // self._steps(name, level)
-            middle, reach = len(self._silu) // 2, SILU_HALF * stride
-            silu = self._silu[middle - reach : middle + reach + 1 : stride]
-            table = np.minimum(np.rint(silu / conv.units[level]), conv.limits[level])
-            integers = torch.from_numpy(table).float()
-            self._tables[name, level] = integers if conv.in_bytes is None else shifted(integers)
-        return self._tables[name, level]
-
-    def _activate(self, name: str, level: int, u: Tensor) -> Tensor:
-        """SiLU by table to the integers that the named convolution takes; overwrites u."""
-        index = u.clamp_(-SILU_HALF, SILU_HALF).round_().add_(SILU_HALF).long()
-        n, c, height, width = u.shape
-        flat = index.permute(0, 2, 3, 1).reshape(-1)  # memory order
-        try:  # gather takes all threads, which index_select does not
-            looked_up = self._silu_integers(name, level).gather(0, flat)
-        except RuntimeError as e:  # an index out of range
-            raise OverflowError(f"the input of {name} is not a number") from e
-        return looked_up.view(n, height, width, c).permute(0, 3, 1, 2)
-
-    def _resample(self, name: str, level: int, h: Tensor, stride: int) -> Tensor:
-        """A convolution of the rounded stream itself."""
-        conv = self._convs[name]
-        limit = conv.limits[level]
-        x = (h * (1 / conv.units[level])).round_().clamp_(-limit, limit)
-        return self._scaled(conv, level, conv.sums(x, stride))
-
-    def _output(self, level: int, h: Tensor) -> Tensor:
-        """Last convolution, its input in two digits."""
-        conv = self._convs["conv_out"]
-        x = self._activate("conv_out", level, h * self._steps("conv_out", level))
-        high = (x * (1 / OUTPUT_DIGIT)).floor_()
-        low = x.sub_(high * OUTPUT_DIGIT)
-        sums = conv.sums(high).mul_(OUTPUT_DIGIT).add_(conv.sums(low))
-        return F.pixel_shuffle(self._scaled(conv, level, sums), self.config.patch)
-
-
-def _check_shapes(config: UNetConfig, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse convolutions that are not those that the shape claims.
-
-    Raises:
-        ValueError: so.
-        KeyError: if one is missing.
+    Args:
+        config: of each phase.
+        unet: shape of the U-Net behind which they stand.
+        tensors: see :class:`IntegerLayers`; of one noise level.
     """
-    for name, module in outline(config, len(tensors)).named_modules():
-        if not isinstance(module, Conv):
-            continue
-        out, inputs, *kernel = module.shape
-        parts = {name: inputs}
-        if name == "conv_in":
-            parts = {f"{name}.z": inputs // 3, f"{name}.phase": inputs - inputs // 3}
-        for part, n_in in parts.items():
-            found, expected = list(tensors[f"{part}.weight"].shape), [out, n_in, *kernel]
-            if found != expected:
-                raise ValueError(f"{part}.weight is {found}, expected {expected}")
+
+    def __init__(self, config: PhasesConfig, unet: UNetConfig, tensors: Mapping[str, Tensor]):
+        self.config, self.fold = config, 2 // unet.patch
+        super().__init__(outline_phases(config, unet, len(tensors)), tensors, [0.0])
+
+    def shared(self, stream: Tensor) -> list[Tensor]:
+        """What each phase makes of the U-Net's stream; see ``PhaseNetworks.shared``."""
+        name = "features"
+        x = self._activate(name, 0, stream * self._steps(name, 0))
+        folded = F.pixel_unshuffle(x, self.fold).contiguous(memory_format=torch.channels_last)
+        sums = self._scaled(self._convs[name], 0, self._sums(name, folded))
+        return [part.contiguous(memory_format=torch.channels_last) for part in sums.chunk(4, 1)]
+
+    def parameters_of(self, number: int, shared: Tensor, errors: Field) -> Tensor:
+        """See ``PhaseNetworks.parameters_of``; the errors are integers of 1 / 128."""
+        phase = f"phases.{number}"
+        conv = self._convs[f"{phase}.known"]
+        folded = F.pixel_unshuffle(errors.float(), 2)
+        sums = conv.sums(folded.contiguous(memory_format=torch.channels_last))
+        h = self._scaled(conv, 0, sums).add_(shared)
+        for block in range(self.config.blocks):
+            h = self._block(f"{phase}.blocks.{block}", 0, h)
+        return self._output(f"{phase}.out", 0, h)

@@ -55,6 +55,30 @@ class PosteriorNetwork(Protocol):
         ...
 
 
+class PhasedNetwork(PosteriorNetwork, Protocol):
+    """One that can also tell x given z_1 phase by phase (:mod:`diffcodec.diffusion.phases`).
+
+    Its ``phases`` are not None then, and plans begin at its quantiser's noise level.
+    """
+
+    phases: Any
+
+    def begin_phases(self, z_1: Field) -> tuple[Field, Field, list[Tensor]]:
+        """Mean and variance of x given z_1, and what each phase makes of it, [batch, ...]."""
+        ...
+
+    def phase_parameters(self, number: int, shared: Tensor, errors: Field) -> Tensor:
+        """The mixtures' parameters of a phase, float32 [batch, 9 k + 3, rows, columns].
+
+        Args:
+            number: of the phase.
+            shared: what it made of z_1.
+            errors: of the mean in units, as integers of ``1 / ERROR_STEPS``, clipped to
+                ``LARGEST_ERROR``; 0 of samples that are not known before the phase.
+        """
+        ...
+
+
 def digest(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
     """SHA-256 of a description, of JSON's types, and of tensors with their names."""
     sha = hashlib.sha256(json.dumps(description, sort_keys=True).encode())

@@ -12,12 +12,20 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffcodec.diffusion.process import q_sample
+from diffcodec.diffusion.color import DOMAINS, channels
+from diffcodec.diffusion.phases import ERROR_STEPS
+from diffcodec.diffusion.process import dithered_quantise, q_sample
 from diffcodec.networks.config import NetworkConfig
 from diffcodec.networks.exact import EXACT_LIMIT, largest_sum
-from diffcodec.networks.experts import ExpertDenoisers, join_experts, split_experts
-from diffcodec.networks.integer import (
-    INPUT_SCALE,
+from diffcodec.networks.experts import (
+    ExpertDenoisers,
+    join_experts,
+    split_experts,
+    split_phases,
+)
+from diffcodec.networks.integer import INPUT_SCALE
+from diffcodec.networks.integer_layers import (
+    ERROR_LIMIT,
     OUTPUT_DIGIT,
     PHASE_AMPLITUDE,
     SILU_RANGE,
@@ -36,7 +44,7 @@ HEADROOM = 1.25  # clipping point over the largest input seen: clipping costs mo
 class InputStatistics:
     """What enters every convolution, seen while calibration images pass through."""
 
-    def __init__(self, network: UNet):
+    def __init__(self, network: nn.Module):
         self.top: dict[str, list[float]] = {}  # the largest magnitude at each noise level
         # X X^T of the patches that the weights multiply, at some levels, [in k^2, in k^2]
         self.covariance: dict[str, Tensor] = {}
@@ -140,7 +148,34 @@ def quantize(
                 f"found {levels[0]} to {levels[-1]}"
             )
         parts.append(quantize_unet(expert, calibration, own))
-    return join_experts(parts)
+    return join_experts(parts, quantize_phases(network, calibration))
+
+
+def quantize_phases(
+    network: ExpertDenoisers, calibration: Float[Tensor, "batch 3 height width"]
+) -> dict[str, Tensor]:
+    """The tensors of an :class:`.IntegerPhases`, or none of a network without."""
+    phases = network.phases
+    if phases is None:
+        return {}
+    network.eval().float()
+    seen = InputStatistics(phases)
+    domain = DOMAINS[network.config.color]
+    steps = channels(domain.quantiser_steps(network.config.quantiser), calibration)
+    generator = torch.Generator().manual_seed(0)
+    with torch.inference_mode():
+        dither = torch.floor(torch.rand(calibration.shape, generator=generator) * steps)
+        network.phased(calibration, dithered_quantise(calibration, dither, steps)[0])
+        seen.close()
+        tensors: dict[str, Tensor] = {}
+        for name, conv in phases.named_modules():
+            if isinstance(conv, Conv) and name.endswith("known"):
+                weight = conv.weight.detach().view(conv.shape)
+                tensors |= _quantize_first(name, weight, conv.bias, ERROR_LIMIT, 1 / ERROR_STEPS)
+            elif isinstance(conv, Conv):
+                covariance = seen.covariance.get(name)
+                tensors |= _quantize_conv(name, conv, seen.top[name], covariance)
+    return {name: t.clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
 
 
 def quantize_unet(
@@ -178,15 +213,22 @@ def is_embedding(name: str) -> bool:
 
 def float_weights(tensors: Mapping[str, Tensor], config: NetworkConfig) -> dict[str, Tensor]:
     """State of a float network from the tensors of a quantised one."""
-    return join_experts(list(map(_float_weights, split_experts(tensors, len(config.experts)))))
+    experts = map(_unet_weights, split_experts(tensors, len(config.experts)))
+    return join_experts(list(experts), _conv_weights(split_phases(tensors)))
 
 
-def _float_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same of one U-Net."""
-    state = {k: t.float() for k, t in tensors.items() if is_embedding(k)}
+def _conv_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights and biases of all convolutions."""
+    state: dict[str, Tensor] = {}
     for name in (k.removesuffix(".input") for k in tensors if k.endswith(".input")):
         flat = tensors[f"{name}.weight"].flatten(1) * tensors[f"{name}.scale"][:, None]
         state |= {f"{name}.weight": flat, f"{name}.bias": tensors[f"{name}.bias"]}
+    return state
+
+
+def _unet_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """State of one U-Net."""
+    state = {k: t.float() for k, t in tensors.items() if is_embedding(k)} | _conv_weights(tensors)
     parts = [state.pop(f"conv_in.{part}.weight") for part in ("z", "phase")]
     state["conv_in.weight"] = torch.cat(parts, 1)
     state["conv_in.bias"] = state.pop("conv_in.z.bias")
@@ -195,8 +237,8 @@ def _float_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether the named convolution is neither the first nor the last."""
-    return not name.startswith("conv_")
+    """Whether the named convolution is neither a first nor a last one."""
+    return not (name.startswith("conv_in") or name.endswith(("known", "out")))
 
 
 def _quantize_conv(
@@ -244,11 +286,18 @@ def _quantize_input(conv: Conv, patch: int, levels: int) -> dict[str, Tensor]:
     parts["phase"] = (weight[:, count:], PHASE_AMPLITUDE, 1 / PHASE_AMPLITUDE)
     tensors: dict[str, Tensor] = {}
     for part, (w, limit, unit) in parts.items():
-        integers, scale = quantize_weight(w, widest_exact(w, -limit, limit))
-        tensors |= {
-            f"conv_in.{part}.weight": integers.to(torch.int16),
-            f"conv_in.{part}.scale": scale.float(),
-            f"conv_in.{part}.bias": conv.bias.detach().float().clone(),
-            f"conv_in.{part}.input": torch.tensor([[unit, limit]] * levels, dtype=torch.float64),
-        }
+        tensors |= _quantize_first(f"conv_in.{part}", w, conv.bias, limit, unit, levels)
     return tensors
+
+
+def _quantize_first(
+    name: str, weight: Tensor, bias: Tensor, limit: int, unit: float, levels: int = 1
+) -> dict[str, Tensor]:
+    """A convolution whose inputs are integers of a known unit."""
+    integers, scale = quantize_weight(weight, widest_exact(weight, -limit, limit))
+    return {
+        f"{name}.weight": integers.to(torch.int16),
+        f"{name}.scale": scale.float(),
+        f"{name}.bias": bias.detach().float().clone(),
+        f"{name}.input": torch.tensor([[unit, limit]] * levels, dtype=torch.float64),
+    }

@@ -136,7 +136,14 @@ class UNet(nn.Module):
             eps and v.
         """
         s = self.noise_of(sigma)
-        scales = scaling(s, self.data_std, torch.sqrt)
+        xhat, v = self.read_out(self.features(z, sigma, labels), z, sigma)
+        return (z - xhat) / s, v
+
+    def features(
+        self, z: Images, sigma: Float[Tensor, " batch"], labels: Labels | None = None
+    ) -> Float[Tensor, "batch channels rows columns"]:
+        """What the last convolution sees, at the resolution of the patches; see :meth:`forward`."""
+        scales = scaling(self.noise_of(sigma), self.data_std, torch.sqrt)
         phase = z * (2 * math.pi / FOURIER_PERIOD)
         h = torch.cat(
             [(z - self.center) / scales.total, phase.sin(), phase.cos()], 1
@@ -157,12 +164,22 @@ class UNet(nn.Module):
             if level < last:
                 h = skips[level] + F.pixel_shuffle(self.grow[level](h), 2)
             h = self.up[level](h, emb)
-        out = F.pixel_shuffle(self.conv_out(F.silu(h)).float(), self.config.patch)
+        return F.silu(h)
+
+    def read_out(
+        self,
+        features: Float[Tensor, "batch channels rows columns"],
+        z: Images,
+        sigma: Float[Tensor, " batch"],
+    ) -> tuple[Images, Images]:
+        """Mean and variance of x given z_t by the last convolution."""
+        s = self.noise_of(sigma)
+        scales = scaling(s, self.data_std, torch.sqrt)
+        out = F.pixel_shuffle(self.conv_out(features).float(), self.config.patch)
         field, log_ratio = out.chunk(2, 1)
         xhat = self.mean_of_x(field, z, s, scales)
         limit = LOG_VARIANCE_RANGE
-        v = scales.c_out**2 * torch.exp(limit * torch.tanh(log_ratio / limit))
-        return (z - xhat) / s, v
+        return xhat, scales.c_out**2 * torch.exp(limit * torch.tanh(log_ratio / limit))
 
     def noise_of(self, sigma: Float[Tensor, " batch"]) -> Float[Tensor, "batch 3 1 1"]:
         """Of each channel."""

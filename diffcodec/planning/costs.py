@@ -32,6 +32,7 @@ class Costs:
         priors: pushes of z_T.
         sent: KL of z_s at level i given z_t at level j, if it is sent from the top, [j, i, c].
         sent_first: KL of z_T at level j.
+        quantiser: M of luma at the first level.
     """
 
     levels: Float64[Array, " n"]
@@ -43,6 +44,7 @@ class Costs:
     priors: Float64[Array, "n k c"]
     sent: Float64[Array, "n n c"]
     sent_first: Float64[Array, "n c"]
+    quantiser: int = 2
 
     def course(self, path: GridPath) -> "Course":
         """The course of coding the crops by a chain."""

@@ -9,8 +9,8 @@ from scipy.special import entr, ndtr
 
 from diffcodec.arrays import Array
 from diffcodec.coding.steps import FORWARD_RADIUS
-from diffcodec.diffusion.bound import FIRST_SIGMA
-from diffcodec.diffusion.losses import MAX_SIGMA, SECOND_SIGMA
+from diffcodec.diffusion.color import first_sigma
+from diffcodec.diffusion.losses import MAX_SIGMA, second_sigmas
 
 GRID_RATIO = 1.1  # of neighbouring levels; its cube above FINE_UP_TO, where few bits are
 FINE_UP_TO = 30.0
@@ -18,9 +18,9 @@ SPACINGS = (2.3, 0.5, 16)  # of lattices: coarsest and finest as multiples of si
 COARSEST_LATTICE = 4.0  # delta / tau'
 
 
-def grid_levels() -> list[float]:
-    """The levels to choose from, above sigma_1: denser where the bits are."""
-    levels = [SECOND_SIGMA[0]]
+def grid_levels(quantiser: int = 2) -> list[float]:
+    """The levels to choose from, above sigma_1 of M steps: denser where the bits are."""
+    levels = [second_sigmas(quantiser)[0]]
     while levels[-1] < MAX_SIGMA:
         ratio = GRID_RATIO if levels[-1] < FINE_UP_TO else GRID_RATIO**3
         levels.append(levels[-1] * ratio)
@@ -51,12 +51,12 @@ def pop_bits(lattice: float, phases: int = 16) -> float:
 
 
 def tabulate_pops(
-    levels: Sequence[float], spacings: Float64[Array, "n k"]
+    levels: Sequence[float], spacings: Float64[Array, "n k"], quantiser: int = 2
 ) -> Float64[Array, "n+1 n k"]:
     """What each draw pops, infinite where it cannot be; see :class:`.costs.Costs`."""
     n, lattices = spacings.shape
     pops = np.full((n + 1, n, lattices), np.inf)
-    for i, sigma_s in enumerate([FIRST_SIGMA, *levels]):
+    for i, sigma_s in enumerate([first_sigma(quantiser), *levels]):
         for j in range(i, n):
             for k in range(lattices):
                 lattice = draw_lattice(sigma_s, levels[j], spacings[j, k])

@@ -13,14 +13,16 @@ from tqdm import tqdm
 from diffcodec.arrays import Array
 from diffcodec.codec.planes import coded_channels
 from diffcodec.diffusion.bound import (
-    FIRST_SIGMA,
     PosteriorModel,
+    Quantiser,
+    RemainderModel,
     above,
     draw_dither,
+    quantiser_of,
     remainder_bits,
 )
-from diffcodec.diffusion.color import DOMAINS, ColorDomain, channels
-from diffcodec.diffusion.losses import SECOND_SIGMA
+from diffcodec.diffusion.color import DOMAINS, ColorDomain, channels, first_sigma
+from diffcodec.diffusion.losses import second_sigmas
 from diffcodec.diffusion.process import (
     LOG2_E,
     Gaussian,
@@ -102,6 +104,7 @@ class FirstLevel:
         x: integers of the colour domain as floats.
         z_1, remainder: of the dithered quantiser.
         domain: of x.
+        quantiser: of the first level.
         coded: leading channels that count.
         pixels: of each crop at which the effect of lattices is measured.
     """
@@ -110,6 +113,7 @@ class FirstLevel:
     z_1: Float[Tensor, "crops 3 height width"]
     remainder: Float[Tensor, "crops 3 height width"]
     domain: ColorDomain
+    quantiser: Quantiser
     coded: int
     pixels: Int64[Tensor, " positions"]
 
@@ -117,16 +121,6 @@ class FirstLevel:
     def multipliers(self) -> Float[Tensor, "3 1 1"]:
         """Noise of each channel for one grey level of sigma."""
         return channels(self.domain.noise_multipliers, self.x)
-
-    @property
-    def quantiser_steps(self) -> Float[Tensor, "3 1 1"]:
-        """Steps M of the dithered quantiser, by channel."""
-        return channels(self.domain.quantiser_steps, self.x)
-
-    @property
-    def sigma(self) -> Float[Tensor, "3 1 1"]:
-        """Noise of z_1 in grey levels, by channel."""
-        return FIRST_SIGMA * self.multipliers
 
     def mean(self, bits: Float[Tensor, "crops 3 *pixels"]) -> Float64[Array, " crops"]:
         """Bits per dimension of each crop."""
@@ -145,14 +139,15 @@ class FirstLevel:
 
 
 def draw_first_level(
-    x: Float[Tensor, "crops 3 height width"], color: str, generator: torch.Generator
+    x: Float[Tensor, "crops 3 height width"], color: str, generator: torch.Generator, steps: int
 ) -> FirstLevel:
-    """Draw the dither, and the positions where lattices are measured."""
+    """Draw the dither of M steps for luma, and the positions where lattices are measured."""
     domain = DOMAINS[color]
-    dither = draw_dither(x.shape, domain, generator)
-    z_1, remainder = dithered_quantise(x, dither, channels(domain.quantiser_steps, x))
+    quantiser = quantiser_of(domain, steps, x)
+    dither = draw_dither(x.shape, quantiser.steps, generator)
+    z_1, remainder = dithered_quantise(x, dither, quantiser.steps)
     pixels = torch.randperm(x[0, 0].numel(), generator=generator)[:POSITIONS]
-    return FirstLevel(x, z_1, remainder, domain, channels_coded(x, color), pixels)
+    return FirstLevel(x, z_1, remainder, domain, quantiser, channels_coded(x, color), pixels)
 
 
 def measure_costs(
@@ -164,6 +159,8 @@ def measure_costs(
     generator: torch.Generator,
     reach: int | None = None,
     progress: bool = False,
+    quantiser: int = 2,
+    remainder: RemainderModel | None = None,
 ) -> Costs:
     """The table of a model, by one evaluation of it per level and crop.
 
@@ -174,19 +171,25 @@ def measure_costs(
         spacings: of lattices to choose from at each level, [n, k].
         reach: how many levels a step may climb; any number by default.
         progress: whether to show a bar.
+        quantiser: M of luma at the first level.
+        remainder: gives x given z_1; the posterior truncated to the M candidates by default.
 
     Raises:
         DiffcodecError: if there are no levels or crops, or the levels do not increase.
     """
-    check_grid(levels, spacings, len(x))
-    crops = draw_first_level(x, color, generator)
-    costs = no_costs(levels, spacings, len(x))
-    at_first = batched(model, crops.z_1, FIRST_SIGMA)
-    bits = remainder_bits(crops.remainder, crops.z_1, *at_first, crops.quantiser_steps)
+    check_grid(levels, spacings, len(x), first_sigma(quantiser))
+    crops = draw_first_level(x, color, generator, quantiser)
+    costs = no_costs(levels, spacings, len(x), quantiser)
+    if remainder is None:
+        at_first = batched(model, crops.z_1, first_sigma(quantiser))
+        bits = remainder_bits(crops.remainder, crops.z_1, *at_first, crops.quantiser.steps)
+    else:
+        pairs = zip(x.split(BATCH), crops.z_1.split(BATCH), strict=True)
+        bits = torch.cat([remainder(*pair) for pair in pairs])
     costs.remainder[:] = crops.mean(bits)
     for j, level in enumerate(tqdm(levels, "noise levels", disable=None if progress else True)):
         noise = torch.randn(x.shape, generator=generator)
-        z_t = q_sample(crops.z_1, above(level * crops.multipliers, crops.sigma), noise)
+        z_t = q_sample(crops.z_1, above(level * crops.multipliers, crops.quantiser.sigma), noise)
         xhat, v = batched(model, z_t, level)
         measure_ends(costs, crops, j, z_t, xhat, v)
         for i in range(0 if reach is None else max(0, j - reach), j):
@@ -194,7 +197,7 @@ def measure_costs(
     return costs
 
 
-def check_grid(levels: Sequence[float], spacings: Array, crops: int) -> None:
+def check_grid(levels: Sequence[float], spacings: Array, crops: int, first: float) -> None:
     """Refuse a grid on which there is nothing to measure.
 
     Raises:
@@ -206,24 +209,25 @@ def check_grid(levels: Sequence[float], spacings: Array, crops: int) -> None:
             "needs at least one of each, and lattices for every level"
         )
     try:
-        explicit([FIRST_SIGMA, *levels])
+        explicit([first, *levels])
     except ValueError as e:
         raise DiffcodecError(str(e)) from e
 
 
-def no_costs(levels: Sequence[float], spacings: Array, crops: int) -> Costs:
+def no_costs(levels: Sequence[float], spacings: Array, crops: int, quantiser: int) -> Costs:
     """The table with its pops alone, all else infinite."""
     n, k = spacings.shape
     return Costs(
         levels=np.array(levels, dtype=np.float64),
         spacings=spacings,
-        pops=tabulate_pops(levels, spacings),
+        pops=tabulate_pops(levels, spacings, quantiser),
         remainder=np.full(crops, np.inf),
         jumps=np.full((n, crops), np.inf),
         steps=np.full((n, n, k, crops), np.inf),
         priors=np.full((n, k, crops), np.inf),
         sent=np.full((n, n, crops), np.inf),
         sent_first=np.full((n, crops), np.inf),
+        quantiser=quantiser,
     )
 
 
@@ -236,10 +240,10 @@ def measure_ends(
     v: Float[Tensor, "crops 3 height width"],
 ) -> None:
     """Fill in z_t at level j as a chain's second, p(z_1 | z_t), and as its last, p(z_t)."""
-    first, sigma_t = crops.sigma, float(costs.levels[j]) * crops.multipliers
-    if costs.levels[j] <= SECOND_SIGMA[1] or j == 0:
-        p_1 = p_first(xhat, v, z_t, first, sigma_t, crops.quantiser_steps)
-        costs.jumps[j] = crops.mean(coder_bits(crops.z_1, p_1, crops.quantiser_steps))
+    (steps, first), sigma_t = crops.quantiser, float(costs.levels[j]) * crops.multipliers
+    if costs.levels[j] <= second_sigmas(costs.quantiser)[1] or j == 0:
+        p_1 = p_first(xhat, v, z_t, first, sigma_t, steps)
+        costs.jumps[j] = crops.mean(coder_bits(crops.z_1, p_1, steps))
     prior = p_prior(crops.domain, sigma_t)
     around = Gaussian(crops.z_1, (sigma_t**2 - first**2).expand_as(z_t))
     density = crops.mean(density_bits(around, prior))
@@ -257,7 +261,7 @@ def measure_step(
 ) -> None:
     """Fill in p(z_s | z_t) of levels i and j, on every lattice on which z_s can be drawn."""
     i, j = step
-    z_1, some, first = crops.z_1, crops.some, crops.sigma
+    z_1, some, first = crops.z_1, crops.some, crops.quantiser.sigma
     sigma_s, sigma_t = (float(costs.levels[n]) * crops.multipliers for n in step)
     q = q_posterior(z_1, z_t, above(sigma_s, first), above(sigma_t, first))
     p = p_reverse(xhat, v, z_t, sigma_s, sigma_t)

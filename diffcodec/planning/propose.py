@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffcodec.arrays import Array
 from diffcodec.container.parts import PLAN_NAMES
-from diffcodec.diffusion.bound import PosteriorModel
+from diffcodec.diffusion.bound import PosteriorModel, RemainderModel
 from diffcodec.diffusion.color import from_domain
 from diffcodec.diffusion.plan import PLANS, Plan
 from diffcodec.images.fallback import encode_fallback
@@ -55,6 +55,8 @@ def search_plans(
     others_bpd: Array,
     seed: int = 0,
     progress: bool = False,
+    quantiser: int = 2,
+    remainder: RemainderModel | None = None,
 ) -> dict[int, FoundPlan]:
     """The best plans of a model on the usual grid; see :func:`find_plans`.
 
@@ -65,16 +67,17 @@ def search_plans(
         others_bpd: see :func:`predict_files`.
         seed: of the noise.
         progress: whether to show a bar.
+        quantiser: M of luma at the first level.
+        remainder: gives x given z_1; the posterior truncated to the M candidates by default.
     """
-    levels = grid_levels()
+    levels = grid_levels(quantiser)
     generator = torch.Generator().manual_seed(seed)
     with torch.inference_mode():
-        costs = measure_costs(
-            model, x, color, levels, grid_spacings(levels), generator, REACH, progress
-        )
+        spacings, same = grid_spacings(levels), (quantiser, remainder)
+        costs = measure_costs(model, x, color, levels, spacings, generator, REACH, progress, *same)
 
     def files_bpd(plan: Plan) -> float:
-        return float(predict_files(model, x, color, plan, others_bpd, seed).mean())
+        return float(predict_files(model, x, color, plan, others_bpd, seed, remainder).mean())
 
     return find_plans(costs, timesteps, others_bpd, files_bpd=files_bpd)
 
@@ -142,18 +145,28 @@ def propose_plans(
         ModelMismatchError: if it is loaded as "integer".
         DiffcodecError: see :func:`find_plans`.
     """
-    network, color = model.module.posterior_x, model.color
+    network, color, remainder = model.module.posterior_x, model.color, model.module.remainder
+    quantiser = model.module.config.quantiser
     if timesteps is None:
         timesteps = [len(model.plans.get(e, PLANS[e]).levels) for e in PLAN_NAMES]
     others, held_out_others = fallback_bpd(x, color), fallback_bpd(held_out, color)
 
     def mean_file(plan: Plan) -> float:
-        return float(predict_files(network, x, color, plan, others).mean())
+        return float(predict_files(network, x, color, plan, others, remainder=remainder).mean())
 
     def held_out_files(plan: Plan) -> Array:
-        return predict_files(network, held_out, color, plan, held_out_others)
+        return predict_files(network, held_out, color, plan, held_out_others, remainder=remainder)
 
-    found = search_plans(network, x, color, timesteps, others, progress=progress)
+    found = search_plans(
+        network,
+        x,
+        color,
+        timesteps,
+        others,
+        progress=progress,
+        quantiser=quantiser,
+        remainder=remainder,
+    )
     proposals = {}
     for name, count in zip(PLAN_NAMES, timesteps, strict=True):
         own = model.plans.get(name)

@@ -9,7 +9,7 @@ import numpy as np
 from diffcodec.arrays import Array
 from diffcodec.container.parts import PLAN_NAMES, Container, Tile
 from diffcodec.container.writer import pack
-from diffcodec.diffusion.bound import FIRST_SIGMA
+from diffcodec.diffusion.color import first_sigma
 from diffcodec.diffusion.plan import Plan
 from diffcodec.errors import DiffcodecError
 from diffcodec.planning.costs import Costs, GridPath
@@ -104,7 +104,7 @@ class StackSearch:
 
 def plan_of_path(costs: Costs, path: GridPath) -> Plan:
     """The plan of a path on the grid."""
-    levels = (FIRST_SIGMA, *(float(costs.levels[j]) for j, _ in path))
+    levels = (first_sigma(costs.quantiser), *(float(costs.levels[j]) for j, _ in path))
     lattices = (
         draw_lattice(levels[t], levels[t + 1], float(costs.spacings[j, k]))
         for t, (j, k) in enumerate(path)

@@ -6,7 +6,13 @@ from torch import Tensor
 
 from diffcodec.arrays import Array
 from diffcodec.coding.levels import make_levels
-from diffcodec.diffusion.bound import PosteriorModel, above, draw_dither, remainder_bits
+from diffcodec.diffusion.bound import (
+    PosteriorModel,
+    RemainderModel,
+    above,
+    draw_dither,
+    remainder_bits,
+)
 from diffcodec.diffusion.color import DOMAINS
 from diffcodec.diffusion.plan import Plan
 from diffcodec.diffusion.process import (
@@ -21,12 +27,17 @@ from diffcodec.diffusion.process import (
     to_bits_per_dimension,
 )
 from diffcodec.planning.costs import Course
-from diffcodec.planning.measure import batched, channels_coded, coder_bits
+from diffcodec.planning.measure import BATCH, batched, channels_coded, coder_bits
 from diffcodec.planning.search import bytes_around, with_fallback
 
 
 def simulate(
-    model: PosteriorModel, x: Tensor, color: str, plan: Plan, generator: torch.Generator
+    model: PosteriorModel,
+    x: Tensor,
+    color: str,
+    plan: Plan,
+    generator: torch.Generator,
+    remainder: RemainderModel | None = None,
 ) -> Course:
     """Coding crops by any plan.
 
@@ -40,10 +51,13 @@ def simulate(
         [torch.tensor(getattr(level, name), dtype=x.dtype) for level in constants]
         for name in ("sigma", "spacing", "draw_std")
     )
-    z, remainder = dithered_quantise(x, draw_dither(x.shape, domain, generator), delta[0])
+    z, rest = dithered_quantise(x, draw_dither(x.shape, delta[0], generator), delta[0])
     z_1 = z
-    xhat, v = batched(model, z, plan.levels[0])
-    changes = [remainder_bits(remainder, z, xhat, v, delta[0])]
+    if remainder is None:
+        changes = [remainder_bits(rest, z, *batched(model, z, plan.levels[0]), delta[0])]
+    else:
+        pairs = zip(x.split(BATCH), z.split(BATCH), strict=True)
+        changes = [torch.cat([remainder(*pair) for pair in pairs])]
     sent = []
     for t in range(1, len(plan.levels)):
         drawn = z + draw_std[t] * torch.randn(x.shape, generator=generator)
@@ -73,7 +87,13 @@ def simulate(
 
 
 def predict_files(
-    model: PosteriorModel, x: Tensor, color: str, plan: Plan, others_bpd: Array, seed: int = 0
+    model: PosteriorModel,
+    x: Tensor,
+    color: str,
+    plan: Plan,
+    others_bpd: Array,
+    seed: int = 0,
+    remainder: RemainderModel | None = None,
 ) -> Array:
     """What whole files of crops should take by any plan, in bits per dimension, [crops].
 
@@ -88,10 +108,11 @@ def predict_files(
         others_bpd: of each crop by a fallback coder (:func:`fallback_bpd`), which counts where it
             is smaller, as in the files.
         seed: of the noise.
+        remainder: gives x given z_1; the posterior truncated to the M candidates by default.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.inference_mode():
-        payload = simulate(model, x, color, plan, generator).payload
+        payload = simulate(model, x, color, plan, generator, remainder).payload
     height, width = x.shape[2:]
     bits = with_fallback(payload, others_bpd)
     return bits + 8 * bytes_around(width, height) / (width * height * channels_coded(x, color))

@@ -1,0 +1,257 @@
+"""Layers in exact arithmetic: the same numbers on every machine, thread count and batch.
+
+Convolutions have integer weights and integer inputs, held in float32. While every partial sum
+stays below 2^24 each product and sum is exact, whatever the order; :func:`check_exact` proves it
+from the weights and the largest inputs. All else is element-wise IEEE arithmetic, one operation
+at a time (nothing that could be fused into a multiply-add), and look-up tables.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from diffcodec.arrays import round_significant
+from diffcodec.diffusion.phases import ERROR_STEPS, LARGEST_ERROR
+from diffcodec.networks.exact import EXACT_LIMIT, check_exact, largest_sum
+from diffcodec.networks.int8 import LOWER_DIGITS, ByteConv, kernels_work, shifted
+from diffcodec.networks.unet import Conv
+
+FLOAT32_BITS = 24  # of the tables
+PHASE_AMPLITUDE = 127  # of the Fourier features
+INPUT_LIMIT = 255 * 256
+SILU_STEPS = 1024  # entries per unit of the finest SiLU table
+SILU_RANGE = 64  # the coarsest covers -64..64
+SILU_HALF = 4096  # entries on each side of zero: what every table has
+ERROR_LIMIT = round(ERROR_STEPS * LARGEST_ERROR)  # of what phases see of x
+OUTPUT_DIGIT = 128  # the last activation is cut into two digits of this base
+LARGEST_BATCH = 15  # that torch never gives to NNPACK
+# Of first convolutions, by the end of their names: bytes, the upper one with a sign; phases of
+# the Fourier features; errors.
+INPUT_RANGES = {
+    "conv_in.z": (-INPUT_LIMIT // 256, 255),
+    "conv_in.phase": (-PHASE_AMPLITUDE, PHASE_AMPLITUDE),
+    "known": (-ERROR_LIMIT, ERROR_LIMIT),
+}
+
+
+def silu_table() -> NDArray[np.float64]:
+    """silu(i / 1024) for i = -65536..65536."""
+    u = np.arange(-SILU_RANGE * SILU_STEPS, SILU_RANGE * SILU_STEPS + 1) / SILU_STEPS
+    return round_significant(u / (1 + np.exp(-u)), FLOAT32_BITS)
+
+
+def silu_steps(top: float) -> int:
+    """Entries per unit of the finest table that reaches ``top``, a power of two from 64 to 1024."""
+    steps = SILU_STEPS
+    while steps * SILU_RANGE > SILU_HALF and steps * top > SILU_HALF:
+        steps //= 2
+    return steps
+
+
+def is_behind_silu(name: str) -> bool:
+    """Whether the named convolution's input is a SiLU's output, so bounded below."""
+    return not (name.startswith(("conv_in", "shrink", "grow")) or name.endswith("known"))
+
+
+def is_last(name: str) -> bool:
+    """Whether the named convolution gives what a network predicts, so takes finer inputs."""
+    return name.endswith("out")
+
+
+def input_range(name: str) -> tuple[int, int] | None:
+    """The lowest and the highest integer input of a first convolution; None of any other."""
+    return next((ends for end, ends in INPUT_RANGES.items() if name.endswith(end)), None)
+
+
+def takes_bytes(name: str, weight: Tensor) -> bool:
+    """Whether 8-bit kernels may do the named convolution: the sums of either digit are exact."""
+    if weight.dtype != torch.int8 or not is_behind_silu(name):
+        return False
+    return largest_sum(weight.long(), *LOWER_DIGITS) < EXACT_LIMIT
+
+
+def per_channel(values: NDArray[np.float64]) -> Tensor:
+    """[c] -> float32 [1, c, 1, 1]; infinite what a hostile model has beyond that."""
+    with np.errstate(over="ignore"):
+        return torch.from_numpy(values.astype(np.float32))[None, :, None, None]
+
+
+class IntegerConv(NamedTuple):
+    """An exact convolution of integers that stand for other numbers."""
+
+    weight: Tensor  # integers as float32, [out, in, k, k]
+    scale: NDArray[np.float64]  # what one unit of its weights is worth, [out]
+    bias: NDArray[np.float64]  # [out]
+    units: list[float]  # what one unit of its inputs is worth, at each noise level
+    limits: list[int]  # the largest magnitude of its inputs, at each noise level
+    in_bytes: ByteConv | None = None  # the same by 8-bit kernels, where there are any
+
+    def sums(self, x: Tensor, stride: int = 1) -> Tensor:
+        """The exact integer sums."""
+        padding = (self.weight.shape[2] - 1) // 2
+        # Neither by NNPACK, whose Winograd transforms make fractions (torch takes it for batches
+        # of 16 and more where oneDNN is off or missing), nor in a caller's autocast to bfloat16.
+        has_onednn = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+        parts = [x] if has_onednn else x.split(LARGEST_BATCH)
+        with torch.autocast("cpu", enabled=False):
+            sums = [F.conv2d(part, self.weight, None, stride, padding) for part in parts]
+        return sums[0] if len(sums) == 1 else torch.cat(sums)
+
+
+class IntegerLayers:
+    """The convolutions and SiLUs of a quantised network, by their names.
+
+    Tensors: for every convolution ``NAME.weight`` (int8; int16 for the first and the last),
+    ``NAME.scale`` and ``NAME.bias`` per output channel, ``NAME.input`` [n, 2] (unit and limit of
+    its integer inputs at each of n noise levels); for every residual block that knows the noise
+    level ``NAME.affine.table`` [n, 4 * channels].
+    """
+
+    def __init__(self, outline: nn.Module, tensors: Mapping[str, Tensor], levels: Sequence[float]):
+        """Load and check.
+
+        Args:
+            outline: a network of the shapes that are claimed.
+            tensors: by name.
+            levels: at which it answers.
+
+        Raises:
+            ModelMismatchError: if a convolution is not provably exact.
+            ValueError: if one is not what the shape claims.
+            KeyError: if a tensor is missing.
+        """
+        _check_shapes(outline, tensors)
+        self.levels = list(levels)
+        self._silu = silu_table()
+        self._affine = {
+            name.removesuffix(".affine.table"): t.double().numpy()
+            for name, t in tensors.items()
+            if name.endswith(".affine.table")
+        }
+        self._tables: dict[tuple[str, int], Tensor] = {}
+        self._convs = {
+            name: self._conv(name, tensors)
+            for name in (n.removesuffix(".input") for n in tensors if n.endswith(".input"))
+        }
+
+    def _conv(self, name: str, tensors: Mapping[str, Tensor]) -> IntegerConv:
+        """The named convolution, checked."""
+        weight, inputs = tensors[f"{name}.weight"], tensors[f"{name}.input"].double()
+        if inputs.shape != (len(self.levels), 2) or not (inputs[:, 0] > 0).all():
+            raise ValueError(f"{name}.input: expected a unit and a limit for each noise level")
+        units, limits = inputs[:, 0].tolist(), inputs[:, 1].long().tolist()
+        ranges = [input_range(name) or (-limit, limit) for limit in limits]
+        if is_behind_silu(name):
+            lowest = float(self._silu.min())
+            ranges = [(round(lowest / u), limit) for u, limit in zip(units, limits, strict=True)]
+        if is_last(name):
+            ranges = [
+                (low // OUTPUT_DIGIT, max(OUTPUT_DIGIT - 1, high // OUTPUT_DIGIT))
+                for low, high in ranges
+            ]
+        check_exact(name, weight, ranges)
+        return IntegerConv(
+            weight.float().contiguous(memory_format=torch.channels_last),
+            tensors[f"{name}.scale"].double().numpy(),
+            tensors[f"{name}.bias"].double().numpy(),
+            units,
+            limits,
+            ByteConv(weight) if takes_bytes(name, weight) and kernels_work() else None,
+        )
+
+    def _block(self, name: str, level: int, h: Tensor) -> Tensor:
+        """Residual block; overwrites h unless it is the skip connection's."""
+        none = np.zeros((len(self.levels), 4 * h.shape[1]))  # of a network for one noise level
+        scale1, shift1, scale2, shift2 = np.split(self._affine.get(name, none)[level], 4)
+        name1, name2 = f"{name}.conv1", f"{name}.conv2"
+        conv1, conv2 = self._convs[name1], self._convs[name2]
+        steps1, steps2 = self._steps(name1, level), self._steps(name2, level)
+        u = (h * per_channel((1 + scale1) * steps1)).add_(per_channel(shift1 * steps1))
+        sums = self._sums_of_silu(name1, level, u)
+        factor = (1 + scale2) * steps2
+        u = sums.mul_(per_channel(factor * (conv1.scale * conv1.units[level])))
+        u = u.add_(per_channel(factor * conv1.bias + shift2 * steps2))
+        return self._scaled(conv2, level, self._sums_of_silu(name2, level, u)).add_(h)
+
+    def _sums_of_silu(self, name: str, level: int, u: Tensor) -> Tensor:
+        """The named convolution's sums for u in table steps; overwrites u."""
+        return self._sums(name, self._activate(name, level, u))
+
+    def _sums(self, name: str, x: Tensor) -> Tensor:
+        """The named convolution's sums for what :meth:`_activate` gives."""
+        conv = self._convs[name]
+        return conv.sums(x) if conv.in_bytes is None else conv.in_bytes.sums(x)
+
+    def _scaled(self, conv: IntegerConv, level: int, sums: Tensor) -> Tensor:
+        """What the sums stand for; overwrites them."""
+        factor = per_channel(conv.scale * conv.units[level])
+        return sums.mul_(factor).add_(per_channel(conv.bias))
+
+    def _steps(self, name: str, level: int) -> int:
+        """Entries per unit of the SiLU table before the named convolution."""
+        conv = self._convs[name]
+        return silu_steps(conv.units[level] * conv.limits[level])
+
+    def _silu_integers(self, name: str, level: int) -> Tensor:
+        """SiLU from table steps to the integers that the named convolution takes, [8193]."""
+        if (name, level) not in self._tables:
+            conv = self._convs[name]
+            stride = SILU_STEPS // self._steps(name, level)
+            middle, reach = len(self._silu) // 2, SILU_HALF * stride
+            silu = self._silu[middle - reach : middle + reach + 1 : stride]
+            table = np.minimum(np.rint(silu / conv.units[level]), conv.limits[level])
+            integers = torch.from_numpy(table).float()
+            self._tables[name, level] = integers if conv.in_bytes is None else shifted(integers)
+        return self._tables[name, level]
+
+    def _activate(self, name: str, level: int, u: Tensor) -> Tensor:
+        """SiLU by table to the integers that the named convolution takes; overwrites u."""
+        index = u.clamp_(-SILU_HALF, SILU_HALF).round_().add_(SILU_HALF).long()
+        n, c, height, width = u.shape
+        flat = index.permute(0, 2, 3, 1).reshape(-1)  # memory order
+        try:  # gather takes all threads, which index_select does not
+            looked_up = self._silu_integers(name, level).gather(0, flat)
+        except RuntimeError as e:  # an index out of range
+            raise OverflowError(f"the input of {name} is not a number") from e
+        return looked_up.view(n, height, width, c).permute(0, 3, 1, 2)
+
+    def _resample(self, name: str, level: int, h: Tensor, stride: int) -> Tensor:
+        """A convolution of the rounded stream itself."""
+        conv = self._convs[name]
+        limit = conv.limits[level]
+        x = (h * (1 / conv.units[level])).round_().clamp_(-limit, limit)
+        return self._scaled(conv, level, conv.sums(x, stride))
+
+    def _output(self, name: str, level: int, h: Tensor) -> Tensor:
+        """Last convolution, its input in two digits."""
+        conv = self._convs[name]
+        x = self._activate(name, level, h * self._steps(name, level))
+        high = (x * (1 / OUTPUT_DIGIT)).floor_()
+        low = x.sub_(high * OUTPUT_DIGIT)
+        sums = conv.sums(high).mul_(OUTPUT_DIGIT).add_(conv.sums(low))
+        return self._scaled(conv, level, sums)
+
+
+def _check_shapes(outline: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse convolutions that are not those of the outline.
+
+    Raises:
+        ValueError: so.
+        KeyError: if one is missing.
+    """
+    for name, module in outline.named_modules():
+        if not isinstance(module, Conv):
+            continue
+        out, inputs, *kernel = module.shape
+        parts = {name: inputs}
+        if name == "conv_in":
+            parts = {f"{name}.z": inputs // 3, f"{name}.phase": inputs - inputs // 3}
+        for part, n_in in parts.items():
+            found, expected = list(tensors[f"{part}.weight"].shape), [out, n_in, *kernel]
+            if found != expected:
+                raise ValueError(f"{part}.weight is {found}, expected {expected}")
