@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from diffcodec.diffusion.bound import (
-    FIRST_SIGMA,
     chain_bound_bits,
     draw_dither,
     gaussian_pixel_variance,
     remainder_bits,
 )
-from diffcodec.diffusion.color import DOMAINS, channels
+from diffcodec.diffusion.color import first_sigma, DOMAINS, channels
 from diffcodec.diffusion.losses import (
     END_SHARE,
     HYBRID_WEIGHT,
@@ -90,9 +89,9 @@ def test_first_level_lies_on_the_lattice_that_the_dither_shifts(m):
 def test_first_level_has_the_noise_that_the_schedule_names(color):
     domain = DOMAINS[color]
     x = torch.full((64, 3, 32, 32), 100.0)
-    steps = channels(domain.quantiser_steps, x)
-    z_1, _ = dithered_quantise(x, draw_dither(x.shape, domain, seeded()), steps)
-    expected = FIRST_SIGMA * np.array(domain.noise_multipliers)
+    steps = channels(domain.quantiser_steps(2), x)
+    z_1, _ = dithered_quantise(x, draw_dither(x.shape, steps, seeded()), steps)
+    expected = first_sigma(2) * np.array(domain.noise_multipliers)
     assert (z_1 - x).std((0, 2, 3)).numpy() == pytest.approx(expected, rel=0.01)
     assert (z_1 - x).mean((0, 2, 3)).numpy() == pytest.approx(0, abs=0.02)
 
@@ -100,11 +99,12 @@ def test_first_level_has_the_noise_that_the_schedule_names(color):
 @every_domain
 def test_dither_is_uniform_in_its_range_and_repeatable(color):
     domain = DOMAINS[color]
-    draw = partial(draw_dither, torch.Size((16, 3, 32, 32)), domain)
+    steps = channels(domain.quantiser_steps(2), torch.zeros(1))
+    draw = partial(draw_dither, torch.Size((16, 3, 32, 32)), steps)
     dither = draw(seeded())
     assert torch.equal(dither, draw(seeded()))
     assert not torch.equal(dither, draw(seeded(1)))
-    for c, m in enumerate(domain.quantiser_steps):
+    for c, m in enumerate(domain.quantiser_steps(2)):
         values, counts = dither[:, c].unique(return_counts=True)
         assert values.tolist() == list(range(m))
         assert (counts / counts.sum()).numpy() == pytest.approx(1 / m, abs=0.02)
@@ -223,7 +223,7 @@ def test_bound_names_its_parts(color):
     assert parts.shape == (len(x), timesteps + 1)
     assert torch.isfinite(parts).all() and (parts > 0).all()
     domain = DOMAINS[color]
-    m, multipliers = np.array(domain.quantiser_steps), np.array(domain.noise_multipliers)
+    m, multipliers = np.array(domain.quantiser_steps(2)), np.array(domain.noise_multipliers)
     # Remainder: at sigma_1 the model hardly knows which candidate it was.
     assert parts[:, 0].mean().item() == pytest.approx(np.log2(m).mean(), abs=0.1)
     # First jump: the entropy of a Gaussian of the posterior's variance, less log2 of the bin's M.
@@ -277,7 +277,7 @@ def test_code_length_loss_shows_the_model_the_noise_it_names(color):
     [(z, sigma)] = seen
     std = (z - x).std((2, 3)) / channels(DOMAINS[color].noise_multipliers, z)[:, 0, 0]
     assert std.numpy() == pytest.approx(sigma[:, None].expand_as(std).numpy(), rel=0.05)
-    assert sigma.min() == FIRST_SIGMA and 0.8 * MAX_SIGMA < sigma.max() <= MAX_SIGMA
+    assert sigma.min() == first_sigma(2) and 0.8 * MAX_SIGMA < sigma.max() <= MAX_SIGMA
 
 
 @every_domain
@@ -340,7 +340,7 @@ def test_simple_loss_draws_sigma_uniformly_in_its_logarithm(color):
         return z, torch.ones_like(z)
 
     simple_loss(model, torch.zeros(1000, 3, 1, 1), color, seeded())
-    position = torch.log(seen[0] / FIRST_SIGMA) / math.log(MAX_SIGMA / FIRST_SIGMA)
+    position = torch.log(seen[0] / first_sigma(2)) / math.log(MAX_SIGMA / first_sigma(2))
     expected = (torch.arange(1000) + 0.5) / 1000
     assert position.numpy() == pytest.approx(expected.numpy(), abs=1e-3)
 

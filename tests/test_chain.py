@@ -59,7 +59,7 @@ def torch_posterior(color: str) -> PosteriorModel:
     """The same for the bound."""
 
     def model(z: torch.Tensor, sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        mean, variance = posterior(color, z.numpy(), float(sigma[0]))
+        mean, variance, _ = posterior(color, z.numpy(), float(sigma[0]))
         return torch.from_numpy(mean), torch.from_numpy(variance)
 
     return model
@@ -211,7 +211,7 @@ def test_draw_and_lattice_add_up_to_the_noise_of_the_level(color, plan):
 def test_the_first_level_is_the_dithered_quantiser(color):
     domain = DOMAINS[color]
     first = make_levels(geometric_plan(24), domain)[0]
-    m = np.array(domain.quantiser_steps)
+    m = np.array(domain.quantiser_steps(2))
     assert first.spacing.ravel().tolist() == m.tolist()
     assert first.sigma.ravel() == pytest.approx(np.sqrt((m**2 - 1) / 12))
     x = gaussian_image(color, (40, 40))

@@ -85,8 +85,8 @@ def test_rgb_domain_is_the_identity():
 def test_first_level_is_the_dithered_quantisers_noise(color):
     # The uniform distribution on M consecutive integers has variance (M^2 - 1) / 12.
     domain = DOMAINS[color]
-    first_sigma = np.std(np.arange(domain.quantiser_steps[0]))
-    for dither, multiplier in zip(domain.quantiser_steps, domain.noise_multipliers, strict=True):
+    first_sigma = np.std(np.arange(domain.quantiser_steps(2)[0]))
+    for dither, multiplier in zip(domain.quantiser_steps(2), domain.noise_multipliers, strict=True):
         assert first_sigma * multiplier == pytest.approx(np.std(np.arange(dither)))
         assert first_sigma * multiplier == pytest.approx(((dither**2 - 1) / 12) ** 0.5)
 

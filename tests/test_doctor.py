@@ -55,7 +55,7 @@ def test_a_network_that_computes_otherwise_is_told(tiny, monkeypatch):
     ("part", "name", "changed"),
     [
         ("randomness", "diffcodec.coding.randomness.SEED_WORDS", 9),
-        ("tables", "diffcodec.networks.integer.SILU_STEPS", 2048),
+        ("tables", "diffcodec.networks.integer_layers.SILU_STEPS", 2048),
         ("coder", "diffcodec.coding.ans._STEPS_PER_UNIT", 255),
     ],
 )

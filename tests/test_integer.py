@@ -38,22 +38,24 @@ from diffcodec.networks.experts import (
 )
 from diffcodec.networks.int8 import kernels_work, shifted
 from diffcodec.networks.integer import (
+    VARIANCE_STEPS,
+    IntegerNetwork,
+    IntegerUNet,
+    phase_tables,
+    variance_table,
+)
+from diffcodec.networks.integer_layers import (
     INPUT_RANGES,
     OUTPUT_DIGIT,
     PHASE_AMPLITUDE,
     SILU_HALF,
     SILU_RANGE,
     SILU_STEPS,
-    VARIANCE_STEPS,
     IntegerConv,
-    IntegerNetwork,
-    IntegerUNet,
     is_behind_silu,
-    phase_tables,
     silu_steps,
     silu_table,
     takes_bytes,
-    variance_table,
 )
 from diffcodec.networks.quantize import (
     HEADROOM,

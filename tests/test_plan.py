@@ -19,7 +19,7 @@ def test_previews_of_the_shipped_plans(plan: Plan) -> None:
 
 def test_previews_are_evenly_spaced() -> None:
     """However close the levels are, each has about sqrt(2) times the noise of the next."""
-    plan = shipped_plan(*(1.02**i for i in range(300)))
+    plan = shipped_plan(0.5, *(1.02**i for i in range(300)))
     previews = plan.previews(40)
     noise = [plan.levels[t - 1] for t in previews]
     for above, below in pairwise(noise[1:]):

@@ -413,7 +413,7 @@ def test_other_lattices_for_the_models_own_levels(
         count: FoundPlan(plan, 99.0) for count, plan in zip((5, 6), plans.values(), strict=True)
     }
     monkeypatch.setattr(propose, "PLAN_NAMES", tuple(plans))
-    monkeypatch.setattr(propose, "search_plans", lambda *_, progress: found)
+    monkeypatch.setattr(propose, "search_plans", lambda *_, **__: found)
     proposals = propose_plans(model, x, x, [5, 6])
     assert proposals["default"].plan == found[5].plan  # its own has 6 timesteps
     best = proposals["best"]

@@ -65,8 +65,8 @@ def test_a_shipped_network_with_other_plans_is_another_model(tiny):
     model = load_model(tiny)
     again = Model(model.network, {"default": model.plans["fast"]})
     assert again.arithmetic == "integer" and again.info.id != model.info.id
-    with pytest.raises(ModelMismatchError, match=r"noise levels \[0\.75\], for which"):
-        levels = (0.75, *model.plans["fast"].levels[1:])
+    with pytest.raises(ModelMismatchError, match=r"noise levels \[1\.75\], for which"):
+        levels = (0.5, 1.75, *model.plans["fast"].levels[2:])
         Model(model.network, {"default": type(model.plans["fast"])(levels, (3.0,) * 3)})
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffcodec.arrays import round_significant
 from diffcodec.diffusion.color import DOMAINS, first_sigma
+from diffcodec.diffusion.phases import PHASES
 from diffcodec.networks.config import NetworkConfig, PhasesConfig, UNetConfig
 from diffcodec.networks.experts import split_experts, split_phases
 from diffcodec.networks.integer_layers import (
@@ -183,6 +184,9 @@ class IntegerPhases(IntegerLayers):
     def __init__(self, config: PhasesConfig, unet: UNetConfig, tensors: Mapping[str, Tensor]):
         self.config, self.fold = config, 2 // unet.patch
         super().__init__(outline_phases(config, unet, len(tensors)), tensors, [0.0])
+        none = np.zeros((1, 4 * config.channels))  # these blocks know one noise level
+        for number in range(len(PHASES)):
+            self._affine |= {f"phases.{number}.blocks.{k}": none for k in range(config.blocks)}
 
     def shared(self, stream: Tensor) -> list[Tensor]:
         """What each phase makes of the U-Net's stream; see ``PhaseNetworks.shared``."""

@@ -166,8 +166,7 @@ class IntegerLayers:
 
     def _block(self, name: str, level: int, h: Tensor) -> Tensor:
         """Residual block; overwrites h unless it is the skip connection's."""
-        none = np.zeros((len(self.levels), 4 * h.shape[1]))  # of a network for one noise level
-        scale1, shift1, scale2, shift2 = np.split(self._affine.get(name, none)[level], 4)
+        scale1, shift1, scale2, shift2 = np.split(self._affine[name][level], 4)
         name1, name2 = f"{name}.conv1", f"{name}.conv2"
         conv1, conv2 = self._convs[name1], self._convs[name2]
         steps1, steps2 = self._steps(name1, level), self._steps(name2, level)
