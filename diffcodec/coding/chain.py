@@ -16,7 +16,7 @@ from diffcodec.coding import randomness
 from diffcodec.coding.codecs import Allowed
 from diffcodec.coding.levels import make_levels
 from diffcodec.diffusion.color import ColorDomain
-from diffcodec.diffusion.phases import ERROR_STEPS, LARGEST_ERROR, known_before, unit_of
+from diffcodec.diffusion.phases import ERROR_STEPS, LARGEST_ERROR, known_before
 from diffcodec.diffusion.plan import Plan
 from diffcodec.diffusion.process import dithered_quantise
 
@@ -36,7 +36,7 @@ class Request(NamedTuple):
 class Posterior(NamedTuple):
     """The model's answer: mean and variance of x given z_t.
 
-    ``shared`` is, of z_1 and a model that codes x in phases, what each phase makes of it.
+    ``shared`` is what each phase makes of z_1 or z_2, where the model codes in phases.
     """
 
     mean: Float64[Array, "3 height width"]
@@ -45,19 +45,20 @@ class Posterior(NamedTuple):
 
 
 class PhaseRequest(NamedTuple):
-    """What the chain asks of a model that codes x in phases: a phase's mixtures."""
+    """What the chain asks of a model that codes in phases: the parameters of one."""
 
+    timestep: int  # of the variable that is coded, 0 or 1
     number: int  # of the phase
-    shared: Any  # what it made of z_1
+    shared: Any  # what it made of the variable above
     errors: Float64[Array, "3 height width"]  # see PhasedNetwork.phase_parameters
 
     @property
     def kind(self) -> tuple[Any, ...]:
         """Requests of a kind go through the network together."""
-        return "phase", self.number, self.errors.shape
+        return "phase", self.timestep, self.number, self.errors.shape
 
 
-# [9 k + 3, rows, columns], of an even height and width.
+# Of an even height and width.
 PhaseParameters = Float64[Array, "parameters rows columns"]
 
 Asked = Request | PhaseRequest
@@ -88,7 +89,7 @@ class TileChain:
         preview: the timestep s whose z_s is known beforehand and must lie in ``z``; 0 for none.
         draw: which seed and dither of the shared randomness it takes.
         allowed: tells which colours can occur, if not all do.
-        phased: whether the model codes x given z_1 in phases.
+        phased: whether the model codes x given z_1, and z_1 given z_2, in phases.
     """
 
     def __init__(
@@ -111,7 +112,9 @@ class TileChain:
         self.z: dict[int, Array] = {}  # timestep -> z_t; 0 is the image
         self._known: dict[int, Array] = {}
         self._answered: tuple[Array, Posterior] | None = None
-        self._phase: tuple[int, PhaseParameters] | None = None
+        # of a variable coded in phases: its timestep, what is expected, in which units
+        self.expected: tuple[int, Array, Array] | None = None
+        self._phase: tuple[tuple[int, int], PhaseParameters] | None = None
 
     @cached_property
     def dither(self) -> Float64[Array, "3 height width"]:
@@ -126,7 +129,7 @@ class TileChain:
 
     def set_image(self, x: Float64[Array, "3 height width"]) -> None:
         """Start of encoding: x and, a function of it, z_1."""
-        self.z[0], self._phase = x, None
+        self.z[0], self.expected, self._phase = x, None, None
         self.z[1], _ = dithered_quantise(x, self.dither, self.levels[0].spacing)
 
     def posterior(self, t: int) -> Generator[Asked, Answer, Posterior]:
@@ -135,19 +138,23 @@ class TileChain:
             self._answered = self.z[t], (yield Request(self.z[t], t))
         return self._answered[1]
 
-    def phase_parameters(self, number: int) -> Generator[Asked, Answer, PhaseParameters]:
-        """Of the mixtures of a phase, given x of the phases before; asked once, one after another.
+    def phase_parameters(
+        self, timestep: int, number: int, errors: Float64[Array, "3 height width"]
+    ) -> Generator[Asked, Answer, PhaseParameters]:
+        """Of a phase, given those before; asked once, however many codecs need it.
 
-        The errors of luma and chroma in grey images are known as well, but not told.
+        Args:
+            timestep: of the variable that is coded, 0 or 1.
+            number: of the phase.
+            errors: of what is expected of the variable, in units.
         """
-        if self._phase is None or self._phase[0] != number:
-            posterior = yield from self.posterior(1)
-            x = self.z[0]
-            steps = (x - posterior.mean) / unit_of(np.sqrt(posterior.variance)) * ERROR_STEPS
+        if self._phase is None or self._phase[0] != (timestep, number):
+            posterior = yield from self.posterior(timestep + 1)
             limit = ERROR_STEPS * LARGEST_ERROR
-            errors = np.clip(np.rint(steps), -limit, limit) * known_before(number, x)
-            asked = PhaseRequest(number, posterior.shared[number], errors)
-            self._phase = number, (yield asked)
+            told = np.clip(np.rint(errors * ERROR_STEPS), -limit, limit)
+            told = told * known_before(number, errors)
+            asked = PhaseRequest(timestep, number, posterior.shared[number], told)
+            self._phase = (timestep, number), (yield asked)
         return self._phase[1]
 
     def known_channels(self, t: int) -> Float64[Array, "known height width"]:

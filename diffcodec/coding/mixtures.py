@@ -31,6 +31,7 @@ def logistic_table() -> Array:
 
 
 _WEIGHTS = exponentials(LEAST_LOG_WEIGHT, 0)
+_EXPONENTIALS = exponentials(*LOG_SCALES)
 _SCALES = exponentials(-LOG_SCALES[1], -LOG_SCALES[0])  # of 1 / scale
 _LOGISTIC = logistic_table()
 
@@ -42,6 +43,11 @@ def logistic(t: Float64[Array, "*shape"]) -> Float64[Array, "*shape"]:
     k = index.astype(np.int64)
     low: Array = _LOGISTIC[k]
     return low + (position - index) * (_LOGISTIC[k + 1] - low)
+
+
+def exponential(logarithm: Float64[Array, "*shape"]) -> Float64[Array, "*shape"]:
+    """exp of it, clipped to ``LOG_SCALES``, in 64ths."""
+    return _exponential(_EXPONENTIALS, logarithm, *LOG_SCALES)
 
 
 def _exponential(table: Array, logarithm: Array, low: float, high: float) -> Array:

@@ -10,9 +10,9 @@ prior there is ``p(z_{s-1} | z_s)``.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -20,14 +20,38 @@ from diffcodec.arrays import Array
 from diffcodec.coding.ans import Stack, truncated_gaussian
 from diffcodec.coding.chain import Answer, Asked, TileChain
 from diffcodec.coding.codecs import Candidates, Codec, GaussianBins, restricted
-from diffcodec.coding.mixtures import mixture_table
-from diffcodec.diffusion.phases import PHASES, mixtures, unit_of
+from diffcodec.coding.mixtures import exponential, mixture_table
+from diffcodec.diffusion.phases import (
+    PHASES,
+    channel_shift,
+    first_unit,
+    first_variance,
+    gaussians,
+    mixtures,
+    unit_of,
+)
 from diffcodec.diffusion.process import on_lattice, p_first, p_prior, p_reverse
 
 FORWARD_RADIUS = 16  # bins: a wider window pops an outlier once in a thousand symbols
 REVERSE_RADIUS = 2000
 
-Part = int | slice | tuple[int, slice, slice]  # of a variable, as an index into [3, height, width]
+PhasePart = tuple[int, slice, slice]  # a channel, and every second row and column
+Part = int | slice | PhasePart  # of a variable, as an index into [3, height, width]
+
+
+class PhaseFields(NamedTuple):
+    """What is known of a channel of the pixels of a phase.
+
+    Attributes:
+        parameters: of the phase, [parameters, rows, columns].
+        mean, unit: of the channel without context, [rows, columns].
+        before: errors of the channels before it, in units, [rows, columns] each.
+    """
+
+    parameters: Array
+    mean: Array
+    unit: Array
+    before: Sequence[Array]
 
 
 class OutOfRangeError(Exception):
@@ -112,15 +136,20 @@ class Remainder(Step):
         return Candidates(lowest[part], restricted(tables, lowest, chain.z[0], chain.allowed))
 
 
-class PhasedRemainder(Step):
-    """The image by ``p(x | z_1)`` in phases: each sample a mixture truncated to its candidates.
+class PhasedStep(Step):
+    """A variable in phases (:mod:`diffcodec.diffusion.phases`).
 
-    The pixels of a phase all at once, channel by channel; every phase knows those before it
-    (:mod:`diffcodec.diffusion.phases`).
+    The pixels of a phase all at once, channel by channel; every phase knows those before it, and
+    every channel those before it in its pixels.
     """
 
-    def __init__(self) -> None:
-        super().__init__(timestep=0)
+    @abstractmethod
+    def expected(self, chain: TileChain) -> Generator[Asked, Answer, tuple[Array, Array]]:
+        """The mean of the variable without context, and what its errors are measured in."""
+
+    @abstractmethod
+    def phase_codec(self, chain: TileChain, part: PhasePart, fields: PhaseFields) -> Codec:
+        """Of a channel of the pixels of a phase."""
 
     def parts(self, chain: TileChain) -> list[Part]:
         """See :meth:`Step.parts`."""
@@ -137,28 +166,75 @@ class PhasedRemainder(Step):
         assert isinstance(part, tuple)
         channel, rows, columns = part
         number = PHASES.index((rows.start, columns.start))
-        parameters = yield from chain.phase_parameters(number)
+        if chain.expected is None or chain.expected[0] != self.timestep:
+            chain.expected = self.timestep, *(yield from self.expected(chain))
+        _, mean, unit = chain.expected
+        errors = (chain.z[self.timestep] - mean) / unit
+        parameters = yield from chain.phase_parameters(self.timestep, number, errors)
+        before = [errors[i, rows, columns] for i in range(channel)]
+        height, width = mean[part].shape
+        known = parameters[:, :height, :width].astype(np.float64)
+        return self.phase_codec(chain, part, PhaseFields(known, mean[part], unit[part], before))
+
+
+class PhasedRemainder(PhasedStep):
+    """The image by ``p(x | z_1)``: each sample a mixture truncated to its candidates."""
+
+    def __init__(self) -> None:
+        super().__init__(timestep=0)
+
+    def expected(self, chain: TileChain) -> Generator[Asked, Answer, tuple[Array, Array]]:
+        """See :meth:`PhasedStep.expected`."""
         mean, variance, _ = yield from chain.posterior(1)
-        unit = unit_of(np.sqrt(variance))
-        lowest = chain.z[1] - (chain.levels[0].spacing - 1) / 2
-        shape = lowest[part].shape
-        weights, means, log_scales, coupling = (
-            field[0, ..., : shape[0], : shape[1]] for field in mixtures(parameters[None])
-        )
-        shift = np.zeros(shape)
-        for i in range(channel):  # Y in Co, Y and Co in Cg
-            other = (i, rows, columns)
-            error = (chain.z[0][other] - mean[other]) / unit[other]
-            shift = shift + coupling[channel - 1 + i] * error
-        fields = (weights[channel], means[channel] + shift, log_scales[channel])
-        flat = [field.reshape(len(field), -1).astype(np.float64) for field in fields]
+        return mean, unit_of(np.sqrt(variance))
+
+    def phase_codec(self, chain: TileChain, part: PhasePart, fields: PhaseFields) -> Codec:
+        """See :meth:`PhasedStep.phase_codec`."""
+        channel, steps = part[0], chain.levels[0].spacing[part[0]]
+        weights, means, log_scales, coupling = mixtures(fields.parameters[None])
+        lowest = chain.z[1][part] - (steps - 1) / 2
+        shift = channel_shift(channel, coupling, fields.before)
+        flat = [
+            field.reshape(field.shape[0], -1)
+            for field in (
+                weights[0, channel],
+                means[0, channel] + shift,
+                log_scales[0, channel],
+            )
+        ]
         table = mixture_table(
             *(flat[0], flat[1], flat[2]),
-            (lowest[part] - 0.5 - mean[part]).ravel(),
-            unit[part].ravel(),
-            int(chain.levels[0].spacing[channel].item()),
+            (lowest - 0.5 - fields.mean).ravel(),
+            fields.unit.ravel(),
+            int(steps.item()),
         )
-        return Candidates(lowest[part], table)
+        return Candidates(lowest, table)
+
+
+class PhasedFirst(PhasedStep):
+    """The model's ``p(z_1 | z_2)``: each sample a Gaussian's masses on the lattice of z_1."""
+
+    def __init__(self) -> None:
+        super().__init__(timestep=1)
+
+    def expected(self, chain: TileChain) -> Generator[Asked, Answer, tuple[Array, Array]]:
+        """See :meth:`PhasedStep.expected`."""
+        xhat, v, _ = yield from chain.posterior(2)
+        below, above = chain.levels[:2]
+        with np.errstate(all="ignore"):  # what is not finite the coder refuses
+            p = p_first(xhat, v, chain.z[2], below.sigma, above.sigma, below.spacing)
+            return p.mean, first_unit(p.variance, below.spacing, np.sqrt)
+
+    def phase_codec(self, chain: TileChain, part: PhasePart, fields: PhaseFields) -> Codec:
+        """See :meth:`PhasedStep.phase_codec`."""
+        channel, steps = part[0], chain.levels[0].spacing[part[0]]
+        means, log_scales, coupling = gaussians(fields.parameters[None])
+        shift = channel_shift(channel, coupling, fields.before)[0]
+        mean = fields.mean + fields.unit * (means[0, channel] + shift)
+        scale = fields.unit * exponential(log_scales[0, channel])
+        std = np.sqrt(first_variance(scale, steps))
+        offset = chain.first_offset[part]
+        return GaussianBins(mean, std, steps, offset, REVERSE_RADIUS)
 
 
 class Forward(Step):
@@ -217,5 +293,10 @@ def coding_steps(timesteps: int, preview: int = 0, phased: bool = False) -> list
     """The steps of a chain of T timesteps in the encoder's order; with a preview those below it."""
     steps: list[Step] = [PhasedRemainder() if phased else Remainder()]
     for t in range(2, preview or timesteps + 1):
-        steps += [Forward(t), Reverse(t - 1)]
-    return [*steps, Reverse(preview - 1) if preview else Prior(timesteps)]
+        steps += [Forward(t), reverse_step(t - 1, phased)]
+    return [*steps, reverse_step(preview - 1, phased) if preview else Prior(timesteps)]
+
+
+def reverse_step(t: int, phased: bool) -> Step:
+    """That of ``p(z_t | z_{t+1})``."""
+    return PhasedFirst() if phased and t == 1 else Reverse(t)

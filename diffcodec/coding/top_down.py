@@ -21,7 +21,7 @@ from diffcodec.coding.chain import Answer, Asked, Posterior, Request, TileChain
 from diffcodec.coding.levels import make_levels
 from diffcodec.coding.relative_entropy.bits import BitReader, BitWriter
 from diffcodec.coding.relative_entropy.step import Decoder, Encoder
-from diffcodec.coding.steps import Reverse, coding_steps
+from diffcodec.coding.steps import Reverse, coding_steps, reverse_step
 from diffcodec.container.parts import LEAST_PREVIEW
 from diffcodec.diffusion.color import channels
 from diffcodec.diffusion.process import LOG2_E, p_excess, q_posterior
@@ -223,9 +223,9 @@ def _expected_below(chain: TileChain, alone: Sequence[int], preview: int) -> tup
     first, second, top = (chain.plan.levels[t - 1] ** 2 for t in (1, 2, preview))
     surprise = LOG2_E * first / (second - first) * second / top  # of z_1 for each sample
     below = []
-    for step in coding_steps(0, preview):
-        bits = changes[coding_steps(preview).index(step)]
-        if step == Reverse(1):
+    for step in coding_steps(0, preview, chain.phased):
+        bits = changes[coding_steps(preview, phased=chain.phased).index(step)]
+        if step == reverse_step(1, chain.phased):
             bits += samples * chain.coded * surprise
         elif isinstance(step, Reverse):
             own, finer = (each[step.timestep - 1].spacing for each in (chain.levels, levels))

@@ -14,7 +14,7 @@ domain's ``data_std``. The two ends of the chain have no Q and take this v with 
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float
@@ -38,8 +38,18 @@ from diffcodec.diffusion.process import (
 
 # (z_t [batch, 3, h, w], sigma_t [batch]) -> posterior mean and variance of x
 PosteriorModel = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-# (x, z_1), both [batch, 3, h, w] -> code length of x given z_1, in bits, of every sample
-RemainderModel = Callable[[Tensor, Tensor], Tensor]
+
+
+class PhasedModel(Protocol):
+    """Codes the lowest two variables in phases (:mod:`diffcodec.diffusion.phases`)."""
+
+    def remainder_bits(self, x: Tensor, z_1: Tensor) -> Tensor:
+        """Code length of x given z_1, in bits, of every sample; all [batch, 3, height, width]."""
+        ...
+
+    def first_bits(self, z_1: Tensor, z_2: Tensor, sigma: Tensor) -> Tensor:
+        """Code length of z_1 given z_2 at noise levels sigma [batch], in bits, of every sample."""
+        ...
 
 
 def remainder_bits(
@@ -112,7 +122,7 @@ def chain_bound_bits(
     generator: torch.Generator,
     variance: str = "learned",
     coded: int = 3,
-    remainder: RemainderModel | None = None,
+    phased: PhasedModel | None = None,
 ) -> Float[Tensor, "batch parts"]:
     """Monte Carlo estimate of the bound of a plan, per part, in bits per dimension.
 
@@ -124,7 +134,7 @@ def chain_bound_bits(
         generator: on the device of x.
         variance: one of ``variances.VARIANCES``.
         coded: leading channels that count: 3, or 1 for grey images in a domain with luma.
-        remainder: gives x given z_1; the posterior truncated to the M candidates by default.
+        phased: codes x given z_1 and z_1 given z_2 in phases; by default the posterior does.
 
     Returns:
         [batch, T + 1]: the remainder, p(z_1 | z_2), the steps upward, and the prior last.
@@ -142,8 +152,9 @@ def chain_bound_bits(
             tau = (sigma_t**2 - levels[t - 1] ** 2).sqrt()
             z = z + tau * torch.randn(x.shape, generator=generator, device=generator.device)
         sigma = torch.full((x.shape[0],), plan.levels[t], dtype=x.dtype, device=x.device)
-        if t == 0 and remainder is not None:
-            parts.append(to_bits_per_dimension(remainder(x, z_1)[:, :coded]))
+        if t < 2 and phased is not None:
+            told = phased.first_bits(z_1, z, sigma) if t else phased.remainder_bits(x, z_1)
+            parts.append(to_bits_per_dimension(told[:, :coded]))
             continue
         xhat, v = model(z, sigma)
         if t == 0:

@@ -8,9 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffcodec.diffusion.bound import (
+    PhasedModel,
     PosteriorModel,
     Quantiser,
-    RemainderModel,
     above,
     draw_dither,
     fix_variance,
@@ -109,17 +109,22 @@ class NoisyImages:
         a = self.ends[0]
         return remainder_bits(self.remainder[:a], self.z_1[:a], xhat[:a], v[:a], self.first.steps)
 
-    def upper_bits(self, xhat: Tensor, v: Tensor, variance: str) -> tuple[Tensor, Tensor]:
-        """Of the images at the second level and of those above, by the posterior of all."""
-        (a, b), z_1, z, sigma_1 = self.ends, self.z_1, self.z, self.first.sigma
-        second, sigma_t = self.noise[a:b], self.noise[b:]
-        p_1 = p_first(xhat[a:b], v[a:b], z[a:b], sigma_1, second, self.first.steps)
+    def first_bits(self, xhat: Tensor, v: Tensor) -> Tensor:
+        """Of z_1 of the images at the second level, by the posterior of all images."""
+        rows, (steps, sigma_1) = slice(*self.ends), self.first
+        p = p_first(xhat[rows], v[rows], self.z[rows], sigma_1, self.noise[rows], steps)
+        return discretized_gaussian_bits(self.z_1[rows], *p, steps)
+
+    def step_bits(self, xhat: Tensor, v: Tensor, variance: str = "learned") -> Tensor:
+        """Of the images above the second level, by their posterior, the last of those given."""
+        rows, sigma_1 = slice(self.ends[1], None), self.first.sigma
+        z_1, z, sigma_t = self.z_1[rows], self.z[rows], self.noise[rows]
+        xhat, v = xhat[len(xhat) - len(z) :], v[len(v) - len(z) :]
         sigma_s = sigma_t / TRAINING_RATIO
-        q = q_posterior(z_1[b:], z[b:], above(sigma_s, sigma_1), above(sigma_t, sigma_1))
-        p = p_reverse(xhat[b:], step_variance(v[b:], variance), z[b:], sigma_s, sigma_t)
+        q = q_posterior(z_1, z, above(sigma_s, sigma_1), above(sigma_t, sigma_1))
+        p = p_reverse(xhat, step_variance(v, variance), z, sigma_s, sigma_t)
         count = math.log(MAX_SIGMA / lowest_step(self.quantiser)) / math.log(TRAINING_RATIO)
-        steps = self.density[b:, None, None, None] * count * gaussian_kl_bits(q, p)
-        return discretized_gaussian_bits(z_1[a:b], *p_1, self.first.steps), steps
+        return self.density[rows, None, None, None] * count * gaussian_kl_bits(q, p)
 
     def mean(self, *bits: Tensor) -> Float[Tensor, ""]:
         """The share's part of the batch's code length, in bits per dimension."""
@@ -186,7 +191,7 @@ def code_length_loss(
     share: Share = WHOLE,
     variance: str = "learned",
     quantiser: int = 2,
-    remainder: RemainderModel | None = None,
+    phased: PhasedModel | None = None,
 ) -> Float[Tensor, ""]:
     """Stratified one-sample estimate of the codec's code length, in bits per dimension.
 
@@ -199,18 +204,26 @@ def code_length_loss(
             batch has at least 8 images, each share as many as the others.
         variance: one of ``variances.VARIANCES``.
         quantiser: M of luma at the first level.
-        remainder: gives x given z_1; the posterior truncated to the M candidates by default.
+        phased: codes x given z_1 and z_1 given z_2 in phases; by default the posterior does.
 
     Returns:
         Scalar, differentiable.
     """
     noisy = add_noise(x, color, generator, share, quantiser)
-    xhat, v = fix_variance(model, color, variance)(noisy.z, noisy.sigma)
-    if remainder is None:
-        lowest = noisy.remainder_bits(xhat, v)
-    else:
-        lowest = remainder(x[: noisy.ends[0]], noisy.z_1[: noisy.ends[0]])
-    return noisy.mean(lowest, *noisy.upper_bits(xhat, v, variance))
+    model = fix_variance(model, color, variance)
+    if phased is None:
+        xhat, v = model(noisy.z, noisy.sigma)
+        return noisy.mean(
+            noisy.remainder_bits(xhat, v),
+            noisy.first_bits(xhat, v),
+            noisy.step_bits(xhat, v, variance),
+        )
+    (a, b), (z_1, z, sigma) = noisy.ends, (noisy.z_1, noisy.z, noisy.sigma)
+    return noisy.mean(
+        phased.remainder_bits(x[:a], z_1[:a]),
+        phased.first_bits(z_1[a:b], z[a:b], sigma[a:b]),
+        noisy.step_bits(*model(z[b:], sigma[b:]), variance),
+    )
 
 
 def simple_loss(
@@ -257,5 +270,9 @@ def hybrid_loss(
     noisy = add_noise(x, color, generator, share, quantiser)
     xhat, v = fix_variance(model, color, variance)(noisy.z, noisy.sigma)
     mean = xhat.detach()
-    bits = noisy.mean(noisy.remainder_bits(mean, v), *noisy.upper_bits(mean, v, variance))
+    bits = noisy.mean(
+        noisy.remainder_bits(mean, v),
+        noisy.first_bits(mean, v),
+        noisy.step_bits(mean, v, variance),
+    )
     return noisy.squared_error(xhat) + HYBRID_WEIGHT * bits

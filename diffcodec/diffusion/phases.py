@@ -1,12 +1,15 @@
-"""The image given z_1, in the four phases of the 2 x 2 grid: mixtures of discretized logistics.
+"""The lowest two variables in the four phases of the 2 x 2 grid: x given z_1, and z_1 given z_2.
 
-As PixelCNN++ has them (Salimans et al. 2017, section 2.1), with two differences. A sample is one of
-the M integers that z_1 leaves of it, so its mixture is truncated to these. And means and scales
-are relative to the posterior of x given z_1 by the U-Net: in units of its standard deviation and
-some more, from its mean. Within a pixel the error of luma shifts the means of Co, and those of both
-the means of Cg.
+Pixels of a phase know those of the phases before, and within a pixel Co knows Y, Cg both: the error
+of luma shifts the mean of Co, those of both the mean of Cg. Everything is relative to what the
+U-Net says of the variable without that context: in units of its standard deviation from its mean.
+
+x has mixtures of discretized logistics, as in PixelCNN++ (Salimans et al. 2017, section 2.1), here
+truncated to the M integers that z_1 leaves of a sample. z_1 has a Gaussian's masses over the bins
+of its lattice, as without context.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple
 
 import torch
@@ -15,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffcodec.diffusion.color import Numbers
-from diffcodec.diffusion.process import LOG2_E
+from diffcodec.diffusion.process import LOG2_E, Gaussian, discretized_gaussian_bits
 
 PHASES = ((0, 0), (1, 1), (0, 1), (1, 0))  # row and column in each square of 2 x 2, in their order
 LEAST_STD = 0.3  # grey levels, added to the posterior's
@@ -29,13 +32,21 @@ Samples = Float[Tensor, "batch 3 rows columns"]
 
 
 def unit_of(std: Numbers) -> Numbers:
-    """What errors, means and scales are measured in, by the posterior's standard deviation."""
+    """What errors of x are measured in, by the posterior's standard deviation."""
     return std + LEAST_STD
 
 
+def first_unit(variance: Numbers, steps: Numbers, sqrt: Callable[[Numbers], Numbers]) -> Numbers:
+    """What errors of z_1 are measured in: a Gaussian's width with that of a bin."""
+    return sqrt(variance + steps * steps / 12)
+
+
 def parameter_count(components: int) -> int:
-    """Of a pixel: weights, means and log scales of each channel's logistics, and three shifts."""
-    return 9 * components + 3
+    """Of a pixel: weights, means and log scales of each channel's logistics, and three shifts.
+
+    With no components those of Gaussians: means, log scales and shifts.
+    """
+    return 9 * components + 3 if components else 9
 
 
 def of_phase(field: Numbers, number: int) -> Numbers:
@@ -73,11 +84,38 @@ def mixtures(parameters: Numbers) -> Mixtures[Numbers]:
     return Mixtures(split[:, :, 0], split[:, :, 1], split[:, :, 2], parameters[:, 9 * k :])
 
 
-class Phased(NamedTuple):
-    """What a network predicts of x given z_1, and each phase's mixtures given those before."""
+class Gaussians(NamedTuple, Generic[Numbers]):
+    """The parameters of one phase of z_1, in units, [batch, 3, rows, columns] each."""
 
-    mean: Images  # of the posterior
-    unit: Images  # see unit_of
+    means: Numbers
+    log_scales: Numbers
+    coupling: Numbers
+
+
+def gaussians(parameters: Numbers) -> Gaussians[Numbers]:
+    """What a phase's network predicts of z_1, taken apart; of arrays and of tensors alike."""
+    return Gaussians(parameters[:, :3], parameters[:, 3:6], parameters[:, 6:])
+
+
+def channel_shift(channel: int, coupling: Numbers, errors: Sequence[Numbers]) -> Numbers:
+    """What the errors of the channels before add to a channel's mean, in units.
+
+    Args:
+        channel: 0, 1 or 2.
+        coupling: of Y in Co, of Y in Cg, of Co in Cg, [batch, 3, rows, columns].
+        errors: of the channels before, [batch, rows, columns] each.
+    """
+    shift: Numbers = 0 * coupling[:, 0]
+    for i in range(channel):
+        shift = shift + coupling[:, channel - 1 + i] * errors[i]
+    return shift
+
+
+class Phased(NamedTuple):
+    """What a network predicts of x or z_1: without context, and by phase given those before."""
+
+    mean: Images
+    unit: Images  # see unit_of and first_unit
     parameters: list[Parameters]  # of every phase
 
 
@@ -102,9 +140,7 @@ def mixture_bits(
         half: half the width of one candidate.
     """
     weights, means, log_scales, coupling = mixtures(parameters)
-    y, co = error[:, 0], error[:, 1]
-    a, b, c = coupling.unbind(1)
-    shift = torch.stack([torch.zeros_like(y), a * y, b * y + c * co], 1)
+    shift = _shifts(coupling, error)
     centre, inverse = means + shift[:, :, None], torch.exp(-log_scales.clamp(*LOG_SCALES))
 
     def log_probability(below: Tensor, above: Tensor) -> Tensor:
@@ -113,6 +149,36 @@ def mixture_bits(
 
     chosen = log_probability(error - half, error + half)
     return LOG2_E * (log_probability(low, high) - chosen)
+
+
+def _shifts(coupling: Samples, error: Samples) -> Samples:
+    return torch.stack([channel_shift(c, coupling, error.unbind(1)) for c in range(3)], 1)
+
+
+def first_bits(z_1: Images, predicted: Phased, steps: Tensor) -> Images:
+    """Code length of z_1 given z_2, in bits, of every sample.
+
+    Args:
+        z_1: of the dithered quantiser.
+        predicted: by the network, which was told z_1.
+        steps: M by channel, [3, 1, 1].
+    """
+    bits = torch.empty_like(z_1)
+    for number, parameters in enumerate(predicted.parameters):
+        z, mean, unit = (of_phase(field, number) for field in (z_1, *predicted[:2]))
+        height, width = z.shape[2:]
+        means, log_scales, coupling = gaussians(parameters[:, :, :height, :width])
+        centre = mean + unit * (means + _shifts(coupling, (z - mean) / unit))
+        scale = unit * torch.exp(log_scales.clamp(*LOG_SCALES))
+        p = Gaussian(centre, first_variance(scale, steps))
+        of_phase(bits, number)[:] = discretized_gaussian_bits(z, *p, steps)
+    return bits
+
+
+def first_variance(scale: Numbers, steps: Numbers) -> Numbers:
+    """Of the density whose masses over bins of M make a variable of this standard deviation."""
+    variance: Numbers = (scale * scale - steps * steps / 12).clip(min=steps * steps / 64)
+    return variance
 
 
 def phased_bits(x: Images, z_1: Images, predicted: Phased, steps: Tensor) -> Images:

@@ -16,14 +16,15 @@ def answer(model: Model, plan: Plan, requests: Sequence[Asked]) -> list[Answer]:
     if phase:
         shared = torch.stack([request.shared for request in phase])
         errors = np.stack([request.errors for request in phase])
-        return list(model.phase_parameters(phase[0].number, shared, errors))
+        return list(model.phase_parameters(phase[0].timestep, phase[0].number, shared, errors))
     whole = [request for request in requests if isinstance(request, Request)]
     z, timestep = np.stack([request.z for request in whole]), whole[0].timestep
-    if timestep == 1 and model.phased:
-        mean, variance, made = model.begin_phases(z)
+    sigma = plan.levels[timestep - 1]
+    if timestep <= 2 and model.phased:
+        mean, variance, made = model.begin_phases(timestep - 1, z, sigma)
         rows = [[each[k] for each in made] for k in range(len(z))]
         return list(map(Posterior, mean, variance, rows))
-    return list(map(Posterior, *model.posterior_x(z, plan.levels[timestep - 1])))
+    return list(map(Posterior, *model.posterior_x(z, sigma)))
 
 
 def is_usable(answer: Answer) -> bool:

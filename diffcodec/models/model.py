@@ -120,8 +120,8 @@ class Model:
 
     @property
     def phased(self) -> bool:
-        """Whether it codes x given z_1 in phases."""
-        return getattr(self.network, "phases", None) is not None
+        """Whether it codes x given z_1, and z_1 given z_2, in phases."""
+        return bool(getattr(self.network, "phases", ()))
 
     @property
     def _phased_network(self) -> PhasedNetwork:
@@ -129,31 +129,39 @@ class Model:
         return cast(PhasedNetwork, self.network)
 
     def begin_phases(
-        self, z_1: NDArray[np.float64]
+        self, which: int, z: NDArray[np.float64], sigma: float
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], list[Tensor]]:
-        """Mean and variance as :meth:`posterior_x`, and what each phase makes of z_1."""
-        mean, v, shared = self._ask(z_1, self._phased_network.begin_phases)
+        """Mean and variance as :meth:`posterior_x`, and what each phase makes of z.
+
+        Args:
+            which: variable is to be told, 0 for x or 1 for z_1.
+            z: the one above it.
+            sigma: its noise level.
+        """
+        network = self._phased_network
+        mean, v, shared = self._ask(z, lambda padded: network.begin_phases(which, padded, sigma))
         return mean, v, shared
 
     def phase_parameters(
-        self, number: int, shared: Tensor, errors: NDArray[np.float64]
+        self, which: int, number: int, shared: Tensor, errors: NDArray[np.float64]
     ) -> NDArray[np.float32]:
-        """Of the mixtures of a phase; see ``PhasedNetwork``.
+        """Of the distributions of a phase; see ``PhasedNetwork``.
 
         Args:
+            which: variable, 0 for x or 1 for z_1.
             number: of the phase.
-            shared: what it made of z_1.
+            shared: what it made of the variable above.
             errors: [batch, 3, height, width], of any height and width.
 
         Returns:
-            [batch, 9 k + 3, rows, columns], rows and columns those of ``shared``.
+            [batch, parameters, rows, columns], rows and columns those of ``shared``.
         """
         height, width = errors.shape[2:]
         rows, columns = shared.shape[2:]
         padding = (0, 2 * columns - width, 0, 2 * rows - height)
         with torch.inference_mode():
             padded = F.pad(torch.from_numpy(errors), padding)
-            parameters = self._phased_network.phase_parameters(number, shared, padded)
+            parameters = self._phased_network.phase_parameters(which, number, shared, padded)
         HEAP.release_unused()
         found: NDArray[np.float32] = parameters.numpy()
         return found

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
+from diffcodec.diffusion.color import first_sigma
+
 PREFIX = "experts."  # what the names of an expert's tensors begin with, then its number
 PHASES_PREFIX = "phases."
 ENSEMBLES = {"none": (), "mirror": (-1,), "rotation": (-2, -1)}  # the axes that are reversed
@@ -59,13 +61,13 @@ class UNetConfig:
 
 @dataclass(frozen=True)
 class PhasesConfig:
-    """Shape of the small networks that give x given z_1, phase by phase.
+    """Shape of the small networks that code x given z_1, and z_1 given z_2, phase by phase.
 
     Attributes:
         quantiser: M of luma at the first level that they are for.
         channels: of each.
         blocks: residual blocks of each.
-        components: logistics of a mixture.
+        components: logistics of a mixture of x.
     """
 
     quantiser: int = 8
@@ -93,8 +95,9 @@ class NetworkConfig:
         self_ensemble: one of ``ENSEMBLES``: the reflection whose answer, turned back, the posterior
             of x is averaged with (geometric self-ensemble, Lim et al. 2017, section 3.5).
         self_ensemble_up_to: the noise level up to which it is.
-        phases: of small networks behind the first expert, for x given z_1; or None, where x is
-            coded by the posterior alone.
+        phases: of small networks behind the first expert for x given z_1, and behind the second
+            for z_1 given z_2; or None, where both are coded by the posterior alone. The first
+            expert is then for the first level alone, the second for the second and maybe more.
     """
 
     experts: tuple[tuple[float, UNetConfig], ...] = ((math.inf, UNetConfig()),)
@@ -119,13 +122,20 @@ class NetworkConfig:
             raise ValueError(
                 "experts of several colour domains or numbers of classes: expected one"
             )
-        if self.phases and self.experts[0][1].patch > 2:
-            raise ValueError(
-                f"phases behind an expert of patch {self.experts[0][1].patch}: expected 1 or 2"
-            )
+        if self.phases:
+            self._check_phases()
         if self.self_ensemble not in ENSEMBLES:
             raise ValueError(
                 f"self-ensemble {self.self_ensemble!r}: expected one of {', '.join(ENSEMBLES)}"
+            )
+
+    def _check_phases(self) -> None:
+        patches = [shape.patch for _, shape in self.experts[:2]]
+        if len(patches) < 2 or not set(patches) <= {1, 2}:
+            raise ValueError(f"phases behind experts of patches {patches}: expected two of 1 or 2")
+        if self.expert_at(first_sigma(self.quantiser)) or self.ensemble_axes(0):
+            raise ValueError(
+                "phases whose first level is not the first expert's, or with a self-ensemble"
             )
 
     @property

@@ -1,16 +1,26 @@
 """The float network: an expert denoiser for each range of noise levels."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from diffcodec.diffusion.bound import quantiser_of
 from diffcodec.diffusion.color import DOMAINS, channels, first_sigma
-from diffcodec.diffusion.phases import ERROR_STEPS, LARGEST_ERROR, Phased, phased_bits, unit_of
+from diffcodec.diffusion.phases import (
+    ERROR_STEPS,
+    LARGEST_ERROR,
+    Phased,
+    first_bits,
+    first_unit,
+    phased_bits,
+    unit_of,
+)
+from diffcodec.diffusion.process import p_first
 from diffcodec.networks.config import ENSEMBLES, PHASES_PREFIX, PREFIX, NetworkConfig
-from diffcodec.networks.phases import PhaseNetworks, outline_phases
+from diffcodec.networks.phases import outline_phases, phase_networks
 from diffcodec.networks.protocol import Field, digest
 from diffcodec.networks.unet import Images, Labels, UNet, outline
 
@@ -29,29 +39,58 @@ class ExpertDenoisers(nn.Module):
         self.config = config
         unets = nn.ModuleList(UNet(shape) for _, shape in config.experts)
         self.experts: Sequence[UNet] = unets  # type: ignore[assignment]
-        first = config.experts[0][1]
-        self.phases = PhaseNetworks(config.phases, first) if config.phases else None
+        self.phases = phase_networks(config)
 
-    def phased(self, x: Images, z_1: Images, labels: Labels | None = None) -> Phased:
+    def phased_x(self, x: Images, z_1: Images, labels: Labels | None = None) -> Phased:
         """What is predicted of x given z_1 where x is known, phase by phase."""
-        assert self.phases is not None
         sigma = z_1.new_full((len(z_1),), first_sigma(self.config.quantiser))
         features = self.experts[0].features(z_1, sigma, labels)
         mean, v = self.experts[0].read_out(features, z_1, sigma)
-        unit = unit_of(v.sqrt())
-        errors = ((x - mean) / unit).clamp(-LARGEST_ERROR, LARGEST_ERROR)
-        return Phased(mean, unit, self.phases(features, errors))
+        return self._phased(0, features, x, mean, unit_of(v.sqrt()))
+
+    def phased_z_1(
+        self,
+        z_1: Images,
+        z_2: Images,
+        sigma: Float[Tensor, " batch"],
+        labels: Labels | None = None,
+    ) -> Phased:
+        """What is predicted of z_1 given z_2 where z_1 is known, phase by phase."""
+        unet, domain = self.experts[1], DOMAINS[self.config.color]
+        features = unet.features(z_2, sigma, labels)
+        xhat, v = unet.read_out(features, z_2, sigma)
+        steps, sigma_1 = quantiser_of(domain, self.config.quantiser, z_2)
+        p = p_first(xhat, v, z_2, sigma_1, unet.noise_of(sigma), steps)
+        return self._phased(1, features, z_1, p.mean, first_unit(p.variance, steps, torch.sqrt))
+
+    def _phased(
+        self, which: int, features: Tensor, variable: Images, mean: Images, unit: Images
+    ) -> Phased:
+        errors = ((variable - mean) / unit).clamp(-LARGEST_ERROR, LARGEST_ERROR)
+        return Phased(mean, unit, self.phases[which](features, errors))
 
     @property
-    def remainder(self) -> Callable[[Images, Images], Images] | None:
-        """Code length of x given z_1, in bits, by phases; None of a network without."""
-        return self.remainder_bits if self.phases else None
+    def phased(self) -> "ExpertDenoisers | None":
+        """Itself, as a ``PhasedModel``; None where it has no phases."""
+        return self if self.phases else None
 
     def remainder_bits(self, x: Images, z_1: Images, labels: Labels | None = None) -> Images:
-        """The same, which takes phases."""
-        domain = DOMAINS[self.config.color]
-        steps = channels(domain.quantiser_steps(self.config.quantiser), x)
-        return phased_bits(x, z_1, self.phased(x.float(), z_1.float(), labels), steps)
+        """Code length of x given z_1: see ``PhasedModel``."""
+        return phased_bits(x, z_1, self.phased_x(x.float(), z_1.float(), labels), self._steps(x))
+
+    def first_bits(
+        self,
+        z_1: Images,
+        z_2: Images,
+        sigma: Float[Tensor, " batch"],
+        labels: Labels | None = None,
+    ) -> Images:
+        """Code length of z_1 given z_2: see ``PhasedModel``."""
+        predicted = self.phased_z_1(z_1.float(), z_2.float(), sigma.float(), labels)
+        return first_bits(z_1, predicted, self._steps(z_1))
+
+    def _steps(self, like: Tensor) -> Tensor:
+        return channels(DOMAINS[self.config.color].quantiser_steps(self.config.quantiser), like)
 
     def forward(
         self, z: Images, sigma: Float[Tensor, " batch"], labels: Labels | None = None
@@ -120,31 +159,24 @@ class FloatNetwork:
         mean, v = (torch.cat(field).double() for field in zip(*fields, strict=True))
         return mean, v
 
-    @property
-    def phases(self) -> PhaseNetworks | None:
-        """Those of the module."""
-        return self.module.phases
-
-    def begin_phases(self, z_1: Field) -> tuple[Field, Field, list[Tensor]]:
+    def begin_phases(self, which: int, z: Field, sigma: float) -> tuple[Field, Field, list[Tensor]]:
         """See ``PhasedNetwork``."""
-        assert self.module.phases is not None
-        level = torch.tensor([first_sigma(self.config.quantiser)])
-        unet, answers = self.module.experts[0], []
-        for i, image in enumerate(z_1.float().contiguous(memory_format=CHANNELS_LAST).split(1)):
+        level = torch.tensor([float(sigma)])
+        unet, phases, answers = self.module.experts[which], self.module.phases[which], []
+        for i, image in enumerate(z.float().contiguous(memory_format=CHANNELS_LAST).split(1)):
             label = None if self._labels is None else self._labels[i : i + 1]
             features = unet.features(image, level, label)
             mean, v = unet.read_out(features, image, level)
-            answers.append((mean.double(), v.double(), *self.module.phases.shared(features)))
+            answers.append((mean.double(), v.double(), *phases.shared(features)))
         mean, v, *shared = map(torch.cat, zip(*answers, strict=True))
         return mean, v, shared
 
-    def phase_parameters(self, number: int, shared: Tensor, errors: Field) -> Tensor:
+    def phase_parameters(self, which: int, number: int, shared: Tensor, errors: Field) -> Tensor:
         """See ``PhasedNetwork``."""
-        assert self.module.phases is not None
         told = (errors.float() / ERROR_STEPS).split(1)
         return torch.cat(
             [
-                self.module.phases.parameters_of(number, *each)
+                self.module.phases[which].parameters_of(number, *each)
                 for each in zip(shared.split(1), told, strict=True)
             ]
         )
@@ -157,10 +189,7 @@ def float_network(config: NetworkConfig, weights: Mapping[str, Tensor]) -> Float
         ValueError: if these are not the network's weights in float32, all of them finite.
     """
     outlines = [outline(shape, len(weights)).state_dict() for _, shape in config.experts]
-    phases: Mapping[str, Tensor] = {}
-    if config.phases:
-        first = config.experts[0][1]
-        phases = outline_phases(config.phases, first, len(weights)).state_dict()
+    phases = [part.state_dict() for part in outline_phases(config, len(weights))]
     expected = join_experts(outlines, phases)
     if weights.keys() != expected.keys():
         raise ValueError("its tensors are not those of its network")
@@ -183,9 +212,9 @@ def split_experts(tensors: Mapping[str, Tensor], count: int) -> list[dict[str, T
     return [_behind(f"{PREFIX}{number}.", tensors) for number in range(count)]
 
 
-def split_phases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of the phases' networks, by their own names."""
-    return _behind(PHASES_PREFIX, tensors)
+def split_phases(tensors: Mapping[str, Tensor], count: int) -> list[dict[str, Tensor]]:
+    """The tensors of the phases' networks of so many variables, by their own names."""
+    return [_behind(f"{PHASES_PREFIX}{number}.", tensors) for number in range(count)]
 
 
 def _behind(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -193,8 +222,12 @@ def _behind(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def join_experts(
-    parts: Sequence[Mapping[str, Tensor]], phases: Mapping[str, Tensor] | None = None
+    experts: Sequence[Mapping[str, Tensor]], phases: Sequence[Mapping[str, Tensor]] = ()
 ) -> dict[str, Tensor]:
     """Inverse of :func:`split_experts` and :func:`split_phases`."""
-    joined = {f"{PREFIX}{i}.{name}": t for i, part in enumerate(parts) for name, t in part.items()}
-    return joined | {f"{PHASES_PREFIX}{name}": t for name, t in (phases or {}).items()}
+    return {
+        f"{prefix}{i}.{name}": tensor
+        for prefix, parts in ((PREFIX, experts), (PHASES_PREFIX, phases))
+        for i, part in enumerate(parts)
+        for name, tensor in part.items()
+    }

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffcodec.arrays import round_significant
-from diffcodec.diffusion.color import DOMAINS, first_sigma
+from diffcodec.diffusion.color import DOMAINS
 from diffcodec.diffusion.phases import PHASES
-from diffcodec.networks.config import NetworkConfig, PhasesConfig, UNetConfig
+from diffcodec.networks.config import NetworkConfig, UNetConfig
 from diffcodec.networks.experts import split_experts, split_phases
 from diffcodec.networks.integer_layers import (
     FLOAT32_BITS,
@@ -21,7 +21,7 @@ from diffcodec.networks.integer_layers import (
     IntegerLayers,
     per_channel,
 )
-from diffcodec.networks.phases import outline_phases
+from diffcodec.networks.phases import PhaseNetworks, outline_phases
 from diffcodec.networks.protocol import Field, digest
 from diffcodec.networks.scaling import scaling
 from diffcodec.networks.unet import FOURIER_PERIOD, LOG_VARIANCE_RANGE, outline
@@ -62,10 +62,9 @@ class IntegerNetwork:
         self.experts = [
             IntegerUNet(shape, part) for (_, shape), part in zip(config.experts, parts, strict=True)
         ]
-        self.phases = None
-        if config.phases:
-            first = config.experts[0][1]
-            self.phases = IntegerPhases(config.phases, first, split_phases(tensors))
+        outlines = outline_phases(config, len(tensors))
+        own = split_phases(tensors, len(outlines))
+        self.phases = [IntegerPhases(*each) for each in zip(outlines, own, strict=True)]
         self.levels = [
             sigma
             for number, expert in enumerate(self.experts)
@@ -88,17 +87,14 @@ class IntegerNetwork:
             mean, v = (mean + other_mean.flip(axes)) / 2, (v + other_v.flip(axes)) / 2
         return mean, v
 
-    def begin_phases(self, z_1: Field) -> tuple[Field, Field, list[Tensor]]:
+    def begin_phases(self, which: int, z: Field, sigma: float) -> tuple[Field, Field, list[Tensor]]:
         """See ``PhasedNetwork``."""
-        assert self.phases is not None
-        sigma = first_sigma(self.config.quantiser)
-        mean, v, stream = self.experts[0].evaluate(z_1, sigma)
-        return mean, v, self.phases.shared(stream)
+        mean, v, stream = self.experts[which].evaluate(z, sigma)
+        return mean, v, self.phases[which].shared(stream)
 
-    def phase_parameters(self, number: int, shared: Tensor, errors: Field) -> Tensor:
+    def phase_parameters(self, which: int, number: int, shared: Tensor, errors: Field) -> Tensor:
         """See ``PhasedNetwork``."""
-        assert self.phases is not None
-        return self.phases.parameters_of(number, shared, errors)
+        return self.phases[which].parameters_of(number, shared, errors)
 
 
 class IntegerUNet(IntegerLayers):
@@ -176,17 +172,16 @@ class IntegerPhases(IntegerLayers):
     """Inference of quantised :class:`~diffcodec.networks.phases.PhaseNetworks`.
 
     Args:
-        config: of each phase.
-        unet: shape of the U-Net behind which they stand.
-        tensors: see :class:`IntegerLayers`; of one noise level.
+        outline: the networks without their numbers.
+        tensors: see :class:`IntegerLayers`; alike at all noise levels.
     """
 
-    def __init__(self, config: PhasesConfig, unet: UNetConfig, tensors: Mapping[str, Tensor]):
-        self.config, self.fold = config, 2 // unet.patch
-        super().__init__(outline_phases(config, unet, len(tensors)), tensors, [0.0])
-        none = np.zeros((1, 4 * config.channels))  # these blocks know one noise level
+    def __init__(self, outline: PhaseNetworks, tensors: Mapping[str, Tensor]):
+        super().__init__(outline, tensors, [0.0])
+        self.fold, self.blocks = outline.fold, len(outline.phases[0].blocks)
+        none = np.zeros((1, 4 * outline.phases[0].known.shape[0]))  # they know no noise level
         for number in range(len(PHASES)):
-            self._affine |= {f"phases.{number}.blocks.{k}": none for k in range(config.blocks)}
+            self._affine |= {f"phases.{number}.blocks.{k}": none for k in range(self.blocks)}
 
     def shared(self, stream: Tensor) -> list[Tensor]:
         """What each phase makes of the U-Net's stream; see ``PhaseNetworks.shared``."""
@@ -203,6 +198,6 @@ class IntegerPhases(IntegerLayers):
         folded = F.pixel_unshuffle(errors.float(), 2)
         sums = conv.sums(folded.contiguous(memory_format=torch.channels_last))
         h = self._scaled(conv, 0, sums).add_(shared)
-        for block in range(self.config.blocks):
+        for block in range(self.blocks):
             h = self._block(f"{phase}.blocks.{block}", 0, h)
         return self._output(f"{phase}.out", 0, h)

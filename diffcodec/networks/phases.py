@@ -1,7 +1,7 @@
-"""Small networks that give x given z_1, the pixels of one phase of the 2 x 2 grid after another.
+"""Small networks for one variable, the pixels of one phase of the 2 x 2 grid after another.
 
-All see the features of one evaluation of a U-Net at z_1, each also the exact x of the phases before
-its own, at half the resolution. What they predict are the mixtures of
+All see the features of one evaluation of a U-Net, each also the variable itself in the phases
+before its own, at half the resolution. What they predict are the distributions of
 :mod:`diffcodec.diffusion.phases`.
 """
 
@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffcodec.diffusion.phases import PHASES, known_before, parameter_count
-from diffcodec.networks.config import PhasesConfig, UNetConfig
+from diffcodec.networks.config import NetworkConfig, PhasesConfig, UNetConfig
 from diffcodec.networks.unet import Conv
 
 HalfSize = Float[Tensor, "batch channels rows columns"]
@@ -36,12 +36,13 @@ class Block(nn.Module):
 class Phase(nn.Module):
     """The network of one phase."""
 
-    def __init__(self, config: PhasesConfig):
+    def __init__(self, config: PhasesConfig, k: int):
         super().__init__()
-        k = config.components
         self.known = Conv(12, config.channels, 3)
         self.blocks = nn.Sequential(*(Block(config.channels) for _ in range(config.blocks)))
         self.out = Conv(config.channels, parameter_count(k), 3, gain=0.0)
+        if not k:
+            return
         with torch.no_grad():  # logistics beside each other, about as wide as the posterior
             bias = self.out.bias[: 9 * k].view(3, 3, k)
             bias[:, 1] = torch.linspace(-0.3, 0.3, k)
@@ -54,14 +55,15 @@ class PhaseNetworks(nn.Module):
     Args:
         config: of each.
         unet: shape of the U-Net behind which they stand.
+        components: of the mixtures that they predict; 0 for Gaussians.
     """
 
-    def __init__(self, config: PhasesConfig, unet: UNetConfig):
+    def __init__(self, config: PhasesConfig, unet: UNetConfig, components: int):
         super().__init__()
         self.fold = 2 // unet.patch  # of the features, to half the resolution
         features = unet.channels[0] * self.fold**2
         self.features = Conv(features, len(PHASES) * config.channels, 3)
-        phases = nn.ModuleList(Phase(config) for _ in PHASES)
+        phases = nn.ModuleList(Phase(config, components) for _ in PHASES)
         self.phases: Sequence[Phase] = phases  # type: ignore[assignment]
 
     def shared(self, features: Float[Tensor, "batch channels height width"]) -> list[HalfSize]:
@@ -72,12 +74,12 @@ class PhaseNetworks(nn.Module):
     def parameters_of(
         self, number: int, shared: HalfSize, errors: Float[Tensor, "batch 3 height width"]
     ) -> HalfSize:
-        """Of a phase's mixtures.
+        """Of a phase's distributions.
 
         Args:
             number: of the phase.
             shared: its own of :meth:`shared`.
-            errors: of the posterior mean in units, clipped; 0 of what is not known before.
+            errors: of the mean in units, clipped; 0 of what is not known before.
         """
         phase = self.phases[number]
         h = shared + phase.known(F.pixel_unshuffle(errors, 2))
@@ -89,20 +91,30 @@ class PhaseNetworks(nn.Module):
         features: Float[Tensor, "batch channels height width"],
         errors: Float[Tensor, "batch 3 height width"],
     ) -> list[HalfSize]:
-        """The parameters of every phase, where the encoder knows all of x."""
+        """The parameters of every phase, where the encoder knows the whole variable."""
         return [
             self.parameters_of(number, shared, errors * known_before(number, errors))
             for number, shared in enumerate(self.shared(features))
         ]
 
 
-def outline_phases(config: PhasesConfig, unet: UNetConfig, tensors: int) -> PhaseNetworks:
+def phase_networks(config: NetworkConfig) -> Sequence[PhaseNetworks]:
+    """Those for x, behind the first expert, and those for z_1, behind the second."""
+    networks, shape = [], config.phases
+    if shape is not None:
+        first, second = (unet for _, unet in config.experts[:2])
+        networks = [PhaseNetworks(shape, first, shape.components), PhaseNetworks(shape, second, 0)]
+    modules: Sequence[PhaseNetworks] = nn.ModuleList(networks)  # type: ignore[assignment]
+    return modules
+
+
+def outline_phases(config: NetworkConfig, tensors: int) -> Sequence[PhaseNetworks]:
     """The networks without their numbers: see :func:`diffcodec.networks.unet.outline`.
 
     Raises:
         ValueError: if they have more blocks than there are tensors, or no such network can be.
     """
-    if config.blocks > tensors:
-        raise ValueError(f"{config.blocks} blocks, but only {tensors} tensors")
+    if config.phases and config.phases.blocks > tensors:
+        raise ValueError(f"{config.phases.blocks} blocks, but only {tensors} tensors")
     with torch.device("meta"):
-        return PhaseNetworks(config, unet)
+        return phase_networks(config)

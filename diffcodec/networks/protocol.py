@@ -56,23 +56,28 @@ class PosteriorNetwork(Protocol):
 
 
 class PhasedNetwork(PosteriorNetwork, Protocol):
-    """One that can also tell x given z_1 phase by phase (:mod:`diffcodec.diffusion.phases`).
+    """One that can also tell x given z_1, and z_1 given z_2, in phases.
 
-    Its ``phases`` are not None then, and plans begin at its quantiser's noise level.
+    See :mod:`diffcodec.diffusion.phases`. Plans begin at its quantiser's noise level.
     """
 
-    phases: Any
-
-    def begin_phases(self, z_1: Field) -> tuple[Field, Field, list[Tensor]]:
-        """Mean and variance of x given z_1, and what each phase makes of it, [batch, ...]."""
-        ...
-
-    def phase_parameters(self, number: int, shared: Tensor, errors: Field) -> Tensor:
-        """The mixtures' parameters of a phase, float32 [batch, 9 k + 3, rows, columns].
+    def begin_phases(self, which: int, z: Field, sigma: float) -> tuple[Field, Field, list[Tensor]]:
+        """Mean and variance of x given z, and what each phase makes of it, [batch, ...].
 
         Args:
+            which: variable is to be told, 0 for x or 1 for z_1.
+            z: the one above it, z_1 or z_2.
+            sigma: its noise level.
+        """
+        ...
+
+    def phase_parameters(self, which: int, number: int, shared: Tensor, errors: Field) -> Tensor:
+        """The parameters of a phase, float32 [batch, parameters, rows, columns].
+
+        Args:
+            which: variable, 0 for x or 1 for z_1.
             number: of the phase.
-            shared: what it made of z_1.
+            shared: what it made of the variable above.
             errors: of the mean in units, as integers of ``1 / ERROR_STEPS``, clipped to
                 ``LARGEST_ERROR``; 0 of samples that are not known before the phase.
         """

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffcodec.diffusion.color import DOMAINS, channels
+from diffcodec.diffusion.bound import above, draw_dither, quantiser_of
+from diffcodec.diffusion.color import DOMAINS
 from diffcodec.diffusion.phases import ERROR_STEPS
 from diffcodec.diffusion.process import dithered_quantise, q_sample
 from diffcodec.networks.config import NetworkConfig
@@ -31,6 +32,7 @@ from diffcodec.networks.integer_layers import (
     SILU_RANGE,
     is_behind_silu,
 )
+from diffcodec.networks.phases import PhaseNetworks
 from diffcodec.networks.unet import Conv, ResidualBlock, UNet
 
 HIDDEN_BITS = 8
@@ -148,33 +150,48 @@ def quantize(
                 f"found {levels[0]} to {levels[-1]}"
             )
         parts.append(quantize_unet(expert, calibration, own))
-    return join_experts(parts, quantize_phases(network, calibration))
+    return join_experts(parts, quantize_phases(network, calibration, levels))
 
 
 def quantize_phases(
-    network: ExpertDenoisers, calibration: Float[Tensor, "batch 3 height width"]
-) -> dict[str, Tensor]:
-    """The tensors of an :class:`.IntegerPhases`, or none of a network without."""
-    phases = network.phases
-    if phases is None:
-        return {}
+    network: ExpertDenoisers,
+    calibration: Float[Tensor, "batch 3 height width"],
+    levels: Sequence[float],
+) -> list[dict[str, Tensor]]:
+    """The tensors of every :class:`.IntegerPhases`, of none in a network without."""
+    if network.phased is None:
+        return []
     network.eval().float()
-    seen = InputStatistics(phases)
-    domain = DOMAINS[network.config.color]
-    steps = channels(domain.quantiser_steps(network.config.quantiser), calibration)
+    steps, sigma_1 = quantiser_of(
+        DOMAINS[network.config.color], network.config.quantiser, calibration
+    )
+    seen = list(map(InputStatistics, network.phases))
     generator = torch.Generator().manual_seed(0)
     with torch.inference_mode():
-        dither = torch.floor(torch.rand(calibration.shape, generator=generator) * steps)
-        network.phased(calibration, dithered_quantise(calibration, dither, steps)[0])
-        seen.close()
-        tensors: dict[str, Tensor] = {}
+        dither = draw_dither(calibration.shape, steps, generator)
+        z_1, _ = dithered_quantise(calibration, dither, steps)
+        network.phased_x(calibration, z_1)
+        for level in (sigma for sigma in levels if network.config.expert_at(sigma) == 1):
+            sigma = torch.full((len(z_1),), float(level))
+            noise = torch.randn(z_1.shape, generator=generator)
+            around = above(network.experts[1].noise_of(sigma), sigma_1)
+            network.phased_z_1(z_1, q_sample(z_1, around, noise), sigma)
+    pairs = zip(network.phases, seen, strict=True)
+    return [_quantize_phases(phases, statistics) for phases, statistics in pairs]
+
+
+def _quantize_phases(phases: PhaseNetworks, seen: InputStatistics) -> dict[str, Tensor]:
+    """The tensors of one variable's."""
+    seen.close()
+    tensors: dict[str, Tensor] = {}
+    with torch.inference_mode():
         for name, conv in phases.named_modules():
             if isinstance(conv, Conv) and name.endswith("known"):
                 weight = conv.weight.detach().view(conv.shape)
                 tensors |= _quantize_first(name, weight, conv.bias, ERROR_LIMIT, 1 / ERROR_STEPS)
             elif isinstance(conv, Conv):
                 covariance = seen.covariance.get(name)
-                tensors |= _quantize_conv(name, conv, seen.top[name], covariance)
+                tensors |= _quantize_conv(name, conv, [max(seen.top[name])], covariance)
     return {name: t.clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
 
 
@@ -214,7 +231,8 @@ def is_embedding(name: str) -> bool:
 def float_weights(tensors: Mapping[str, Tensor], config: NetworkConfig) -> dict[str, Tensor]:
     """State of a float network from the tensors of a quantised one."""
     experts = map(_unet_weights, split_experts(tensors, len(config.experts)))
-    return join_experts(list(experts), _conv_weights(split_phases(tensors)))
+    phases = split_phases(tensors, 2 if config.phases else 0)
+    return join_experts(list(experts), list(map(_conv_weights, phases)))
 
 
 def _conv_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -13,9 +13,9 @@ from tqdm import tqdm
 from diffcodec.arrays import Array
 from diffcodec.codec.planes import coded_channels
 from diffcodec.diffusion.bound import (
+    PhasedModel,
     PosteriorModel,
     Quantiser,
-    RemainderModel,
     above,
     draw_dither,
     quantiser_of,
@@ -160,7 +160,7 @@ def measure_costs(
     reach: int | None = None,
     progress: bool = False,
     quantiser: int = 2,
-    remainder: RemainderModel | None = None,
+    phased: PhasedModel | None = None,
 ) -> Costs:
     """The table of a model, by one evaluation of it per level and crop.
 
@@ -172,7 +172,7 @@ def measure_costs(
         reach: how many levels a step may climb; any number by default.
         progress: whether to show a bar.
         quantiser: M of luma at the first level.
-        remainder: gives x given z_1; the posterior truncated to the M candidates by default.
+        phased: codes x given z_1 and z_1 given z_2 in phases; by default the posterior does.
 
     Raises:
         DiffcodecError: if there are no levels or crops, or the levels do not increase.
@@ -180,18 +180,18 @@ def measure_costs(
     check_grid(levels, spacings, len(x), first_sigma(quantiser))
     crops = draw_first_level(x, color, generator, quantiser)
     costs = no_costs(levels, spacings, len(x), quantiser)
-    if remainder is None:
+    if phased is None:
         at_first = batched(model, crops.z_1, first_sigma(quantiser))
         bits = remainder_bits(crops.remainder, crops.z_1, *at_first, crops.quantiser.steps)
     else:
         pairs = zip(x.split(BATCH), crops.z_1.split(BATCH), strict=True)
-        bits = torch.cat([remainder(*pair) for pair in pairs])
+        bits = torch.cat([phased.remainder_bits(*pair) for pair in pairs])
     costs.remainder[:] = crops.mean(bits)
     for j, level in enumerate(tqdm(levels, "noise levels", disable=None if progress else True)):
         noise = torch.randn(x.shape, generator=generator)
         z_t = q_sample(crops.z_1, above(level * crops.multipliers, crops.quantiser.sigma), noise)
         xhat, v = batched(model, z_t, level)
-        measure_ends(costs, crops, j, z_t, xhat, v)
+        measure_ends(costs, crops, j, z_t, xhat, v, phased)
         for i in range(0 if reach is None else max(0, j - reach), j):
             measure_step(costs, crops, (i, j), z_t, xhat, v)
     return costs
@@ -238,12 +238,17 @@ def measure_ends(
     z_t: Float[Tensor, "crops 3 height width"],
     xhat: Float[Tensor, "crops 3 height width"],
     v: Float[Tensor, "crops 3 height width"],
+    phased: PhasedModel | None,
 ) -> None:
     """Fill in z_t at level j as a chain's second, p(z_1 | z_t), and as its last, p(z_t)."""
     (steps, first), sigma_t = crops.quantiser, float(costs.levels[j]) * crops.multipliers
     if costs.levels[j] <= second_sigmas(costs.quantiser)[1] or j == 0:
-        p_1 = p_first(xhat, v, z_t, first, sigma_t, steps)
-        costs.jumps[j] = crops.mean(coder_bits(crops.z_1, p_1, steps))
+        if phased is None:
+            p_1 = p_first(xhat, v, z_t, first, sigma_t, steps)
+            bits = coder_bits(crops.z_1, p_1, steps)
+        else:
+            bits = first_bits(phased, crops.z_1, z_t, float(costs.levels[j]))
+        costs.jumps[j] = crops.mean(bits)
     prior = p_prior(crops.domain, sigma_t)
     around = Gaussian(crops.z_1, (sigma_t**2 - first**2).expand_as(z_t))
     density = crops.mean(density_bits(around, prior))
@@ -282,6 +287,20 @@ def batched(
     """The model's xhat and v at one noise level, a few crops at a time."""
     parts = [model(part, torch.full((len(part),), sigma, dtype=z.dtype)) for part in z.split(BATCH)]
     return torch.cat([xhat for xhat, _ in parts]), torch.cat([v for _, v in parts])
+
+
+def first_bits(
+    phased: PhasedModel,
+    z_1: Float[Tensor, "crops 3 height width"],
+    z_2: Float[Tensor, "crops 3 height width"],
+    sigma: float,
+) -> Float[Tensor, "crops 3 height width"]:
+    """Those of z_1 given z_2 at one noise level, a few crops at a time."""
+    parts = [
+        phased.first_bits(*pair, torch.full((len(pair[0]),), sigma, dtype=z_1.dtype))
+        for pair in zip(z_1.split(BATCH), z_2.split(BATCH), strict=True)
+    ]
+    return torch.cat(parts)
 
 
 def channels_coded(x: Float[Tensor, "crops 3 height width"], color: str) -> int:

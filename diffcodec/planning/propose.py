@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffcodec.arrays import Array
 from diffcodec.container.parts import PLAN_NAMES
-from diffcodec.diffusion.bound import PosteriorModel, RemainderModel
+from diffcodec.diffusion.bound import PhasedModel, PosteriorModel
 from diffcodec.diffusion.color import from_domain
 from diffcodec.diffusion.plan import PLANS, Plan
 from diffcodec.images.fallback import encode_fallback
@@ -56,7 +56,7 @@ def search_plans(
     seed: int = 0,
     progress: bool = False,
     quantiser: int = 2,
-    remainder: RemainderModel | None = None,
+    phased: PhasedModel | None = None,
 ) -> dict[int, FoundPlan]:
     """The best plans of a model on the usual grid; see :func:`find_plans`.
 
@@ -68,16 +68,16 @@ def search_plans(
         seed: of the noise.
         progress: whether to show a bar.
         quantiser: M of luma at the first level.
-        remainder: gives x given z_1; the posterior truncated to the M candidates by default.
+        phased: codes x given z_1 and z_1 given z_2 in phases; by default the posterior does.
     """
     levels = grid_levels(quantiser)
     generator = torch.Generator().manual_seed(seed)
     with torch.inference_mode():
-        spacings, same = grid_spacings(levels), (quantiser, remainder)
+        spacings, same = grid_spacings(levels), (quantiser, phased)
         costs = measure_costs(model, x, color, levels, spacings, generator, REACH, progress, *same)
 
     def files_bpd(plan: Plan) -> float:
-        return float(predict_files(model, x, color, plan, others_bpd, seed, remainder).mean())
+        return float(predict_files(model, x, color, plan, others_bpd, seed, phased).mean())
 
     return find_plans(costs, timesteps, others_bpd, files_bpd=files_bpd)
 
@@ -145,17 +145,17 @@ def propose_plans(
         ModelMismatchError: if it is loaded as "integer".
         DiffcodecError: see :func:`find_plans`.
     """
-    network, color, remainder = model.module.posterior_x, model.color, model.module.remainder
+    network, color, phased = model.module.posterior_x, model.color, model.module.phased
     quantiser = model.module.config.quantiser
     if timesteps is None:
         timesteps = [len(model.plans.get(e, PLANS[e]).levels) for e in PLAN_NAMES]
     others, held_out_others = fallback_bpd(x, color), fallback_bpd(held_out, color)
 
     def mean_file(plan: Plan) -> float:
-        return float(predict_files(network, x, color, plan, others, remainder=remainder).mean())
+        return float(predict_files(network, x, color, plan, others, phased=phased).mean())
 
     def held_out_files(plan: Plan) -> Array:
-        return predict_files(network, held_out, color, plan, held_out_others, remainder=remainder)
+        return predict_files(network, held_out, color, plan, held_out_others, phased=phased)
 
     found = search_plans(
         network,
@@ -165,7 +165,7 @@ def propose_plans(
         others,
         progress=progress,
         quantiser=quantiser,
-        remainder=remainder,
+        phased=phased,
     )
     proposals = {}
     for name, count in zip(PLAN_NAMES, timesteps, strict=True):

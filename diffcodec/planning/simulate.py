@@ -7,8 +7,8 @@ from torch import Tensor
 from diffcodec.arrays import Array
 from diffcodec.coding.levels import make_levels
 from diffcodec.diffusion.bound import (
+    PhasedModel,
     PosteriorModel,
-    RemainderModel,
     above,
     draw_dither,
     remainder_bits,
@@ -27,7 +27,7 @@ from diffcodec.diffusion.process import (
     to_bits_per_dimension,
 )
 from diffcodec.planning.costs import Course
-from diffcodec.planning.measure import BATCH, batched, channels_coded, coder_bits
+from diffcodec.planning.measure import BATCH, batched, channels_coded, coder_bits, first_bits
 from diffcodec.planning.search import bytes_around, with_fallback
 
 
@@ -37,7 +37,7 @@ def simulate(
     color: str,
     plan: Plan,
     generator: torch.Generator,
-    remainder: RemainderModel | None = None,
+    phased: PhasedModel | None = None,
 ) -> Course:
     """Coding crops by any plan.
 
@@ -53,11 +53,11 @@ def simulate(
     )
     z, rest = dithered_quantise(x, draw_dither(x.shape, delta[0], generator), delta[0])
     z_1 = z
-    if remainder is None:
+    if phased is None:
         changes = [remainder_bits(rest, z, *batched(model, z, plan.levels[0]), delta[0])]
     else:
         pairs = zip(x.split(BATCH), z.split(BATCH), strict=True)
-        changes = [torch.cat([remainder(*pair) for pair in pairs])]
+        changes = [torch.cat([phased.remainder_bits(*pair) for pair in pairs])]
     sent = []
     for t in range(1, len(plan.levels)):
         drawn = z + draw_std[t] * torch.randn(x.shape, generator=generator)
@@ -65,6 +65,10 @@ def simulate(
         q = Gaussian(z, (draw_std[t] ** 2).expand_as(z))
         changes.append(-coder_bits(z_t, q, delta[t]))
         xhat, v = batched(model, z_t, plan.levels[t])
+        if t == 1 and phased is not None:
+            changes.append(first_bits(phased, z, z_t, plan.levels[t]))
+            z = z_t
+            continue
         if t == 1:
             p = p_first(xhat, v, z_t, sigma[0], sigma[1], delta[0])
         else:
@@ -93,7 +97,7 @@ def predict_files(
     plan: Plan,
     others_bpd: Array,
     seed: int = 0,
-    remainder: RemainderModel | None = None,
+    phased: PhasedModel | None = None,
 ) -> Array:
     """What whole files of crops should take by any plan, in bits per dimension, [crops].
 
@@ -108,11 +112,11 @@ def predict_files(
         others_bpd: of each crop by a fallback coder (:func:`fallback_bpd`), which counts where it
             is smaller, as in the files.
         seed: of the noise.
-        remainder: gives x given z_1; the posterior truncated to the M candidates by default.
+        phased: codes x given z_1 and z_1 given z_2 in phases; by default the posterior does.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.inference_mode():
-        payload = simulate(model, x, color, plan, generator, remainder).payload
+        payload = simulate(model, x, color, plan, generator, phased).payload
     height, width = x.shape[2:]
     bits = with_fallback(payload, others_bpd)
     return bits + 8 * bytes_around(width, height) / (width * height * channels_coded(x, color))
