@@ -141,6 +141,7 @@ class FloatNetwork:
         """Labels, if there are any, are of the images to come."""
         self.module, self.config, self._labels = module, module.config, labels
         self.color, self.multiple = module.config.color, module.config.multiple
+        self.phases = module.phases
 
     @cached_property
     def identity(self) -> bytes:
@@ -162,7 +163,7 @@ class FloatNetwork:
     def begin_phases(self, which: int, z: Field, sigma: float) -> tuple[Field, Field, list[Tensor]]:
         """See ``PhasedNetwork``."""
         level = torch.tensor([float(sigma)])
-        unet, phases, answers = self.module.experts[which], self.module.phases[which], []
+        unet, phases, answers = self.module.experts[which], self.phases[which], []
         for i, image in enumerate(z.float().contiguous(memory_format=CHANNELS_LAST).split(1)):
             label = None if self._labels is None else self._labels[i : i + 1]
             features = unet.features(image, level, label)
@@ -176,7 +177,7 @@ class FloatNetwork:
         told = (errors.float() / ERROR_STEPS).split(1)
         return torch.cat(
             [
-                self.module.phases[which].parameters_of(number, *each)
+                self.phases[which].parameters_of(number, *each)
                 for each in zip(shared.split(1), told, strict=True)
             ]
         )
