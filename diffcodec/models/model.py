@@ -139,8 +139,9 @@ class Model:
             sigma: its noise level.
         """
         network = self._phased_network
-        mean, v, shared = self._ask(z, lambda padded: network.begin_phases(which, padded, sigma))
-        return mean, v, shared
+        answer = self._ask(z, lambda padded: network.begin_phases(which, padded, sigma))
+        mean, v, *shared = answer
+        return mean, v, shared[0] if shared else []
 
     def phase_parameters(
         self, which: int, number: int, shared: Tensor, errors: NDArray[np.float64]
@@ -159,9 +160,12 @@ class Model:
         height, width = errors.shape[2:]
         rows, columns = shared.shape[2:]
         padding = (0, 2 * columns - width, 0, 2 * rows - height)
-        with torch.inference_mode():
-            padded = F.pad(torch.from_numpy(errors), padding)
-            parameters = self._phased_network.phase_parameters(which, number, shared, padded)
+        try:
+            with torch.inference_mode():
+                padded = F.pad(torch.from_numpy(errors), padding)
+                parameters = self._phased_network.phase_parameters(which, number, shared, padded)
+        except OverflowError:  # of a broken model; is_usable tells the caller
+            parameters = torch.full((len(errors), 1, rows, columns), torch.nan)
         HEAP.release_unused()
         found: NDArray[np.float32] = parameters.numpy()
         return found
@@ -184,7 +188,10 @@ class Model:
         return mean, v
 
     def _ask(self, z: NDArray[np.float64], network: Callable[[Tensor], tuple[Any, ...]]) -> Any:
-        """What a network says to z, padded; the mean and the variance, cut, come first."""
+        """What a network says to z, padded; the mean and the variance, cut, come first.
+
+        Alone, and not numbers, if the network's overflow; is_posterior tells the caller.
+        """
         height, width = z.shape[2:]
         m = self.network.multiple
         padded = torch.from_numpy(z)
@@ -193,9 +200,8 @@ class Model:
         try:
             with torch.inference_mode():
                 mean, v, *others = network(padded)
-        except OverflowError:  # of a broken model; is_posterior tells the caller
-            mean = v = torch.full_like(padded, torch.nan)
-            others = [()] if self.phased else []
+        except OverflowError:
+            mean, v, *others = (torch.full_like(padded, torch.nan),) * 2
         HEAP.release_unused()
         return (*(field[:, :, :height, :width].numpy() for field in (mean, v)), *others)
 
