@@ -125,7 +125,7 @@ class IntegerLayers:
             ValueError: if one is not what the shape claims.
             KeyError: if a tensor is missing.
         """
-        _check_shapes(outline, tensors)
+        names = _checked_names(outline, tensors)
         self.levels = list(levels)
         self._silu = silu_table()
         self._affine = {
@@ -134,10 +134,7 @@ class IntegerLayers:
             if name.endswith(".affine.table")
         }
         self._tables: dict[tuple[str, int], Tensor] = {}
-        self._convs = {
-            name: self._conv(name, tensors)
-            for name in (n.removesuffix(".input") for n in tensors if n.endswith(".input"))
-        }
+        self._convs = {name: self._conv(name, tensors) for name in names}
 
     def _conv(self, name: str, tensors: Mapping[str, Tensor]) -> IntegerConv:
         """The named convolution, checked."""
@@ -236,13 +233,14 @@ class IntegerLayers:
         return self._scaled(conv, level, sums)
 
 
-def _check_shapes(outline: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse convolutions that are not those of the outline.
+def _checked_names(outline: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Of the outline's convolutions, whose tensors are of its shapes.
 
     Raises:
-        ValueError: so.
+        ValueError: if one is not.
         KeyError: if one is missing.
     """
+    names: list[str] = []
     for name, module in outline.named_modules():
         if not isinstance(module, Conv):
             continue
@@ -250,7 +248,11 @@ def _check_shapes(outline: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         parts = {name: inputs}
         if name == "conv_in":
             parts = {f"{name}.z": inputs // 3, f"{name}.phase": inputs - inputs // 3}
+        names += parts
         for part, n_in in parts.items():
-            found, expected = list(tensors[f"{part}.weight"].shape), [out, n_in, *kernel]
-            if found != expected:
-                raise ValueError(f"{part}.weight is {found}, expected {expected}")
+            shapes = {"weight": [out, n_in, *kernel], "scale": [out], "bias": [out]}
+            for kind, expected in shapes.items():
+                found = list(tensors[f"{part}.{kind}"].shape)
+                if found != expected:
+                    raise ValueError(f"{part}.{kind} is {found}, expected {expected}")
+    return names
