@@ -10,7 +10,7 @@ from jaxtyping import install_import_hook
 NUMERICAL = [f"diffcodec.{room}" for room in ("diffusion", "networks", "coding", "planning")]
 install_import_hook(NUMERICAL, "checked.checked")
 
-from tiny import tiny_model  # noqa: E402
+from tiny import phased_model, tiny_model  # noqa: E402
 
 from diffcodec.codec import tiles  # noqa: E402
 
@@ -42,3 +42,15 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_float(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same before it was quantised."""
     return tiny_model(tmp_path_factory.mktemp("float"), name="float", arithmetic="float")
+
+
+@pytest.fixture(scope="session")
+def phased(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model file that codes the lowest two variables in phases."""
+    return phased_model(tmp_path_factory.mktemp("phased"))
+
+
+@pytest.fixture(scope="session")
+def phased_float(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same before it was quantised."""
+    return phased_model(tmp_path_factory.mktemp("phased-float"), arithmetic="float")

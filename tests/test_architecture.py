@@ -103,15 +103,18 @@ from pathlib import Path
 from PIL import Image
 import diffcodec
 
-model = sys.argv[1]
 image = Image.effect_noise((32, 32), 50).convert("RGB")
-assert diffcodec.decode(diffcodec.encode(image, model), model=model) == image
+for model in sys.argv[1:]:
+    assert diffcodec.decode(diffcodec.encode(image, model), model=model) == image
 assert not {"sympy", "torch._dynamo", "matplotlib"} & set(sys.modules)
 """
 
 
-def test_coding_loads_no_compiler(tiny: Path) -> None:
+def test_coding_loads_no_compiler(tiny: Path, phased: Path) -> None:
     """It would take longer than coding a small image."""
     subprocess.run(
-        [sys.executable, "-c", CODING, str(tiny)], check=True, cwd=PACKAGE.parent, timeout=100
+        [sys.executable, "-c", CODING, str(tiny), str(phased)],
+        check=True,
+        cwd=PACKAGE.parent,
+        timeout=100,
     )

@@ -8,13 +8,21 @@ from typing import Any
 
 import torch
 
-from diffcodec.diffusion.plan import geometric_plan
+from diffcodec.diffusion.color import first_sigma
+from diffcodec.diffusion.plan import Plan, geometric_plan, shipped_plan
 from diffcodec.models.export import serialise_float_model, serialise_model
-from diffcodec.networks.config import NetworkConfig, UNetConfig
+from diffcodec.networks.config import NetworkConfig, PhasesConfig, UNetConfig
 from diffcodec.networks.experts import ExpertDenoisers
 
 TINY = UNetConfig(channels=(8, 8), blocks=(1, 1), patch=2, embedding=16)
 TIMESTEPS = {"fast": 4, "default": 6, "best": 8}
+PHASES = PhasesConfig(quantiser=8, channels=4, blocks=1, components=2)
+# The networks of x stand behind an expert of patch 1, those of z_1 behind one of 2.
+PHASED = NetworkConfig(((3.0, replace(TINY, patch=1)), (math.inf, TINY)), phases=PHASES)
+PHASED_PLANS = {
+    name: shipped_plan(first_sigma(PHASES.quantiser), *levels)
+    for name, levels in (("fast", (12.0, 200.0)), ("default", (9.0, 40.0, 300.0)))
+}
 
 
 def tiny_model(
@@ -33,14 +41,32 @@ def tiny_model(
     """
     main = replace(TINY, **shape)
     low = [(up_to, replace(main, **changes)) for up_to, changes in (below or {}).items()]
-    config = NetworkConfig((*low, (math.inf, main)), *ensemble)
+    described = {plan: geometric_plan(TIMESTEPS[plan]) for plan in plans}
+    network = random_network(NetworkConfig((*low, (math.inf, main)), *ensemble), seed)
+    return _written(folder / f"{name}.safetensors", network, described, arithmetic)
+
+
+def phased_model(folder: Path, name: str = "phased", arithmetic: str = "integer") -> Path:
+    """A model file that codes x given z_1, and z_1 given z_2, in phases; its plans are few."""
+    return _written(
+        folder / f"{name}.safetensors", random_network(PHASED), PHASED_PLANS, arithmetic
+    )
+
+
+def random_network(config: NetworkConfig, seed: int = 0) -> ExpertDenoisers:
+    """Of small weights, also where training starts from zero; larger where phases are told much."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = ExpertDenoisers(config)
-        for parameter in network.parameters():  # also those that start at zero
-            torch.nn.init.normal_(parameter, std=0.05)
-    described = {plan: geometric_plan(TIMESTEPS[plan]) for plan in plans}
-    path = folder / f"{name}.safetensors"
+        for name, parameter in network.named_parameters():
+            is_known = name.startswith("phases") and ".out." not in name
+            torch.nn.init.normal_(parameter, std=0.1 if is_known else 0.05)
+    return network
+
+
+def _written(
+    path: Path, network: ExpertDenoisers, described: Mapping[str, Plan], arithmetic: str
+) -> Path:
     calibration = torch.arange(2 * 3 * 16 * 16).view(2, 3, 16, 16) % 251.0
     about = {"data": "none"}
     if arithmetic == "float":

@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffcodec.diffusion.phases import PHASES, known_before, parameter_count
+from diffcodec.diffusion.phases import PHASES, Parameters, known_before, parameter_count
 from diffcodec.networks.config import NetworkConfig, PhasesConfig, UNetConfig
-from diffcodec.networks.unet import Conv
+from diffcodec.networks.unet import Conv, NoNumbers
 
+Features = Float[Tensor, "batch features height_in_patches width_in_patches"]
 HalfSize = Float[Tensor, "batch channels rows columns"]
 
 
@@ -66,14 +67,14 @@ class PhaseNetworks(nn.Module):
         phases = nn.ModuleList(Phase(config, components) for _ in PHASES)
         self.phases: Sequence[Phase] = phases  # type: ignore[assignment]
 
-    def shared(self, features: Float[Tensor, "batch channels height width"]) -> list[HalfSize]:
+    def shared(self, features: Features) -> list[HalfSize]:
         """What each phase makes of the U-Net's features, before it knows any of x."""
         folded = F.pixel_unshuffle(features, self.fold)
         return list(self.features(folded).chunk(len(PHASES), 1))
 
     def parameters_of(
         self, number: int, shared: HalfSize, errors: Float[Tensor, "batch 3 height width"]
-    ) -> HalfSize:
+    ) -> Parameters:
         """Of a phase's distributions.
 
         Args:
@@ -87,10 +88,8 @@ class PhaseNetworks(nn.Module):
         return out.float()
 
     def forward(
-        self,
-        features: Float[Tensor, "batch channels height width"],
-        errors: Float[Tensor, "batch 3 height width"],
-    ) -> list[HalfSize]:
+        self, features: Features, errors: Float[Tensor, "batch 3 height width"]
+    ) -> list[Parameters]:
         """The parameters of every phase, where the encoder knows the whole variable."""
         return [
             self.parameters_of(number, shared, errors * known_before(number, errors))
@@ -116,5 +115,5 @@ def outline_phases(config: NetworkConfig, tensors: int) -> Sequence[PhaseNetwork
     """
     if config.phases and config.phases.blocks > tensors:
         raise ValueError(f"{config.phases.blocks} blocks, but only {tensors} tensors")
-    with torch.device("meta"):
+    with torch.device("meta"), NoNumbers():
         return phase_networks(config)

@@ -214,11 +214,11 @@ def outline(config: UNetConfig, tensors: int) -> UNet:
     """
     if sum(config.blocks) > tensors:
         raise ValueError(f"{config.blocks} blocks, but only {tensors} tensors")
-    with torch.device("meta"), _NoNumbers():
+    with torch.device("meta"), NoNumbers():
         return UNet(config)
 
 
-class _NoNumbers(TorchFunctionMode):
+class NoNumbers(TorchFunctionMode):
     """Leaves numbers that are not there undrawn.
 
     On the meta device a draw or a product makes PyTorch import sympy and its compiler: a second of
@@ -237,4 +237,5 @@ class _NoNumbers(TorchFunctionMode):
             return args[0] if args else given["tensor"]
         if func in (Tensor.mul, Tensor.div):
             return args[0]
-        return torch.empty(*args) if func is torch.randn else func(*args, **given)
+        sizes = {torch.randn: args, torch.linspace: args[2:]}.get(func)
+        return func(*args, **given) if sizes is None else torch.empty(*sizes)
