@@ -17,9 +17,9 @@ from diffcodec.diffusion.bound import (
     gaussian_pixel_variance,
     remainder_bits,
 )
-from diffcodec.diffusion.color import first_sigma, DOMAINS, channels
+from diffcodec.diffusion.color import DOMAINS, channels, first_sigma
 from diffcodec.diffusion.losses import (
-    END_SHARE,
+    END_SHARES,
     HYBRID_WEIGHT,
     MAX_SIGMA,
     Share,
@@ -434,7 +434,7 @@ def test_hybrid_loss_leaves_the_mean_to_l_simple():
     plain = 2 * (fields["xhat"].detach() - x) / fields["sigma"] ** 2 / x.numel()
     weight = found.abs().sum((1, 2, 3)) / plain.abs().sum((1, 2, 3))
     torch.testing.assert_close(found, plain * weight[:, None, None, None], rtol=1e-4, atol=1e-9)
-    ends = 2 * int(len(x) * END_SHARE)
+    ends = 2 * int(len(x) * END_SHARES[0])
     assert weight[:ends].tolist() == pytest.approx([1.0] * ends, rel=1e-4)
     assert (weight[ends:].diff() > 0).all()  # drawn more often at low noise, so weighted less
     assert weight.mean().item() == pytest.approx(1, abs=0.05)

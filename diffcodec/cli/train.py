@@ -141,6 +141,12 @@ def _network_options() -> Iterable[Described]:
             "names none; may be given several times. 0 for none.",
             {"type": parse_expert, "multiple": True, "metavar": EXPERT},
         ),
+        (
+            "--phases",
+            "Code the lowest two variables in phases of the 2 x 2 grid, from a first level of M "
+            "= 8; with two experts where none are given.",
+            {"is_flag": True},
+        ),
     )
 
 
@@ -238,7 +244,9 @@ def parse_expert(text: str) -> tuple[float, dict[str, Any]]:
 
 def _shaped(ctx: click.Context, network: "NetworkConfig") -> "NetworkConfig":
     """The network with what the options change of it."""
-    from diffcodec.networks.config import PRESETS
+    from diffcodec.diffusion.color import first_sigma
+    from diffcodec.diffusion.losses import SECOND_RATIOS
+    from diffcodec.networks.config import PRESETS, PhasesConfig
 
     main, experts = network.main, network.experts[:-1]
     if _is_given(ctx, "preset"):
@@ -252,9 +260,16 @@ def _shaped(ctx: click.Context, network: "NetworkConfig") -> "NetworkConfig":
                 for up_to, shape in sorted(ctx.params["experts"], key=itemgetter(0))
                 if up_to > 0
             )
-        return replace(network, experts=(*experts, (math.inf, main)))
+        phases = network.phases
+        if ctx.params["phases"] and phases is None:
+            phases = PhasesConfig()
+            first = first_sigma(phases.quantiser)
+            lowest = experts[0][1] if experts else main
+            experts = ((1.2 * first, lowest), (SECOND_RATIOS[1] * first, main))
+            network = replace(network, self_ensemble="none")
+        return replace(network, experts=(*experts, (math.inf, main)), phases=phases)
     except ValueError as e:
-        raise click.UsageError(f"--channels, --blocks, --expert: {e}") from e
+        raise click.UsageError(f"--channels, --blocks, --expert, --phases: {e}") from e
 
 
 def _initial_network(
@@ -278,7 +293,11 @@ def _initial_network(
                 f"--init has channels {_text(begin.channels)}, blocks {_text(begin.blocks)} and "
                 f"patch {begin.patch}; {option} may only add blocks to each"
             )
-    return replace(wanted, experts=network.experts), weights
+    ensemble = "none" if network.phases else wanted.self_ensemble
+    return (
+        replace(wanted, experts=network.experts, phases=network.phases, self_ensemble=ensemble),
+        weights,
+    )
 
 
 def _text(numbers: Iterable[int]) -> str:
@@ -311,7 +330,7 @@ def _train_config(ctx: click.Context, saved: Path | None) -> "TrainConfig":
             run[name] = value
     if ctx.params["init"] is None:
         network = _shaped(ctx, network)
-    if saved is None:
+    if saved is None and not network.phases:
         network = replace(network, self_ensemble=ENSEMBLE_OF_AUGMENTATION[run["augment"]])
     if _is_given(ctx, "self_ensemble_up_to"):
         network = replace(network, self_ensemble_up_to=ctx.params["self_ensemble_up_to"])

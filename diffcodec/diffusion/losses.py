@@ -33,7 +33,8 @@ from diffcodec.diffusion.process import (
 SECOND_RATIOS = (2.0, 5.0)  # of the second level to the first, within which plans put it
 MAX_SIGMA = 800.0
 TRAINING_RATIO = 1.3  # sigma_t / sigma_s of a training step, about 24 levels
-END_SHARE = 3 / 16  # of a training batch at the first level, and as many at the second
+END_SHARES = (3 / 16, 3 / 16)  # of a training batch at the first level and at the second
+PHASED_SHARES = (7 / 16, 4 / 16)  # the same where these are in phases, which hold most bits
 SAMPLING_POWER = 1.5  # of the strata over log sigma: above 1, more samples where the bits are
 HYBRID_WEIGHT = 0.001  # lambda, of the bound in bits per dimension
 
@@ -143,17 +144,18 @@ def add_noise(
     generator: torch.Generator,
     share: Share,
     quantiser: int,
+    shares: tuple[float, float] = END_SHARES,
 ) -> NoisyImages:
     """Draw noise levels and noise for a batch, and apply those of its share to x.
 
-    ``END_SHARE`` of the batch is at the first level, as much at the second, somewhere in
-    ``second_sigmas``, the rest above, with sigma stratified over log sigma.
+    Shares of the batch are at the first level and at the second, somewhere in ``second_sigmas``,
+    the rest above, with sigma stratified over log sigma.
     """
     domain = DOMAINS[color]
     device, rows = generator.device, share.rows
     level = quantiser_of(domain, quantiser, x)
     batch = share.count * x.shape[0]
-    first = second = int(batch * END_SHARE)
+    first, second = (int(batch * end) for end in shares)
     rest = batch - first - second
     low, high = second_sigmas(quantiser)
     strata = torch.arange(rest, device=device)
@@ -209,7 +211,8 @@ def code_length_loss(
     Returns:
         Scalar, differentiable.
     """
-    noisy = add_noise(x, color, generator, share, quantiser)
+    shares = PHASED_SHARES if phased else END_SHARES
+    noisy = add_noise(x, color, generator, share, quantiser, shares)
     model = fix_variance(model, color, variance)
     if phased is None:
         xhat, v = model(noisy.z, noisy.sigma)

@@ -84,6 +84,20 @@ def shipped_plan(*levels: float) -> Plan:
     return Plan(levels, falling_lattices(len(levels)))
 
 
+def plans_from(quantiser: int) -> dict[str, Plan]:
+    """Plans of a model that is new: ``PLANS``, or such as suit a coarser first level in phases."""
+    if quantiser == 2:
+        return PLANS
+    first = first_sigma(quantiser)
+    return {
+        "fast": shipped_plan(first, *(first * ratio for ratio in (4, 11, 40, 150))),
+        "default": shipped_plan(first, *(first * ratio for ratio in (4, 8, 17, 48, 175))),
+        "best": shipped_plan(
+            first, *(first * ratio for ratio in (3, 4.5, 6.3, 9, 12, 18, 26, 44, 83, 220))
+        ),
+    }
+
+
 PLANS = {
     "fast": shipped_plan(0.5, 1.17, 1.86, 3.2, 5.5, 10, 19, 41, 105, 370),
     "default": shipped_plan(

@@ -133,6 +133,8 @@ class NetworkConfig:
         patches = [shape.patch for _, shape in self.experts[:2]]
         if len(patches) < 2 or not set(patches) <= {1, 2}:
             raise ValueError(f"phases behind experts of patches {patches}: expected two of 1 or 2")
+        if self.classes:
+            raise ValueError("phases of a network with classes: expected one or the other")
         if self.expert_at(first_sigma(self.quantiser)) or self.ensemble_axes(0):
             raise ValueError(
                 "phases whose first level is not the first expert's, or with a self-ensemble"

@@ -1,7 +1,8 @@
 """The float network: an expert denoiser for each range of noise levels."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -41,58 +42,51 @@ class ExpertDenoisers(nn.Module):
         self.experts: Sequence[UNet] = unets  # type: ignore[assignment]
         self.phases = phase_networks(config)
 
-    def phased_x(self, x: Images, z_1: Images, labels: Labels | None = None) -> Phased:
-        """What is predicted of x given z_1 where x is known, phase by phase."""
-        sigma = z_1.new_full((len(z_1),), first_sigma(self.config.quantiser))
-        features = self.experts[0].features(z_1, sigma, labels)
-        mean, v = self.experts[0].read_out(features, z_1, sigma)
-        return self._phased(0, features, x, mean, unit_of(v.sqrt()))
+    @property
+    def phased(self) -> "PhasedBits | None":
+        """Its code of the lowest two variables, if that is in phases."""
+        return PhasedBits(self.config, self) if self.phases else None
 
-    def phased_z_1(
+    def in_phases(
         self,
-        z_1: Images,
-        z_2: Images,
+        which: int,
+        variable: Images,
+        z: Images,
         sigma: Float[Tensor, " batch"],
-        labels: Labels | None = None,
     ) -> Phased:
-        """What is predicted of z_1 given z_2 where z_1 is known, phase by phase."""
-        unet, domain = self.experts[1], DOMAINS[self.config.color]
-        features = unet.features(z_2, sigma, labels)
-        xhat, v = unet.read_out(features, z_2, sigma)
-        steps, sigma_1 = quantiser_of(domain, self.config.quantiser, z_2)
-        p = p_first(xhat, v, z_2, sigma_1, unet.noise_of(sigma), steps)
-        return self._phased(1, features, z_1, p.mean, first_unit(p.variance, steps, torch.sqrt))
+        """What is predicted of a variable, phase by phase, where it is known.
 
-    def _phased(
-        self, which: int, features: Tensor, variable: Images, mean: Images, unit: Images
-    ) -> Phased:
+        Args:
+            which: 0 for x given z_1, 1 for z_1 given z_2.
+            variable: x or z_1.
+            z: the one above it.
+            sigma: the noise level of z.
+        """
+        unet = self.experts[which]
+        features = unet.features(z, sigma)
+        mean, v = unet.read_out(features, z, sigma)
+        if which == 0:
+            unit = unit_of(v.sqrt())
+        else:
+            steps, sigma_1 = quantiser_of(DOMAINS[self.config.color], self.config.quantiser, z)
+            mean, variance = p_first(mean, v, z, sigma_1, unet.noise_of(sigma), steps)
+            unit = first_unit(variance, steps, torch.sqrt)
         errors = ((variable - mean) / unit).clamp(-LARGEST_ERROR, LARGEST_ERROR)
         return Phased(mean, unit, self.phases[which](features, errors))
 
-    @property
-    def phased(self) -> "ExpertDenoisers | None":
-        """Itself, as a ``PhasedModel``; None where it has no phases."""
-        return self if self.phases else None
-
-    def remainder_bits(self, x: Images, z_1: Images, labels: Labels | None = None) -> Images:
-        """Code length of x given z_1: see ``PhasedModel``."""
-        return phased_bits(x, z_1, self.phased_x(x.float(), z_1.float(), labels), self._steps(x))
-
-    def first_bits(
+    def forward(
         self,
-        z_1: Images,
-        z_2: Images,
+        z: Images,
         sigma: Float[Tensor, " batch"],
         labels: Labels | None = None,
-    ) -> Images:
-        """Code length of z_1 given z_2: see ``PhasedModel``."""
-        predicted = self.phased_z_1(z_1.float(), z_2.float(), sigma.float(), labels)
-        return first_bits(z_1, predicted, self._steps(z_1))
+        told: tuple[int, Images] | None = None,
+    ) -> tuple[Images, Images] | Phased:
+        """Mean and variance of x given z_t, or where a variable is told, :meth:`in_phases`."""
+        if told is not None:
+            return self.in_phases(*told, z, sigma)
+        return self.posterior_alone(z, sigma, labels)
 
-    def _steps(self, like: Tensor) -> Tensor:
-        return channels(DOMAINS[self.config.color].quantiser_steps(self.config.quantiser), like)
-
-    def forward(
+    def posterior_alone(
         self, z: Images, sigma: Float[Tensor, " batch"], labels: Labels | None = None
     ) -> tuple[Images, Images]:
         """Mean and variance of x given z_t: see :meth:`UNet.posterior_x`."""
@@ -116,16 +110,44 @@ class ExpertDenoisers(nn.Module):
         One is of the image, one of its reflection, turned back: the network's errors differ
         (geometric self-ensemble, Lim et al. 2017, section 3.5).
         """
-        mean, v = self.forward(z, sigma, labels)
+        mean, v = self.posterior_alone(z, sigma, labels)
         axes = ENSEMBLES[self.config.self_ensemble]
         twice = sigma <= self.config.self_ensemble_up_to
         if axes and twice.any():
             some = None if labels is None else labels[twice]
-            other = self.forward(z[twice].flip(axes), sigma[twice], some)
+            other = self.posterior_alone(z[twice].flip(axes), sigma[twice], some)
             mean[twice], v[twice] = (
                 (a[twice] + b.flip(axes)) / 2 for a, b in zip((mean, v), other, strict=True)
             )
         return mean, v
+
+
+class PhasedBits:
+    """The code of the lowest two variables by a network with phases: a ``PhasedModel``.
+
+    Args:
+        config: of the network.
+        network: :class:`ExpertDenoisers`, compiled or not.
+    """
+
+    def __init__(self, config: NetworkConfig, network: Callable[..., Any]):
+        self.config, self.network = config, network
+
+    def remainder_bits(self, x: Images, z_1: Images) -> Images:
+        """Code length of x given z_1, in bits, of every sample."""
+        sigma = z_1.new_full((len(z_1),), first_sigma(self.config.quantiser))
+        return phased_bits(x, z_1, self._ask(0, x, z_1, sigma), self._steps(x))
+
+    def first_bits(self, z_1: Images, z_2: Images, sigma: Float[Tensor, " batch"]) -> Images:
+        """Code length of z_1 given z_2 at noise levels sigma, in bits, of every sample."""
+        return first_bits(z_1, self._ask(1, z_1, z_2, sigma), self._steps(z_1))
+
+    def _ask(self, which: int, variable: Images, z: Images, sigma: Tensor) -> Phased:
+        predicted: Phased = self.network(z.float(), sigma.float(), told=(which, variable.float()))
+        return predicted
+
+    def _steps(self, like: Tensor) -> Tensor:
+        return channels(DOMAINS[self.config.color].quantiser_steps(self.config.quantiser), like)
 
 
 class FloatNetwork:

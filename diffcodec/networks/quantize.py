@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffcodec.diffusion.bound import above, draw_dither, quantiser_of
-from diffcodec.diffusion.color import DOMAINS
+from diffcodec.diffusion.color import DOMAINS, first_sigma
 from diffcodec.diffusion.phases import ERROR_STEPS
 from diffcodec.diffusion.process import dithered_quantise, q_sample
 from diffcodec.networks.config import NetworkConfig
@@ -170,12 +170,13 @@ def quantize_phases(
     with torch.inference_mode():
         dither = draw_dither(calibration.shape, steps, generator)
         z_1, _ = dithered_quantise(calibration, dither, steps)
-        network.phased_x(calibration, z_1)
+        sigma = torch.full((len(z_1),), first_sigma(network.config.quantiser))
+        network.in_phases(0, calibration, z_1, sigma)
         for level in (sigma for sigma in levels if network.config.expert_at(sigma) == 1):
             sigma = torch.full((len(z_1),), float(level))
             noise = torch.randn(z_1.shape, generator=generator)
             around = above(network.experts[1].noise_of(sigma), sigma_1)
-            network.phased_z_1(z_1, q_sample(z_1, around, noise), sigma)
+            network.in_phases(1, z_1, q_sample(z_1, around, noise), sigma)
     pairs = zip(network.phases, seen, strict=True)
     return [_quantize_phases(phases, statistics) for phases, statistics in pairs]
 

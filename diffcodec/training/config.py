@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from diffcodec.networks.config import NetworkConfig
+from diffcodec.networks.config import PREFIX, NetworkConfig
 from diffcodec.networks.experts import join_experts, split_experts
 
 ENSEMBLE_OF_AUGMENTATION = {"all": "rotation", "mirror": "mirror", "none": "none"}
@@ -50,6 +50,7 @@ def start_of(expert: int, wanted: int, given: int) -> int:
 
 def with_experts(weights: Mapping[str, Tensor], wanted: int) -> dict[str, Tensor]:
     """A model's weights for a network of so many experts."""
-    given = len({name.split(".")[1] for name in weights})
+    given = len({name.split(".")[1] for name in weights if name.startswith(PREFIX)})
     parts = split_experts(weights, given)
-    return join_experts([parts[start_of(i, wanted, given)] for i in range(wanted)])
+    phases = {name: tensor for name, tensor in weights.items() if not name.startswith(PREFIX)}
+    return join_experts([parts[start_of(i, wanted, given)] for i in range(wanted)]) | phases

@@ -10,7 +10,8 @@ def make_optimizers(model: ExpertDenoisers, config: TrainConfig) -> list[torch.o
     """Muon for the hidden convolutions (matrices), AdamW for everything else."""
     hidden, other = [], []
     for name, p in model.named_parameters():
-        is_hidden = name.split(".")[2] in {"down", "up", "shrink", "grow"} and p.ndim == 2
+        inside = {"down", "up", "shrink", "grow", "blocks"} & set(name.split("."))
+        is_hidden = bool(inside) and p.ndim == 2
         if config.optimizer == "muon" and is_hidden and "affine" not in name:
             hidden.append(p)
         else:

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from diffcodec.diffusion.losses import Share, code_length_loss, hybrid_loss, simple_loss
-from diffcodec.diffusion.plan import PLANS
+from diffcodec.diffusion.plan import plans_from
 from diffcodec.errors import DiffcodecError
 from diffcodec.models.export import serialise_float_model, serialise_model
-from diffcodec.networks.experts import ExpertDenoisers
+from diffcodec.networks.experts import ExpertDenoisers, PhasedBits
 from diffcodec.system.files import write_file
 from diffcodec.training.config import TrainConfig, with_experts
 from diffcodec.training.crops import CropSampler, calibration_crops, domain_batch
@@ -56,6 +57,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, out: Path, init: dict[str, Tensor] | None = None):
         self.config = config
+        self.plans = plans_from(config.network.quantiser)
         self.out = out
         self.rank, self.processes = (
             (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -66,12 +68,18 @@ class Trainer:
                 f"a batch of {config.batch} cannot be divided into {config.accumulate} passes of "
                 f"{self.processes} processes; give --batch a multiple of {shares}"
             )
+        if config.network.phases and self.processes > 1:  # which exchange one pass's gradients
+            raise DiffcodecError("a network with phases in several processes: expected one")
         self.device = find_device(config.device)
         torch.manual_seed(config.seed)
         self.model = ExpertDenoisers(config.network)
         if init is not None:  # of a model that may have no classes and other experts
             begin = with_experts(init, len(config.network.experts))
             self.model.load_state_dict(self.model.state_dict() | begin)
+        if config.network.phases and config.loss != "vlb":
+            raise DiffcodecError(
+                f"the loss {config.loss!r} of a network with phases: expected 'vlb'; leave out one"
+            )
         if config.variance != "learned":
             for expert in self.model.experts:
                 expert.reset_variance()
@@ -152,17 +160,17 @@ class Trainer:
             "held_out_bpd": round(validation["held_out_bpd"], 4),
         }
         network = self.averaged_network()
-        data = serialise_float_model(network, PLANS, about)
+        data = serialise_float_model(network, self.plans, about)
         write_file(self.out / FLOAT_MODEL, data, force=True)
         if not final:
             return
         calibration = calibration_crops(self.train_data, c.network.color)
-        data = serialise_model(network, calibration, PLANS, about)
+        data = serialise_model(network, calibration, self.plans, about)
         write_file(self.out / MODEL, data, force=True)
 
     def draw_pictures(self, validation: Record) -> None:
         """Draw the log, and the bound by noise level, if matplotlib is there."""
-        levels, v = PLANS["default"].levels, validation
+        levels, v = self.plans["default"].levels, validation
         parts = [v["remainder_bpd"], v["first_jump_bpd"], *v["step_bpd"], v["prior_bpd"]]
         with contextlib.suppress(ImportError):
             draw_curve(read_log(self.out), len(levels), self.out / CURVE)
@@ -224,7 +232,11 @@ class Trainer:
         with autocast(self.device, c.precision):
             labels = self.train_labels(share)
             model = self.forward if labels is None else partial(self.forward, labels=labels)
-            return LOSSES[c.loss](model, x, c.network.color, generator, share, c.variance)
+            loss: Callable[..., Tensor] = LOSSES[c.loss]
+            if c.network.phases:
+                loss = partial(code_length_loss, phased=PhasedBits(c.network, self.forward))
+            same = (model, x, c.network.color, generator, share, c.variance)
+            return loss(*same, c.network.quantiser)
 
     def train_labels(self, share: Share) -> Tensor | None:
         """The labels of a share of the step's batch, some left out, if the network has classes."""
@@ -239,7 +251,7 @@ class Trainer:
     def validate(self) -> Record:
         """The averaged weights' bound on held-out crops; see :func:`.validation.validate`."""
         network = self.averaged_network().to(self.device)
-        return validate(network, self.held_out, PLANS["default"], self.config)
+        return validate(network, self.held_out, self.plans["default"], self.config)
 
     def plan_steps(self, minutes: float) -> None:
         """Set the number of steps to what so many minutes of training hold, on this machine now.

@@ -42,7 +42,10 @@ def validate(
             posterior = partial(posterior, labels=held_out.labels(BATCH, SEED, i).to(device))
         generator = torch.Generator(device).manual_seed(i)
         with autocast(device, config.precision):
-            values.append(chain_bound_bits(posterior, x, color, plan, generator, config.variance))
+            bits = chain_bound_bits(
+                posterior, x, color, plan, generator, config.variance, phased=network.phased
+            )
+            values.append(bits)
     parts = torch.cat(values)
     bound = mean_interval(parts.sum(1).tolist())
     remainder, first_jump, *steps, prior = parts.mean(0).tolist()
