@@ -1,11 +1,15 @@
 """Pixels of an image and tiles of a colour domain."""
 
+from dataclasses import dataclass
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from diffcodec.arrays import Array, Flags
 from diffcodec.coding.codecs import Allowed
+from diffcodec.coding.color_volume import MARGIN, ColorVolume
 from diffcodec.container.parts import CHAIN_MODES, COLOR_SET, MODES, Box, Container
 from diffcodec.diffusion.color import from_domain, to_domain
 from diffcodec.errors import CorruptError
@@ -39,14 +43,37 @@ def colors_entry(colors: ColorSet | None) -> dict[str, bytes]:
 
 def allowed(colors: ColorSet | None, color: str) -> Allowed | None:
     """A set of colours as the chain asks for it: of integers of the colour domain."""
-    if colors is None:
-        return None
+    return None if colors is None else AllowedColors(colors, color)
 
-    def allowed(x: Array) -> Flags:
+
+@dataclass(frozen=True)
+class AllowedColors:
+    """A set of colours in a colour domain."""
+
+    colors: ColorSet
+    color: str
+
+    def __call__(self, x: Array) -> Flags:
+        """See ``Allowed``."""
         bounded = np.clip(x, -MOST_INTEGER, MOST_INTEGER).astype(np.int16)
-        return colors.allowed(from_domain(bounded, color))
+        return self.colors.allowed(from_domain(bounded, self.color))
 
-    return allowed
+    @property
+    def volume(self) -> ColorVolume:
+        """See ``Allowed``."""
+        return _volume(self.colors, self.color)
+
+
+@lru_cache(maxsize=1)
+def _volume(colors: ColorSet, color: str) -> ColorVolume:
+    """That of a set; of few colours it takes a tenth of a second."""
+    low, high = ((-255, 255), (0, 255))[color == "rgb"]
+    lowest = (-MARGIN, low - MARGIN, low - MARGIN)
+    shape = (256 + 2 * MARGIN, *[high - low + 1 + 2 * MARGIN] * 2)
+    flags = np.zeros(shape, dtype=np.bool_)
+    x = to_domain(colors.members().astype(np.int32), color)
+    flags[tuple(channel - first for channel, first in zip(x, lowest, strict=True))] = True
+    return ColorVolume(flags, lowest)
 
 
 def crop(source: Image.Image, box: Box) -> Image.Image:

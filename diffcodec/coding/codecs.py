@@ -1,6 +1,6 @@
 """Distributions over arrays as codecs: a push onto the stack, and the pop that inverts it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,9 +9,20 @@ from jaxtyping import Float64
 
 from diffcodec.arrays import Array, Flags
 from diffcodec.coding.ans import Stack
+from diffcodec.coding.color_volume import ColorVolume
 
-# Whether the colour of integers of the colour domain, [3, height, width], can occur.
-Allowed = Callable[[Array], Flags]
+
+class Allowed(Protocol):
+    """Which colours can occur."""
+
+    def __call__(self, x: Array) -> Flags:
+        """Whether those of integers of the colour domain can, [3, height, width]."""
+        ...
+
+    @property
+    def volume(self) -> ColorVolume:
+        """The same of the whole domain."""
+        ...
 
 
 class Codec(Protocol):

@@ -63,7 +63,7 @@ def mixture_table(
     low: Float64[Array, " n"],
     unit: Float64[Array, " n"],
     count: int,
-) -> Float64[Array, "n {count}"]:
+) -> Float64[Array, "{count} n"]:
     """Probabilities of integers under mixtures of logistics truncated to them.
 
     Args:
@@ -73,7 +73,7 @@ def mixture_table(
         unit: in grey levels.
         count: candidates, one grey level apart.
     """
-    share = _exponential(_WEIGHTS, weights - weights.max(0), LEAST_LOG_WEIGHT, 0)
+    share = _shares(weights)
     inverse = _exponential(_SCALES, -log_scales, -LOG_SCALES[1], -LOG_SCALES[0])
     ends = (low + np.arange(count + 1)[:, None]) / unit  # [count + 1, n]
     below = np.zeros_like(ends)  # what lies below each end
@@ -83,4 +83,22 @@ def mixture_table(
     total = mass[0]
     for j in range(1, count):
         total = total + mass[j]
-    return np.ascontiguousarray((mass / total).T)
+    table: Array = mass / total
+    return table
+
+
+def mixture_mean(
+    weights: Float64[Array, "components n"], means: Float64[Array, "components n"]
+) -> Float64[Array, " n"]:
+    """The mean of mixtures before they are truncated, in units; weights as above."""
+    share = _shares(weights)
+    sums = share[0] * means[0], share[0]
+    for k in range(1, len(weights)):
+        sums = sums[0] + share[k] * means[k], sums[1] + share[k]
+    mean: Array = sums[0] / sums[1]
+    return mean
+
+
+def _shares(weights: Array) -> Array:
+    """What logarithms of weights stand for, the largest 1."""
+    return _exponential(_WEIGHTS, weights - weights.max(0), LEAST_LOG_WEIGHT, 0)

@@ -20,7 +20,7 @@ from diffcodec.arrays import Array
 from diffcodec.coding.ans import Stack, truncated_gaussian
 from diffcodec.coding.chain import Answer, Asked, TileChain
 from diffcodec.coding.codecs import Candidates, Codec, GaussianBins, restricted
-from diffcodec.coding.mixtures import exponential, mixture_table
+from diffcodec.coding.mixtures import exponential, mixture_mean, mixture_table
 from diffcodec.diffusion.phases import (
     PHASES,
     channel_shift,
@@ -40,18 +40,18 @@ Part = int | slice | PhasePart  # of a variable, as an index into [3, height, wi
 
 
 class PhaseFields(NamedTuple):
-    """What is known of a channel of the pixels of a phase.
+    """What is known of the pixels of a phase when a channel of them is coded.
 
     Attributes:
         parameters: of the phase, [parameters, rows, columns].
-        mean, unit: of the channel without context, [rows, columns].
-        before: errors of the channels before it, in units, [rows, columns] each.
+        mean, unit: of all channels without context, [3, rows, columns].
+        errors: of the channels before it, in units, [rows, columns] each.
     """
 
     parameters: Array
     mean: Array
     unit: Array
-    before: Sequence[Array]
+    errors: Sequence[Array]
 
 
 class OutOfRangeError(Exception):
@@ -171,14 +171,23 @@ class PhasedStep(Step):
         _, mean, unit = chain.expected
         errors = (chain.z[self.timestep] - mean) / unit
         parameters = yield from chain.phase_parameters(self.timestep, number, errors)
-        before = [errors[i, rows, columns] for i in range(channel)]
         height, width = mean[part].shape
-        known = parameters[:, :height, :width].astype(np.float64)
-        return self.phase_codec(chain, part, PhaseFields(known, mean[part], unit[part], before))
+        fields = PhaseFields(
+            parameters[:, :height, :width].astype(np.float64),
+            mean[:, rows, columns],
+            unit[:, rows, columns],
+            [errors[i, rows, columns] for i in range(channel)],
+        )
+        return self.phase_codec(chain, part, fields)
 
 
 class PhasedRemainder(PhasedStep):
-    """The image by ``p(x | z_1)``: each sample a mixture truncated to its candidates."""
+    """The image by ``p(x | z_1)``: each sample a mixture truncated to its candidates.
+
+    Where the chain knows which colours can occur, a channel's table is restricted to these: p of a
+    candidate times the probability that the channels after it make such a colour, those at the
+    errors that are expected of the ones before them.
+    """
 
     def __init__(self) -> None:
         super().__init__(timestep=0)
@@ -190,25 +199,33 @@ class PhasedRemainder(PhasedStep):
 
     def phase_codec(self, chain: TileChain, part: PhasePart, fields: PhaseFields) -> Codec:
         """See :meth:`PhasedStep.phase_codec`."""
-        channel, steps = part[0], chain.levels[0].spacing[part[0]]
+        channel, rows, columns = part
+        steps = chain.levels[0].spacing
+        lowest = chain.z[1][:, rows, columns] - (steps - 1) / 2
         weights, means, log_scales, coupling = mixtures(fields.parameters[None])
-        lowest = chain.z[1][part] - (steps - 1) / 2
-        shift = channel_shift(channel, coupling, fields.before)
-        flat = [
-            field.reshape(field.shape[0], -1)
-            for field in (
-                weights[0, channel],
-                means[0, channel] + shift,
-                log_scales[0, channel],
+        errors, tables = list(fields.errors), []
+        for c in range(channel, chain.coded if chain.allowed else channel + 1):
+            shift = channel_shift(c, coupling, errors)
+            logistics = [
+                field.reshape(len(field), -1)
+                for field in (weights[0, c], means[0, c] + shift, log_scales[0, c])
+            ]
+            table = mixture_table(
+                *(logistics[0], logistics[1], logistics[2]),
+                (lowest[c] - 0.5 - fields.mean[c]).ravel(),
+                fields.unit[c].ravel(),
+                int(steps[c].item()),
             )
-        ]
-        table = mixture_table(
-            *(flat[0], flat[1], flat[2]),
-            (lowest - 0.5 - fields.mean).ravel(),
-            fields.unit.ravel(),
-            int(steps.item()),
-        )
-        return Candidates(lowest, table)
+            tables.append(table)
+            errors.append(mixture_mean(logistics[0], logistics[1]).reshape(lowest[c].shape))
+        table = tables[0]
+        if chain.allowed:
+            x = chain.z[0][:, rows, columns]
+            coded = [x[c] if c < channel else lowest[c] for c in range(chain.coded)]
+            known = [x[c] for c in range(chain.coded, 3)]
+            flat = [field.ravel() for field in (*coded, *known)]
+            table = chain.allowed.volume.restricted(channel, tables, flat)
+        return Candidates(lowest[channel], np.ascontiguousarray(table.T))
 
 
 class PhasedFirst(PhasedStep):
@@ -229,9 +246,9 @@ class PhasedFirst(PhasedStep):
         """See :meth:`PhasedStep.phase_codec`."""
         channel, steps = part[0], chain.levels[0].spacing[part[0]]
         means, log_scales, coupling = gaussians(fields.parameters[None])
-        shift = channel_shift(channel, coupling, fields.before)[0]
-        mean = fields.mean + fields.unit * (means[0, channel] + shift)
-        scale = fields.unit * exponential(log_scales[0, channel])
+        shift = channel_shift(channel, coupling, fields.errors)[0]
+        mean = fields.mean[channel] + fields.unit[channel] * (means[0, channel] + shift)
+        scale = fields.unit[channel] * exponential(log_scales[0, channel])
         std = np.sqrt(first_variance(scale, steps))
         offset = chain.first_offset[part]
         return GaussianBins(mean, std, steps, offset, REVERSE_RADIUS)
