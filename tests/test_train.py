@@ -68,7 +68,7 @@ def small_validation(monkeypatch):
     monkeypatch.setattr(validation, "CROPS", 16)
     monkeypatch.setattr(validation, "BATCH", 8)
     monkeypatch.setattr(crops, "CALIBRATION_CROPS", 4)
-    monkeypatch.setattr(trainer_module, "PLANS", {"default": geometric_plan(4)})
+    monkeypatch.setattr(trainer_module, "plans_from", lambda _: {"default": geometric_plan(4)})
 
 
 @pytest.fixture
@@ -163,7 +163,7 @@ def test_the_seed_decides_everything(config, tmp_path):
 def test_every_step_of_every_seed_has_crops_and_noise_of_its_own(config, tmp_path, monkeypatch):
     seen = []
 
-    def record(model, x, color, generator, share, variance):
+    def record(model, x, color, generator, share, variance, quantiser):
         seen.append((x.numpy().tobytes(), generator.initial_seed()))
         return model(x, torch.ones(len(x)))[0].mean()
 
@@ -219,7 +219,7 @@ def test_gradients_are_clipped(config, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("field", ["value", "gradient"])
 def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path, monkeypatch, field):
-    def wrong(model, x, color, generator, share, variance):
+    def wrong(model, x, color, generator, share, variance, quantiser):
         mean, _ = model(x, torch.ones(len(x)))
         zero = (mean * 0).sum()
         return zero + torch.nan if field == "value" else zero.abs().sqrt()
@@ -518,7 +518,7 @@ def test_files_of_a_run(config, tmp_path, capsys):
     assert checkpoint["step"] == 110 and checkpoint["network"] == config.network.to_dict()
 
     model = load_model(tmp_path / MODEL)
-    assert model.plans == trainer_module.PLANS
+    assert model.plans == trainer_module.plans_from(2)
     assert model.info.about == {
         "images": COUNT - 1,
         "crops": 110 * 8,

@@ -236,7 +236,7 @@ class Trainer:
             if c.network.phases:
                 loss = partial(code_length_loss, phased=PhasedBits(c.network, self.forward))
             same = (model, x, c.network.color, generator, share, c.variance)
-            return loss(*same, c.network.quantiser)
+            return loss(*same, quantiser=c.network.quantiser)
 
     def train_labels(self, share: Share) -> Tensor | None:
         """The labels of a share of the step's batch, some left out, if the network has classes."""
