@@ -20,7 +20,7 @@ from unittest import mock
 
 import numpy as np
 from PIL import Image
-from tiny import tiny_model
+from tiny import phased_model, tiny_model
 
 from diffcodec import decode, encode, encode_many, load_model
 from diffcodec.codec.jobs import Choices
@@ -35,6 +35,7 @@ from diffcodec.models.known_answers import sample_image
 
 FOLDER = Path(__file__).parent / "golden"
 MODEL = FOLDER / "model.safetensors"
+PHASED_MODEL = FOLDER / "phased.safetensors"  # of the files whose names begin so
 EXPECTED = FOLDER / "expected.json"
 
 
@@ -142,6 +143,22 @@ CHAIN = {
         for width, height in ((1, 7), (7, 1), (13, 17), (31, 33), (32, 32), (33, 31), (2, 512))
     },
 }
+CHAIN |= {
+    "phased": (sized(23, 17), "default", {MARKS: True}),
+    "phased-grey": (sized(11, 14, "L"), "default", {}),
+    "phased-one-pixel": (sized(1, 1), "fast", {}),
+    "phased-progressive": (sized(13, 9), "default", {"progressive": True, "timestep": 2}),
+    "phased-lossy": (sized(13, 9), "default", {"timestep": 1}),
+    "phased-preview": (sized(9, 10), "default", {PREVIEW: 3, "draws": 2}),
+    "phased-colors": (
+        lambda: converted(14, 9, "photoycc"),
+        *("fast", {COLORS: ColorSet("photoycc")}),
+    ),
+    "phased-colors-grey": (
+        lambda: stepped(sized(9, 11, "L")(), 5),
+        *("fast", {COLORS: multiples(5, 1)}),
+    ),
+}
 # coded by a fallback, whose bytes may differ from one release of its library to the next
 FALLBACK = {
     "flat": lambda: Image.new("RGB", (40, 30), (10, 200, 30)),
@@ -206,7 +223,12 @@ BUILT = {
 NAMES = (*CHAIN, *FALLBACK, *BUILT)
 
 
-def coded(image, plan, **options):
+def model_of(name):
+    """The file of the model that a golden file is made with."""
+    return PHASED_MODEL if name.startswith("phased") else MODEL
+
+
+def coded(image, plan, path=MODEL, **options):
     """A file whose tiles are all chains."""
 
     def large(image):
@@ -234,13 +256,13 @@ def coded(image, plan, **options):
             patches.enter_context(below)
             patches.enter_context(size)
         if choices == Choices():
-            return encode(image, load_model(MODEL), plan, **options)
-        return encode_many([image], load_model(MODEL), plan, choices=choices, **options)[0]
+            return encode(image, load_model(path), plan, **options)
+        return encode_many([image], load_model(path), plan, choices=choices, **options)[0]
 
 
 def coded_by_chain(name):
     image, plan, options = CHAIN[name]
-    return coded(image(), plan, **options)
+    return coded(image(), plan, model_of(name), **options)
 
 
 def written(name):
@@ -263,10 +285,11 @@ def main(names):
     expected = json.loads(EXPECTED.read_text()) if names else {}
     if not names:
         tiny_model(FOLDER, name=MODEL.stem)
+        phased_model(FOLDER, name=PHASED_MODEL.stem)
     for name in names or NAMES:
         data = written(name)
         (FOLDER / f"{name}.dfc").write_bytes(data)
-        expected[name] = describe(decode(data, model=load_model(MODEL)))
+        expected[name] = describe(decode(data, model=load_model(model_of(name))))
     EXPECTED.write_text(json.dumps(expected, indent=1) + "\n")
 
 

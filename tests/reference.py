@@ -362,6 +362,11 @@ def column(values):
     return np.array(values, np.float64)[:, None, None]
 
 
+def multipliers(ratios):
+    first = np.sqrt((ratios * ratios - 1) / 12)
+    return first / first[0]
+
+
 class Chain:
     """One tile."""
 
@@ -370,10 +375,11 @@ class Chain:
         self.shape = (3, size[1], size[0])
         self.coded = 3 if mode == "RGB" else 1
         levels, self.lattices = model.plans[plan]
-        dither, center, std = DOMAINS[model.color]
-        self.m, self.center, self.std = column(dither), column(center), column(std)
+        ratios, center, std = (column(values) for values in DOMAINS[model.color])
+        self.center, self.std = center, std
+        self.m = ratios * round(math.sqrt(12 * levels[0] * levels[0] + 1)) / 2
         first = np.sqrt((self.m * self.m - 1) / 12)
-        self.sigma = [None, *(level * (first / first[0]) for level in levels)]
+        self.sigma = [None, first, *(level * multipliers(ratios) for level in levels[1:])]
         self.top = len(levels)
         self.levels = [None, *levels]
         words = stream(2, tile, math.prod(self.shape), number).reshape(self.shape)
@@ -456,12 +462,16 @@ class Chain:
             t = self.top
             variance = self.sigma[t] * self.sigma[t] + self.std * self.std
             z[t] = self.pop(t, np.broadcast_to(self.center, self.shape), variance)
+        phased = self.model.phases
         while t > 1:
-            z[t - 1] = self.pop(t - 1, *self.reverse(z[t], t - 1))
+            if t == 2 and phased:
+                z[1] = self.first_in_phases(z[2])
+            else:
+                z[t - 1] = self.pop(t - 1, *self.reverse(z[t], t - 1))
             if t != preview:
                 self.push(t, z[t - 1], z[t], above)
             t -= 1
-        x = self.remainder(z[1])
+        x = self.remainder_in_phases(z[1]) if phased else self.remainder(z[1])
         assert self.stack.all() == seed
         return x
 
@@ -485,7 +495,9 @@ class Chain:
 
     def reverse(self, z, s):
         """Mean and variance of z_s given z_{s+1}."""
-        xhat, v = self.network(z, s + 1)
+        return self.step_down(z, s, *self.network(z, s + 1))
+
+    def step_down(self, z, s, xhat, v):
         low, high = self.sigma[s] * self.sigma[s], self.sigma[s + 1] * self.sigma[s + 1]
         if s > 1:
             r = low / high
@@ -560,6 +572,139 @@ class Chain:
             p = np.array([tables[c, *place][k] for place in np.ndindex(self.shape[1:])])
             weights.append(p.reshape(self.shape[1:]) * share)
         return np.stack(weights)
+
+    # in phases
+
+    def in_phases(self, t, known, mean, unit, shared, sample):
+        """A variable, sample(place, parameters, errors of the channels before) one of its own."""
+        z = self.with_known(np.zeros((self.coded, *self.shape[1:])), t)
+        before = np.zeros(self.shape[1:])
+        for number, (row, start) in enumerate(PHASES):
+            places = [
+                (i, j) for i in range(row, self.shape[1], 2) for j in range(start, self.shape[2], 2)
+            ]
+            if not places:
+                continue
+            errors = np.clip(np.rint((z - mean) / unit * 128), -768, 768) * before
+            parameters = self.model.parameters(t, number, shared[number], errors)
+            for c in range(self.coded):
+                tables = known(c, z, places, parameters) if known else {}
+                for i, j in places:
+                    p = parameters[:, i // 2, j // 2].astype(np.float64)
+                    e = [(z[b, i, j] - mean[b, i, j]) / unit[b, i, j] for b in range(c)]
+                    z[c, i, j] = sample((c, i, j), p, e, tables.get((i, j)))
+            before[row::2, start::2] = 1
+        return z
+
+    def first_in_phases(self, z):
+        xhat, v, shared = self.model.begin(1, z, self.levels[2])
+        mean, variance = self.step_down(z, 1, xhat, v)
+        m2 = self.m * self.m
+        unit, offset = np.sqrt(variance + m2 / 12), self.offset(1)
+
+        def sample(place, p, errors, _):
+            c = place[0]
+            m, u = float(self.m[c, 0, 0]), unit[place]
+            centre = mean[place] + u * (p[c] + shift(c, p[6:], errors))
+            scale = u * exponential(p[3 + c], -5, 3)
+            std = math.sqrt(max(scale * scale - m * m / 12, m * m / 64))
+            bin_mean, bin_std = (centre - offset[place]) / m, std / m
+            nearest = float(np.rint(bin_mean))
+            n = nearest + self.stack.pop(Gaussian(bin_mean - nearest, bin_std, 2000))
+            return m * n + offset[place]
+
+        return self.in_phases(1, None, mean, unit, shared, sample)
+
+    def remainder_in_phases(self, z):
+        mean, v, shared = self.model.begin(0, z, self.levels[1])
+        unit, lowest = np.sqrt(v) + 0.3, z - (self.m - 1) / 2
+
+        def table(place, p, errors):
+            """Of a sample, and the mean of its mixture."""
+            c, k = place[0], (len(p) - 3) // 9
+            weights, means, log_scales = p[3 * k * c : 3 * k * (c + 1)].reshape(3, k)
+            means = means + shift(c, p[9 * k :], errors)
+            low = lowest[place] - 0.5 - mean[place]
+            return mixture(weights, means, log_scales, low, unit[place], int(self.m[c, 0, 0]))
+
+        def known(c, x, places, parameters):
+            """The table of every place, among the colours that can occur."""
+            rows = [[] for _ in range(c, self.coded)]
+            for i, j in places:
+                p = parameters[:, i // 2, j // 2].astype(np.float64)
+                e = [(x[b, i, j] - mean[b, i, j]) / unit[b, i, j] for b in range(c)]
+                for b in range(c, self.coded):
+                    probabilities, expected = table((b, i, j), p, e)
+                    rows[b - c].append(probabilities)
+                    e.append(expected)
+            at = tuple(np.array(places).T)
+            low, values = lowest[:, *at], x[:, *at].copy()
+
+            def weights(c, after):
+                out = []
+                for k, p in enumerate(np.array(after[0]).T):
+                    values[c] = low[c] + k
+                    if len(after) == 1:
+                        share = self.colors(self.rgb(values.astype(np.int64)))
+                    else:
+                        share = 0
+                        for weight in weights(c + 1, after[1:]):
+                            share = share + weight
+                    out.append(p * share)
+                return out
+
+            found = np.array(weights(c, rows)).T
+            pairs = zip(places, found, rows[0], strict=True)
+            return {place: list(own if own.any() else plain) for place, own, plain in pairs}
+
+        def sample(place, p, errors, among):
+            probabilities = among or table(place, p, errors)[0]
+            return lowest[place] + self.stack.pop(Table(probabilities))
+
+        return self.in_phases(0, known if self.colors else None, mean, unit, shared, sample)
+
+
+PHASES = ((0, 0), (1, 1), (0, 1), (1, 0))
+
+
+def shift(c, coupling, errors):
+    return sum(coupling[c - 1 + b] * errors[b] for b in range(c))
+
+
+def exponential(t, low, high):
+    return significant(math.exp(int(np.rint(min(max(t, low), high) * 64)) / 64), 30)
+
+
+def logistic_table():
+    below = [significant(1 / (1 + math.exp(-i / 64)), 30) for i in range(-1280, 1)]
+    return below + [1 - value for value in below[-2::-1]]
+
+
+LOGISTIC = logistic_table()
+
+
+def logistic(t):
+    position = (min(max(t, -20), 20 - 2.0**-20) + 20) * 64
+    k = int(position)
+    return LOGISTIC[k] + (position - k) * (LOGISTIC[k + 1] - LOGISTIC[k])
+
+
+def mixture(weights, means, log_scales, low, unit, m):
+    shares = [exponential(w - max(weights), -16, 0) for w in weights]
+    inverse = [exponential(-s, -3, 5) for s in log_scales]
+    below = []
+    for k in range(m + 1):
+        total = 0.0
+        for share, mean, factor in zip(shares, means, inverse, strict=True):
+            total = total + share * logistic(((low + k) / unit - mean) * factor)
+        below.append(total)
+    mass = [max(high - low, 0) + 1e-12 for low, high in pairwise(below)]
+    total, top, bottom = mass[0], 0.0, 0.0
+    for value in mass[1:]:
+        total = total + value
+    for share, mean in zip(shares, means, strict=True):
+        top, bottom = top + share * mean, bottom + share
+    return [value / total for value in mass], top / bottom
 
 
 def truncated(mean, std, m):
@@ -716,8 +861,7 @@ class Model:
             start, stop = (8 + size + offset for offset in entry["data_offsets"])
             flat = np.frombuffer(data[start:stop], types[entry["dtype"]])
             self.all_tensors[name] = flat.reshape(entry["shape"])
-        self.shape = json.loads(about["network"])
-        self.color = self.shape["color"]
+        self.read_network(json.loads(about["network"]))
         plans = json.loads(about["plans"])
         self.plans = {name: (plan["levels"], plan["lattices"]) for name, plan in plans.items()}
         self.silu = [
@@ -727,31 +871,76 @@ class Model:
             [significant(math.exp(8 * math.tanh(g / 16 / 8)), 24) for g in range(-256, 257)]
         )
 
+    def read_network(self, network):
+        """The experts, each with its limit and what its tensors' names begin with."""
+        self.phases = network.get("phases")
+        if "experts" in network:
+            self.view, view_up_to = network["self_ensemble"], network["self_ensemble_up_to"]
+            self.experts = [
+                (limit or math.inf, shape, f"experts.{i}.")
+                for i, (limit, shape) in enumerate(network["experts"])
+            ]
+        else:
+            self.view, view_up_to = network.get("second_view"), network.get("second_view_up_to")
+            detail = network | {"blocks": network.get("detail_blocks") or network["blocks"]}
+            self.experts = [(network.get("detail_up_to", 0), detail, "detail.")]
+            self.experts.append((math.inf, network, ""))
+        self.view_up_to = view_up_to if self.view in ("mirror", "rotation") else 0
+        shapes = [shape for _, shape, _ in self.experts]
+        self.color = shapes[-1]["color"]
+        sides = [shape["patch"] << len(shape["channels"]) - 1 for shape in shapes]
+        self.multiple = math.lcm(2 if self.phases else 1, *sides)
+
+    def named(self, prefix):
+        """The tensors whose names begin so, without it."""
+        names = [name for name in self.all_tensors if name.startswith(prefix)]
+        return {name.removeprefix(prefix): self.all_tensors[name] for name in names}
+
+    def continued(self, z):
+        height, width = z.shape[1:]
+        sides = (0, -height % self.multiple), (0, -width % self.multiple)
+        return np.pad(z, ((0, 0), *sides), "edge")
+
     def posterior(self, z, sigma):
         """Mean and variance of x given z_t, [3, height, width]."""
         height, width = z.shape[1:]
-        multiple = self.shape["patch"] << len(self.shape["channels"]) - 1
-        z = np.pad(z, ((0, 0), (0, -height % multiple), (0, -width % multiple)), "edge")
-        fields = self.posterior_of_view(z, sigma)
-        view = self.shape.get("second_view", "none")
-        if view != "none" and sigma <= self.shape["second_view_up_to"]:
-            turned = slice(None, None, -1 if view == "rotation" else 1)
-            other = self.posterior_of_view(z[:, turned, ::-1], sigma)
+        z = self.continued(z)
+        fields = self.posterior_of_view(z, sigma)[:2]
+        if sigma <= self.view_up_to:
+            turned = slice(None, None, -1 if self.view == "rotation" else 1)
+            other = self.posterior_of_view(z[:, turned, ::-1], sigma)[:2]
             fields = [(a + b[:, turned, ::-1]) / 2 for a, b in zip(fields, other, strict=True)]
         return [field[:, :height, :width] for field in fields]
 
+    def begin(self, which, z, sigma):
+        """The same, and what each phase makes of z."""
+        height, width = z.shape[1:]
+        mean, v, h = self.posterior_of_view(self.continued(z), sigma)
+        fold = 2 // self.experts[which][1]["patch"]
+        self.tensors, self.level = self.named(f"phases.{which}."), 0
+        x = self.activated("features", h * F32(self.steps("features")))
+        shared = self.scaled("features", self.sums("features", apart(x, fold)))
+        return mean[:, :height, :width], v[:, :height, :width], np.split(shared, 4)
+
+    def parameters(self, which, number, shared, errors):
+        """Of the distributions of a phase."""
+        self.tensors, self.level = self.named(f"phases.{which}."), 0
+        name, (_, rows, columns) = f"phases.{number}", shared.shape
+        sides = (0, 2 * rows - errors.shape[1]), (0, 2 * columns - errors.shape[2])
+        errors = apart(np.pad(errors, ((0, 0), *sides)), 2)
+        h = self.scaled(f"{name}.known", self.sums(f"{name}.known", errors)) + shared
+        for k in range(self.phases["blocks"]):
+            h = self.block(f"{name}.blocks.{k}", h)
+        return self.output(f"{name}.out", h)
+
     def posterior_of_view(self, z, sigma):
-        """The same of z_t as it is alone, its sides multiples of what the network halves."""
-        channels, blocks, patch = (self.shape[k] for k in ("channels", "blocks", "patch"))
-        self.tensors = self.all_tensors
-        if sigma <= self.shape.get("detail_up_to", 0):
-            blocks = self.shape.get("detail_blocks") or blocks
-            names = [name for name in self.all_tensors if name.startswith("detail.")]
-            self.tensors = {name[7:]: self.all_tensors[name] for name in names}
+        """Of z_t as it is alone, its sides multiples of what the network halves; and the stream."""
+        _, shape, prefix = next(expert for expert in self.experts if sigma <= expert[0])
+        channels, blocks, patch = (shape[k] for k in ("channels", "blocks", "patch"))
+        self.tensors = self.named(prefix)
         self.level = self.tensors["levels"].tolist().index(sigma)
-        dither, center, std = (column(values) for values in DOMAINS[self.color])
-        first = np.sqrt((dither * dither - 1) / 12)
-        s = sigma * (first / first[0])
+        ratios, center, std = (column(values) for values in DOMAINS[self.color])
+        s = sigma * multipliers(ratios)
         total = np.sqrt(s * s + std * std)
         centered = z - center
 
@@ -781,15 +970,17 @@ class Model:
             for k in range(blocks[i]):
                 h = self.block(f"up.{i}.{k}", h)
 
-        x = self.activated("conv_out", h * F32(self.steps("conv_out")))
-        high = np.floor(x / 128)
-        sums = self.sums("conv_out", high) * F32(128) + self.sums("conv_out", x - high * 128)
-        out = together(self.scaled("conv_out", sums), patch)
+        out = together(self.output("conv_out", h), patch)
         c_skip, c_out = std * std / (total * total), s * std / total
         mean = c_skip * centered + c_out * out[:3].astype(np.float64) + center
         index = np.rint(np.clip(out[3:] * F32(16), -256, 256)).astype(np.int64) + 256
         variance = c_out * c_out * self.variances[index]
-        return mean, variance
+        return mean, variance, h
+
+    def output(self, name, h):
+        x = self.activated(name, h * F32(self.steps(name)))
+        high = np.floor(x / 128)
+        return self.scaled(name, self.sums(name, high) * F32(128) + self.sums(name, x - high * 128))
 
     def sums(self, name, x, stride=1):
         """A convolution of integers, exact; padded by zeros so that the size stays (stride 1)."""
@@ -839,7 +1030,8 @@ class Model:
         return np.minimum(np.rint(silu / self.unit(name)), self.limit(name))
 
     def block(self, name, h):
-        affine = self.tensors[f"{name}.affine.table"][self.level].astype(np.float64)
+        table = self.tensors.get(f"{name}.affine.table")
+        affine = np.zeros(4 * len(h)) if table is None else table[self.level].astype(np.float64)
         scale1, shift1, scale2, shift2 = np.split(affine, 4)
         one, two = f"{name}.conv1", f"{name}.conv2"
         steps1, steps2 = self.steps(one), self.steps(two)

@@ -4,7 +4,17 @@ import json
 
 import pytest
 from damage import flipped
-from golden import BUILT, CHAIN, EXPECTED, FALLBACK, FOLDER, MODEL, coded_by_chain, describe
+from golden import (
+    BUILT,
+    CHAIN,
+    EXPECTED,
+    FALLBACK,
+    FOLDER,
+    MODEL,
+    coded_by_chain,
+    describe,
+    model_of,
+)
 
 from diffcodec import decode, recover
 from diffcodec.container.parts import CODERS, MODES, VERSION
@@ -22,7 +32,7 @@ def read(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_golden_file_decodes_to_its_pixels(name):
     data = read(name)
-    image = decode(data, model=MODEL)
+    image = decode(data, model=model_of(name))
     assert describe(image) == NAMES[name]
     container = parse(data)
     assert pack(container) == data

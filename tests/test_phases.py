@@ -239,7 +239,7 @@ def test_phased_bits_of_odd_sizes_are_those_of_every_phase(size: tuple[int, int]
 
 def table_of(*fields: np.ndarray | int) -> np.ndarray:
     """Probabilities of candidates, [n, count]."""
-    return tables.mixture_table(*fields)
+    return tables.mixture_table(*fields).T
 
 
 def float_table(

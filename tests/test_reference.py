@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import reference
-from golden import EXPECTED, FOLDER, MODEL
+from golden import EXPECTED, FOLDER, MODEL, PHASED_MODEL, model_of
 from tiny import tiny_model
 
 from diffcodec import encode, load_model
@@ -23,16 +23,17 @@ SLOW = (
 
 
 @pytest.fixture(scope="module")
-def model():
-    return reference.Model(MODEL.read_bytes())
+def models():
+    return {path: reference.Model(path.read_bytes()) for path in (MODEL, PHASED_MODEL)}
 
 
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in NAMES],
 )
-def test_a_second_decoder_comes_to_the_same_pixels(model, name):
-    mode, size, samples = reference.decode((FOLDER / f"{name}.dfc").read_bytes(), model)
+def test_a_second_decoder_comes_to_the_same_pixels(models, name):
+    data, model = (FOLDER / f"{name}.dfc").read_bytes(), models[model_of(name)]
+    mode, size, samples = reference.decode(data, model)
     expected = NAMES[name]
     assert [mode, list(size)] == [expected["mode"], expected["size"]]
     assert hashlib.sha256(samples).hexdigest() == expected["pixels"]
@@ -55,9 +56,9 @@ def test_a_second_decoder_knows_self_ensemble(tmp_path, chain_only, kind):
     assert samples == image.tobytes()
 
 
-@pytest.mark.parametrize("blocks", [(1, 1), (2, 3)])
-def test_a_second_decoder_knows_expert_denoisers(tmp_path, chain_only, blocks):
-    path = tiny_model(tmp_path, below={10.0: {"blocks": blocks}})
+@pytest.mark.parametrize("shape", [{}, {"blocks": (2, 3)}, {"patch": 1}])
+def test_a_second_decoder_knows_expert_denoisers(tmp_path, chain_only, shape):
+    path = tiny_model(tmp_path, below={10.0: shape})
     image = np.random.default_rng(1).integers(0, 256, (9, 7, 3), np.uint8)
     data = encode(image, load_model(path), "fast")
     assert parse(data).tiles[0].coder in PLAN_NAMES
