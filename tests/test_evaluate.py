@@ -89,6 +89,33 @@ def test_bound_of_an_image_of_one_tile_is_the_chains(model):
     np.testing.assert_allclose(np.stack(found), expected.numpy(), rtol=1e-9)
 
 
+@pytest.mark.parametrize("arithmetic", ["integer", "float"])
+@pytest.mark.parametrize("grey", [False, True])
+def test_bound_of_a_model_with_phases_is_of_phases(phased, arithmetic, grey):
+    model, image = load_model(phased, arithmetic), picture(0, (24, 16), grey)
+    [found] = bound_bits(model, [image], model.plans["default"], seeded())
+    rgb = np.asarray(image.convert("RGB")).transpose(2, 0, 1).astype(np.int16)
+    x = torch.from_numpy(to_domain(rgb, model.color)[None]).double()
+    same = (x, model.color, model.plans["default"])
+    coded = 1 if grey else 3
+    network = load_model(phased, "float")
+    with torch.inference_mode():
+        alone, in_phases = (
+            chain_bound_bits(torch_posterior(network), *same, seeded(), coded=coded, phased=phases)[
+                0
+            ].numpy()
+            * (24 * 16 * coded)
+            for phases in (None, network.module.phased)
+        )
+    assert found.tolist() == pytest.approx(in_phases.tolist(), rel=0.01)
+    assert (abs(found - alone)[:2] > 0.015 * found[:2]).all()
+
+
+def test_plans_of_a_model_with_phases_begin_at_its_quantiser(phased):
+    plan = find_plan(load_model(phased, "float"), "fast", 5)
+    assert plan.quantiser == 8 and len(plan.levels) == 5
+
+
 def test_bound_of_tiles_adds_up(model, monkeypatch):
     """Two tiles, each half of the image, and the second repeats the first."""
     image = picture(0, (16, 8))
@@ -103,9 +130,9 @@ def test_bound_of_tiles_adds_up(model, monkeypatch):
 def test_tiles_go_through_the_network_by_as_many_as_memory_allows(model, monkeypatch):
     sizes = []
 
-    def counted(posterior, x, *rest):
+    def counted(posterior, x, *rest, **named):
         sizes.append(len(x))
-        return chain_bound_bits(posterior, x, *rest)
+        return chain_bound_bits(posterior, x, *rest, **named)
 
     monkeypatch.setattr("diffcodec.evaluation.measure.chain_bound_bits", counted)
     monkeypatch.setattr("diffcodec.container.parts.TILE_SIDE", 8)

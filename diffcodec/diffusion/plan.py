@@ -66,11 +66,12 @@ def _are_positive(numbers: tuple[float, ...]) -> bool:
     return all(0 < number < LARGEST_NUMBER for number in numbers)
 
 
-def geometric_plan(timesteps: int, sigma_max: float = 600.0) -> Plan:
-    """A first jump of 2.5, then levels at constant ratio."""
+def geometric_plan(timesteps: int, sigma_max: float = 600.0, quantiser: int = 2) -> Plan:
+    """From the noise of a quantiser a first jump of 2.5, then levels at constant ratio."""
     from diffcodec.diffusion.schedule import geometric
 
-    levels = (0.5, *geometric(timesteps - 1, 1.25, sigma_max))
+    first = first_sigma(quantiser)
+    levels = (first, *geometric(timesteps - 1, 2.5 * first, sigma_max))
     return Plan(tuple(float(s) for s in levels), falling_lattices(timesteps))
 
 

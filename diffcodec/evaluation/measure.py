@@ -16,9 +16,20 @@ from diffcodec.codec.batches import BATCH_PIXELS
 from diffcodec.codec.encoding import encode_many
 from diffcodec.codec.planes import coded_channels
 from diffcodec.container.parts import tile_grid
-from diffcodec.diffusion.bound import chain_bound_bits
-from diffcodec.diffusion.color import to_domain
+from diffcodec.diffusion.bound import chain_bound_bits, quantiser_of
+from diffcodec.diffusion.color import channels, to_domain
+from diffcodec.diffusion.phases import (
+    ERROR_STEPS,
+    LARGEST_ERROR,
+    Phased,
+    first_bits,
+    first_unit,
+    known_before,
+    phased_bits,
+    unit_of,
+)
 from diffcodec.diffusion.plan import Plan, geometric_plan
+from diffcodec.diffusion.process import p_first
 from diffcodec.errors import UnsupportedError
 from diffcodec.models.model import Model
 from diffcodec.networks.experts import FloatNetwork
@@ -125,7 +136,9 @@ def bound_bits(
                 asked = Model(FloatNetwork(model.module, told), {}, model.name)
             x = torch.from_numpy(np.stack(arrays).astype(np.float64))
             posterior = torch_posterior(asked)
-            parts = chain_bound_bits(posterior, x, model.color, plan, generator, variance, coded)
+            phased = ModelInPhases(model, plan) if model.phased else None
+            same = (x, model.color, plan, generator, variance, coded)
+            parts = chain_bound_bits(posterior, *same, phased=phased)
             for i, bpd in zip(numbers, parts.numpy(), strict=True):
                 totals[i] += bpd * (x[0, 0].numel() * coded)
     return totals
@@ -141,6 +154,47 @@ def torch_posterior(model: Model) -> Any:
     return posterior
 
 
+class ModelInPhases:
+    """The code of the lowest two variables by a model with phases: a ``PhasedModel``."""
+
+    def __init__(self, model: Model, plan: Plan):
+        self.model, self.plan = model, plan
+
+    def remainder_bits(self, x: Tensor, z_1: Tensor) -> Tensor:
+        """Code length of x given z_1, in bits, of every sample."""
+        told = self._told(0, x, z_1, self.plan.levels[0])
+        return phased_bits(x, z_1, told, self._steps(x))
+
+    def first_bits(self, z_1: Tensor, z_2: Tensor, sigma: Tensor) -> Tensor:
+        """Code length of z_1 given z_2 at noise levels sigma, all alike, in bits."""
+        return first_bits(z_1, self._told(1, z_1, z_2, sigma[0].item()), self._steps(z_1))
+
+    def _told(self, which: int, variable: Tensor, z: Tensor, sigma: float) -> Phased:
+        """What is predicted of a variable, where it is known, as the chain asks for it."""
+        answer = self.model.begin_phases(which, z.numpy(), sigma)
+        (mean, v), shared = map(torch.from_numpy, answer[:2]), answer[2]
+        if which == 0:
+            unit = unit_of(v.sqrt())
+        else:
+            domain = self.model.domain
+            steps, sigma_1 = quantiser_of(domain, self.plan.quantiser, z)
+            sigma_2 = sigma * channels(domain.noise_multipliers, z)
+            mean, variance = p_first(mean, v, z, sigma_1, sigma_2, steps)
+            unit = first_unit(variance, steps, torch.sqrt)
+        limit = ERROR_STEPS * LARGEST_ERROR
+        errors = ((variable - mean) / unit * ERROR_STEPS).round().clamp(-limit, limit)
+        parameters = [
+            self.model.phase_parameters(
+                which, number, own, (errors * known_before(number, errors)).numpy()
+            )
+            for number, own in enumerate(shared)
+        ]
+        return Phased(mean, unit, list(map(torch.from_numpy, parameters)))
+
+    def _steps(self, like: Tensor) -> Tensor:
+        return quantiser_of(self.model.domain, self.plan.quantiser, like).steps
+
+
 def find_plan(model: Model, plan: str, timesteps: int | None = None) -> Plan:
     """The model's plan of a name, or one of so many timesteps at constant ratio.
 
@@ -148,7 +202,8 @@ def find_plan(model: Model, plan: str, timesteps: int | None = None) -> Plan:
         UnsupportedError: if the model has no such plan.
     """
     if timesteps is not None:
-        return geometric_plan(timesteps)
+        quantiser = model.module.config.quantiser if model.phased else 2
+        return geometric_plan(timesteps, quantiser=quantiser)
     if plan not in model.plans:
         raise UnsupportedError(f"no plan {plan!r} in this model; it has {', '.join(model.plans)}")
     return model.plans[plan]
