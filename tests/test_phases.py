@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 from scipy.special import expit, softmax
 from scipy.stats import logistic, norm
-from tiny import PHASED, PHASED_PLANS, PHASES, TINY
+from tiny import PHASED, PHASED_PLANS, PHASES, TINY, random_network
 from torch import Tensor
 
 from diffcodec.coding import mixtures as tables
@@ -40,7 +40,9 @@ from diffcodec.diffusion.phases import (
     parameter_count,
     phased_bits,
 )
+from diffcodec.diffusion.plan import shipped_plan
 from diffcodec.errors import ModelMismatchError
+from diffcodec.models.export import serialise_float_model
 from diffcodec.models.file import FORMATS, make_metadata, read_model_info
 from diffcodec.models.model import load_model, load_weights
 from diffcodec.networks.config import ENSEMBLES, NetworkConfig, PhasesConfig
@@ -651,8 +653,24 @@ def test_what_a_description_claims_is_checked(
         load_model(path)
 
 
-def test_phases_draw_alike_from_any_first_level() -> None:
-    """M and what suits it are one number."""
+@pytest.mark.parametrize(
+    ("levels", "experts"),
+    [
+        ((0.5, 9.0, 40.0), PHASED.experts),  # another quantiser's
+        ((first_sigma(8), 2.9, 40.0), PHASED.experts),  # the first expert's
+        ((first_sigma(8), 9.0, 40.0), ((3.0, TINY), (8.0, TINY), (math.inf, TINY))),  # a third's
+    ],
+)
+def test_plans_whose_lowest_levels_have_no_phases(tmp_path, levels, experts) -> None:
+    network = random_network(replace(PHASED, experts=experts))
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(serialise_float_model(network, {"fast": shipped_plan(*levels)}, {}))
+    message = f"begins with the noise levels {levels[0]:g} and {levels[1]:g}; with phases from M ="
+    with pytest.raises(ModelMismatchError, match=message):
+        load_model(path, "float")
+
+
+def test_the_first_level_of_a_network_and_its_multiple() -> None:
     for quantiser in (2, 8, 16):
         network = NetworkConfig(
             ((first_sigma(quantiser) + 1, TINY), (math.inf, TINY)),

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from diffcodec.diffusion.color import DOMAINS
+from diffcodec.diffusion.color import DOMAINS, first_sigma
 from diffcodec.diffusion.plan import Plan
 from diffcodec.errors import ModelMismatchError, UnsupportedError
 from diffcodec.models.file import (
@@ -233,6 +233,8 @@ def build_model(info: ModelInfo, tensors: Mapping[str, Tensor], arithmetic: str)
     config, levels = info.network, info.levels
     if config is None:
         raise ValueError("no shape of a network")
+    if config.phases:
+        _check_plans(config, info.plans)
     if not all(torch.isfinite(t).all() for t in tensors.values()):
         raise ValueError("a weight is not finite")
     tensors = read_tensors(tensors, config)
@@ -249,6 +251,23 @@ def build_model(info: ModelInfo, tensors: Mapping[str, Tensor], arithmetic: str)
         if not is_posterior(*model.posterior_x(np.zeros((1, 3, 1, 1)), sigma)):
             raise ValueError(f"a mean or variance is out of range at the noise level {sigma}")
     return model
+
+
+def _check_plans(config: NetworkConfig, plans: Mapping[str, Plan]) -> None:
+    """Refuse plans whose lowest levels are not those of the networks of phases.
+
+    Raises:
+        ValueError: so.
+    """
+    for name, plan in plans.items():
+        first, second = plan.levels[:2]
+        if plan.quantiser != config.quantiser or config.expert_at(second) != 1:
+            limits = [up_to for up_to, _ in config.experts[:2]]
+            raise ValueError(
+                f"the plan {name!r} begins with the noise levels {first:g} and {second:g}; with "
+                f"phases from M = {config.quantiser} it must with {first_sigma(config.quantiser):g}"
+                f" and one over {limits[0]:g}, up to {limits[1]:g}"
+            )
 
 
 def load_model(
