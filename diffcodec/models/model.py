@@ -18,7 +18,8 @@ from torch import Tensor
 
 from diffcodec.diffusion.color import DOMAINS, first_sigma
 from diffcodec.diffusion.plan import Plan
-from diffcodec.errors import ModelMismatchError, UnsupportedError
+from diffcodec.errors import DiffcodecError, ModelMismatchError, UnsupportedError
+from diffcodec.models.agreement import check_agreement, check_products
 from diffcodec.models.file import (
     ARITHMETICS,
     DEFAULT_MODEL,
@@ -31,6 +32,7 @@ from diffcodec.models.file import (
 )
 from diffcodec.models.layout import read_tensors
 from diffcodec.networks.config import NetworkConfig
+from diffcodec.networks.devices import CPU, describe_device, find_device
 from diffcodec.networks.experts import ExpertDenoisers, float_network
 from diffcodec.networks.integer import IntegerNetwork
 from diffcodec.networks.protocol import PhasedNetwork, PosteriorNetwork
@@ -119,6 +121,12 @@ class Model:
         return module
 
     @property
+    def device(self) -> torch.device:
+        """Where its network computes; networks of others, that do not say so, on the CPU."""
+        device: torch.device = getattr(self.network, "device", CPU)
+        return device
+
+    @property
     def phased(self) -> bool:
         """Whether it codes x given z_1, and z_1 given z_2, in phases."""
         return bool(getattr(self.network, "phases", ()))
@@ -162,12 +170,12 @@ class Model:
         padding = (0, 2 * columns - width, 0, 2 * rows - height)
         try:
             with torch.inference_mode():
-                padded = F.pad(torch.from_numpy(errors), padding)
+                padded = F.pad(torch.from_numpy(errors).to(self.device), padding)
                 parameters = self._phased_network.phase_parameters(which, number, shared, padded)
         except OverflowError:  # of a broken model; is_usable tells the caller
             parameters = torch.full((len(errors), 1, rows, columns), torch.nan)
         HEAP.release_unused()
-        found: NDArray[np.float32] = parameters.numpy()
+        found: NDArray[np.float32] = parameters.cpu().numpy()
         return found
 
     def posterior_x(
@@ -194,7 +202,7 @@ class Model:
         """
         height, width = z.shape[2:]
         m = self.network.multiple
-        padded = torch.from_numpy(z)
+        padded = torch.from_numpy(z).to(self.device)
         if width % m or height % m:
             padded = F.pad(padded, (0, -width % m, 0, -height % m), mode="replicate")
         try:
@@ -203,7 +211,7 @@ class Model:
         except OverflowError:
             mean, v, *others = (torch.full_like(padded, torch.nan),) * 2
         HEAP.release_unused()
-        return (*(field[:, :, :height, :width].numpy() for field in (mean, v)), *others)
+        return (*(field[:, :, :height, :width].cpu().numpy() for field in (mean, v)), *others)
 
 
 def is_posterior(mean: NDArray[np.float64], variance: NDArray[np.float64]) -> bool:
@@ -214,7 +222,7 @@ def is_posterior(mean: NDArray[np.float64], variance: NDArray[np.float64]) -> bo
 
 
 @lru_cache(maxsize=4)
-def _load(path: Path, stamp: tuple[int, int], arithmetic: str) -> Model:
+def _load(path: Path, stamp: tuple[int, int], arithmetic: str, device: torch.device = CPU) -> Model:
     info, data = read_model_info(path)
     if info.arithmetic == "float" and arithmetic == "integer":
         raise ModelMismatchError(
@@ -223,13 +231,37 @@ def _load(path: Path, stamp: tuple[int, int], arithmetic: str) -> Model:
         )
     try:
         tensors = load(data)
-        return build_model(info, tensors, arithmetic)
+        model = build_model(info, tensors, arithmetic)
     except (*INVALID, ModelMismatchError) as e:
         raise ModelMismatchError(f"{path}: not a diffcodec model file ({e})") from e
+    if device.type == "cpu":
+        return model
+    return _elsewhere(model, tensors, device)
 
 
-def build_model(info: ModelInfo, tensors: Mapping[str, Tensor], arithmetic: str) -> Model:
-    """The model of a file's tensors; what they lack raises one of ``INVALID``."""
+def _elsewhere(model: Model, tensors: Mapping[str, Tensor], device: torch.device) -> Model:
+    """The same on a device that has proven to give the same answers, if they are to be exact.
+
+    Raises:
+        UnsupportedError: if it does not.
+        DiffcodecError: if it fails.
+    """
+    try:
+        if model.network.is_exact:
+            check_products(device)
+        found = build_model(model.info, tensors, model.arithmetic, device)
+        if model.network.is_exact:
+            check_agreement(found, model)
+    except (RuntimeError, ValueError) as e:  # the file is none of its causes: it works on the CPU
+        name = describe_device(device)
+        raise DiffcodecError(f"{name}: the model fails there ({e}); give the device cpu") from e
+    return found
+
+
+def build_model(
+    info: ModelInfo, tensors: Mapping[str, Tensor], arithmetic: str, device: torch.device = CPU
+) -> Model:
+    """The model of a file's tensors, on a device; what they lack raises one of ``INVALID``."""
     config, levels = info.network, info.levels
     if config is None:
         raise ValueError("no shape of a network")
@@ -241,10 +273,11 @@ def build_model(info: ModelInfo, tensors: Mapping[str, Tensor], arithmetic: str)
     network: PosteriorNetwork
     if arithmetic == "integer":
         with np.errstate(all="raise"):
-            network = IntegerNetwork(config, tensors)
+            network = IntegerNetwork(config, tensors, device)
     else:
         is_float = info.arithmetic == "float"
         network = float_network(config, tensors if is_float else float_weights(tensors, config))
+        network.module.to(device)
     model = Model(network, info.plans, file=info)
     # Shapes that do not fit each other show in use: better now than in the midst of a file.
     for sigma in (levels[0], levels[-1]):
@@ -271,22 +304,28 @@ def _check_plans(config: NetworkConfig, plans: Mapping[str, Plan]) -> None:
 
 
 def load_model(
-    name_or_path: str | PathLike[str] = DEFAULT_MODEL, arithmetic: str = "integer"
+    name_or_path: str | PathLike[str] = DEFAULT_MODEL,
+    arithmetic: str = "integer",
+    device: str = "cpu",
 ) -> Model:
     """A shipped model by name, or any model file by path.
 
     Args:
         name_or_path: of the model.
         arithmetic: "integer", or "float" for research: files may not decode on another machine.
+        device: "cpu", "cuda", or "auto" for a GPU if there is one. An integer model is proven to
+            give the same answers there.
 
     Raises:
         ModelMismatchError: if there is no such model, the file is not a diffcodec model, or a float
             model is to be an integer one.
+        UnsupportedError: for another arithmetic or device, or if the device's answers are others.
+        DiffcodecError: if there is no such device, or the model fails there.
     """
     if not isinstance(arithmetic, str) or arithmetic not in ARITHMETICS:
         raise UnsupportedError(f"arithmetic {arithmetic!r}: expected one of {ARITHMETICS}")
     path = model_path(name_or_path)
-    return _load(path, file_stamp(path), arithmetic)
+    return _load(path, file_stamp(path), arithmetic, find_device(device))
 
 
 def load_weights(name_or_path: str | Path) -> tuple[NetworkConfig, dict[str, Tensor]]:

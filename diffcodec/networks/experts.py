@@ -161,9 +161,15 @@ class FloatNetwork:
 
     def __init__(self, module: ExpertDenoisers, labels: Labels | None = None):
         """Labels, if there are any, are of the images to come."""
-        self.module, self.config, self._labels = module, module.config, labels
+        self.module, self.config = module, module.config
+        self._labels = None if labels is None else labels.to(self.device)
         self.color, self.multiple = module.config.color, module.config.multiple
         self.phases = module.phases
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return next(self.module.parameters()).device
 
     @cached_property
     def identity(self) -> bytes:
@@ -174,7 +180,7 @@ class FloatNetwork:
         """Mean and variance of x given z_t: see ``PosteriorNetwork``."""
         images = z.float().contiguous(memory_format=CHANNELS_LAST).split(1)
         labels = [None] * len(images) if self._labels is None else self._labels.split(1)
-        level = torch.tensor([float(sigma)])
+        level = torch.tensor([float(sigma)], device=z.device)
         fields = [
             self.module.posterior_x(image, level, label)
             for image, label in zip(images, labels, strict=True)
@@ -184,7 +190,7 @@ class FloatNetwork:
 
     def begin_phases(self, which: int, z: Field, sigma: float) -> tuple[Field, Field, list[Tensor]]:
         """See ``PhasedNetwork``."""
-        level = torch.tensor([float(sigma)])
+        level = torch.tensor([float(sigma)], device=z.device)
         unet, phases, answers = self.module.experts[which], self.phases[which], []
         for i, image in enumerate(z.float().contiguous(memory_format=CHANNELS_LAST).split(1)):
             label = None if self._labels is None else self._labels[i : i + 1]

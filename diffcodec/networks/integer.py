@@ -13,13 +13,13 @@ from diffcodec.arrays import round_significant
 from diffcodec.diffusion.color import DOMAINS
 from diffcodec.diffusion.phases import PHASES
 from diffcodec.networks.config import NetworkConfig, UNetConfig
+from diffcodec.networks.devices import CPU
 from diffcodec.networks.experts import split_experts, split_phases
 from diffcodec.networks.integer_layers import (
     FLOAT32_BITS,
     INPUT_LIMIT,
     PHASE_AMPLITUDE,
     IntegerLayers,
-    per_channel,
 )
 from diffcodec.networks.phases import PhaseNetworks, outline_phases
 from diffcodec.networks.protocol import Field, digest
@@ -54,17 +54,20 @@ class IntegerNetwork:
 
     is_exact = True
 
-    def __init__(self, config: NetworkConfig, tensors: Mapping[str, Tensor]):
+    def __init__(
+        self, config: NetworkConfig, tensors: Mapping[str, Tensor], device: torch.device = CPU
+    ):
         """Load and check: see :class:`IntegerUNet` and :class:`IntegerPhases`."""
-        self.config, self._tensors = config, tensors
+        self.config, self._tensors, self.device = config, tensors, device
         self.color, self.multiple = config.color, config.multiple
         parts = split_experts(tensors, len(config.experts))
         self.experts = [
-            IntegerUNet(shape, part) for (_, shape), part in zip(config.experts, parts, strict=True)
+            IntegerUNet(shape, part, device)
+            for (_, shape), part in zip(config.experts, parts, strict=True)
         ]
         outlines = outline_phases(config, len(tensors))
         own = split_phases(tensors, len(outlines))
-        self.phases = [IntegerPhases(*each) for each in zip(outlines, own, strict=True)]
+        self.phases = [IntegerPhases(*each, device) for each in zip(outlines, own, strict=True)]
         self.levels = [
             sigma
             for number, expert in enumerate(self.experts)
@@ -103,17 +106,20 @@ class IntegerUNet(IntegerLayers):
     Tensors: those of :class:`IntegerLayers`, and ``levels`` [n].
     """
 
-    def __init__(self, config: UNetConfig, tensors: Mapping[str, Tensor]):
+    def __init__(
+        self, config: UNetConfig, tensors: Mapping[str, Tensor], device: torch.device = CPU
+    ):
         """Load and check: see :class:`IntegerLayers`."""
-        super().__init__(outline(config, len(tensors)), tensors, tensors["levels"].tolist())
+        shape = outline(config, len(tensors))
+        super().__init__(shape, tensors, tensors["levels"].tolist(), device)
         self.config = config
         domain = DOMAINS[config.color]
         self._center, self._data_std, self._multipliers = (
             np.array(values)[:, None, None]  # [3, 1, 1]
             for values in (domain.center, domain.data_std, domain.noise_multipliers)
         )
-        self._sine, self._cosine = phase_tables()
-        self._variance = torch.from_numpy(variance_table())
+        self._sine, self._cosine = (table.to(device) for table in phase_tables())
+        self._variance = torch.from_numpy(variance_table()).to(device)
 
     def posterior_x(self, z: Field, sigma: float) -> tuple[Field, Field]:
         """Mean and variance of x given z_t: see :meth:`IntegerNetwork.posterior_x`."""
@@ -123,8 +129,9 @@ class IntegerUNet(IntegerLayers):
         """The same, and the stream before the last SiLU, [batch, channels, rows, columns]."""
         level = self.levels.index(sigma)
         scales = scaling(sigma * self._multipliers, self._data_std, np.sqrt)
-        c_skip, c_out, total = map(torch.from_numpy, scales)
-        center = torch.from_numpy(self._center)
+        c_skip, c_out, total, center = (
+            torch.from_numpy(factor).to(self.device) for factor in (*scales, self._center)
+        )
         centered = z - center
         h = self._input(z, centered / total)
         skips = []
@@ -144,9 +151,9 @@ class IntegerUNet(IntegerLayers):
         output = F.pixel_shuffle(self._output("conv_out", level, h), self.config.patch)
         field, log_ratio = output.chunk(2, 1)
         mean = (c_skip * centered + c_out * field.double()) + center
-        half = VARIANCE_RANGE * VARIANCE_STEPS
-        index = (log_ratio * VARIANCE_STEPS).clamp_(-half, half).round_().add_(half).long()
+        index = self._indices(log_ratio * VARIANCE_STEPS, VARIANCE_RANGE * VARIANCE_STEPS)
         v = (c_out * c_out) * self._variance[index]
+        self._check_numbers()
         return mean, v, h
 
     def _input(self, z: Tensor, normalised: Tensor) -> Tensor:
@@ -160,8 +167,10 @@ class IntegerUNet(IntegerLayers):
         conv, phase_conv = self._convs["conv_in.z"], self._convs["conv_in.phase"]
         sums = conv.sums(self._unshuffle(high)).mul_(256).add_(conv.sums(self._unshuffle(low)))
         phase_sums = phase_conv.sums(self._unshuffle(torch.cat(phases, 1)))
-        h = sums.mul_(per_channel(conv.scale / INPUT_SCALE)).add_(per_channel(conv.bias))
-        return h.add_(phase_sums.mul_(per_channel(phase_conv.scale / PHASE_AMPLITUDE)))
+        h = sums.mul_(self._per_channel(conv.scale / INPUT_SCALE)).add_(
+            self._per_channel(conv.bias)
+        )
+        return h.add_(phase_sums.mul_(self._per_channel(phase_conv.scale / PHASE_AMPLITUDE)))
 
     def _unshuffle(self, x: Tensor) -> Tensor:
         patches = F.pixel_unshuffle(x.float(), self.config.patch)
@@ -174,10 +183,13 @@ class IntegerPhases(IntegerLayers):
     Args:
         outline: the networks without their numbers.
         tensors: see :class:`IntegerLayers`; alike at all noise levels.
+        device: to compute on.
     """
 
-    def __init__(self, outline: PhaseNetworks, tensors: Mapping[str, Tensor]):
-        super().__init__(outline, tensors, [0.0])
+    def __init__(
+        self, outline: PhaseNetworks, tensors: Mapping[str, Tensor], device: torch.device = CPU
+    ):
+        super().__init__(outline, tensors, [0.0], device)
         self.fold, self.blocks = outline.fold, len(outline.phases[0].blocks)
         none = np.zeros((1, 4 * outline.phases[0].known.shape[0]))  # they know no noise level
         for number in range(len(PHASES)):
@@ -189,6 +201,7 @@ class IntegerPhases(IntegerLayers):
         x = self._activate(name, 0, stream * self._steps(name, 0))
         folded = F.pixel_unshuffle(x, self.fold).contiguous(memory_format=torch.channels_last)
         sums = self._scaled(self._convs[name], 0, self._sums(name, folded))
+        self._check_numbers()
         return [part.contiguous(memory_format=torch.channels_last) for part in sums.chunk(4, 1)]
 
     def parameters_of(self, number: int, shared: Tensor, errors: Field) -> Tensor:
@@ -200,4 +213,6 @@ class IntegerPhases(IntegerLayers):
         h = self._scaled(conv, 0, sums).add_(shared)
         for block in range(self.blocks):
             h = self._block(f"{phase}.blocks.{block}", 0, h)
-        return self._output(f"{phase}.out", 0, h)
+        parameters = self._output(f"{phase}.out", 0, h)
+        self._check_numbers()
+        return parameters

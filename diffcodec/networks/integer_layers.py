@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from diffcodec.arrays import round_significant
 from diffcodec.diffusion.phases import ERROR_STEPS, LARGEST_ERROR
+from diffcodec.networks.devices import CPU
 from diffcodec.networks.exact import EXACT_LIMIT, check_exact, largest_sum
+from diffcodec.networks.gemm import GemmConv
 from diffcodec.networks.int8 import LOWER_DIGITS, ByteConv, kernels_work, shifted
 from diffcodec.networks.unet import Conv
 
@@ -75,10 +77,9 @@ def takes_bytes(name: str, weight: Tensor) -> bool:
     return largest_sum(weight.long(), *LOWER_DIGITS) < EXACT_LIMIT
 
 
-def per_channel(values: NDArray[np.float64]) -> Tensor:
-    """[c] -> float32 [1, c, 1, 1]; infinite what a hostile model has beyond that."""
-    with np.errstate(over="ignore"):
-        return torch.from_numpy(values.astype(np.float32))[None, :, None, None]
+def by_products(device: torch.device) -> bool:
+    """Whether convolutions are products of matrices there: see :mod:`diffcodec.networks.gemm`."""
+    return device.type != "cpu"
 
 
 class IntegerConv(NamedTuple):
@@ -90,9 +91,12 @@ class IntegerConv(NamedTuple):
     units: list[float]  # what one unit of its inputs is worth, at each noise level
     limits: list[int]  # the largest magnitude of its inputs, at each noise level
     in_bytes: ByteConv | None = None  # the same by 8-bit kernels, where there are any
+    products: GemmConv | None = None  # the same on another device than the CPU
 
     def sums(self, x: Tensor, stride: int = 1) -> Tensor:
         """The exact integer sums."""
+        if self.products is not None:
+            return self.products.sums(x, stride)
         padding = (self.weight.shape[2] - 1) // 2
         # Neither by NNPACK, whose Winograd transforms make fractions (torch takes it for batches
         # of 16 and more where oneDNN is off or missing), nor in a caller's autocast to bfloat16.
@@ -112,13 +116,20 @@ class IntegerLayers:
     level ``NAME.affine.table`` [n, 4 * channels].
     """
 
-    def __init__(self, outline: nn.Module, tensors: Mapping[str, Tensor], levels: Sequence[float]):
+    def __init__(
+        self,
+        outline: nn.Module,
+        tensors: Mapping[str, Tensor],
+        levels: Sequence[float],
+        device: torch.device = CPU,
+    ):
         """Load and check.
 
         Args:
             outline: a network of the shapes that are claimed.
             tensors: by name.
             levels: at which it answers.
+            device: to compute on.
 
         Raises:
             ModelMismatchError: if a convolution is not provably exact.
@@ -126,7 +137,8 @@ class IntegerLayers:
             KeyError: if a tensor is missing.
         """
         names = _checked_names(outline, tensors)
-        self.levels = list(levels)
+        self.levels, self.device = list(levels), device
+        self._invalid = torch.zeros((), dtype=torch.bool, device=device)  # what is no number, met
         self._silu = silu_table()
         self._affine = {
             name.removesuffix(".affine.table"): t.double().numpy()
@@ -152,14 +164,24 @@ class IntegerLayers:
                 for low, high in ranges
             ]
         check_exact(name, weight, ranges)
+        products = by_products(self.device)
+        largest = max(abs(end) for ends in ranges for end in ends)
+        in_bytes = not products and takes_bytes(name, weight) and kernels_work()
         return IntegerConv(
             weight.float().contiguous(memory_format=torch.channels_last),
             tensors[f"{name}.scale"].double().numpy(),
             tensors[f"{name}.bias"].double().numpy(),
             units,
             limits,
-            ByteConv(weight) if takes_bytes(name, weight) and kernels_work() else None,
+            ByteConv(weight) if in_bytes else None,
+            GemmConv(weight, largest, self.device) if products else None,
         )
+
+    def _per_channel(self, values: NDArray[np.float64]) -> Tensor:
+        """[c] -> float32 [1, c, 1, 1]; infinite what a hostile model has beyond that."""
+        with np.errstate(over="ignore"):
+            floats = torch.from_numpy(values.astype(np.float32))
+        return floats[None, :, None, None].to(self.device)
 
     def _block(self, name: str, level: int, h: Tensor) -> Tensor:
         """Residual block; overwrites h unless it is the skip connection's."""
@@ -167,11 +189,11 @@ class IntegerLayers:
         name1, name2 = f"{name}.conv1", f"{name}.conv2"
         conv1, conv2 = self._convs[name1], self._convs[name2]
         steps1, steps2 = self._steps(name1, level), self._steps(name2, level)
-        u = (h * per_channel((1 + scale1) * steps1)).add_(per_channel(shift1 * steps1))
+        u = (h * self._per_channel((1 + scale1) * steps1)).add_(self._per_channel(shift1 * steps1))
         sums = self._sums_of_silu(name1, level, u)
         factor = (1 + scale2) * steps2
-        u = sums.mul_(per_channel(factor * (conv1.scale * conv1.units[level])))
-        u = u.add_(per_channel(factor * conv1.bias + shift2 * steps2))
+        u = sums.mul_(self._per_channel(factor * (conv1.scale * conv1.units[level])))
+        u = u.add_(self._per_channel(factor * conv1.bias + shift2 * steps2))
         return self._scaled(conv2, level, self._sums_of_silu(name2, level, u)).add_(h)
 
     def _sums_of_silu(self, name: str, level: int, u: Tensor) -> Tensor:
@@ -185,8 +207,8 @@ class IntegerLayers:
 
     def _scaled(self, conv: IntegerConv, level: int, sums: Tensor) -> Tensor:
         """What the sums stand for; overwrites them."""
-        factor = per_channel(conv.scale * conv.units[level])
-        return sums.mul_(factor).add_(per_channel(conv.bias))
+        factor = self._per_channel(conv.scale * conv.units[level])
+        return sums.mul_(factor).add_(self._per_channel(conv.bias))
 
     def _steps(self, name: str, level: int) -> int:
         """Entries per unit of the SiLU table before the named convolution."""
@@ -200,14 +222,15 @@ class IntegerLayers:
             stride = SILU_STEPS // self._steps(name, level)
             middle, reach = len(self._silu) // 2, SILU_HALF * stride
             silu = self._silu[middle - reach : middle + reach + 1 : stride]
-            table = np.minimum(np.rint(silu / conv.units[level]), conv.limits[level])
-            integers = torch.from_numpy(table).float()
-            self._tables[name, level] = integers if conv.in_bytes is None else shifted(integers)
+            entries = np.minimum(np.rint(silu / conv.units[level]), conv.limits[level])
+            integers = torch.from_numpy(entries).float()
+            table = integers if conv.in_bytes is None else shifted(integers)
+            self._tables[name, level] = table.to(self.device)
         return self._tables[name, level]
 
     def _activate(self, name: str, level: int, u: Tensor) -> Tensor:
         """SiLU by table to the integers that the named convolution takes; overwrites u."""
-        index = u.clamp_(-SILU_HALF, SILU_HALF).round_().add_(SILU_HALF).long()
+        index = self._indices(u, SILU_HALF)
         n, c, height, width = u.shape
         flat = index.permute(0, 2, 3, 1).reshape(-1)  # memory order
         try:  # gather takes all threads, which index_select does not
@@ -215,6 +238,27 @@ class IntegerLayers:
         except RuntimeError as e:  # an index out of range
             raise OverflowError(f"the input of {name} is not a number") from e
         return looked_up.view(n, height, width, c).permute(0, 3, 1, 2)
+
+    def _indices(self, u: Tensor, half: int) -> Tensor:
+        """Of a table's entries -half..half; overwrites u.
+
+        One out of range, of what is no number, is an error on a CPU, but the end of a GPU's work.
+        """
+        index = u.clamp_(-half, half).round_().add_(half)
+        if by_products(self.device):
+            self._invalid |= index.isnan().any()
+            index.nan_to_num_()
+        return index.long()
+
+    def _check_numbers(self) -> None:
+        """Say so late: a device is not waited for at every layer.
+
+        Raises:
+            OverflowError: if any index was out of range since the last time.
+        """
+        if by_products(self.device) and self._invalid:
+            self._invalid.zero_()
+            raise OverflowError("an input is not a number")
 
     def _resample(self, name: str, level: int, h: Tensor, stride: int) -> Tensor:
         """A convolution of the rounded stream itself."""

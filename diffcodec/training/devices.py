@@ -1,4 +1,4 @@
-"""What a run works with: its device, its precision, its processes."""
+"""What a run works with: its precision, its processes."""
 
 import contextlib
 import os
@@ -7,25 +7,7 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 
-from diffcodec.errors import DiffcodecError
-
-
-def find_device(name: str) -> torch.device:
-    """The device of this process: with torchrun the GPU of its number on its machine.
-
-    Args:
-        name: one of ``DEVICES``; "auto" is a GPU if there is one.
-
-    Raises:
-        DiffcodecError: if there is none.
-    """
-    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise DiffcodecError("no GPU that this installation of torch can use; give --device cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    torch.cuda.set_device(device)
-    return device
+from diffcodec.networks.devices import find_device
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

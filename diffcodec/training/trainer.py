@@ -21,12 +21,13 @@ from diffcodec.diffusion.losses import Share, code_length_loss, hybrid_loss, sim
 from diffcodec.diffusion.plan import plans_from
 from diffcodec.errors import DiffcodecError
 from diffcodec.models.export import serialise_float_model, serialise_model
+from diffcodec.networks.devices import find_device
 from diffcodec.networks.experts import ExpertDenoisers, PhasedBits
 from diffcodec.system.files import write_file
 from diffcodec.training.config import TrainConfig, with_experts
 from diffcodec.training.crops import CropSampler, calibration_crops, domain_batch
 from diffcodec.training.data import check_labels, find_images, hold_out, read_labels, split_held_out
-from diffcodec.training.devices import autocast, find_device
+from diffcodec.training.devices import autocast
 from diffcodec.training.log import Log, Record, read_log
 from diffcodec.training.optimizers import make_optimizers
 from diffcodec.training.pictures import draw_curve, draw_split
