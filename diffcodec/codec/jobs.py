@@ -89,8 +89,17 @@ class View:
 EXACT = View()
 
 
-def make_chain(model: Model, mode: str, part: Part, colors: ColorSet | None = None) -> TileChain:
-    """The chain of a tile of which all colours can occur, or those of a set.
+def make_chain(
+    model: Model, mode: str, part: Part, colors: ColorSet | None = None, exact: bool = True
+) -> TileChain:
+    """The chain of a tile.
+
+    Args:
+        model: to be asked.
+        mode: of the image.
+        part: of the image.
+        colors: which can occur, if not all can.
+        exact: whether the file goes down to the image itself.
 
     Raises:
         CorruptError: if there is none of this plan for the mode.
@@ -102,7 +111,13 @@ def make_chain(model: Model, mode: str, part: Part, colors: ColorSet | None = No
     plan = model.plans[part.plan]
     can_occur = allowed(colors, model.color)
     same = (plan, model.domain, part.index, coded, shape)
-    return TileChain(*same, draw=part.draw, allowed=can_occur, phased=model.phased)
+    return TileChain(
+        *same,
+        draw=part.draw,
+        allowed=can_occur,
+        phased=model.phased,
+        around_first=model.phased and exact,
+    )
 
 
 @contextmanager

@@ -94,6 +94,7 @@ class _LayeredDescent:
             plan=_layers(file).plan,
             bar=bar,
             colors=color_set(container),
+            exact=_layers(file).is_exact,
         )
 
     @property

@@ -64,7 +64,8 @@ def encode_layers(
     end = _check_target(target, model.plans[plan])
     levels, pixels = len(model.plans[plan].levels), source.width * source.height
     with progress_bar((levels + target.exact) * pixels, progress) as bar:
-        colors = find_color_set(source) if target.exact else None
+        # beside previews they pay in phases alone: else the stack runs empty
+        colors = find_color_set(source) if target.exact and model.phased else None
         file = _File(source, model, plan, target, bar, colors)
         previews = file.begin()
         steps, shown = _encode_steps(file, previews, end)
@@ -95,6 +96,7 @@ class _File:
             bar=self.bar,
             encodes=True,
             colors=self.colors,
+            exact=self.target.exact,
         )
 
     def layers(self, steps: _Steps) -> Layers:

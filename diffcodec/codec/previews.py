@@ -48,9 +48,10 @@ class Previews:
         bar: "tqdm[Any]",
         encodes: bool = False,
         colors: ColorSet | None = None,
+        exact: bool = True,
     ):
         self.model, self.mode, self.size, self.bar = model, mode, size, bar
-        self.encodes, self.colors = encodes, colors
+        self.encodes, self.colors, self.exact = encodes, colors, exact
         boxes = tile_grid(*size)
         self.parts = [Part(plan, index, box) for index, box in enumerate(boxes)]
         self.timestep = len(model.plans[plan].levels) + 1  # of all tiles
@@ -64,7 +65,7 @@ class Previews:
         return self._descents[index]
 
     def _chain(self, part: Part) -> TileChain:
-        return make_chain(self.model, self.mode, part, self.colors)
+        return make_chain(self.model, self.mode, part, self.colors, self.exact)
 
     def encode_step(self, source: Image.Image) -> list[Bits]:
         """One timestep down: its bits by tile."""

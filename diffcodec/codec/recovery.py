@@ -94,7 +94,7 @@ def _decode(model: Model, found: Salvage, part: Part) -> Job[Array | None]:
     if layers is None:
         assert tile is not None
         return (yield from decode_job(model, make_chain(model, mode, part, colors), tile))
-    descent = Descent(make_chain(model, mode, part, colors))
+    descent = Descent(make_chain(model, mode, part, colors, layers.is_exact))
     for end, payloads in zip(layers.timesteps, found.payloads, strict=True):
         payload = payloads[part.index]
         if payload is None:

@@ -90,6 +90,8 @@ class TileChain:
         draw: which seed and dither of the shared randomness it takes.
         allowed: tells which colours can occur, if not all do.
         phased: whether the model codes x given z_1, and z_1 given z_2, in phases.
+        around_first: whether a preview's noise is around z_1, as in exact files of such a model,
+            for which z_1 given z_2 is made; else it is around x.
     """
 
     def __init__(
@@ -103,12 +105,13 @@ class TileChain:
         draw: int = 0,
         allowed: Allowed | None = None,
         phased: bool = False,
+        around_first: bool = False,
     ):
         self.plan, self.domain = plan, domain
         self.tile, self.coded, self.preview, self.draw = tile, coded, preview, draw
-        self.allowed, self.phased = allowed, phased
+        self.allowed, self.phased, self.around_first = allowed, phased, around_first
         self.shape = (3, *shape)
-        self.levels = make_levels(plan, domain, preview)
+        self.levels = make_levels(plan, domain, preview, around_first)
         self.z: dict[int, Array] = {}  # timestep -> z_t; 0 is the image
         self._known: dict[int, Array] = {}
         self._answered: tuple[Array, Posterior] | None = None
@@ -130,7 +133,11 @@ class TileChain:
     def set_image(self, x: Float64[Array, "3 height width"]) -> None:
         """Start of encoding: x and, a function of it, z_1."""
         self.z[0], self.expected, self._phase = x, None, None
-        self.z[1], _ = dithered_quantise(x, self.dither, self.levels[0].spacing)
+        self.z[1] = self.quantised(x)
+
+    def quantised(self, x: Float64[Array, "3 height width"]) -> Float64[Array, "3 height width"]:
+        """z_1 of an image."""
+        return dithered_quantise(x, self.dither, self.levels[0].spacing)[0]
 
     def posterior(self, t: int) -> Generator[Asked, Answer, Posterior]:
         """Of x given z_t, by the model; asked once, however many codecs need it."""

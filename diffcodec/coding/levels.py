@@ -20,11 +20,18 @@ class Level:
     bridge_weight: Float64[Array, "3 1 1"]  # weight of the preview in the mean of the draw
 
 
-def make_levels(plan: Plan, domain: ColorDomain, preview: int = 0) -> list[Level]:
-    """Constants of timesteps 1..T (list index t - 1); ``preview`` is the timestep s or 0.
+def make_levels(
+    plan: Plan, domain: ColorDomain, preview: int = 0, around_first: bool = False
+) -> list[Level]:
+    """Constants of timesteps 1..T (list index t - 1).
 
     ``tau_t^2 = sigma_t^2 - sigma_{t-1}^2 = tau'^2 + delta^2 / 12``: rounding to the lattice is
     part of the noise. Below a preview tau_t^2 is the variance of the bridge.
+
+    Args:
+        plan, domain: of the chain.
+        preview: the timestep s of one that is known beforehand, or 0.
+        around_first: whether its noise is around z_1, not around x.
     """
     multipliers = channels(domain.noise_multipliers, np.zeros(1))
     steps = channels(domain.quantiser_steps(plan.quantiser), multipliers)
@@ -35,7 +42,10 @@ def make_levels(plan: Plan, domain: ColorDomain, preview: int = 0) -> list[Level
         variance, bridge_weight = s * s - below * below, 0 * multipliers
         if len(levels) + 1 < preview:
             top = plan.levels[preview - 1] * multipliers
-            variance, bridge_weight = bridge(below, s, top, shared=len(levels) > 1)
+            shared = around_first or len(levels) > 1
+            away = first if around_first else 0 * first  # the noise of what the noise is around
+            low, middle, high = (np.sqrt(each * each - away * away) for each in (below, s, top))
+            variance, bridge_weight = bridge(low, middle, high, shared)
         draw = np.sqrt(variance / (1 + lattice * lattice / 12))
         levels.append(Level(s, lattice * draw, draw, bridge_weight))
     return levels

@@ -28,9 +28,10 @@ from diffcodec.diffusion.process import LOG2_E, p_excess, q_posterior
 
 
 class Transition(NamedTuple):
-    """``p(z_s | z_t) = N(mean, Q + W)`` of the coded channels."""
+    """``p(z_s | z_t) = N(mean, Q + W)`` of the coded channels, Q the variance of q."""
 
     sigmas: tuple[Array, Array]  # sigma_s and sigma_t, [coded, 1, 1]
+    noise: tuple[Array, Array]  # the same around what q is given, x or z_1
     mean: Float64[Array, "coded height width"]
     variance: Float64[Array, "coded height width"]  # Q
     excess: Float64[Array, "coded height width"]  # W
@@ -70,7 +71,7 @@ class Descent:
         """The chain of the same tile below z_t."""
         c = self.chain
         same = (c.plan, c.domain, c.tile, c.coded, c.shape[1:])
-        chain = TileChain(*same, self.timestep, c.draw, c.allowed, c.phased)
+        chain = TileChain(*same, self.timestep, c.draw, c.allowed, c.phased, c.around_first)
         chain.z[self.timestep] = self.z
         return chain
 
@@ -90,7 +91,8 @@ class Descent:
         """
         c = slice(0, self.chain.coded)
         p = yield from self._transition()
-        q_mean = q_posterior(x[c], self.z[c], *p.sigmas).mean
+        given = self.chain.quantised(x) if self.chain.around_first else x
+        q_mean = q_posterior(given[c], self.z[c], *p.noise).mean
         self._encoder.writer = BitWriter()
         fields = (a.ravel() for a in (q_mean, p.mean, p.variance, p.excess))
         self._arrive(self._encoder.encode_step(self.timestep - 1, *fields))
@@ -130,8 +132,15 @@ class Descent:
             xhat, v, _ = yield from self.posterior()
         xhat, v, z, sigma_s, sigma_t = (a[c] for a in (xhat, v, self.z, sigma_s, sigma_t))
         mean, variance = q_posterior(xhat, z, sigma_s, sigma_t)
-        excess = p_excess(v, sigma_s, sigma_t)
-        return Transition((sigma_s, sigma_t), mean, np.broadcast_to(variance, mean.shape), excess)
+        excess, noise = p_excess(v, sigma_s, sigma_t), (sigma_s, sigma_t)
+        if chain.around_first:  # q knows more, p what it knew
+            first = chain.levels[0].sigma[c]
+            around_s, around_t = (np.sqrt(s * s - first * first) for s in noise)
+            noise, wide = (around_s, around_t), variance
+            variance = q_posterior(xhat, z, *noise).variance
+            excess = excess + (wide - variance)
+        variance = np.broadcast_to(variance, mean.shape)
+        return Transition((sigma_s, sigma_t), noise, mean, variance, excess)
 
     def _arrive(self, sample: Array) -> None:
         self.timestep -= 1
@@ -219,9 +228,11 @@ def _expected_below(chain: TileChain, alone: Sequence[int], preview: int) -> tup
         preview: its timestep s.
     """
     changes = 32 * np.diff((most_seed_words(chain), *alone))
-    levels, samples = make_levels(chain.plan, chain.domain, preview), math.prod(chain.shape[1:])
+    levels = make_levels(chain.plan, chain.domain, preview, chain.around_first)
+    samples = math.prod(chain.shape[1:])
     first, second, top = (chain.plan.levels[t - 1] ** 2 for t in (1, 2, preview))
     surprise = LOG2_E * first / (second - first) * second / top  # of z_1 for each sample
+    surprise *= not chain.around_first
     below = []
     for step in coding_steps(0, preview, chain.phased):
         bits = changes[coding_steps(preview, phased=chain.phased).index(step)]
