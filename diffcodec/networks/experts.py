@@ -215,7 +215,7 @@ def float_network(config: NetworkConfig, weights: Mapping[str, Tensor]) -> Float
     """The network of these weights, checked; no random numbers are drawn.
 
     Raises:
-        ValueError: if these are not the network's weights in float32, all of them finite.
+        ValueError: if these are not the network's weights as floats, all of them finite.
     """
     outlines = [outline(shape, len(weights)).state_dict() for _, shape in config.experts]
     phases = [part.state_dict() for part in outline_phases(config, len(weights))]
@@ -224,9 +224,9 @@ def float_network(config: NetworkConfig, weights: Mapping[str, Tensor]) -> Float
         raise ValueError("its tensors are not those of its network")
     for name, weight in weights.items():
         shape = expected[name].shape
-        if weight.shape != shape or weight.dtype != torch.float32:
+        if weight.shape != shape or not weight.is_floating_point():
             raise ValueError(
-                f"{name} is {weight.dtype} {list(weight.shape)}, expected float32 {list(shape)}"
+                f"{name} is {weight.dtype} {list(weight.shape)}, expected floats {list(shape)}"
             )
         if not weight.isfinite().all():
             raise ValueError("a weight is not finite")
