@@ -130,10 +130,6 @@ CHAIN = {
         lambda: stepped(sized(19, 11, "L")(), 5),
         *("fast", {COLORS: multiples(5, 1)}),
     ),
-    "colors-progressive": (
-        lambda: converted(24, 20, "jfif"),
-        *("fast", {COLORS: ColorSet("jfif"), "progressive": True}),
-    ),
     "colors-preview": (
         lambda: stepped(sized(17, 13)(), 3),
         *("fast", {COLORS: multiples(3, 3), PREVIEW: 2}),
@@ -149,6 +145,11 @@ CHAIN |= {
     "phased-one-pixel": (sized(1, 1), "fast", {}),
     "phased-progressive": (sized(13, 9), "default", {"progressive": True, "timestep": 2}),
     "phased-lossy": (sized(13, 9), "default", {"timestep": 1}),
+    "phased-colors-progressive": (
+        lambda: converted(14, 9, "photoycc"),
+        *("default", {"progressive": True, "timestep": 2, COLORS: ColorSet("photoycc")}),
+    ),
+    "phased-progressive-deep": (sized(13, 9), "default", {"progressive": True, "timestep": 3}),
     "phased-preview": (sized(9, 10), "default", {PREVIEW: 3, "draws": 2}),
     "phased-colors": (
         lambda: converted(14, 9, "photoycc"),

@@ -92,7 +92,7 @@ def decode(data, model):
         if stops:
             assert identity == model.identity
             ends = [stop for stop in stops if stop]
-            chain = Chain(model, plan, mode, tile, size, colors=colors)
+            chain = Chain(model, plan, mode, tile, size, colors=colors, exact=not stops[-1])
             layers = [contents[tile] for contents in sections[: len(ends)]]
             above = chain.descend(layers, ends)
             if stops[-1]:
@@ -370,8 +370,9 @@ def multipliers(ratios):
 class Chain:
     """One tile."""
 
-    def __init__(self, model, plan, mode, tile, size, number=0, colors=None):
+    def __init__(self, model, plan, mode, tile, size, number=0, colors=None, exact=True):
         self.model, self.tile, self.number, self.colors = model, tile, number, colors
+        self.around_first = exact and bool(model.phases)
         self.shape = (3, size[1], size[0])
         self.coded = 3 if mode == "RGB" else 1
         levels, self.lattices = model.plans[plan]
@@ -439,6 +440,12 @@ class Chain:
                 q = np.broadcast_to(s2 * rest, z[c].shape)
                 w = np.broadcast_to(rest * rest * v, z[c].shape)
                 p = r * z[c] + rest * mean
+                if self.around_first:
+                    s, high = self.away(self.sigma[t - 1])[c], np.inf
+                    if t <= self.top:
+                        high = self.away(self.sigma[t])[c]
+                    narrow = np.broadcast_to(s * s * (1 - s * s / (high * high)), z[c].shape)
+                    q, w = narrow, w + (q - narrow)
                 t -= 1
                 step = Step(self.tile, t, q.ravel(), w.ravel())
                 sample, stretch = step.read(bits, stretch)
@@ -481,17 +488,23 @@ class Chain:
             s, low = self.sigma[t], self.sigma[t - 1]
             variance, b = s * s - low * low, 0 * s
             if t < preview:
+                high, at = self.sigma[preview], s
+                if self.around_first:
+                    low, at, high = map(self.away, (low, s, high))
                 c = low * low if t > 2 else 0 * low
-                high = self.sigma[preview]
-                b = (s * s - c) / (high * high - c)
+                b = (at * at - c) / (high * high - c)
                 a = 1 - b
-                variance = s * s - (a * a * (low * low) + b * b * (high * high) + 2 * a * b * c)
+                variance = at * at - (a * a * (low * low) + b * b * (high * high) + 2 * a * b * c)
             lattice = self.lattices[t - 2]
             draw = np.sqrt(variance / (1 + lattice * lattice / 12))
             self.draw.append(draw)
             self.spacing.append(lattice * draw)
             self.pull.append(b)
         self.preview = preview
+
+    def away(self, sigma):
+        """The noise around z_1."""
+        return np.sqrt(sigma * sigma - self.sigma[1] * self.sigma[1])
 
     def reverse(self, z, s):
         """Mean and variance of z_s given z_{s+1}."""

@@ -123,13 +123,20 @@ def test_draws_and_a_preview_of_a_tile(model: Model) -> None:
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_progressive_files_are_exact(model: Model, mode: str) -> None:
     image = smooth(23, 18, mode)
+    deep = encode(image, model, progressive=True, timestep=2)
     for timestep in range(2, TOP["default"] + 1):
         data = encode(image, model, progressive=True, timestep=timestep)
         assert by_chain(data)
         assert same(decode(data, model=model), image)
         for shown in range(timestep, TOP["default"] + 1):
-            lossy = encode(image, model, timestep=shown)
-            assert same(decode(data, shown, model), decode(lossy, model=model))
+            assert same(decode(data, shown, model), decode(deep, shown, model))
+
+
+def test_previews_of_exact_files_know_z_1(model: Model) -> None:
+    """Their noise is around z_1, that of lossy files around x."""
+    image = smooth(23, 18)
+    exact = encode(image, model, progressive=True, timestep=2)
+    assert not same(decode(exact, 2, model), decode(encode(image, model, timestep=2), model=model))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
