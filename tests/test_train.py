@@ -449,7 +449,14 @@ def test_a_time_budget_becomes_a_number_of_steps(config, tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("double")
-def test_a_run_that_was_stopped_goes_on_as_if_it_was_not(config, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "save_every_seconds"),
+    [(KeyboardInterrupt, math.inf), (SystemExit, math.inf), (OSError, math.inf), (RuntimeError, 0)],
+)
+def test_a_run_that_was_stopped_goes_on_as_if_it_was_not(
+    config, tmp_path, monkeypatch, error, save_every_seconds
+):
+    """What ends it at once leaves the last checkpoint by the clock, other ends one of their own."""
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     for folder in (whole, stopped):
         folder.mkdir()
@@ -461,15 +468,18 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_was_not(config, tmp_path, monke
 
     def interrupt(size, seed, step, rows):
         if step == 55:
-            raise KeyboardInterrupt
+            raise error
         return batch(size, seed, step, rows)
 
     monkeypatch.setattr(first.train_data, "batch", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        first.run(save_every_seconds=0)
+    with pytest.raises(error):
+        first.run(save_every_seconds=save_every_seconds)
+    _, weights = load_weights(stopped / FLOAT_MODEL)
+    for name, average in first.ema.items():
+        assert torch.equal(weights[name].float(), average.float())
     second = Trainer(config, stopped)
     second.resume()
-    assert second.step == 50
+    assert second.step == 55
 
     step = second.train_step
 
@@ -483,7 +493,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_was_not(config, tmp_path, monke
     assert second.step == uninterrupted.step == 60
     assert_same_weights(state(second), state(uninterrupted))
     assert [r["step"] for r in lines(stopped)] == [r["step"] for r in lines(whole)] == [50, 60]
-    for key in ("train_bpd", "held_out_bpd", "learning_rate"):
+    for key in ("held_out_bpd", "learning_rate"):
         assert lines(stopped)[-1][key] == pytest.approx(lines(whole)[-1][key], rel=1e-9)
     assert lines(stopped)[-1]["seconds"] > lines(stopped)[0]["seconds"]
 

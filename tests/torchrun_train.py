@@ -18,7 +18,7 @@ from diffcodec.training import crops, trainer, validation
 from diffcodec.training.crops import CropSampler
 
 validation.CROPS = validation.BATCH = crops.CALIBRATION_CROPS = 8
-trainer.PLANS = {"default": geometric_plan(4)}
+trainer.plans_from = lambda _: {"default": geometric_plan(4)}
 
 
 def main(notes: Path, *arguments: str) -> None:

@@ -159,6 +159,7 @@ def _machine_options() -> Iterable[Described]:
         ("--compile/--no-compile", "Compile the network first.", {}),
         ("--device", "auto is a GPU if there is one.", {"type": click.Choice(DEVICES)}),
         ("--tensorboard", "Write the log for TensorBoard too.", {"is_flag": True}),
+        ("--quiet", "Say nothing but errors.", {"is_flag": True}),
     )
 
 
@@ -180,12 +181,13 @@ def train(
     init: str | None,
     minutes: float | None,
     labels: str | None,
+    quiet: bool,
     **_: Any,
 ) -> None:
     """Train a model on a folder of images.
 
     The run writes OUT/model.safetensors: a model for --model; and OUT/float.safetensors, the same
-    before it was quantised.
+    before it was quantised. Ctrl-C ends it so that --resume goes on from its last step.
     """
     from diffcodec.training.data import read_labels
     from diffcodec.training.devices import joined_processes
@@ -197,15 +199,7 @@ def train(
         raise click.UsageError("--minutes sets the number of steps of a new run; give only one")
     folder = Path(out)
     with failing_as(out):
-        if folder.exists() and not folder.is_dir():
-            raise CommandError("it is not a folder; give another")
-        has_checkpoint = (folder / CHECKPOINT).is_file()
-        if has_checkpoint and not resume:
-            raise CommandError(
-                "it holds a run already; give --resume to continue it, or another folder"
-            )
-        if resume and not has_checkpoint:
-            raise CommandError("it holds no run to continue; leave out --resume")
+        _check_folder(folder, (folder / CHECKPOINT).is_file(), resume)
         config = _train_config(ctx, folder / CONFIG if resume else None)
     weights = None
     if init is not None:
@@ -221,7 +215,7 @@ def train(
         multiple = config.network.multiple
         raise click.UsageError(f"--crop must be a multiple of {multiple} for this network")
     with failing_as(data), joined_processes(config.device):
-        trainer = Trainer(config, folder, weights)
+        trainer = Trainer(config, folder, weights, quiet)
         with failing_as(out):
             folder.mkdir(parents=True, exist_ok=True)
             if resume:
@@ -229,6 +223,17 @@ def train(
             elif minutes is not None:
                 trainer.plan_steps(minutes)
             trainer.run()
+
+
+def _check_folder(folder: Path, has_checkpoint: bool, resume: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise CommandError("it is not a folder; give another")
+    if has_checkpoint and not resume:
+        raise CommandError(
+            "it holds a run already; give --resume to continue it, or another folder"
+        )
+    if resume and not has_checkpoint:
+        raise CommandError("it holds no run to continue; leave out --resume")
 
 
 def parse_expert(text: str) -> tuple[float, dict[str, Any]]:

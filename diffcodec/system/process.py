@@ -4,7 +4,9 @@ import atexit
 import os
 import signal
 import sys
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -31,6 +33,24 @@ def _leave(number: int, frame: FrameType | None) -> NoReturn:
         signal.signal(other, signal.SIG_IGN)
     _EXIT.signal = number
     sys.exit(128 + number)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """What must be done whole: a signal that would break in is handled behind it."""
+    held: list[int] = []
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # the only one that handles signals
+        for number in _ending():
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                before[number] = signal.signal(number, lambda found, _: held.append(found))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in held[:1]:
+            signal.raise_signal(number)
 
 
 class _Exit:

@@ -46,6 +46,7 @@ class CropSampler:
         augment: str = "all",
         memory_bytes: int = 6 << 30,
         labels: Sequence[int] | None = None,
+        quiet: bool = False,
     ):
         self.crop = crop
         self.augment = augment
@@ -55,7 +56,7 @@ class CropSampler:
         self.images = [None if isinstance(image, Path) else image for image in self.paths]
         self.sizes = np.array([(0, 0) if i is None else i.shape[1:] for i in self.images], np.int64)
         used = 0
-        hide = None if self.files else True
+        hide = None if self.files and not quiet else True
         with ThreadPoolExecutor(2) as pool:
             decoded = tqdm(
                 pool.map(read_rgb, self.files.values()), "images", len(self.files), disable=hide

@@ -1,8 +1,12 @@
-"""The log of a run: lines of JSON in its folder, shown as they come, and TensorBoard's file."""
+"""The log of a run: lines of JSON in its folder, TensorBoard's file, and what is seen meanwhile."""
 
 import json
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from diffcodec.errors import DiffcodecError
 
@@ -11,21 +15,56 @@ LOG, BOARD = "log.jsonl", "tensorboard"
 Record = dict[str, Any]  # a line of the log
 
 
+def say(text: str) -> None:
+    """To standard error, above a progress bar. Where it cannot be written, that is no failure."""
+    with suppress(OSError):
+        tqdm.write(text, sys.stderr)
+        sys.stderr.flush()
+
+
 class Log:
-    """The log of a run that goes on from a step.
+    """The log of a run that goes on from a step to the last of ``steps``.
+
+    Where standard error is a terminal there is a progress bar; lines are shown where there is none,
+    or where standard output is none.
 
     Raises:
         DiffcodecError: if TensorBoard is asked for and not installed.
     """
 
-    def __init__(self, folder: Path, step: int = 0, tensorboard: bool = False):
+    def __init__(
+        self,
+        folder: Path,
+        step: int = 0,
+        steps: int | None = None,
+        *,
+        tensorboard: bool = False,
+        quiet: bool = False,
+    ):
         self.path = folder / LOG
         self.board = _open_board(folder / BOARD, step) if tensorboard else None
+        self.quiet, self.held_out = quiet, ""
+        self.bar = tqdm(
+            total=steps,
+            initial=step,
+            unit="step",
+            smoothing=0.05,  # the first ones compile
+            disable=True if quiet else None,
+            dynamic_ncols=True,
+        )
+
+    def advance(self, loss: float) -> None:
+        """Let the bar go on by a step."""
+        self.bar.set_postfix_str(f"loss {loss:.3f}{self.held_out}", refresh=False)
+        self.bar.update()
 
     def write(self, record: Record) -> None:
         """Append a line and show it."""
         line = json.dumps(record)
-        print(line, flush=True)
+        if "held_out_bpd" in record:
+            self.held_out = f", held out {record['held_out_bpd']:.3f} bpd"
+        if not self.quiet and (self.bar.disable or not sys.stdout.isatty()):
+            print(line, flush=True)
         with self.path.open("a") as f:
             f.write(line + "\n")
         if self.board is not None:
@@ -36,7 +75,9 @@ class Log:
             self.board.flush()
 
     def close(self) -> None:
-        """Let go of TensorBoard's file."""
+        """Let go of the bar and of TensorBoard's file."""
+        with suppress(OSError):
+            self.bar.close()
         if self.board is not None:
             self.board.close()
 
@@ -54,7 +95,8 @@ def _open_board(folder: Path, step: int) -> Any:
 
 
 def read_log(folder: Path) -> list[Record]:
-    """The lines of a run's log by step; of those that a resumed run repeats the later ones."""
-    lines = map(json.loads, (folder / LOG).read_text().splitlines())
-    records = {record["step"]: record for record in lines}
+    """The lines of a run's log by step; of what a resumed run repeats the later figures."""
+    records: dict[int, Record] = {}
+    for record in map(json.loads, (folder / LOG).read_text().splitlines()):
+        records[record["step"]] = records.get(record["step"], {}) | record
     return [records[step] for step in sorted(records)]

@@ -19,6 +19,7 @@ def train(
     *,
     init: str | PathLike[str] | None = None,
     minutes: float | None = None,
+    quiet: bool = False,
     **settings: Any,
 ) -> Path:
     """Train a model on a folder of images.
@@ -28,6 +29,7 @@ def train(
         out: the folder of the run, which must not hold one.
         init: a model to start from, in its shape.
         minutes: as many steps as take so long on this machine, instead of ``steps``.
+        quiet: whether to say nothing of it: neither lines of the log nor a progress bar.
         settings: of :class:`diffcodec.training.config.TrainConfig`, such as ``steps``.
 
     Returns:
@@ -47,7 +49,7 @@ def train(
         network, weights = load_weights(str(init))
         warmup = settings.get("warmup", INIT_WARMUP)
         config = replace(config, network=network, warmup=warmup)
-    trainer = Trainer(config, folder, weights)
+    trainer = Trainer(config, folder, weights, quiet)
     folder.mkdir(parents=True, exist_ok=True)
     if minutes is not None:
         trainer.plan_steps(minutes)

@@ -5,8 +5,9 @@ import copy
 import io
 import json
 import math
+import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,11 +25,12 @@ from diffcodec.models.export import serialise_float_model, serialise_model
 from diffcodec.networks.devices import find_device
 from diffcodec.networks.experts import ExpertDenoisers, PhasedBits
 from diffcodec.system.files import write_file
+from diffcodec.system.process import uninterrupted
 from diffcodec.training.config import TrainConfig, with_experts
 from diffcodec.training.crops import CropSampler, calibration_crops, domain_batch
 from diffcodec.training.data import check_labels, find_images, hold_out, read_labels, split_held_out
 from diffcodec.training.devices import autocast
-from diffcodec.training.log import Log, Record, read_log
+from diffcodec.training.log import Log, Record, read_log, say
 from diffcodec.training.optimizers import make_optimizers
 from diffcodec.training.pictures import draw_curve, draw_split
 from diffcodec.training.validation import validate
@@ -38,7 +40,8 @@ UNITS = {"vlb": "bpd", "simple": "mse", "hybrid": "loss"}  # of the losses, for 
 CHECKPOINT, CONFIG = "checkpoint.pt", "config.json"
 CURVE, SPLIT = "curve.png", "split.png"
 MODEL, FLOAT_MODEL = "model.safetensors", "float.safetensors"
-TIMED_STEPS, UNTIMED_STEPS = 20, 5  # of a time budget; the first ones compile
+UNTIMED_STEPS, TIMED_STEPS = 5, (3, 20)  # the first ones compile; how many for a time budget
+FIRST_VALIDATION_SECONDS = 300
 UNLABELLED = 0.1  # of the images: so that the network can do without labels
 
 
@@ -56,8 +59,14 @@ class Trainer:
             be divided, or the device is not there.
     """
 
-    def __init__(self, config: TrainConfig, out: Path, init: dict[str, Tensor] | None = None):
-        self.config = config
+    def __init__(
+        self,
+        config: TrainConfig,
+        out: Path,
+        init: dict[str, Tensor] | None = None,
+        quiet: bool = False,
+    ):
+        self.config, self.quiet = config, quiet
         self.plans = plans_from(config.network.quantiser)
         self.out = out
         self.rank, self.processes = (
@@ -87,21 +96,25 @@ class Trainer:
         self.model.to(self.device)
         self.ema = {k: p.detach().clone() for k, p in self.model.named_parameters()}
         self.optimizers = make_optimizers(self.model, config)
-        self.step = 0
-        self.seconds = 0.0
+        self.step, self.seconds = 0, 0.0
+        self.is_timed = False  # and the user told how long it will take
         train, held_out = split_held_out(find_images(Path(config.data)))
+        self.say(f"{config.data}: {len(train):,} images to train on, {len(held_out):,} held out")
         labels: tuple[list[int] | None, list[int] | None] = None, None
         if config.labels is not None:
             read = read_labels(Path(config.labels))
             check_labels(read, [*train, *held_out], config.network.classes)
             labels = hold_out(read.tolist())
-        self.train_data = CropSampler(train, config.crop, config.augment, labels=labels[0])
-        self.held_out = CropSampler(held_out, config.crop, "none", labels=labels[1])
+        self.train_data = CropSampler(
+            train, config.crop, config.augment, labels=labels[0], quiet=quiet
+        )
+        self.held_out = CropSampler(held_out, config.crop, "none", labels=labels[1], quiet=quiet)
 
     @cached_property
     def forward(self) -> nn.Module:
         """The network as it is trained: compiled if so configured, its gradients exchanged."""
         if self.config.compile:
+            self.say("compiling the network, which may take some minutes")
             self.model.compile()
         if self.processes == 1:
             return self.model
@@ -135,10 +148,11 @@ class Trainer:
         self.step, self.seconds = state["step"], state["seconds"]
 
     def save(self) -> None:
-        """Write the checkpoint, atomically."""
+        """Write the checkpoint and the model so far, each atomically."""
         buffer = io.BytesIO()
         torch.save(self.state(), buffer)
         write_file(self.out / CHECKPOINT, buffer.getvalue(), force=True)
+        self.write_model({}, final=False)
 
     def averaged_network(self) -> ExpertDenoisers:
         """The network with the exponential moving average of the weights, on the CPU."""
@@ -149,17 +163,19 @@ class Trainer:
     def write_model(self, validation: Record, final: bool = True) -> None:
         """Write the averaged weights as model files, each atomically.
 
-        As they are, and if they are ``final`` also quantised, which takes a minute or more.
+        As they are, and if they are ``final`` also quantised, which takes a minute or more. The
+        ``validation``, if there was one, is noted in them.
         """
         c = self.config
-        about = {
+        about: dict[str, float] = {
             "images": len(self.train_data.paths),
             "crops": self.step * c.batch,
             "crop": c.crop,
             "steps": self.step,
             "hours": round(self.seconds / 3600, 3),
-            "held_out_bpd": round(validation["held_out_bpd"], 4),
         }
+        if validation:
+            about["held_out_bpd"] = round(validation["held_out_bpd"], 4)
         network = self.averaged_network()
         data = serialise_float_model(network, self.plans, about)
         write_file(self.out / FLOAT_MODEL, data, force=True)
@@ -205,6 +221,13 @@ class Trainer:
                 f"the loss is not finite at step {self.step + 1}; lower --learning-rate and "
                 "resume from the last checkpoint"
             )
+        with uninterrupted():  # so that what a signal ends can be saved
+            self.update()
+        return total.item()
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Change the weights and their averages by the gradients that are there."""
         rate = self.learning_rate()
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -212,11 +235,9 @@ class Trainer:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        decay = min(c.ema, (1 + self.step) / (10 + self.step))
+        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
         names, params = zip(*self.model.named_parameters(), strict=True)
-        averages = [self.ema[n] for n in names]
-        torch._foreach_lerp_(averages, [p.detach() for p in params], 1 - decay)
-        return total.item()
+        torch._foreach_lerp_([self.ema[n] for n in names], params, 1 - decay)
 
     def exchanging(self, last: bool) -> contextlib.AbstractContextManager[None]:
         """A pass's context: the processes exchange gradients in the last pass of a batch only."""
@@ -254,70 +275,149 @@ class Trainer:
         network = self.averaged_network().to(self.device)
         return validate(network, self.held_out, self.plans["default"], self.config)
 
+    def say(self, text: str) -> None:
+        """Tell the user what goes on, once for all processes."""
+        if self.rank == 0 and not self.quiet:
+            say(text)
+
+    def say_length(self, seconds: float) -> None:
+        """Tell how long the rest takes if a step takes so long."""
+        left = self.config.steps - self.step
+        self.say(f"{left:,} steps, about {_duration(left * seconds)}")
+        self.is_timed = True
+
     def plan_steps(self, minutes: float) -> None:
         """Set the number of steps to what so many minutes of training hold, on this machine now.
 
-        A few steps are timed after some that compile, and undone. Validation does not count.
+        A few steps are timed after some that compile, in a tenth of these minutes if three can be,
+        and undone. Validation does not count.
         """
         before = copy.deepcopy(self.state())
+        for _ in range(UNTIMED_STEPS):
+            self.train_step()
+        self.say("timing a few steps")
+        least, most = TIMED_STEPS
+        count = round(60 * minutes / 10 / self.step_seconds(1))
+        seconds = self.step_seconds(min(max(count, least), most))
+        self.load_state(before)
+        self.config = replace(self.config, steps=max(1, round(60 * minutes / seconds)))
+        self.say_length(seconds)
+
+    def step_seconds(self, count: int) -> float:
+        """The median time of so many steps, the same in all processes."""
         times = []
-        for _ in range(UNTIMED_STEPS + TIMED_STEPS):
+        for _ in range(count):
             begin = time.monotonic()
             self.train_step()
             times.append(time.monotonic() - begin)
-        self.load_state(before)
-        seconds = torch.tensor(sorted(times[UNTIMED_STEPS:])[TIMED_STEPS // 2], device=self.device)
+        seconds = torch.tensor(sorted(times)[count // 2], device=self.device)
         if self.processes > 1:
             dist.broadcast(seconds, 0)
-        self.config = replace(self.config, steps=max(1, round(60 * minutes / seconds.item())))
+        return seconds.item()
 
-    def run(self, validate_every: int = 1000, save_every_seconds: float = 180) -> None:
+    def run(self, validate_every: int = 1000, save_every_seconds: float = 60) -> None:
         """Train to the configured number of steps.
 
         Every 50 steps a line of JSON goes to the log: ``step``, ``seconds`` of training so far,
         ``train_bpd`` (L_simple: ``train_mse``, L_hybrid: ``train_loss``) as the mean of these
         steps, ``crops_per_second`` and ``learning_rate``; after a validation also what
-        :meth:`validate` returns.
+        :meth:`validate` returns. If there was none after five minutes, there is one then.
+
+        What an interrupt or a signal that raises ends goes on from its last whole step.
 
         Raises:
             DiffcodecError: if the loss is not finite, or TensorBoard is asked for and not there.
         """
         c = self.config
-        log = None
-        if self.rank == 0:
-            config = json.dumps(asdict(c) | {"network": c.network.to_dict()}, indent=2) + "\n"
-            write_file(self.out / CONFIG, config.encode(), force=True)
-            log = Log(self.out, self.step, c.tensorboard)
-        losses: list[float] = []
-        last_save = mark = time.monotonic()
-        while self.step < c.steps:
-            losses.append(self.train_step())
-            last = self.step == c.steps
-            if self.step % 50 and not last:
-                continue
-            now = time.monotonic()
-            self.seconds += now - mark
-            if log is not None:
-                record: Record = {
-                    "step": self.step,
-                    "seconds": round(self.seconds, 1),
-                    f"train_{UNITS[c.loss]}": sum(losses) / len(losses),
-                    "crops_per_second": len(losses) * c.batch / (now - mark),
-                    "learning_rate": self.learning_rate(),
-                }
-                if self.step % validate_every == 0 or last:
-                    validation = self.validate()
-                    log.write(record | validation)
-                    self.write_model(validation, final=last)
-                    self.draw_pictures(validation)
-                else:
-                    log.write(record)
-                if now - last_save > save_every_seconds or last:
-                    self.save()
-                    last_save = now
-            losses, mark = [], time.monotonic()
-        if log is not None:
+        if self.rank != 0:
+            while self.step < c.steps:
+                self.train_step()
+            return
+        config = json.dumps(asdict(c) | {"network": c.network.to_dict()}, indent=2) + "\n"
+        write_file(self.out / CONFIG, config.encode(), force=True)
+        log = Log(self.out, self.step, c.steps, tensorboard=c.tensorboard, quiet=self.quiet)
+        try:
+            last = self.train_on(log, validate_every, save_every_seconds)
+            self.finish(log, last)
+        except (KeyboardInterrupt, SystemExit, OSError):
+            self.stop()
+            raise
+        finally:
             log.close()
+
+    def train_on(self, log: Log, validate_every: int, save_every_seconds: float) -> Record:
+        """Train to the last step and save it; returns the log's line of it, not yet written."""
+        losses: list[float] = []
+        first, timed, saved, is_validated = self.step, self.seconds, time.monotonic(), False
+        record: Record = {"step": self.step, "seconds": round(self.seconds, 1)}
+        while self.step < self.config.steps:
+            begin = time.monotonic()
+            losses.append(self.train_step())
+            now = time.monotonic()
+            self.seconds += now - begin
+            log.advance(sum(losses) / len(losses))
+            if not self.is_timed and self.step == first + UNTIMED_STEPS + 1:
+                self.say_length(now - begin)
+            last = self.step == self.config.steps
+            if last or now - saved > save_every_seconds:
+                self.save()
+                saved = now
+            is_due = not is_validated and self.seconds > FIRST_VALIDATION_SECONDS
+            validates = not last and (self.step % validate_every == 0 or is_due)
+            if self.step % 50 and not (last or validates):
+                continue
+            record = self.record(losses, self.seconds - timed)
+            if validates:
+                record |= self.validate()
+                self.write_model(record, final=False)
+                is_validated = True
+            if not last:
+                log.write(record)
+            if validates:
+                self.draw_pictures(record)
+            losses, timed = [], self.seconds
+        return record
+
+    def record(self, losses: Sequence[float], seconds: float) -> Record:
+        """The log's line of the latest steps."""
+        return {
+            "step": self.step,
+            "seconds": round(self.seconds, 1),
+            f"train_{UNITS[self.config.loss]}": sum(losses) / len(losses),
+            "crops_per_second": len(losses) * self.config.batch / seconds,
+            "learning_rate": self.learning_rate(),
+        }
+
+    def finish(self, log: Log, record: Record) -> None:
+        """Make the model of a run that has taken its last step."""
+        self.say(f"all {self.step:,} steps done; measuring the held-out bound")
+        record |= self.validate()
+        log.write(record)
+        self.draw_pictures(record)
+        self.say("quantising the model, which may take some minutes")
+        self.write_model(record)
+        bound = f"{record['held_out_bpd']:.3f} bits per dimension"
+        self.say(f"{self.out / MODEL}: a model with a held-out bound of {bound}")
+
+    def stop(self) -> None:
+        """Leave what a run that ends early can be continued from, and its model so far."""
+        if self.step == 0:
+            self.say("stopped before the first step: run the same command again")
+            return
+        self.save()
+        paths = shlex.join(["--data", self.config.data, "--out", str(self.out)])
+        self.say(
+            f"stopped after {self.step:,} of {self.config.steps:,} steps; to go on: "
+            f"diffcodec train {paths} --resume; the model so far: {self.out / FLOAT_MODEL}"
+        )
+
+
+def _duration(seconds: float) -> str:
+    """For the eye."""
+    for unit, length in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:.2g} {unit}"
+    return f"{seconds:.0f} seconds"
 
 
 def hash_seed(seed: int, step: int) -> int:
