@@ -310,7 +310,7 @@ def test_two_processes_of_torchrun_train_the_model_of_one(data, tmp_path, expert
 def test_a_gpu_that_is_not_there(config, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert Trainer(config, tmp_path).device == torch.device("cpu")
-    with pytest.raises(DiffcodecError, match=r"no GPU that this .*; give --device cpu"):
+    with pytest.raises(DiffcodecError, match=r"no GPU that this .*; give the device cpu"):
         Trainer(replace(config, device="cuda"), tmp_path)
 
 
