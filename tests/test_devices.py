@@ -3,19 +3,33 @@
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from golden import CHAIN, FOLDER, MODEL, describe, model_of
 from test_golden import NAMES, read
 
-from diffcodec import DiffcodecError, decode, encode, load_model
+from diffcodec import (
+    DiffcodecError,
+    decode,
+    encode,
+    encode_many,
+    evaluate,
+    iter_decode,
+    load_model,
+    recover,
+)
+from diffcodec.cli.program import cli
 from diffcodec.errors import UnsupportedError
 from diffcodec.models import agreement
 from diffcodec.models import model as models
 from diffcodec.models.agreement import check_agreement, check_products
 from diffcodec.models.known_answers import model_answers
-from diffcodec.models.model import Model, is_posterior
+from diffcodec.models.model import Model, is_posterior, loaded
 from diffcodec.networks import integer_layers
 from diffcodec.networks.devices import CPU, find_device
 from diffcodec.networks.gemm import GemmConv
+from diffcodec.viewing.show import previews
+
+FILE = (FOLDER / "lossy.dfc").read_bytes()
 
 
 @pytest.fixture
@@ -61,7 +75,10 @@ def test_no_such_device(name):
         load_model(device=name)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="of machines without a GPU")
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="of machines without a GPU")
+
+
+@without_gpu
 def test_no_gpu():
     with pytest.raises(DiffcodecError, match=r"no GPU .* give the device cpu"):
         load_model(device="cuda")
@@ -155,3 +172,71 @@ def test_a_file_is_the_same(like_a_gpu, chain_only, tiny):
     integer_layers.by_products = lambda device: False  # put back by the fixture
     models._load.cache_clear()
     assert encode(image, load_model(tiny)) == by_products
+
+
+IMAGE = np.zeros((4, 4, 3), np.uint8)
+
+
+@without_gpu
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda device: encode(IMAGE, device=device),
+        lambda device: encode(IMAGE, psnr=30, device=device),
+        lambda device: encode_many([IMAGE], device=device),
+        lambda device: decode(FILE, model=MODEL, device=device),
+        lambda device: list(iter_decode(FILE, MODEL, device=device)),
+        lambda device: recover(FILE, MODEL, device=device),
+        lambda device: previews(FILE, MODEL, device=device),
+    ],
+)
+def test_every_call_takes_a_device(call):
+    assert call("auto")
+    with pytest.raises(DiffcodecError, match="no GPU that this"):
+        call("cuda")
+
+
+@without_gpu
+def test_evaluation_takes_a_device(tmp_path):
+    np.save(tmp_path / "images.npy", IMAGE[None])
+    assert evaluate(tmp_path / "images.npy", MODEL, device="auto")["file_bytes"]
+    with pytest.raises(DiffcodecError, match="no GPU that this"):
+        evaluate(tmp_path / "images.npy", MODEL, device="cuda")
+
+
+def test_a_loaded_model_stays_where_it_is(monkeypatch, tiny):
+    model = load_model(tiny)
+    assert loaded(model, device="cpu") is loaded(model, device="auto") is loaded(model) is model
+    monkeypatch.setattr(Model, "device", torch.device("meta"))
+    with pytest.raises(
+        UnsupportedError, match=r"^device 'cpu': model tiny is loaded on meta; leave"
+    ):
+        loaded(model, device="cpu")
+    with pytest.raises(UnsupportedError, match="expected one of auto, cpu, cuda"):
+        loaded(model, device="gpu")
+
+
+@without_gpu
+@pytest.mark.parametrize(
+    "command", ["encode in.png", "decode in.dfc", "show in.dfc", "evaluate --data ."]
+)
+def test_commands_take_a_device(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name, *rest = command.split()
+    result = CliRunner().invoke(cli, [name, "--device", "cuda", *rest])
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 1 and "no GPU that this" in result.stderr
+    assert "--device" in result.stderr or name == "evaluate"
+    assert "--device" in CliRunner().invoke(cli, [name, "--help"]).stdout
+
+
+def test_a_file_coded_and_decoded_with_the_option(tmp_path):
+    golden = FOLDER / "rgb-fast.dfc"
+    image, again = (str(tmp_path / name) for name in ("image.png", "again.dfc"))
+    for arguments in (
+        ["decode", "--device", "auto", "--model", str(MODEL), str(golden), image],
+        ["encode", "--device", "auto", "--model", str(MODEL), "--effort", "fast", image, again],
+        ["decode", "--device", "auto", "--recover", "-f", "--model", str(MODEL), again, image],
+    ):
+        result = CliRunner().invoke(cli, arguments)
+        assert result.exit_code == 0, result.stderr

@@ -244,7 +244,7 @@ def test_help_has_groups_and_every_option_once() -> None:
         assert text.count("\n  -h, --help ") == 1
     titles = re.findall(r"^(\w[\w ]+):$", done("encode --help").stdout, re.M)
     assert titles == [
-        *("Quality", "Files", "Previews", "Models", "Messages", "For experts", "Limits")
+        *("Quality", "Files", "Previews", "Models", "Messages", "Machine", "For experts", "Limits")
     ]
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from diffcodec.cli.options import (
+    device_option,
     file_model_option,
     file_options,
     limit_options,
@@ -84,6 +85,7 @@ if TYPE_CHECKING:
     help="Of --reconstruct sample.",
 )
 @file_model_option
+@device_option
 @limit_options
 @many_files_options
 def decode(
@@ -95,6 +97,7 @@ def decode(
     max_bytes: int | None,
     reconstruct: str,
     model: str | None,
+    device: str,
     **options: Any,
 ) -> None:
     """Decode a file to an image: decode IN [OUT], or decode --output-dir DIR IN...
@@ -107,11 +110,12 @@ def decode(
             "--recover takes whatever is whole; leave out --allow-partial, --timestep and "
             "--reconstruct"
         )
-    load_given(model)
+    load_given(model, device=device)
     work = partial(
         _decode_file,
         timestep=timestep,
         model=model,
+        device=device,
         recover=recover,
         max_bytes=max_bytes,
         force=files.force,
@@ -151,7 +155,7 @@ def _decode_file(
     damage: Sequence[Damage] = ()
     if recover:
         found = 0
-        image, damage = _recover(data, model, progress, limits)
+        image, damage = _recover(data, model, progress, limits, options["device"])
     else:
         with _without_previews(data, limits, is_cut=len(data) == max_bytes):
             found, image = decode_data(data, timestep, model, progress, **options)
@@ -203,12 +207,12 @@ def decode_data(
 
 
 def _recover(
-    data: bytes, model: str | None, progress: bool, limits: Limits
+    data: bytes, model: str | None, progress: bool, limits: Limits, device: str
 ) -> "tuple[Image, Sequence[Damage]]":
     from diffcodec.codec.recovery import recover
 
     with reading_file(data):
-        return recover(data, model, progress, limits=limits)
+        return recover(data, model, progress, limits=limits, device=device)
 
 
 def _describe_damage(damage: Sequence[Damage]) -> str:

@@ -15,6 +15,7 @@ import click
 from diffcodec.cli.options import (
     POSITIVE_NUMBER,
     SUFFIX,
+    device_option,
     effort_option,
     file_options,
     json_option,
@@ -131,11 +132,12 @@ TOGETHER_PIXELS = 1 << 15  # of small images that are coded side by side
     help="Of the network. Files of float arithmetic are for research: they may not decode on "
     "another machine.",
 )
+@device_option
 @limit_options
 @many_files_options
 @json_option
 def encode(
-    *, files: Files, model: str | None, arithmetic: str, as_json: bool, **options: Any
+    *, files: Files, model: str | None, arithmetic: str, device: str, as_json: bool, **options: Any
 ) -> None:
     """Code an image: encode IN [OUT], or encode --output-dir DIR IN...
 
@@ -157,11 +159,12 @@ def encode(
             "--jobs changes the number of threads, which files of float arithmetic depend on"
         )
     name = model or DEFAULT_MODEL
-    load_given(name, arithmetic)
+    load_given(name, arithmetic, device)
     _find_timestep(name, options)
     work = _Encoder(
         name,
         arithmetic,
+        device,
         options.pop("effort"),
         options.pop("limits"),
         files.force,
@@ -236,6 +239,7 @@ class _Encoder:
 
     model: str
     arithmetic: str
+    device: str
     effort: str
     limits: Limits
     force: bool
@@ -300,7 +304,7 @@ class _Encoder:
     def _load(self) -> "Model":
         from diffcodec.models.model import load_model
 
-        return load_model(self.model, self.arithmetic)
+        return load_model(self.model, self.arithmetic, self.device)
 
     def _write(self, one: _Opened, coded: bytes | None, seconds: float) -> dict[str, Any]:
         """Write a file, and say what there is to say of it."""

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from diffcodec.cli.options import data_option, effort_option, quiet_option, used_model_option
+from diffcodec.cli.options import (
+    data_option,
+    device_option,
+    effort_option,
+    quiet_option,
+    used_model_option,
+)
 from diffcodec.cli.program import cli, examples
 from diffcodec.cli.running import CommandError, failing_as, print_line
 from diffcodec.diffusion.variances import VARIANCES
@@ -50,6 +56,7 @@ if TYPE_CHECKING:
 @click.option(
     "--picture", metavar="FILE", help="Write a picture (PNG) of the bound by noise level."
 )
+@device_option
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object, image by image.")
 @quiet_option
 def evaluate(
@@ -64,6 +71,7 @@ def evaluate(
     variance: str,
     labels: str | None,
     picture: str | None,
+    device: str,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -85,7 +93,7 @@ def evaluate(
         from diffcodec.models.model import load_model
 
         arithmetic = "float" if is_float else model_info(model_path(name)).arithmetic
-        loaded = load_model(name, arithmetic)
+        loaded = load_model(name, arithmetic, device)
         plan = measure.find_plan(loaded, effort, timesteps)
     with failing_as(data):
         sources, classes = _evaluation_images(data, labels, loaded, held_out)

@@ -13,6 +13,7 @@ from diffcodec.cli.running import Files, failing_as
 from diffcodec.container.parts import PLAN_NAMES
 from diffcodec.limits import DEFAULT_LIMITS, Limits
 from diffcodec.models.file import DEFAULT_MODEL, shipped_models
+from diffcodec.networks.config import DEVICES
 
 PATH = click.Path(readable=False)  # completed by the shell; whether it can be read is seen later
 SUFFIX = ".dfc"
@@ -72,6 +73,13 @@ crop_option = click.option(
     metavar="N",
     type=click.IntRange(min=1),
     help="Sides of the crops of images.  [default: as in training]",
+)
+device_option = click.option(
+    "--device",
+    type=click.Choice(DEVICES),
+    default="cpu",
+    show_default=True,
+    help="Where the network computes; auto is a GPU if there is one.",
 )
 force_option = click.option("-f", "--force", is_flag=True, help="Overwrite files that exist.")
 quiet_option = click.option("--quiet", is_flag=True, help="Say nothing but errors.")

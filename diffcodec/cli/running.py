@@ -122,13 +122,18 @@ def image_format(target: str) -> str:
         raise CommandError(str(e), path=target) from e
 
 
-def load_given(model: str | None, arithmetic: str | None = None) -> None:
-    """Let a wrong --model fail once, by its own name; what is loaded stays loaded."""
+def load_given(model: str | None, arithmetic: str | None = None, device: str = "cpu") -> None:
+    """Let a wrong --device or --model fail once, by its own name; what is loaded stays loaded."""
+    if device == "cuda":
+        from diffcodec.networks.devices import find_device
+
+        with failing_as("--device"):
+            find_device(device)
     if model is not None:
         from diffcodec.models.model import load_model
 
         with failing_as(model):
-            load_model(model, arithmetic or model_info(model_path(model)).arithmetic)
+            load_model(model, arithmetic or model_info(model_path(model)).arithmetic, device)
 
 
 def parse_data(data: bytes, limits: Limits) -> Container:

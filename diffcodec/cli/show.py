@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from diffcodec.cli.options import file_model_option, file_options, limit_options
+from diffcodec.cli.options import device_option, file_model_option, file_options, limit_options
 from diffcodec.cli.program import cli, examples
 from diffcodec.cli.running import (
     Files,
@@ -27,8 +27,9 @@ from diffcodec.system.files import STANDARD, check_output, read_file, write_file
 )
 @file_options(".html")
 @file_model_option
+@device_option
 @limit_options
-def show(*, files: Files, model: str | None, limits: Limits) -> None:
+def show(*, files: Files, model: str | None, device: str, limits: Limits) -> None:
     """Show a file at each timestep: show IN [OUT], or show --output-dir DIR IN...
 
     The picture, the bytes so far, bits per pixel and PSNR. The suffix of OUT chooses: .html, one
@@ -49,7 +50,7 @@ def show(*, files: Files, model: str | None, limits: Limits) -> None:
         from diffcodec.viewing.show import contact_sheet, page, previews
 
         with reading_file(data):
-            shown = previews(data, model, files.progress, limits)
+            shown = previews(data, model, files.progress, limits, device)
         if target.lower().endswith(".png"):
             stream = io.BytesIO()
             contact_sheet(shown).save(stream, "PNG")
@@ -61,5 +62,5 @@ def show(*, files: Files, model: str | None, limits: Limits) -> None:
             return None
         return f"{printable(source)} -> {printable(target)}: {len(shown)} timesteps"
 
-    load_given(model)
+    load_given(model, device=device)
     files.for_each(one_by_one(work))

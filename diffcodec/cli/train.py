@@ -151,7 +151,7 @@ def _network_options() -> Iterable[Described]:
 
 
 def _machine_options() -> Iterable[Described]:
-    from diffcodec.training.config import DEVICES
+    from diffcodec.networks.config import DEVICES
 
     return (
         ("--accumulate", "Passes in which a batch is worked on.", {"type": POSITIVE}),

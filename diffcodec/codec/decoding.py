@@ -31,6 +31,7 @@ def decode(
     reconstruct: str = "mean",
     seed: int = 0,
     limits: Limits = DEFAULT_LIMITS,
+    device: str | None = None,
 ) -> Image.Image:
     """The image in a file.
 
@@ -47,6 +48,7 @@ def decode(
             continuation by the probability-flow ODE (DDIM); "sample", by ancestral sampling.
         seed: of the sample, 0 to 2^24 - 1.
         limits: the sizes to accept.
+        device: where the model computes; see :func:`diffcodec.load_model`.
 
     Returns:
         The image in its mode, with its metadata.
@@ -66,6 +68,7 @@ def decode(
         reconstruct=reconstruct,
         seed=seed,
         limits=limits,
+        device=device,
     )[1]
 
 
@@ -79,10 +82,11 @@ def decode_finest(
     reconstruct: str = "mean",
     seed: int = 0,
     limits: Limits = DEFAULT_LIMITS,
+    device: str | None = None,
 ) -> tuple[int, Image.Image]:
     """As :func:`decode`, with the timestep that it came to."""
     view = View(optional_integer("timestep", timestep) or 0, reconstruct, integer("seed", seed))
-    file = open_file(file_source(data), model, progress, limits)
+    file = open_file(file_source(data), model, progress, limits, device)
     layers = file.container.layers
     if layers is None:
         return view.timestep, decode_tiles(file, view)
@@ -98,6 +102,7 @@ def iter_decode(
     reconstruct: str = "mean",
     seed: int = 0,
     limits: Limits = DEFAULT_LIMITS,
+    device: str | None = None,
 ) -> Iterator[tuple[int, Image.Image]]:
     """The images in a stream as soon as their bytes are there, each with its timestep.
 
@@ -106,14 +111,14 @@ def iter_decode(
 
     Args:
         stream: binary; a pipe will do. Or what else :func:`decode` takes.
-        model, reconstruct, seed, limits: see :func:`decode`.
+        model, reconstruct, seed, limits, device: see :func:`decode`.
 
     Raises:
         TruncatedError: if the stream ends early, after all previews that came whole; and what
             :func:`decode` raises.
     """
     view = View(0, reconstruct, integer("seed", seed))
-    file = open_file(file_source(stream), model, False, limits)
+    file = open_file(file_source(stream), model, False, limits, device)
     if file.container.layers is None:
         yield 0, decode_tiles(file, view)
     else:

@@ -32,7 +32,7 @@ from diffcodec.images.metadata import get_metadata
 from diffcodec.images.modes import pixel_crc
 from diffcodec.limits import DEFAULT_LIMITS, Limits
 from diffcodec.models.file import DEFAULT_MODEL
-from diffcodec.models.model import Model, load_model
+from diffcodec.models.model import Model, loaded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,6 +56,7 @@ def encode(
     draws: int = 1,
     strip: bool = False,
     limits: Limits = DEFAULT_LIMITS,
+    device: str | None = None,
 ) -> bytes:
     """Code an image: without loss, or down to a timestep, or both in one file.
 
@@ -64,8 +65,7 @@ def encode(
 
     Args:
         image: path, PIL image, array (uint8 [h, w], [h, w, 1..4], uint16 [h, w] or bool [h, w]) or
-            torch tensor (uint8 [1..4, h, w]). Give the path of a PNG that may have 16 bits a
-            channel: Pillow reduces them to 8, which can't be seen of an image it has loaded.
+            torch tensor (uint8 [1..4, h, w]). Of a PNG of 16 bits a channel a path: Pillow drops 8.
         model: a shipped model's name, a path or a loaded model. One that is loaded as "float" makes
             files for research: they may not decode on another machine.
         plan: "fast", "default" or "best", from few network evaluations per tile to many.
@@ -75,11 +75,11 @@ def encode(
         psnr: stop at the first timestep of at least so many dB.
         progressive: previews first, then the exact image.
         previews: the timesteps that the file can be cut at, instead of about every 1.5 dB.
-        draws: code each tile without loss so many times, with other shared randomness each, and
-            keep the smallest. It takes so many times as long, and decoding no longer. For tiny
-            images: 4 draws gain half a percent of 32 x 32 pixels, and of more the less.
+        draws: code each tile so many times, by other shared randomness each, and keep the smallest.
+            Of tiny images: 4 gain half a percent of 32 x 32 pixels. Decoding takes no longer.
         strip: leave out all metadata; palette and transparency stay, being part of the picture.
         limits: the sizes to accept; a larger image takes larger limits to decode, too.
+        device: where the model computes; see :func:`diffcodec.load_model`.
 
     Returns:
         The file's bytes; :func:`decode` gives the image back; without loss the pixels, mode
@@ -94,11 +94,11 @@ def encode(
     """
     target = _target(timestep, bpp, psnr, progressive, previews)
     if target == Target():
-        several = partial(encode_many, draws=draws, strip=strip, limits=limits)
+        several = partial(encode_many, draws=draws, strip=strip, limits=limits, device=device)
         return several([image], model, plan, progress)[0]
     if integer("draws", draws) != 1:
         raise UnsupportedError(f"{draws} draws and previews: expected one or the other")
-    used, source = _load(model, plan), find_source(image, limits, strip)
+    used, source = _load(model, plan, device), find_source(image, limits, strip)
     limits.check_memory(expected_bytes(*source.size, uses_model=True, layered=True))
     return encode_layers(source, used, plan, target, progress)
 
@@ -124,6 +124,7 @@ def encode_many(
     strip: bool = False,
     limits: Limits = DEFAULT_LIMITS,
     choices: Choices = DEFAULT_CHOICES,
+    device: str | None = None,
 ) -> list[bytes]:
     """Code several images; small ones share the network's batches. See :func:`encode`.
 
@@ -133,7 +134,7 @@ def encode_many(
     """
     if not 1 <= integer("draws", draws) <= MOST_DRAW + 1:
         raise UnsupportedError(f"{draws} draws: expected 1 to {MOST_DRAW + 1}")
-    model = _load(model, plan)
+    model = _load(model, plan, device)
     sources = [find_source(image, limits, strip) for image in list_images(images)]
     pixels = sum(source.width * source.height for source in sources)
     limits.check_memory(expected_bytes(pixels, 1, uses_model=True, layered=False))
@@ -164,10 +165,10 @@ def _smallest(coded: Iterator[EncodedTile | None], draws: int) -> Iterator[Encod
         yield min(filter(None, group), key=lambda tile: tile.size, default=None)
 
 
-def _load(model: str | PathLike[str] | Model, plan: str) -> Model:
+def _load(model: str | PathLike[str] | Model, plan: str, device: str | None) -> Model:
     if not isinstance(plan, str) or plan not in PLAN_NAMES:
         raise UnsupportedError(f"plan {plan!r}: expected one of {', '.join(PLAN_NAMES)}")
-    model = model if isinstance(model, Model) else load_model(model)
+    model = loaded(model, device=device)
     if plan not in model.plans:
         raise UnsupportedError(
             f"model {model.info.name} has no plan {plan!r}: expected one of "

@@ -11,7 +11,7 @@ from diffcodec.container.reader import FileReader
 from diffcodec.errors import CorruptError, ModelMismatchError
 from diffcodec.limits import Limits
 from diffcodec.models.file import find_model_path, model_info, model_path
-from diffcodec.models.model import Model, load_model
+from diffcodec.models.model import Model, loaded
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ def open_file(
     model: str | PathLike[str] | Model | None,
     progress: bool,
     limits: Limits,
+    device: str | None = None,
 ) -> OpenFile:
     """Read a file as far as its first layer, or whole if it has none.
 
@@ -55,11 +56,13 @@ def open_file(
         reader.read_layer()
     container = reader.container
     check_memory(container, limits)
-    used = find_model(container, model) if container.uses_model else None
+    used = find_model(container, model, device) if container.uses_model else None
     return OpenFile(reader, used, progress)
 
 
-def find_model(container: Container, given: str | PathLike[str] | Model | None) -> Model:
+def find_model(
+    container: Container, given: str | PathLike[str] | Model | None, device: str | None = None
+) -> Model:
     """The model that the file needs.
 
     Raises:
@@ -69,11 +72,11 @@ def find_model(container: Container, given: str | PathLike[str] | Model | None) 
     arithmetic = "float" if container.float_arithmetic else "integer"
     if isinstance(given, Model):
         given.info.check_made(container.model)
-        model = given
+        model = loaded(given, device=device)
     else:
         path = find_model_path(container.model) if given is None else model_path(given)
         model_info(path).check_made(container.model)
-        model = load_model(path, arithmetic)
+        model = loaded(path, arithmetic, device)
     if model.arithmetic != arithmetic:
         raise ModelMismatchError(
             f"the file was made with {arithmetic} arithmetic, the model given is loaded as "

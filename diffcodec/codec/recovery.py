@@ -40,6 +40,7 @@ def recover(
     progress: bool = False,
     *,
     limits: Limits = DEFAULT_LIMITS,
+    device: str | None = None,
 ) -> Recovered:
     """Decode what is whole of a file that is damaged or cut.
 
@@ -51,6 +52,7 @@ def recover(
         model: the model it was encoded with, if it is not a shipped one.
         progress: show a bar on a terminal when it takes over two seconds.
         limits: the sizes to accept.
+        device: where the model computes; see :func:`diffcodec.load_model`.
 
     Raises:
         FormatError: if nothing of it is whole, or the header is not.
@@ -64,7 +66,7 @@ def recover(
     image = _checkerboard(container.mode, (container.width, container.height))
     apply_metadata(image, container.metadata, limits)
     if container.uses_model:
-        used = find_model(container, model)
+        used = find_model(container, model, device)
         parts = list(_chain_parts(found))
         jobs = (_decode(used, found, part) for part in parts)
         with progress_bar(count_evaluations(parts, used), progress) as bar:

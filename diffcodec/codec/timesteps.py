@@ -25,6 +25,7 @@ def decode_timesteps(
     model: str | Model | None = None,
     progress: bool = False,
     limits: Limits = DEFAULT_LIMITS,
+    device: str | None = None,
 ) -> list[tuple[int, Image.Image]]:
     """What a file without layers shows at all its timesteps, the coarsest first, 0 at last.
 
@@ -35,11 +36,12 @@ def decode_timesteps(
         model: the model it was encoded with, if it is not a shipped one.
         progress: show a bar on a terminal when it takes over two seconds.
         limits: the sizes to accept; all pictures are in memory at a time.
+        device: where the model computes; see :func:`diffcodec.load_model`.
 
     Raises:
         DiffcodecError: if it does not decode; see :func:`decode`.
     """
-    file = open_file(data, model, progress, limits)
+    file = open_file(data, model, progress, limits, device)
     container, used = file.container, file.model
     timesteps = last_timestep(chain_parts(container), used)
     check_memory(container, limits, 2 * timesteps)  # each also by its tiles
@@ -75,7 +77,10 @@ def decode_timesteps(
 
 
 def measure_marks(
-    data: bytes, model: str | Model | None = None, limits: Limits = DEFAULT_LIMITS
+    data: bytes,
+    model: str | Model | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+    device: str | None = None,
 ) -> Container:
     """The parts of a file, with step marks also where the file has none: by coding it again.
 
@@ -83,6 +88,7 @@ def measure_marks(
         data: a file's bytes.
         model: the model it was encoded with, if it is not a shipped one.
         limits: the sizes to accept.
+        device: where the model computes; see :func:`diffcodec.load_model`.
 
     Raises:
         DiffcodecError: if it does not decode; see :func:`decode`.
@@ -91,7 +97,7 @@ def measure_marks(
     parts = chain_parts(container)
     if not parts or container.layers or any(tile.marks for tile in container.tiles):
         return container
-    file = open_file(data, model, False, limits)
+    file = open_file(data, model, False, limits, device)
     image, used = decode_tiles(file), file.model
     assert used is not None
     tiles = list(container.tiles)

@@ -7,7 +7,7 @@ from typing import Any
 from diffcodec.evaluation import measure
 from diffcodec.evaluation.summary import summarise
 from diffcodec.models.file import DEFAULT_MODEL
-from diffcodec.models.model import Model, load_model
+from diffcodec.models.model import Model, loaded
 from diffcodec.training.data import find_images, list_images
 
 
@@ -19,6 +19,7 @@ def evaluate(
     *,
     limit: int | None = None,
     bound_only: bool = False,
+    device: str | None = None,
 ) -> dict[str, Any]:
     """Measure a model on images: its variational bound, the bound's parts, and whole files.
 
@@ -29,6 +30,7 @@ def evaluate(
         progress: show a bar on a terminal.
         limit: only the first so many images.
         bound_only: code no files.
+        device: where the model computes; see :func:`diffcodec.load_model`.
 
     Returns:
         What ``diffcodec evaluate --json`` prints of all images together: ``bound_bpd`` and
@@ -38,7 +40,7 @@ def evaluate(
         DiffcodecError: if there are no images, no such model, or no such plan.
         TypeError: for anything but the types above.
     """
-    used = model if isinstance(model, Model) else load_model(model)
+    used = loaded(model, device=device)
     chosen = measure.find_plan(used, plan)
     sources = list_images(find_images(Path(data)))[:limit]
     files_plan = None if bound_only else plan

@@ -328,6 +328,25 @@ def load_model(
     return _load(path, file_stamp(path), arithmetic, find_device(device))
 
 
+def loaded(
+    model: str | PathLike[str] | Model, arithmetic: str = "integer", device: str | None = None
+) -> Model:
+    """A model by name or path, or itself.
+
+    Raises:
+        UnsupportedError: if it is loaded on another device than is asked for.
+        DiffcodecError: see :func:`load_model`.
+    """
+    if not isinstance(model, Model):
+        return load_model(model, arithmetic, "cpu" if device is None else device)
+    if device not in (None, "auto") and find_device(device).type != model.device.type:
+        raise UnsupportedError(
+            f"device {device!r}: model {model.name} is loaded on {model.device.type}; leave the "
+            f"device out, or load it by load_model(..., device={device!r})"
+        )
+    return model
+
+
 def load_weights(name_or_path: str | Path) -> tuple[NetworkConfig, dict[str, Tensor]]:
     """The shape and the weights of a model as a float network's state, to train on from.
 

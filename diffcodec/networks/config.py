@@ -10,6 +10,7 @@ from diffcodec.diffusion.color import first_sigma
 
 PREFIX = "experts."  # what the names of an expert's tensors begin with, then its number
 PHASES_PREFIX = "phases."
+DEVICES = ("auto", "cpu", "cuda")  # where they compute
 ENSEMBLES = {"none": (), "mirror": (-1,), "rotation": (-2, -1)}  # the axes that are reversed
 
 

@@ -5,8 +5,8 @@ import os
 import torch
 
 from diffcodec.errors import DiffcodecError, UnsupportedError
+from diffcodec.networks.config import DEVICES
 
-DEVICES = ("auto", "cpu", "cuda")
 CPU = torch.device("cpu")
 
 

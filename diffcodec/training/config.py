@@ -10,7 +10,6 @@ from diffcodec.networks.experts import join_experts, split_experts
 
 ENSEMBLE_OF_AUGMENTATION = {"all": "rotation", "mirror": "mirror", "none": "none"}
 INIT_WARMUP = 100  # default of a run from a model's weights
-DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ def previews(
     model: str | Model | None = None,
     progress: bool = False,
     limits: Limits = DEFAULT_LIMITS,
+    device: str | None = None,
 ) -> list[Preview]:
     """What a file shows at each of its timesteps, the coarsest first.
 
@@ -65,6 +66,7 @@ def previews(
         model: the model that it was encoded with, if it is not a shipped one.
         progress: show a bar on a terminal when it takes over two seconds.
         limits: the sizes to accept; all pictures are in memory at a time.
+        device: where the model computes; see :func:`diffcodec.load_model`.
 
     Raises:
         DiffcodecError: if it does not decode; see :func:`diffcodec.decode`.
@@ -73,13 +75,13 @@ def previews(
     if header.layers:
         check_memory(header, limits, len(header.layers.stops))
         stream = io.BytesIO(data)
-        images = iter_decode(stream, model, limits=limits)
+        images = iter_decode(stream, model, limits=limits, device=device)
         found = [(t, image, stream.tell()) for t, image in images]
     else:
-        container = measure_marks(data, model, limits)
+        container = measure_marks(data, model, limits, device)
         found = [
             (t, image, len(data) - _unread(container, t))
-            for t, image in decode_timesteps(data, model, progress, limits)
+            for t, image in decode_timesteps(data, model, progress, limits, device)
         ]
     timestep, finest, _ = found[-1]
     quality = (psnr(image, finest) if timestep == 0 else None for _, image, _ in found)
