@@ -149,9 +149,7 @@ def test_another_machine_is_found(model: Model, monkeypatch: pytest.MonkeyPatch)
         return mean + 0.3, variance
 
     monkeypatch.setattr(Model, "posterior_x", wrong)
-    monkeypatch.setattr(
-        "diffcodec.viewing.show.measure_marks", lambda data, model, limits: parse(data)
-    )
+    monkeypatch.setattr("diffcodec.viewing.show.measure_marks", lambda data, *_: parse(data))
     with pytest.raises(CorruptError, match="other probabilities"):
         previews(data, model)
     monkeypatch.setattr(Model, "posterior_x", lambda self, z, sigma: (z * np.nan, z))
