@@ -375,7 +375,8 @@ Path.unlink = interrupted""",
     assert not contents(tmp_path)
 
 
-def test_nohup_is_heeded() -> None:
+def test_nohup_is_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM)}
     try:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -407,3 +408,23 @@ def test_outputs_that_are_refused(tmp_path: Path) -> None:
             check_output(str(tmp_path / "nowhere" / "new"), str(source), force)
     with pytest.raises(FileExistsError):
         check_output(str(other), str(source), force=False)
+
+
+SWALLOWING = """
+import signal, time, weakref
+from diffcodec.system.process import leave_on_signals
+
+leave_on_signals()
+thing = set()
+reference = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGTERM))
+del thing  # what is raised in the callback ends there
+time.sleep(60)
+"""
+
+
+def test_a_signal_that_arrives_in_a_callback_is_not_lost() -> None:
+    """In those of weak references, as compilers have them, exceptions go nowhere."""
+    done = subprocess.run(
+        [sys.executable, "-c", SWALLOWING], cwd=ROOT, timeout=50, capture_output=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (-signal.SIGTERM, b"")

@@ -22,6 +22,7 @@ def leave_on_signals() -> None:
     for number in _ending():
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
             signal.signal(number, _leave)
+    sys.unraisablehook = _leave_yet
 
 
 def _ending() -> list[int]:
@@ -51,6 +52,17 @@ def uninterrupted() -> Iterator[None]:
             signal.signal(number, handler)
         for number in held[:1]:
             signal.raise_signal(number)
+
+
+def _leave_yet(ignored: "sys.UnraisableHookArgs") -> None:
+    """What a signal raises within a callback, as of a weak reference, is lost: raise it later."""
+    if _EXIT.signal is None or not isinstance(ignored.exc_value, SystemExit):
+        sys.__unraisablehook__(ignored)
+        return
+    signal.signal(_EXIT.signal, _leave)
+    again = threading.Timer(0.05, os.kill, (os.getpid(), _EXIT.signal))
+    again.daemon = True
+    again.start()
 
 
 class _Exit:
