@@ -22,6 +22,7 @@ COMMANDS = {  # name: module and what it does; modules are loaded when they are 
     "finetune": ("finetune", "What fine-tuning gains on images that are alike."),
     "ddpm": ("ddpm", "DDPM's own table of timesteps, rates and distortions."),
     "arithmetic": ("arithmetic", "Integer arithmetic beside float."),
+    "gpu": ("gpu", "A checklist for a GPU: exactness, speed, training, memory."),
     "determinism": ("determinism", "Whether the same bytes come out in every setting."),
     "color-sets": ("color_sets", "Which colours images keep to, and what each conversion reaches."),
     "phases": ("phases", "An experiment: the remainder in four phases, trained and measured."),

@@ -1,0 +1,114 @@
+"""The checklist for a GPU, in small on the CPU."""
+
+import json
+import resource
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from bench import gpu
+from diffcodec import DiffcodecError
+
+CPU = torch.device("cpu")
+PARTS = ("products", "answers", "golden", "crops", "network", "files", "training")
+
+
+def run(folder, *arguments):
+    return CliRunner().invoke(gpu.main, ["--device", "cpu", "--quick", "--out", folder, *arguments])
+
+
+def _childrens_seconds():
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    folder, begin = tmp_path_factory.mktemp("gpu"), _childrens_seconds()
+    command = [sys.executable, "-m", "bench", "gpu", "--device", "cpu", "--quick", "--out"]
+    subprocess.run([*command, folder], cwd=gpu.FOLDER, check=True, capture_output=True)
+    assert _childrens_seconds() - begin < 60
+    return json.loads((folder / "gpu.json").read_text())
+
+
+def test_all_is_exact(found):
+    assert set(found) == {"environment", "seconds", *PARTS}
+    assert found["environment"]["device"] == "cpu" and found["environment"]["torch"]
+    assert found["products"] == [{"exact_products": True}]
+    assert found["answers"][0]["answers"] and not found["answers"][0]["differing"]
+    names = {path.stem for path in gpu.GOLDEN.glob("*.dfc")}
+    assert {row["name"] for row in found["golden"]} == names
+    assert all(row["decodes"] and row["same_bytes"] for row in found["golden"] + found["crops"])
+
+
+def test_speed_is_measured(found):
+    assert {row["arithmetic"] for row in found["network"]} == {"integer", "float"}
+    for row in found["network"] + found["training"]:
+        assert row["per_second"] == pytest.approx(row["batch"] / row["seconds"])
+        assert row["peak_gib"] > 0.1
+    (row,) = found["files"]
+    assert row["decodes"] and min(row["encode_seconds"], row["decode_seconds"]) > 0
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Without what takes long."""
+    for name in ("check_answers", "check_crops", "time_network", "time_files", "time_training"):
+        monkeypatch.setattr(gpu, name, lambda *_: iter(()))
+    monkeypatch.setattr(gpu, "check_golden", lambda *_: iter([{"decodes": True}]))
+
+
+def broken(*_):
+    yield {"decodes": True}
+    raise DiffcodecError("the model fails there")
+
+
+@pytest.mark.parametrize(
+    ("name", "stub"),
+    [
+        ("golden", lambda *_: iter([{"decodes": True, "same_bytes": False}])),
+        ("crops", lambda *_: iter([{"decodes": False, "same_bytes": True}])),
+        ("crops", broken),
+    ],
+)
+def test_what_fails_is_named_and_the_rest_goes_on(short, monkeypatch, tmp_path, name, stub):
+    assert run(str(tmp_path)).exit_code == 0
+    monkeypatch.setattr(gpu, f"check_{name}", stub)
+    result = run(str(tmp_path))
+    assert result.exit_code == 1 and f"FAILED: {name}" in result.stdout
+    assert set(json.loads((tmp_path / "gpu.json").read_text())) == {
+        "environment",
+        "seconds",
+        *PARTS,
+    }
+
+
+def test_products_that_round_fail(short, monkeypatch, tmp_path):
+    monkeypatch.setattr(gpu, "products_work", lambda device: False)
+    result = run(str(tmp_path))
+    assert result.exit_code == 1 and "FAILED: products" in result.stdout
+
+
+def test_what_takes_too_long_is_left_out():
+    begun = time.perf_counter()
+    (row,) = gpu.time_training(CPU, True, begun - 1)
+    assert row["left_out"]
+    (row,) = gpu.time_files(CPU, str(gpu.GOLDEN / "model.safetensors"), True, begun - 1)
+    assert row["left_out"]
+
+
+def test_too_little_memory_is_told():
+    def work():
+        raise torch.OutOfMemoryError
+
+    assert gpu.measured(work, CPU, 1) == {"out_of_memory": True}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of machines without a GPU")
+def test_without_a_gpu_it_says_so(tmp_path):
+    result = CliRunner().invoke(gpu.main, ["--out", str(tmp_path)])
+    assert result.exit_code == 1 and "no GPU that this" in result.output
