@@ -5,14 +5,19 @@ import resource
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from functools import partial
 
 import pytest
 import torch
 from click.testing import CliRunner
 
 from bench import gpu
-from diffcodec import DiffcodecError
+from diffcodec import DiffcodecError, load_model
+from diffcodec.errors import CorruptError
+from diffcodec.models.model import Model
 
+MODEL = str(gpu.GOLDEN / "model.safetensors")
 CPU = torch.device("cpu")
 PARTS = ("products", "answers", "golden", "crops", "network", "files", "training")
 
@@ -87,6 +92,27 @@ def test_what_fails_is_named_and_the_rest_goes_on(short, monkeypatch, tmp_path, 
     }
 
 
+@pytest.mark.parametrize(
+    "check", [gpu.check_golden, partial(gpu.check_crops, crops=1, model=MODEL)]
+)
+def test_a_device_with_other_answers_is_found(monkeypatch, check):
+    """By every check of files, though it decodes what it has coded itself."""
+
+    class Rounding(Model):
+        def posterior_x(self, z, sigma):
+            mean, v = super().posterior_x(z, sigma)
+            return mean + 0.01, v
+
+    def load(path, device):
+        model = load_model(path)
+        return model if device == "cpu" else Rounding(model.network, model.plans, file=model.info)
+
+    monkeypatch.setattr(gpu, "load_model", load)
+    with suppress(CorruptError):
+        row = next(check("other"))
+        assert not row["same_bytes"]
+
+
 def test_products_that_round_fail(short, monkeypatch, tmp_path):
     monkeypatch.setattr(gpu, "products_work", lambda device: False)
     result = run(str(tmp_path))
@@ -97,7 +123,7 @@ def test_what_takes_too_long_is_left_out():
     begun = time.perf_counter()
     (row,) = gpu.time_training(CPU, True, begun - 1)
     assert row["left_out"]
-    (row,) = gpu.time_files(CPU, str(gpu.GOLDEN / "model.safetensors"), True, begun - 1)
+    (row,) = gpu.time_files(CPU, MODEL, True, begun - 1)
     assert row["left_out"]
 
 

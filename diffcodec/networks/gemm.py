@@ -35,7 +35,8 @@ class GemmConv:
         self._weight_digits = count_digits(int(weight.long().abs().max()))
         matrix = weight.int().permute(2, 3, 1, 0).flatten(0, 2)  # [k k in, out], as windows lie
         matrix = F.pad(matrix, (0, -matrix.shape[1] % MULTIPLE, 0, -matrix.shape[0] % MULTIPLE))
-        self._matrix = torch.cat(signed_digits(matrix, self._weight_digits), 1).to(device)
+        both = torch.cat(signed_digits(matrix, self._weight_digits), 1).to(device)
+        self._matrix = both.T.contiguous().T  # column by column, as a GPU's product is fastest
 
     def sums(self, x: Tensor, stride: int = 1) -> Tensor:
         """Of integers [batch, in, height, width], padded to their size if the stride is 1.
