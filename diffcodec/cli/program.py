@@ -1,6 +1,6 @@
 """The command ``diffcodec``, which the other files hang their commands on."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 
 import click
 
@@ -40,6 +40,12 @@ class Command(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the groups."""
+        for title, rows in self.option_groups(ctx):
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+    def option_groups(self, ctx: click.Context) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+        """Titles, and of each option its names and its help."""
         records = {
             max(param.opts, key=len).removeprefix("--"): param.get_help_record(ctx)
             for param in self.get_params(ctx)
@@ -48,7 +54,8 @@ class Command(click.Command):
         named = {name for names in OPTION_GROUPS.values() for name in names.split()}
         for title, names in OPTION_GROUPS.items():
             shown = names.split() or [name for name in records if name not in named]
-            _write_section(formatter, title, [records.get(name) for name in shown])
+            if rows := [row for name in shown if (row := records.get(name)) is not None]:
+                yield title, rows
 
 
 class Program(click.Group):
@@ -60,15 +67,8 @@ class Program(click.Group):
         """Write the groups."""
         for title, names in COMMAND_GROUPS.items():
             rows = [(name, self.commands[name].get_short_help_str(100)) for name in names.split()]
-            _write_section(formatter, title, rows)
-
-
-def _write_section(
-    formatter: click.HelpFormatter, title: str, rows: Iterable[tuple[str, str] | None]
-) -> None:
-    if shown := [row for row in rows if row is not None]:
-        with formatter.section(title):
-            formatter.write_dl(shown)
+            with formatter.section(title):
+                formatter.write_dl(rows)
 
 
 @click.group(
