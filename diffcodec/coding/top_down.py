@@ -56,7 +56,8 @@ class Descent:
     def posterior(self) -> Generator[Asked, Answer, Posterior]:
         """Of x given z_t, all channels; asked once."""
         if self._answer is None:
-            self._answer = yield Request(self.z, self.timestep)
+            answer: Posterior = yield Request(self.z, self.timestep)
+            self._answer = answer._replace(shared=())  # which is large, and for coding below
         return self._answer
 
     def forget(self, chain: TileChain) -> None:
