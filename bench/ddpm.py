@@ -55,6 +55,7 @@ from diffcodec.diffusion.process import (
     q_sample,
     to_bits_per_dimension,
 )
+from diffcodec.diffusion.quantiser import first_sigma
 from diffcodec.diffusion.schedule import linear
 from diffcodec.models.model import Model, load_model
 
@@ -182,7 +183,8 @@ def measure(
     ideal, distortion = send_all(posterior, x, model.color, timesteps, seed=0)
     levels = noise_levels(model.color)
     chosen = files_timesteps(levels, ratio)
-    plan = Plan(tuple(float(levels[t - 1]) for t in chosen), falling_lattices(len(chosen)))
+    above = (float(levels[t - 1]) for t in chosen[1:])  # the first is the quantiser's own
+    plan = Plan((first_sigma(2), *above), falling_lattices(len(chosen)))
     plans = {"default": plan}
     coder = Model(model.network, plans, model.name)
     dimensions = x[0].numel()

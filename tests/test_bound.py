@@ -17,7 +17,7 @@ from diffcodec.diffusion.bound import (
     gaussian_pixel_variance,
     remainder_bits,
 )
-from diffcodec.diffusion.color import DOMAINS, channels, first_sigma
+from diffcodec.diffusion.color import DOMAINS, channels
 from diffcodec.diffusion.losses import (
     END_SHARES,
     HYBRID_WEIGHT,
@@ -35,6 +35,7 @@ from diffcodec.diffusion.process import (
     p_prior,
     p_reverse,
 )
+from diffcodec.diffusion.quantiser import first_sigma
 from diffcodec.diffusion.schedule import geometric
 from diffcodec.diffusion.variances import VARIANCES
 

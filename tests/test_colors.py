@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from golden import converted, stepped
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffcodec.codec import encoding, layered_encoding
+from diffcodec.codec import encoding
 from diffcodec.codec.decoding import decode
 from diffcodec.codec.encoding import encode, encode_many
 from diffcodec.codec.jobs import Choices
@@ -50,20 +49,19 @@ def with_set(data: bytes, told: bytes) -> bytes:
 
 @pytest.mark.usefixtures("chain_only")
 @pytest.mark.parametrize("name", IMAGES)
-@pytest.mark.parametrize("options", [{}, {"progressive": True, "previews": (4, 3)}], ids=str)
 def test_an_exact_file_tells_a_set_that_makes_it_smaller(
-    model: Model, monkeypatch: pytest.MonkeyPatch, name: str, options: dict[str, Any]
+    model: Model, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     image = IMAGES[name]
     colors = find_color_set(image)
-    data = encode(image, model, "fast", **options)
+    data = encode(image, model, "fast")
     assert colors is not None and set_of(data) == colors
     for decoded in (decode(data, model=model), recover(data, model).image):
         assert decoded.tobytes() == image.tobytes()
         assert not decoded.info
-    for module in (encoding, layered_encoding):
-        monkeypatch.setattr(module, "find_color_set", lambda image: None)
-    plain = encode(image, model, "fast", **options)
+    assert set_of(encode(image, model, "fast", progressive=True, previews=(4, 3))) is None
+    monkeypatch.setattr(encoding, "find_color_set", lambda image: None)
+    plain = encode(image, model, "fast")
     assert set_of(plain) is None
     if image.mode == "RGB":
         assert len(data) < len(plain)
@@ -129,11 +127,10 @@ def test_marks_are_measured_with_the_set(model: Model) -> None:
         (ColorSet(None, (bytes(31) + b"\1",) * 3).pack(), CorruptError),  # nothing can occur
     ],
 )
-@pytest.mark.parametrize("options", [{}, {"progressive": True}], ids=str)
 def test_another_set_does_not_decode(
-    model: Model, told: bytes, error: type[DiffcodecError], options: dict[str, Any]
+    model: Model, told: bytes, error: type[DiffcodecError]
 ) -> None:
-    data = encode(IMAGES["photoycc"], model, "fast", **options)
+    data = encode(IMAGES["photoycc"], model, "fast")
     for read in (decode, recover):
         with pytest.raises(error):
             read(with_set(data, told), model=model)

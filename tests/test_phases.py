@@ -21,7 +21,6 @@ from tiny import PHASED, PHASED_PLANS, PHASES, TINY, random_network
 from torch import Tensor
 
 from diffcodec.coding import mixtures as tables
-from diffcodec.diffusion.color import first_sigma
 from diffcodec.diffusion.phases import (
     ERROR_STEPS,
     LARGEST_ERROR,
@@ -41,6 +40,7 @@ from diffcodec.diffusion.phases import (
     phased_bits,
 )
 from diffcodec.diffusion.plan import shipped_plan
+from diffcodec.diffusion.quantiser import first_sigma
 from diffcodec.errors import ModelMismatchError
 from diffcodec.models.export import serialise_float_model
 from diffcodec.models.file import FORMATS, make_metadata, read_model_info

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from diffcodec.diffusion.color import first_sigma
 from diffcodec.diffusion.plan import Plan, geometric_plan, shipped_plan
+from diffcodec.diffusion.quantiser import first_sigma
 from diffcodec.models.export import serialise_float_model, serialise_model
 from diffcodec.networks.config import NetworkConfig, PhasesConfig, UNetConfig
 from diffcodec.networks.experts import ExpertDenoisers

@@ -249,8 +249,8 @@ def parse_expert(text: str) -> tuple[float, dict[str, Any]]:
 
 def _shaped(ctx: click.Context, network: "NetworkConfig") -> "NetworkConfig":
     """The network with what the options change of it."""
-    from diffcodec.diffusion.color import first_sigma
     from diffcodec.diffusion.losses import SECOND_RATIOS
+    from diffcodec.diffusion.quantiser import first_sigma
     from diffcodec.networks.config import PRESETS, PhasesConfig
 
     main, experts = network.main, network.experts[:-1]

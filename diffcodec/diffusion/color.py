@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from diffcodec.arrays import Array
+from diffcodec.diffusion.quantiser import first_sigma
 
 Numbers = TypeVar("Numbers", Array, torch.Tensor)  # of float64 arrays and of tensors alike
 IntArray = TypeVar("IntArray", NDArray[np.int16], NDArray[np.int32], torch.Tensor)
@@ -42,12 +43,6 @@ class ColorDomain:
         """M of each channel, that of luma given; it is even."""
         y, co, cg = (round(ratio * quantiser) for ratio in self.quantiser_ratios)
         return y, co, cg
-
-
-def first_sigma(steps: int) -> float:
-    """Noise of a dithered quantiser of M steps: of M numbers one apart, all alike likely."""
-    variance = (steps * steps - 1) / 12
-    return float(variance**0.5)
 
 
 DOMAINS = {

@@ -18,7 +18,7 @@ from diffcodec.diffusion.bound import (
     remainder_bits,
     step_variance,
 )
-from diffcodec.diffusion.color import DOMAINS, channels, first_sigma
+from diffcodec.diffusion.color import DOMAINS, channels
 from diffcodec.diffusion.process import (
     discretized_gaussian_bits,
     dithered_quantise,
@@ -29,6 +29,7 @@ from diffcodec.diffusion.process import (
     q_sample,
     to_bits_per_dimension,
 )
+from diffcodec.diffusion.quantiser import first_sigma
 
 SECOND_RATIOS = (2.0, 5.0)  # of the second level to the first, within which plans put it
 MAX_SIGMA = 800.0

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 
-from diffcodec.diffusion.color import first_sigma
+from diffcodec.diffusion.quantiser import first_sigma
 
 QUANTISERS = range(2, 17, 2)  # M of luma that a first level may have
 LARGEST_NUMBER = 1e12  # of a plan; far above what any schedule comes to

@@ -16,8 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from diffcodec.diffusion.color import DOMAINS, first_sigma
+from diffcodec.diffusion.color import DOMAINS
 from diffcodec.diffusion.plan import Plan
+from diffcodec.diffusion.quantiser import first_sigma
 from diffcodec.errors import DiffcodecError, ModelMismatchError, UnsupportedError
 from diffcodec.models.agreement import check_agreement, check_products
 from diffcodec.models.file import (

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
-from diffcodec.diffusion.color import first_sigma
+from diffcodec.diffusion.quantiser import first_sigma
 
 PREFIX = "experts."  # what the names of an expert's tensors begin with, then its number
 PHASES_PREFIX = "phases."

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffcodec.diffusion.bound import quantiser_of
-from diffcodec.diffusion.color import DOMAINS, channels, first_sigma
+from diffcodec.diffusion.color import DOMAINS, channels
 from diffcodec.diffusion.phases import (
     ERROR_STEPS,
     LARGEST_ERROR,
@@ -20,6 +20,7 @@ from diffcodec.diffusion.phases import (
     unit_of,
 )
 from diffcodec.diffusion.process import p_first
+from diffcodec.diffusion.quantiser import first_sigma
 from diffcodec.networks.config import ENSEMBLES, PHASES_PREFIX, PREFIX, NetworkConfig
 from diffcodec.networks.phases import outline_phases, phase_networks
 from diffcodec.networks.protocol import Field, digest

@@ -13,9 +13,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffcodec.diffusion.bound import above, draw_dither, quantiser_of
-from diffcodec.diffusion.color import DOMAINS, first_sigma
+from diffcodec.diffusion.color import DOMAINS
 from diffcodec.diffusion.phases import ERROR_STEPS
 from diffcodec.diffusion.process import dithered_quantise, q_sample
+from diffcodec.diffusion.quantiser import first_sigma
 from diffcodec.networks.config import NetworkConfig
 from diffcodec.networks.exact import EXACT_LIMIT, largest_sum
 from diffcodec.networks.experts import (

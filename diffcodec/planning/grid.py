@@ -9,8 +9,8 @@ from scipy.special import entr, ndtr
 
 from diffcodec.arrays import Array
 from diffcodec.coding.steps import FORWARD_RADIUS
-from diffcodec.diffusion.color import first_sigma
 from diffcodec.diffusion.losses import MAX_SIGMA, second_sigmas
+from diffcodec.diffusion.quantiser import first_sigma
 
 GRID_RATIO = 1.1  # of neighbouring levels; its cube above FINE_UP_TO, where few bits are
 FINE_UP_TO = 30.0

@@ -21,7 +21,7 @@ from diffcodec.diffusion.bound import (
     quantiser_of,
     remainder_bits,
 )
-from diffcodec.diffusion.color import DOMAINS, ColorDomain, channels, first_sigma
+from diffcodec.diffusion.color import DOMAINS, ColorDomain, channels
 from diffcodec.diffusion.losses import second_sigmas
 from diffcodec.diffusion.process import (
     LOG2_E,
@@ -37,6 +37,7 @@ from diffcodec.diffusion.process import (
     q_sample,
     to_bits_per_dimension,
 )
+from diffcodec.diffusion.quantiser import first_sigma
 from diffcodec.diffusion.schedule import explicit
 from diffcodec.errors import DiffcodecError
 from diffcodec.planning.costs import Costs

@@ -9,8 +9,8 @@ import numpy as np
 from diffcodec.arrays import Array
 from diffcodec.container.parts import PLAN_NAMES, Container, Tile
 from diffcodec.container.writer import pack
-from diffcodec.diffusion.color import first_sigma
 from diffcodec.diffusion.plan import Plan
+from diffcodec.diffusion.quantiser import first_sigma
 from diffcodec.errors import DiffcodecError
 from diffcodec.planning.costs import Costs, GridPath
 from diffcodec.planning.grid import draw_lattice
