@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from commands import done, run
 from PIL import Image
 from safetensors.torch import load, load_file
 from tiny import TIMESTEPS, tiny_model
@@ -93,19 +93,6 @@ def folder(files: dict[str, bytes], tmp_path: Path) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
         yield tmp_path
-
-
-def run(command: str, data: bytes = b"") -> Result:
-    result = CliRunner().invoke(cli, command.split(), input=data, prog_name="diffcodec")
-    if not isinstance(result.exception, SystemExit | None):
-        raise result.exception
-    return result
-
-
-def done(command: str, data: bytes = b"") -> Result:
-    result = run(command, data)
-    assert result.exit_code == 0, result.stderr
-    return result
 
 
 def tree() -> dict[str, bytes]:

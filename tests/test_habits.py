@@ -15,7 +15,8 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
+from commands import done, run
 from PIL import Image
 
 from diffcodec.cli.program import cli
@@ -46,19 +47,6 @@ def tree(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def picture(seed: int = 0) -> Image.Image:
     rng = np.random.default_rng(seed)
     return Image.fromarray(rng.integers(0, 256, (5 + seed, 7, 3), dtype=np.uint8))
-
-
-def run(command: str, data: bytes = b"") -> Result:
-    result = CliRunner().invoke(cli, shlex.split(command), input=data, prog_name="diffcodec")
-    if not isinstance(result.exception, SystemExit | None):
-        raise result.exception
-    return result
-
-
-def done(command: str, data: bytes = b"") -> Result:
-    result = run(command, data)
-    assert result.exit_code == 0, result.stderr
-    return result
 
 
 def below(folder: str, suffix: str) -> list[str]:

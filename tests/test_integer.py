@@ -5,8 +5,7 @@ import itertools
 import json
 import math
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load, save
+from threads import threads
 from torch import Tensor
 
 from diffcodec.arrays import round_significant
@@ -459,16 +459,6 @@ def test_weights_make_up_for_the_rounding_of_others():
 
 
 # --- the same everywhere --------------------------------------------------------------------------
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @pytest.mark.filterwarnings("ignore:TF32 acceleration")  # of mkldnn.flags itself

@@ -3,8 +3,7 @@
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -17,6 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 from scipy.special import expit, softmax
 from scipy.stats import logistic, norm
+from threads import threads
 from tiny import PHASED, PHASED_PLANS, PHASES, TINY, random_network
 from torch import Tensor
 
@@ -451,16 +451,6 @@ def test_means_in_phases_are_those_of_the_posterior(integer: IntegerNetwork) -> 
             integer.begin_phases(which, z, sigma)[:2], integer.posterior_x(z, sigma), strict=True
         )
         assert all(torch.equal(a, b) for a, b in pairs)
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @pytest.mark.filterwarnings("ignore:TF32 acceleration")  # of mkldnn.flags itself

@@ -144,7 +144,7 @@ def _network_options() -> Iterable[Described]:
         (
             "--phases",
             "Code the lowest two variables in phases of the 2 x 2 grid, from a first level of M "
-            "= 8; with two experts where none are given.",
+            "= 8; its own two experts take the place of any given.",
             {"is_flag": True},
         ),
     )

@@ -45,7 +45,7 @@ def _run_group(
     model: Model,
     bar: "tqdm[Any]",
 ) -> list[Result]:
-    """Drive coroutines side by side: requests of one plan, timestep and shape share a batch."""
+    """Drive coroutines side by side: requests of one plan and kind share a batch."""
     results: dict[int, Result] = {}
     waiting: dict[int, Asked] = {}
 

@@ -16,7 +16,7 @@ from diffcodec.coding import randomness
 from diffcodec.coding.codecs import Allowed
 from diffcodec.coding.levels import make_levels
 from diffcodec.diffusion.color import ColorDomain
-from diffcodec.diffusion.phases import ERROR_STEPS, LARGEST_ERROR, known_before
+from diffcodec.diffusion.phases import told_errors
 from diffcodec.diffusion.plan import Plan
 from diffcodec.diffusion.process import dithered_quantise
 
@@ -146,22 +146,23 @@ class TileChain:
         return self._answered[1]
 
     def phase_parameters(
-        self, timestep: int, number: int, errors: Float64[Array, "3 height width"]
+        self, timestep: int, number: int
     ) -> Generator[Asked, Answer, PhaseParameters]:
         """Of a phase, given those before; asked once, however many codecs need it.
 
         Args:
-            timestep: of the variable that is coded, 0 or 1.
+            timestep: of the variable that is coded, 0 or 1, of which it lies in ``expected`` what
+                is expected.
             number: of the phase.
-            errors: of what is expected of the variable, in units.
         """
         if self._phase is None or self._phase[0] != (timestep, number):
+            assert self.expected is not None
+            _, mean, unit = self.expected
             posterior = yield from self.posterior(timestep + 1)
-            limit = ERROR_STEPS * LARGEST_ERROR
-            told = np.clip(np.rint(errors * ERROR_STEPS), -limit, limit)
-            told = told * known_before(number, errors)
+            told = told_errors((self.z[timestep] - mean) / unit, number)
             asked = PhaseRequest(timestep, number, posterior.shared[number], told)
-            self._phase = (timestep, number), (yield asked)
+            parameters = yield asked
+            self._phase = (timestep, number), parameters.astype(np.float64)
         return self._phase[1]
 
     def known_channels(self, t: int) -> Float64[Array, "known height width"]:

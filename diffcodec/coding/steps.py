@@ -24,11 +24,11 @@ from diffcodec.coding.mixtures import exponential, mixture_mean, mixture_table
 from diffcodec.diffusion.phases import (
     PHASES,
     channel_shift,
-    first_unit,
+    expected_x,
+    expected_z_1,
     first_variance,
     gaussians,
     mixtures,
-    unit_of,
 )
 from diffcodec.diffusion.process import on_lattice, p_first, p_prior, p_reverse
 
@@ -168,16 +168,13 @@ class PhasedStep(Step):
         number = PHASES.index((rows.start, columns.start))
         if chain.expected is None or chain.expected[0] != self.timestep:
             chain.expected = self.timestep, *(yield from self.expected(chain))
-        _, mean, unit = chain.expected
-        errors = (chain.z[self.timestep] - mean) / unit
-        parameters = yield from chain.phase_parameters(self.timestep, number, errors)
-        height, width = mean[part].shape
-        fields = PhaseFields(
-            parameters[:, :height, :width].astype(np.float64),
-            mean[:, rows, columns],
-            unit[:, rows, columns],
-            [errors[i, rows, columns] for i in range(channel)],
+        parameters = yield from chain.phase_parameters(self.timestep, number)
+        z, mean, unit = (
+            field[:, rows, columns] for field in (chain.z[self.timestep], *chain.expected[1:])
         )
+        _, height, width = z.shape
+        errors = [(z[i] - mean[i]) / unit[i] for i in range(channel)]
+        fields = PhaseFields(parameters[:, :height, :width], mean, unit, errors)
         return self.phase_codec(chain, part, fields)
 
 
@@ -195,7 +192,7 @@ class PhasedRemainder(PhasedStep):
     def expected(self, chain: TileChain) -> Generator[Asked, Answer, tuple[Array, Array]]:
         """See :meth:`PhasedStep.expected`."""
         mean, variance, _ = yield from chain.posterior(1)
-        return mean, unit_of(np.sqrt(variance))
+        return expected_x(mean, variance, np.sqrt)
 
     def phase_codec(self, chain: TileChain, part: PhasePart, fields: PhaseFields) -> Codec:
         """See :meth:`PhasedStep.phase_codec`."""
@@ -204,7 +201,8 @@ class PhasedRemainder(PhasedStep):
         lowest = chain.z[1][:, rows, columns] - (steps - 1) / 2
         weights, means, log_scales, coupling = mixtures(fields.parameters[None])
         errors, tables = list(fields.errors), []
-        for c in range(channel, chain.coded if chain.allowed else channel + 1):
+        end = chain.coded if chain.allowed else channel + 1
+        for c in range(channel, end):
             shift = channel_shift(c, coupling, errors)
             logistics = [
                 field.reshape(len(field), -1)
@@ -217,7 +215,8 @@ class PhasedRemainder(PhasedStep):
                 int(steps[c].item()),
             )
             tables.append(table)
-            errors.append(mixture_mean(logistics[0], logistics[1]).reshape(lowest[c].shape))
+            if c + 1 < end:
+                errors.append(mixture_mean(logistics[0], logistics[1]).reshape(lowest[c].shape))
         table = tables[0]
         if chain.allowed:
             x = chain.z[0][:, rows, columns]
@@ -239,8 +238,8 @@ class PhasedFirst(PhasedStep):
         xhat, v, _ = yield from chain.posterior(2)
         below, above = chain.levels[:2]
         with np.errstate(all="ignore"):  # what is not finite the coder refuses
-            p = p_first(xhat, v, chain.z[2], below.sigma, above.sigma, below.spacing)
-            return p.mean, first_unit(p.variance, below.spacing, np.sqrt)
+            sigmas = below.sigma, above.sigma
+            return expected_z_1(xhat, v, chain.z[2], sigmas, below.spacing, np.sqrt)
 
     def phase_codec(self, chain: TileChain, part: PhasePart, fields: PhaseFields) -> Codec:
         """See :meth:`PhasedStep.phase_codec`."""

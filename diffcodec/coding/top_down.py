@@ -220,7 +220,8 @@ def _expected_below(chain: TileChain, alone: Sequence[int], preview: int) -> tup
     Every step as in the chain alone, but for two things. Below a preview z_t is drawn more
     narrowly, on a lattice that is as much finer: to pop it takes as many bits, to push it one more
     for each halving. And z_2 has less of the dither, ``1 - sigma_2^2 / sigma_s^2`` of it, than
-    p(z_1 | z_2) takes for granted; its cost, where xhat is x, follows from the Gaussians.
+    p(z_1 | z_2) takes for granted, unless the preview's noise is around z_1; its cost, where xhat
+    is x, follows from the Gaussians.
 
     Args:
         chain: of the tile, without a preview.
@@ -231,9 +232,10 @@ def _expected_below(chain: TileChain, alone: Sequence[int], preview: int) -> tup
     changes = 32 * np.diff((most_seed_words(chain), *alone))
     levels = make_levels(chain.plan, chain.domain, preview, chain.around_first)
     samples = math.prod(chain.shape[1:])
-    first, second, top = (chain.plan.levels[t - 1] ** 2 for t in (1, 2, preview))
-    surprise = LOG2_E * first / (second - first) * second / top  # of z_1 for each sample
-    surprise *= not chain.around_first
+    surprise = 0.0  # of z_1 for each sample
+    if not chain.around_first:
+        first, second, top = (chain.plan.levels[t - 1] ** 2 for t in (1, 2, preview))
+        surprise = LOG2_E * first / (second - first) * second / top
     below = []
     for step in coding_steps(0, preview, chain.phased):
         bits = changes[coding_steps(preview, phased=chain.phased).index(step)]

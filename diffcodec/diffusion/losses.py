@@ -117,7 +117,7 @@ class NoisyImages:
         p = p_first(xhat[rows], v[rows], self.z[rows], sigma_1, self.noise[rows], steps)
         return discretized_gaussian_bits(self.z_1[rows], *p, steps)
 
-    def step_bits(self, xhat: Tensor, v: Tensor, variance: str = "learned") -> Tensor:
+    def step_bits(self, xhat: Tensor, v: Tensor, variance: str) -> Tensor:
         """Of the images above the second level, by their posterior, the last of those given."""
         rows, sigma_1 = slice(self.ends[1], None), self.first.sigma
         z_1, z, sigma_t = self.z_1[rows], self.z[rows], self.noise[rows]
@@ -128,8 +128,17 @@ class NoisyImages:
         count = math.log(MAX_SIGMA / lowest_step(self.quantiser)) / math.log(TRAINING_RATIO)
         return self.density[rows, None, None, None] * count * gaussian_kl_bits(q, p)
 
+    def bits(self, xhat: Tensor, v: Tensor, variance: str) -> Float[Tensor, ""]:
+        """The share's part of the batch's code length by the posterior of all images."""
+        steps = self.step_bits(xhat, v, variance)
+        return self.mean(self.remainder_bits(xhat, v), self.first_bits(xhat, v), steps)
+
     def mean(self, *bits: Tensor) -> Float[Tensor, ""]:
-        """The share's part of the batch's code length, in bits per dimension."""
+        """The share's part of the batch's code length, in bits per dimension.
+
+        Args:
+            bits: of the images at the first level, at the second, and of those above.
+        """
         parts = zip(bits, self.sizes, strict=True)
         return torch.stack([to_bits_per_dimension(part).sum() / size for part, size in parts]).sum()
 
@@ -216,12 +225,7 @@ def code_length_loss(
     noisy = add_noise(x, color, generator, share, quantiser, shares)
     model = fix_variance(model, color, variance)
     if phased is None:
-        xhat, v = model(noisy.z, noisy.sigma)
-        return noisy.mean(
-            noisy.remainder_bits(xhat, v),
-            noisy.first_bits(xhat, v),
-            noisy.step_bits(xhat, v, variance),
-        )
+        return noisy.bits(*model(noisy.z, noisy.sigma), variance)
     (a, b), (z_1, z, sigma) = noisy.ends, (noisy.z_1, noisy.z, noisy.sigma)
     return noisy.mean(
         phased.remainder_bits(x[:a], z_1[:a]),
@@ -273,10 +277,5 @@ def hybrid_loss(
     """
     noisy = add_noise(x, color, generator, share, quantiser)
     xhat, v = fix_variance(model, color, variance)(noisy.z, noisy.sigma)
-    mean = xhat.detach()
-    bits = noisy.mean(
-        noisy.remainder_bits(mean, v),
-        noisy.first_bits(mean, v),
-        noisy.step_bits(mean, v, variance),
-    )
+    bits = noisy.bits(xhat.detach(), v, variance)
     return noisy.squared_error(xhat) + HYBRID_WEIGHT * bits

@@ -18,12 +18,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffcodec.diffusion.color import Numbers
-from diffcodec.diffusion.process import LOG2_E, Gaussian, discretized_gaussian_bits
+from diffcodec.diffusion.process import LOG2_E, Gaussian, discretized_gaussian_bits, p_first
 
 PHASES = ((0, 0), (1, 1), (0, 1), (1, 0))  # row and column in each square of 2 x 2, in their order
 LEAST_STD = 0.3  # grey levels, added to the posterior's
 LARGEST_ERROR = 6.0  # that a network sees, in units
 ERROR_STEPS = 128  # of a unit, where it sees integers
+ERROR_LIMIT = round(ERROR_STEPS * LARGEST_ERROR)  # of these
 LOG_SCALES = (-5.0, 3.0)  # what they are clipped to
 
 Images = Float[Tensor, "batch 3 height width"]
@@ -39,6 +40,41 @@ def unit_of(std: Numbers) -> Numbers:
 def first_unit(variance: Numbers, steps: Numbers, sqrt: Callable[[Numbers], Numbers]) -> Numbers:
     """What errors of z_1 are measured in: a Gaussian's width with that of a bin."""
     return sqrt(variance + steps * steps / 12)
+
+
+def expected_x(
+    mean: Numbers, v: Numbers, sqrt: Callable[[Numbers], Numbers]
+) -> tuple[Numbers, Numbers]:
+    """The mean of x without context, and its unit, by the posterior of x given z_1."""
+    return mean, unit_of(sqrt(v))
+
+
+def expected_z_1(
+    xhat: Numbers,
+    v: Numbers,
+    z_2: Numbers,
+    sigmas: tuple[Numbers, Numbers],
+    steps: Numbers,
+    sqrt: Callable[[Numbers], Numbers],
+) -> tuple[Numbers, Numbers]:
+    """The mean of z_1 without context, and its unit, by the posterior of x given z_2.
+
+    Args:
+        xhat, v: of the posterior.
+        z_2: which it is given.
+        sigmas: sigma_1 and sigma_2, by channel.
+        steps: M by channel.
+        sqrt: of such numbers.
+    """
+    mean, variance = p_first(xhat, v, z_2, *sigmas, steps)
+    return mean, first_unit(variance, steps, sqrt)
+
+
+def told_errors(errors: Numbers, number: int) -> Numbers:
+    """What a phase is told of errors in units: integers, 0 where it does not know them."""
+    integers = (errors * ERROR_STEPS).round().clip(-ERROR_LIMIT, ERROR_LIMIT)
+    told: Numbers = integers * known_before(number, errors)
+    return told
 
 
 def parameter_count(components: int) -> int:

@@ -19,17 +19,14 @@ from diffcodec.container.parts import tile_grid
 from diffcodec.diffusion.bound import chain_bound_bits, quantiser_of
 from diffcodec.diffusion.color import channels, to_domain
 from diffcodec.diffusion.phases import (
-    ERROR_STEPS,
-    LARGEST_ERROR,
     Phased,
+    expected_x,
+    expected_z_1,
     first_bits,
-    first_unit,
-    known_before,
     phased_bits,
-    unit_of,
+    told_errors,
 )
 from diffcodec.diffusion.plan import Plan, geometric_plan
-from diffcodec.diffusion.process import p_first
 from diffcodec.errors import UnsupportedError
 from diffcodec.models.model import Model
 from diffcodec.networks.experts import FloatNetwork
@@ -174,19 +171,15 @@ class ModelInPhases:
         answer = self.model.begin_phases(which, z.numpy(), sigma)
         (mean, v), shared = map(torch.from_numpy, answer[:2]), answer[2]
         if which == 0:
-            unit = unit_of(v.sqrt())
+            mean, unit = expected_x(mean, v, torch.sqrt)
         else:
             domain = self.model.domain
             steps, sigma_1 = quantiser_of(domain, self.plan.quantiser, z)
-            sigma_2 = sigma * channels(domain.noise_multipliers, z)
-            mean, variance = p_first(mean, v, z, sigma_1, sigma_2, steps)
-            unit = first_unit(variance, steps, torch.sqrt)
-        limit = ERROR_STEPS * LARGEST_ERROR
-        errors = ((variable - mean) / unit * ERROR_STEPS).round().clamp(-limit, limit)
+            sigmas = sigma_1, sigma * channels(domain.noise_multipliers, z)
+            mean, unit = expected_z_1(mean, v, z, sigmas, steps, torch.sqrt)
+        errors = (variable - mean) / unit
         parameters = [
-            self.model.phase_parameters(
-                which, number, own, (errors * known_before(number, errors)).numpy()
-            )
+            self.model.phase_parameters(which, number, own, told_errors(errors, number).numpy())
             for number, own in enumerate(shared)
         ]
         return Phased(mean, unit, list(map(torch.from_numpy, parameters)))

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from diffcodec.diffusion.phases import ERROR_STEPS, LARGEST_ERROR
+from diffcodec.diffusion.phases import ERROR_LIMIT
 from diffcodec.errors import UnsupportedError
 from diffcodec.networks.devices import describe_device
 from diffcodec.networks.gemm import products_work
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from diffcodec.models.model import Model
 
 SHAPE = (2, 3, 21, 18)  # of what is asked: no multiples of what networks take
-ERROR_LIMIT = round(ERROR_STEPS * LARGEST_ERROR)
 
 
 def check_products(device: torch.device) -> None:

@@ -14,12 +14,11 @@ from diffcodec.diffusion.phases import (
     ERROR_STEPS,
     LARGEST_ERROR,
     Phased,
+    expected_x,
+    expected_z_1,
     first_bits,
-    first_unit,
     phased_bits,
-    unit_of,
 )
-from diffcodec.diffusion.process import p_first
 from diffcodec.diffusion.quantiser import first_sigma
 from diffcodec.networks.config import ENSEMBLES, PHASES_PREFIX, PREFIX, NetworkConfig
 from diffcodec.networks.phases import outline_phases, phase_networks
@@ -67,11 +66,11 @@ class ExpertDenoisers(nn.Module):
         features = unet.features(z, sigma)
         mean, v = unet.read_out(features, z, sigma)
         if which == 0:
-            unit = unit_of(v.sqrt())
+            mean, unit = expected_x(mean, v, torch.sqrt)
         else:
             steps, sigma_1 = quantiser_of(DOMAINS[self.config.color], self.config.quantiser, z)
-            mean, variance = p_first(mean, v, z, sigma_1, unet.noise_of(sigma), steps)
-            unit = first_unit(variance, steps, torch.sqrt)
+            sigmas = sigma_1, unet.noise_of(sigma)
+            mean, unit = expected_z_1(mean, v, z, sigmas, steps, torch.sqrt)
         errors = ((variable - mean) / unit).clamp(-LARGEST_ERROR, LARGEST_ERROR)
         return Phased(mean, unit, self.phases[which](features, errors))
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from diffcodec.arrays import round_significant
-from diffcodec.diffusion.phases import ERROR_STEPS, LARGEST_ERROR
+from diffcodec.diffusion.phases import ERROR_LIMIT
 from diffcodec.networks.devices import CPU
 from diffcodec.networks.exact import EXACT_LIMIT, check_exact, largest_sum
 from diffcodec.networks.gemm import GemmConv
@@ -29,7 +29,6 @@ INPUT_LIMIT = 255 * 256
 SILU_STEPS = 1024  # entries per unit of the finest SiLU table
 SILU_RANGE = 64  # the coarsest covers -64..64
 SILU_HALF = 4096  # entries on each side of zero: what every table has
-ERROR_LIMIT = round(ERROR_STEPS * LARGEST_ERROR)  # of what phases see of x
 OUTPUT_DIGIT = 128  # the last activation is cut into two digits of this base
 LARGEST_BATCH = 15  # that torch never gives to NNPACK
 # Of first convolutions, by the end of their names: bytes, the upper one with a sign; phases of

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from diffcodec.diffusion.bound import above, draw_dither, quantiser_of
 from diffcodec.diffusion.color import DOMAINS
-from diffcodec.diffusion.phases import ERROR_STEPS
+from diffcodec.diffusion.phases import ERROR_LIMIT, ERROR_STEPS
 from diffcodec.diffusion.process import dithered_quantise, q_sample
 from diffcodec.diffusion.quantiser import first_sigma
 from diffcodec.networks.config import NetworkConfig
@@ -27,7 +27,6 @@ from diffcodec.networks.experts import (
 )
 from diffcodec.networks.integer import INPUT_SCALE
 from diffcodec.networks.integer_layers import (
-    ERROR_LIMIT,
     OUTPUT_DIGIT,
     PHASE_AMPLITUDE,
     SILU_RANGE,

@@ -103,7 +103,7 @@ class FirstLevel:
 
     Attributes:
         x: integers of the colour domain as floats.
-        z_1, remainder: of the dithered quantiser.
+        z_1: of the dithered quantiser.
         domain: of x.
         quantiser: of the first level.
         coded: leading channels that count.
@@ -112,7 +112,6 @@ class FirstLevel:
 
     x: Float[Tensor, "crops 3 height width"]
     z_1: Float[Tensor, "crops 3 height width"]
-    remainder: Float[Tensor, "crops 3 height width"]
     domain: ColorDomain
     quantiser: Quantiser
     coded: int
@@ -146,9 +145,9 @@ def draw_first_level(
     domain = DOMAINS[color]
     quantiser = quantiser_of(domain, steps, x)
     dither = draw_dither(x.shape, quantiser.steps, generator)
-    z_1, remainder = dithered_quantise(x, dither, quantiser.steps)
+    z_1, _ = dithered_quantise(x, dither, quantiser.steps)
     pixels = torch.randperm(x[0, 0].numel(), generator=generator)[:POSITIONS]
-    return FirstLevel(x, z_1, remainder, domain, quantiser, channels_coded(x, color), pixels)
+    return FirstLevel(x, z_1, domain, quantiser, channels_coded(x, color), pixels)
 
 
 def measure_costs(
@@ -181,13 +180,8 @@ def measure_costs(
     check_grid(levels, spacings, len(x), first_sigma(quantiser))
     crops = draw_first_level(x, color, generator, quantiser)
     costs = no_costs(levels, spacings, len(x), quantiser)
-    if phased is None:
-        at_first = batched(model, crops.z_1, first_sigma(quantiser))
-        bits = remainder_bits(crops.remainder, crops.z_1, *at_first, crops.quantiser.steps)
-    else:
-        pairs = zip(x.split(BATCH), crops.z_1.split(BATCH), strict=True)
-        bits = torch.cat([phased.remainder_bits(*pair) for pair in pairs])
-    costs.remainder[:] = crops.mean(bits)
+    first = first_sigma(quantiser), crops.quantiser.steps
+    costs.remainder[:] = crops.mean(lowest_bits(model, phased, x, crops.z_1, *first))
     for j, level in enumerate(tqdm(levels, "noise levels", disable=None if progress else True)):
         noise = torch.randn(x.shape, generator=generator)
         z_t = q_sample(crops.z_1, above(level * crops.multipliers, crops.quantiser.sigma), noise)
@@ -288,6 +282,22 @@ def batched(
     """The model's xhat and v at one noise level, a few crops at a time."""
     parts = [model(part, torch.full((len(part),), sigma, dtype=z.dtype)) for part in z.split(BATCH)]
     return torch.cat([xhat for xhat, _ in parts]), torch.cat([v for _, v in parts])
+
+
+def lowest_bits(
+    model: PosteriorModel,
+    phased: PhasedModel | None,
+    x: Float[Tensor, "crops 3 height width"],
+    z_1: Float[Tensor, "crops 3 height width"],
+    sigma: float,
+    steps: Float[Tensor, "3 1 1"],
+) -> Float[Tensor, "crops 3 height width"]:
+    """Those of x given z_1, at its noise level and of its M steps, a few crops at a time."""
+    if phased is not None:
+        pairs = zip(x.split(BATCH), z_1.split(BATCH), strict=True)
+        return torch.cat([phased.remainder_bits(*pair) for pair in pairs])
+    lowest = z_1 - (steps - 1) / 2
+    return remainder_bits(x - lowest, z_1, *batched(model, z_1, sigma), steps)
 
 
 def first_bits(

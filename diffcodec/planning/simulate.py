@@ -11,7 +11,6 @@ from diffcodec.diffusion.bound import (
     PosteriorModel,
     above,
     draw_dither,
-    remainder_bits,
 )
 from diffcodec.diffusion.color import DOMAINS
 from diffcodec.diffusion.plan import Plan
@@ -27,7 +26,7 @@ from diffcodec.diffusion.process import (
     to_bits_per_dimension,
 )
 from diffcodec.planning.costs import Course
-from diffcodec.planning.measure import BATCH, batched, channels_coded, coder_bits, first_bits
+from diffcodec.planning.measure import batched, channels_coded, coder_bits, first_bits, lowest_bits
 from diffcodec.planning.search import bytes_around, with_fallback
 
 
@@ -51,14 +50,9 @@ def simulate(
         [torch.tensor(getattr(level, name), dtype=x.dtype) for level in constants]
         for name in ("sigma", "spacing", "draw_std")
     )
-    z, rest = dithered_quantise(x, draw_dither(x.shape, delta[0], generator), delta[0])
+    z, _ = dithered_quantise(x, draw_dither(x.shape, delta[0], generator), delta[0])
     z_1 = z
-    if phased is None:
-        changes = [remainder_bits(rest, z, *batched(model, z, plan.levels[0]), delta[0])]
-    else:
-        pairs = zip(x.split(BATCH), z.split(BATCH), strict=True)
-        changes = [torch.cat([phased.remainder_bits(*pair) for pair in pairs])]
-    sent = []
+    changes, sent = [lowest_bits(model, phased, x, z, plan.levels[0], delta[0])], []
     for t in range(1, len(plan.levels)):
         drawn = z + draw_std[t] * torch.randn(x.shape, generator=generator)
         z_t = delta[t] * torch.round(drawn / delta[t])
@@ -66,17 +60,16 @@ def simulate(
         changes.append(-coder_bits(z_t, q, delta[t]))
         xhat, v = batched(model, z_t, plan.levels[t])
         if t == 1 and phased is not None:
-            changes.append(first_bits(phased, z, z_t, plan.levels[t]))
-            z = z_t
-            continue
-        if t == 1:
+            pushed = first_bits(phased, z, z_t, plan.levels[t])
+        elif t == 1:
             p = p_first(xhat, v, z_t, sigma[0], sigma[1], delta[0])
+            pushed = coder_bits(z, p, delta[0])
         else:
             step = p_reverse(xhat, v, z_t, sigma[t - 1], sigma[t])
             noise = above(sigma[t - 1], sigma[0]), above(sigma[t], sigma[0])
             sent.append(gaussian_kl_bits(q_posterior(z_1, z_t, *noise), step))
-            p = on_lattice(step, delta[t - 1])
-        changes.append(coder_bits(z, p, delta[t - 1]))
+            pushed = coder_bits(z, on_lattice(step, delta[t - 1]), delta[t - 1])
+        changes.append(pushed)
         z = z_t
     prior = p_prior(domain, sigma[-1])
     changes.append(coder_bits(z, on_lattice(prior, delta[-1]), delta[-1]))
