@@ -430,6 +430,10 @@ class Chain:
         for layer, end in zip(layers, ends, strict=True):
             bits = Bits(layer)
             while t > end:
+                if self.model.phases and t <= self.top:
+                    t -= 1
+                    z, stretch = self.descend_in_phases(bits, z, t, stretch)
+                    continue
                 s2 = self.sigma[t - 1][c] * self.sigma[t - 1][c]
                 if t > self.top:
                     r, mean, v = 0 * s2, self.center[c], self.std[c] * self.std[c]
@@ -441,10 +445,8 @@ class Chain:
                 w = np.broadcast_to(rest * rest * v, z[c].shape)
                 p = r * z[c] + rest * mean
                 if self.around_first:
-                    s, high = self.away(self.sigma[t - 1])[c], np.inf
-                    if t <= self.top:
-                        high = self.away(self.sigma[t])[c]
-                    narrow = np.broadcast_to(s * s * (1 - s * s / (high * high)), z[c].shape)
+                    s = self.away(self.sigma[t - 1])[c]
+                    narrow = np.broadcast_to(s * s, z[c].shape)
                     q, w = narrow, w + (q - narrow)
                 t -= 1
                 step = Step(self.tile, t, q.ravel(), w.ravel())
@@ -473,6 +475,8 @@ class Chain:
         while t > 1:
             if t == 2 and phased:
                 z[1] = self.first_in_phases(z[2])
+            elif phased:
+                z[t - 1] = self.step_in_phases(z[t], t - 1)
             else:
                 z[t - 1] = self.pop(t - 1, *self.reverse(z[t], t - 1))
             if t != preview:
@@ -587,6 +591,110 @@ class Chain:
         return np.stack(weights)
 
     # in phases
+
+    def refined(self, z_s, z, t, mean, unit, xhat, v, shared, number, before):
+        """The posterior of x at the places of a phase, by what is known of z_s = z_t below z."""
+        planes = np.clip(np.rint((z_s - mean) / unit * 128), -768, 768) * before
+        length = min(round(128 * math.log(self.levels[t + 1] / self.levels[t])), 768)
+        told = np.concatenate([planes, np.full((1, *self.shape[1:]), length)])
+        row, start = PHASES[number]
+        xhat, v = (field[:, row::2, start::2] for field in (xhat, v))
+        p = self.model.parameters(2, number, shared[number], told)
+        p = p[:, : xhat.shape[1], : xhat.shape[2]].astype(np.float64)
+        scale = np.vectorize(lambda t: exponential(t, -5, 3))(p[3:])
+        return xhat + np.sqrt(v) * p[:3], (np.sqrt(v) * scale) ** 2
+
+    def above_in_phases(self, z, t, sample):
+        """z_t of z = z_{t+1}, sample(number, where, refined mean and v) the places of a phase."""
+        c = slice(0, self.coded)
+        xhat, v, shared = self.model.begin(2, z, self.levels[t + 1])
+        mean, variance = self.step_down(z, t, xhat, v)
+        z_s = self.with_known(np.zeros((self.coded, *self.shape[1:])), t)
+        before = np.zeros(self.shape[1:])
+        for number, (row, start) in enumerate(PHASES):
+            where = c, slice(row, None, 2), slice(start, None, 2)
+            if z_s[where].size == 0:
+                continue
+            known = mean, np.sqrt(variance), xhat, v, shared, number, before
+            z_s[where] = sample(number, where, *self.refined(z_s, z, t, *known))
+            before[row::2, start::2] = 1
+        return z_s
+
+    def step_in_phases(self, z, t):
+        def sample(number, where, xhat, v):
+            c, *_ = where
+            low, high = (self.sigma[s][c] * self.sigma[s][c] for s in (t, t + 1))
+            r = low / high
+            mean = r * z[where] + (1 - r) * xhat[c]
+            variance = low * (1 - r) + (1 - r) * (1 - r) * v[c]
+            spacing = np.broadcast_to(self.spacing[t][c], mean.shape)
+            lowest = (0.25 * spacing) * (0.25 * spacing)
+            std = np.sqrt(np.maximum(variance - spacing * spacing / 12, lowest)) / spacing
+            out = np.zeros(mean.shape)
+            for i in np.ndindex(out.shape):
+                at = mean[i] / spacing[i]
+                centre = np.rint(at)
+                out[i] = centre + self.stack.pop(Gaussian(at - centre, std[i], 2000))
+            return spacing * out
+
+        return self.above_in_phases(z, t, sample)
+
+    def descend_in_phases(self, bits, z, t, stretch):
+        """z_t of z = z_{t+1} by relative entropy coding."""
+
+        def receive(key, where, mean, q, w):
+            nonlocal stretch
+            c = where[0]
+            if self.around_first:
+                s, high = self.away(self.sigma[t])[c], self.away(self.sigma[t + 1])[c]
+                narrow = s * s * (1 - s * s / (high * high))
+                q, w = narrow, w + (q - narrow)
+            q = np.broadcast_to(q, mean.shape)
+            step = Step(self.tile, key * 65536 + t, q.ravel(), w.ravel())
+            sample, stretch = step.read(bits, stretch)
+            return (mean.ravel() + sample).reshape(mean.shape)
+
+        if t == 1:
+            return self.descend_to_first(z, receive), stretch
+
+        def sample(number, where, xhat, v):
+            c = where[0]
+            low, high = (self.sigma[s][c] * self.sigma[s][c] for s in (t, t + 1))
+            r = low / high
+            mean = r * z[where] + (1 - r) * xhat[c]
+            return receive(number, where, mean, low * (1 - r), (1 - r) * (1 - r) * v[c])
+
+        return self.above_in_phases(z, t, sample), stretch
+
+    def descend_to_first(self, z, receive):
+        """z_1 of z_2; receive(its number, where, mean, Q, W) a channel of a phase."""
+        xhat, v, shared = self.model.begin(1, z, self.levels[2])
+        mean, variance = self.step_down(z, 1, xhat, v)
+        unit = np.sqrt(variance + self.m * self.m / 12)
+        z_1, number = self.with_known(np.zeros((self.coded, *self.shape[1:])), 1), 0
+        before = np.zeros(self.shape[1:])
+        for phase, (row, start) in enumerate(PHASES):
+            rows, columns = slice(row, None, 2), slice(start, None, 2)
+            if z_1[:, rows, columns].size == 0:
+                continue
+            told = np.clip(np.rint((z_1 - mean) / unit * 128), -768, 768) * before
+            p = self.model.parameters(1, phase, shared[phase], told).astype(np.float64)
+            p = p[:, : z_1[0, rows, columns].shape[0], : z_1[0, rows, columns].shape[1]]
+            for c in range(self.coded):
+                where = c, rows, columns
+                errors = [
+                    (z_1[b, rows, columns] - mean[b, rows, columns]) / unit[b, rows, columns]
+                    for b in range(c)
+                ]
+                u = unit[where]
+                centre = mean[where] + u * (p[c] + shift(c, p[6:], errors))
+                scale = u * np.vectorize(lambda t: exponential(t, -5, 3))(p[3 + c])
+                low, high = (self.sigma[s][c] * self.sigma[s][c] for s in (1, 2))
+                q = low * (1 - low / high)
+                z_1[where] = receive(number, where, centre, q, np.maximum(scale * scale - q, 0))
+                number += 1
+            before[row::2, start::2] = 1
+        return z_1
 
     def in_phases(self, t, known, mean, unit, shared, sample):
         """A variable, sample(place, parameters, errors of the channels before) one of its own."""
@@ -929,7 +1037,7 @@ class Model:
         """The same, and what each phase makes of z."""
         height, width = z.shape[1:]
         mean, v, h = self.posterior_of_view(self.continued(z), sigma)
-        fold = 2 // self.experts[which][1]["patch"]
+        fold = 2 // self.experts[min(which, len(self.experts) - 1)][1]["patch"]
         self.tensors, self.level = self.named(f"phases.{which}."), 0
         x = self.activated("features", h * F32(self.steps("features")))
         shared = self.scaled("features", self.sums("features", apart(x, fold)))

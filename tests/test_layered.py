@@ -254,7 +254,7 @@ def test_large_images_are_coded_alike_in_less_memory(
     monkeypatch.setattr(Model, "posterior_x", watched)
     assert encode(image, model, "fast", **options) == data
     before = len(asked)
-    monkeypatch.setattr(previews, "KEPT_PIXELS", 0)
+    monkeypatch.setattr(previews, "KEPT_BYTES", 0)
     assert encode(image, model, "fast", **options) == data
     if "psnr" in options:
         assert len(asked) - before > before  # what is not kept is asked for once more

@@ -143,8 +143,8 @@ def _network_options() -> Iterable[Described]:
         ),
         (
             "--phases",
-            "Code the lowest two variables in phases of the 2 x 2 grid, from a first level of M "
-            "= 8; its own two experts take the place of any given.",
+            "Code in phases of the 2 x 2 grid, from a first level of M = 8; its own two experts "
+            "take the place of any given.",
             {"is_flag": True},
         ),
     )

@@ -30,7 +30,8 @@ from diffcodec.container.parts import Tile, tile_grid
 from diffcodec.images.color_sets import ColorSet
 from diffcodec.models.model import Model
 
-KEPT_PIXELS = 1 << 22  # of images in which the model's answers are kept, at 48 bytes each
+KEPT_BYTES = 200 << 20  # of the model's answers
+ANSWER_BYTES, SHARED_BYTES = 48, 256  # of one, for each pixel, and of what phases share
 
 
 class Previews:
@@ -131,7 +132,8 @@ class Previews:
 
     def _run(self, job: Callable[[Part, Descent], Job[Result]]) -> Iterator[Result]:
         """Of every tile."""
-        keep = self.size[0] * self.size[1] <= KEPT_PIXELS
+        bytes_each = ANSWER_BYTES + SHARED_BYTES * self.model.phased
+        keep = self.size[0] * self.size[1] * bytes_each <= KEPT_BYTES
 
         def bounded(part: Part) -> Job[Result]:
             descent = self.descent(part.index)

@@ -16,7 +16,7 @@ from diffcodec.coding import randomness
 from diffcodec.coding.codecs import Allowed
 from diffcodec.coding.levels import make_levels
 from diffcodec.diffusion.color import ColorDomain
-from diffcodec.diffusion.phases import told_errors
+from diffcodec.diffusion.phases import told_planes
 from diffcodec.diffusion.plan import Plan
 from diffcodec.diffusion.process import dithered_quantise
 
@@ -36,7 +36,7 @@ class Request(NamedTuple):
 class Posterior(NamedTuple):
     """The model's answer: mean and variance of x given z_t.
 
-    ``shared`` is what each phase makes of z_1 or z_2, where the model codes in phases.
+    ``shared`` is what each phase makes of z_t, where the model codes in phases.
     """
 
     mean: Float64[Array, "3 height width"]
@@ -47,15 +47,15 @@ class Posterior(NamedTuple):
 class PhaseRequest(NamedTuple):
     """What the chain asks of a model that codes in phases: the parameters of one."""
 
-    timestep: int  # of the variable that is coded, 0 or 1
+    timestep: int  # of the variable that is coded
     number: int  # of the phase
     shared: Any  # what it made of the variable above
-    errors: Float64[Array, "3 height width"]  # see PhasedNetwork.phase_parameters
+    told: Float64[Array, "planes height width"]  # see PhasedNetwork.phase_parameters
 
     @property
     def kind(self) -> tuple[Any, ...]:
         """Requests of a kind go through the network together."""
-        return "phase", self.timestep, self.number, self.errors.shape
+        return "phase", self.timestep, self.number, self.told.shape
 
 
 # Of an even height and width.
@@ -89,7 +89,7 @@ class TileChain:
         preview: the timestep s whose z_s is known beforehand and must lie in ``z``; 0 for none.
         draw: which seed and dither of the shared randomness it takes.
         allowed: tells which colours can occur, if not all do.
-        phased: whether the model codes x given z_1, and z_1 given z_2, in phases.
+        phased: whether the model codes in phases.
         around_first: whether a preview's noise is around z_1, as in exact files of such a model,
             for which z_1 given z_2 is made; else it is around x.
     """
@@ -115,9 +115,9 @@ class TileChain:
         self.z: dict[int, Array] = {}  # timestep -> z_t; 0 is the image
         self._known: dict[int, Array] = {}
         self._answered: tuple[Array, Posterior] | None = None
-        # of a variable coded in phases: its timestep, what is expected, in which units
-        self.expected: tuple[int, Array, Array] | None = None
-        self._phase: tuple[tuple[int, int], PhaseParameters] | None = None
+        # of a variable coded in phases: that above it, what is expected, in which units
+        self.expected: tuple[Array, Array, Array] | None = None
+        self._phase: tuple[Array, int, PhaseParameters] | None = None
 
     @cached_property
     def dither(self) -> Float64[Array, "3 height width"]:
@@ -132,8 +132,7 @@ class TileChain:
 
     def set_image(self, x: Float64[Array, "3 height width"]) -> None:
         """Start of encoding: x and, a function of it, z_1."""
-        self.z[0], self.expected, self._phase = x, None, None
-        self.z[1] = self.quantised(x)
+        self.z[0], self.z[1] = x, self.quantised(x)
 
     def quantised(self, x: Float64[Array, "3 height width"]) -> Float64[Array, "3 height width"]:
         """z_1 of an image."""
@@ -151,19 +150,23 @@ class TileChain:
         """Of a phase, given those before; asked once, however many codecs need it.
 
         Args:
-            timestep: of the variable that is coded, 0 or 1, of which it lies in ``expected`` what
-                is expected.
+            timestep: of the variable that is coded, of which it lies in ``expected`` what is
+                expected.
             number: of the phase.
         """
-        if self._phase is None or self._phase[0] != (timestep, number):
+        above = self.z[timestep + 1]
+        if self._phase is None or self._phase[0] is not above or self._phase[1] != number:
             assert self.expected is not None
             _, mean, unit = self.expected
             posterior = yield from self.posterior(timestep + 1)
-            told = told_errors((self.z[timestep] - mean) / unit, number)
+            levels = None
+            if timestep > 1:
+                levels = self.plan.levels[timestep - 1], self.plan.levels[timestep]
+            told = told_planes((self.z[timestep] - mean) / unit, number, levels)
             asked = PhaseRequest(timestep, number, posterior.shared[number], told)
             parameters = yield asked
-            self._phase = (timestep, number), parameters.astype(np.float64)
-        return self._phase[1]
+            self._phase = above, number, parameters.astype(np.float64)
+        return self._phase[2]
 
     def known_channels(self, t: int) -> Float64[Array, "known height width"]:
         """z_t of the channels that are not coded: zero plus shared noise, a walk over t."""

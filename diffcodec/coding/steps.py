@@ -10,7 +10,7 @@ prior there is ``p(z_{s-1} | z_s)``.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -25,17 +25,20 @@ from diffcodec.diffusion.phases import (
     PHASES,
     channel_shift,
     expected_x,
+    expected_z,
     expected_z_1,
     first_variance,
     gaussians,
     mixtures,
+    refined,
 )
 from diffcodec.diffusion.process import on_lattice, p_first, p_prior, p_reverse
 
 FORWARD_RADIUS = 16  # bins: a wider window pops an outlier once in a thousand symbols
 REVERSE_RADIUS = 2000
 
-PhasePart = tuple[int, slice, slice]  # a channel, and every second row and column
+# A channel or those that are coded, and every second row and column.
+PhasePart = tuple[int | slice, slice, slice]
 Part = int | slice | PhasePart  # of a variable, as an index into [3, height, width]
 
 
@@ -43,11 +46,13 @@ class PhaseFields(NamedTuple):
     """What is known of the pixels of a phase when a channel of them is coded.
 
     Attributes:
-        parameters: of the phase, [parameters, rows, columns].
+        channel: which.
+        parameters: of the phase, [1, parameters, rows, columns].
         mean, unit: of all channels without context, [3, rows, columns].
         errors: of the channels before it, in units, [rows, columns] each.
     """
 
+    channel: int
     parameters: Array
     mean: Array
     unit: Array
@@ -137,48 +142,58 @@ class Remainder(Step):
 
 
 class PhasedStep(Step):
-    """A variable in phases (:mod:`diffcodec.diffusion.phases`).
-
-    The pixels of a phase all at once, channel by channel; every phase knows those before it, and
-    every channel those before it in its pixels.
-    """
+    """A variable in phases (:mod:`diffcodec.diffusion.phases`): every one knows those before it."""
 
     @abstractmethod
     def expected(self, chain: TileChain) -> Generator[Asked, Answer, tuple[Array, Array]]:
         """The mean of the variable without context, and what its errors are measured in."""
 
+    def begin(
+        self, chain: TileChain, part: Part
+    ) -> Generator[Asked, Answer, tuple[Array, tuple[slice, slice]]]:
+        """The parameters of a part's phase, [1, parameters, rows, columns], and where it lies."""
+        assert isinstance(part, tuple)
+        t, where = self.timestep, part[1:]
+        if chain.expected is None or chain.expected[0] is not chain.z[t + 1]:
+            chain.expected = chain.z[t + 1], *(yield from self.expected(chain))
+        number = PHASES.index((where[0].start, where[1].start))
+        parameters = yield from chain.phase_parameters(t, number)
+        height, width = chain.z[t][0][where].shape
+        return parameters[None, :, :height, :width], where
+
+
+class PhasedChannels(PhasedStep):
+    """One that codes channel by channel: every channel knows those before it in its pixels."""
+
     @abstractmethod
-    def phase_codec(self, chain: TileChain, part: PhasePart, fields: PhaseFields) -> Codec:
+    def phase_codec(
+        self, chain: TileChain, fields: PhaseFields, where: tuple[slice, slice]
+    ) -> Codec:
         """Of a channel of the pixels of a phase."""
 
     def parts(self, chain: TileChain) -> list[Part]:
         """See :meth:`Step.parts`."""
-        height, width = chain.shape[1:]
-        return [
-            (channel, slice(row, None, 2), slice(column, None, 2))
-            for row, column in PHASES
-            for channel in range(chain.coded)
-            if row < height and column < width
-        ]
+        return phase_parts(chain, range(chain.coded))
 
     def codec(self, chain: TileChain, part: Part) -> Generator[Asked, Answer, Codec]:
         """See :meth:`Step.codec`."""
-        assert isinstance(part, tuple)
-        channel, rows, columns = part
-        number = PHASES.index((rows.start, columns.start))
-        if chain.expected is None or chain.expected[0] != self.timestep:
-            chain.expected = self.timestep, *(yield from self.expected(chain))
-        parameters = yield from chain.phase_parameters(self.timestep, number)
+        fields, where = yield from self.fields(chain, part)
+        return self.phase_codec(chain, fields, where)
+
+    def fields(
+        self, chain: TileChain, part: Part
+    ) -> Generator[Asked, Answer, tuple[PhaseFields, tuple[slice, slice]]]:
+        """What is known of a part, and where it lies."""
+        parameters, (rows, columns) = yield from self.begin(chain, part)
+        assert isinstance(part, tuple) and isinstance(part[0], int) and chain.expected
         z, mean, unit = (
             field[:, rows, columns] for field in (chain.z[self.timestep], *chain.expected[1:])
         )
-        _, height, width = z.shape
-        errors = [(z[i] - mean[i]) / unit[i] for i in range(channel)]
-        fields = PhaseFields(parameters[:, :height, :width], mean, unit, errors)
-        return self.phase_codec(chain, part, fields)
+        errors = [(z[i] - mean[i]) / unit[i] for i in range(part[0])]
+        return PhaseFields(part[0], parameters, mean, unit, errors), (rows, columns)
 
 
-class PhasedRemainder(PhasedStep):
+class PhasedRemainder(PhasedChannels):
     """The image by ``p(x | z_1)``: each sample a mixture truncated to its candidates.
 
     Where the chain knows which colours can occur, a channel's table is restricted to these: p of a
@@ -194,12 +209,14 @@ class PhasedRemainder(PhasedStep):
         mean, variance, _ = yield from chain.posterior(1)
         return expected_x(mean, variance, np.sqrt)
 
-    def phase_codec(self, chain: TileChain, part: PhasePart, fields: PhaseFields) -> Codec:
-        """See :meth:`PhasedStep.phase_codec`."""
-        channel, rows, columns = part
+    def phase_codec(
+        self, chain: TileChain, fields: PhaseFields, where: tuple[slice, slice]
+    ) -> Codec:
+        """See :meth:`PhasedChannels.phase_codec`."""
+        channel, (rows, columns) = fields.channel, where
         steps = chain.levels[0].spacing
         lowest = chain.z[1][:, rows, columns] - (steps - 1) / 2
-        weights, means, log_scales, coupling = mixtures(fields.parameters[None])
+        weights, means, log_scales, coupling = mixtures(fields.parameters)
         errors, tables = list(fields.errors), []
         end = chain.coded if chain.allowed else channel + 1
         for c in range(channel, end):
@@ -227,7 +244,7 @@ class PhasedRemainder(PhasedStep):
         return Candidates(lowest[channel], np.ascontiguousarray(table.T))
 
 
-class PhasedFirst(PhasedStep):
+class PhasedFirst(PhasedChannels):
     """The model's ``p(z_1 | z_2)``: each sample a Gaussian's masses on the lattice of z_1."""
 
     def __init__(self) -> None:
@@ -241,16 +258,23 @@ class PhasedFirst(PhasedStep):
             sigmas = below.sigma, above.sigma
             return expected_z_1(xhat, v, chain.z[2], sigmas, below.spacing, np.sqrt)
 
-    def phase_codec(self, chain: TileChain, part: PhasePart, fields: PhaseFields) -> Codec:
-        """See :meth:`PhasedStep.phase_codec`."""
-        channel, steps = part[0], chain.levels[0].spacing[part[0]]
-        means, log_scales, coupling = gaussians(fields.parameters[None])
+    def phase_codec(
+        self, chain: TileChain, fields: PhaseFields, where: tuple[slice, slice]
+    ) -> Codec:
+        """See :meth:`PhasedChannels.phase_codec`."""
+        steps = chain.levels[0].spacing[fields.channel]
+        mean, scale = self.gaussian(fields)
+        std = np.sqrt(first_variance(scale, steps))
+        offset = chain.first_offset[fields.channel, *where]
+        return GaussianBins(mean, std, steps, offset, REVERSE_RADIUS)
+
+    def gaussian(self, fields: PhaseFields) -> tuple[Array, Array]:
+        """Mean and standard deviation of z_1, of a channel of the pixels of a phase."""
+        channel = fields.channel
+        means, log_scales, coupling = gaussians(fields.parameters)
         shift = channel_shift(channel, coupling, fields.errors)[0]
         mean = fields.mean[channel] + fields.unit[channel] * (means[0, channel] + shift)
-        scale = fields.unit[channel] * exponential(log_scales[0, channel])
-        std = np.sqrt(first_variance(scale, steps))
-        offset = chain.first_offset[part]
-        return GaussianBins(mean, std, steps, offset, REVERSE_RADIUS)
+        return mean, fields.unit[channel] * exponential(log_scales[0, channel])
 
 
 class Forward(Step):
@@ -284,6 +308,48 @@ class Reverse(Step):
             return bins(chain, t, part, p.mean, np.sqrt(p.variance), REVERSE_RADIUS)
 
 
+class PhasedReverse(PhasedStep):
+    """The model's ``p(z_t | z_{t+1})`` above z_1, all channels of a phase at once.
+
+    The posterior of x knows the phases before.
+    """
+
+    def parts(self, chain: TileChain) -> list[Part]:
+        """See :meth:`Step.parts`."""
+        return phase_parts(chain, [slice(0, chain.coded)])
+
+    def expected(self, chain: TileChain) -> Generator[Asked, Answer, tuple[Array, Array]]:
+        """See :meth:`PhasedStep.expected`."""
+        t = self.timestep
+        xhat, v, _ = yield from chain.posterior(t + 1)
+        sigmas = chain.levels[t - 1].sigma, chain.levels[t].sigma
+        with np.errstate(all="ignore"):  # what is not finite the coder refuses
+            return expected_z(xhat, v, chain.z[t + 1], sigmas, np.sqrt)
+
+    def refined(
+        self, chain: TileChain, part: Part
+    ) -> Generator[Asked, Answer, tuple[Array, Array, Array]]:
+        """Of a part the posterior of x that knows the phases before, and z_{t+1}."""
+        parameters, (rows, columns) = yield from self.begin(chain, part)
+        xhat, v, _ = yield from chain.posterior(self.timestep + 1)
+        xhat, v, z = (f[:, rows, columns] for f in (xhat, v, chain.z[self.timestep + 1]))
+        xhat, v = refined(xhat[None], v[None], parameters, np.sqrt, exponential)
+        c = slice(0, chain.coded)
+        return xhat[0, c], v[0, c], z[c]
+
+    def codec(self, chain: TileChain, part: Part) -> Generator[Asked, Answer, Codec]:
+        """See :meth:`Step.codec`."""
+        xhat, v, z = yield from self.refined(chain, part)
+        below, above = chain.levels[self.timestep - 1 : self.timestep + 1]
+        c = slice(0, chain.coded)
+        spacing = np.broadcast_to(below.spacing[c], z.shape)
+        with np.errstate(all="ignore"):
+            p = on_lattice(p_reverse(xhat, v, z, below.sigma[c], above.sigma[c]), spacing)
+            return GaussianBins(
+                p.mean, np.sqrt(p.variance), spacing, np.zeros(z.shape), REVERSE_RADIUS
+            )
+
+
 class Prior(Step):
     """``p(z_T)``: the domain's centre, with the data's variance added to the noise's."""
 
@@ -293,6 +359,17 @@ class Prior(Step):
         level = chain.levels[self.timestep - 1]
         p = on_lattice(p_prior(chain.domain, level.sigma), level.spacing)
         return bins(chain, self.timestep, part, p.mean, np.sqrt(p.variance), REVERSE_RADIUS)
+
+
+def phase_parts(chain: TileChain, channels: Iterable[int | slice]) -> list[Part]:
+    """The pixels of each phase, of each channel or of some at once."""
+    height, width = chain.shape[1:]
+    return [
+        (channel, slice(row, None, 2), slice(column, None, 2))
+        for row, column in PHASES
+        for channel in channels
+        if row < height and column < width
+    ]
 
 
 def bins(
@@ -315,4 +392,6 @@ def coding_steps(timesteps: int, preview: int = 0, phased: bool = False) -> list
 
 def reverse_step(t: int, phased: bool) -> Step:
     """That of ``p(z_t | z_{t+1})``."""
-    return PhasedFirst() if phased and t == 1 else Reverse(t)
+    if not phased:
+        return Reverse(t)
+    return PhasedFirst() if t == 1 else PhasedReverse(t)

@@ -8,7 +8,7 @@ No lattice: what the decoder returns is the encoder's z_s to the last bit.
 
 import copy
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,24 +17,35 @@ from jaxtyping import Float64
 from diffcodec.arrays import Array, Bits
 from diffcodec.coding import randomness
 from diffcodec.coding.bits_back import EncodedTile, encode_tile, most_seed_words
-from diffcodec.coding.chain import Answer, Asked, Posterior, Request, TileChain
+from diffcodec.coding.chain import Answer, Asked, Posterior, TileChain
 from diffcodec.coding.levels import make_levels
 from diffcodec.coding.relative_entropy.bits import BitReader, BitWriter
 from diffcodec.coding.relative_entropy.step import Decoder, Encoder
-from diffcodec.coding.steps import Reverse, coding_steps, reverse_step
+from diffcodec.coding.steps import (
+    Part,
+    PhasedFirst,
+    PhasedReverse,
+    Prior,
+    Reverse,
+    Step,
+    coding_steps,
+    reverse_step,
+)
 from diffcodec.container.parts import LEAST_PREVIEW
 from diffcodec.diffusion.color import channels
 from diffcodec.diffusion.process import LOG2_E, p_excess, q_posterior
 
+PART_BITS = 16  # from where on the number of a part stands in the key of its randomness
+
 
 class Transition(NamedTuple):
-    """``p(z_s | z_t) = N(mean, Q + W)`` of the coded channels, Q the variance of q."""
+    """``p(z_s | z_t) = N(mean, Q + W)`` of a part of z_s, Q the variance of q."""
 
-    sigmas: tuple[Array, Array]  # sigma_s and sigma_t, [coded, 1, 1]
-    noise: tuple[Array, Array]  # the same around what q is given, x or z_1
-    mean: Float64[Array, "coded height width"]
-    variance: Float64[Array, "coded height width"]  # Q
-    excess: Float64[Array, "coded height width"]  # W
+    z: Array  # z_t
+    noise: tuple[Array, Array]  # s and t: around what q is given, x or z_1; by channel
+    mean: Array
+    variance: Array  # Q
+    excess: Array  # W
 
 
 class Descent:
@@ -50,23 +61,20 @@ class Descent:
         self.timestep = len(chain.levels) + 1 if timestep is None else timestep
         # z_t of all channels, [3, height, width]
         self.z: Array = np.zeros(chain.shape) if timestep is None else chain.z[timestep]
-        self._answer: Posterior | None = None
         self._encoder, self._decoder = Encoder(chain.tile), Decoder(b"", chain.tile)
 
     def posterior(self) -> Generator[Asked, Answer, Posterior]:
         """Of x given z_t, all channels; asked once."""
-        if self._answer is None:
-            answer: Posterior = yield Request(self.z, self.timestep)
-            self._answer = answer._replace(shared=())  # which is large, and for coding below
-        return self._answer
+        return (yield from self.chain.posterior(self.timestep))
 
     def forget(self, chain: TileChain) -> None:
-        """Keep z_t alone: drop the model's answer, and with the chain what it holds.
+        """Keep z_t alone: drop with the chain what it holds, and what the model has answered.
 
         Args:
             chain: another one of the same tile.
         """
-        self.chain, self._answer = chain, None
+        self.chain = chain
+        chain.z[self.timestep] = self.z
 
     def below(self) -> TileChain:
         """The chain of the same tile below z_t."""
@@ -90,13 +98,15 @@ class Descent:
         Raises:
             ValueError: if the model's numbers are out of range.
         """
-        c = slice(0, self.chain.coded)
-        p = yield from self._transition()
         given = self.chain.quantised(x) if self.chain.around_first else x
-        q_mean = q_posterior(given[c], self.z[c], *p.noise).mean
         self._encoder.writer = BitWriter()
-        fields = (a.ravel() for a in (q_mean, p.mean, p.variance, p.excess))
-        self._arrive(self._encoder.encode_step(self.timestep - 1, *fields))
+
+        def send(key: int, part: Part, p: Transition) -> Array:
+            q_mean = q_posterior(given[part], p.z, *p.noise).mean
+            fields = (a.ravel() for a in (q_mean, p.mean, p.variance, p.excess))
+            return self._encoder.encode_step(key, *fields)
+
+        yield from self._descend(send)
         return self._encoder.writer.bits()
 
     def decode_layer(
@@ -113,41 +123,63 @@ class Descent:
             ValueError: if it cannot be what the encoder wrote.
         """
         reader = self._decoder.reader = BitReader(data)
-        while self.timestep > max(end, timestep):
-            p = yield from self._transition()
+
+        def receive(key: int, part: Part, p: Transition) -> Array:
             fields = (a.ravel() for a in (p.mean, p.variance, p.excess))
-            self._arrive(self._decoder.decode_step(self.timestep - 1, *fields))
+            return self._decoder.decode_step(key, *fields)
+
+        while self.timestep > max(end, timestep):
+            yield from self._descend(receive)
         if self.timestep == end and (reader.left >= 8 or reader.read(reader.left).any()):
             raise ValueError("bits are left over")
 
-    def _transition(self) -> Generator[Asked, Answer, Transition]:
-        chain, t, c = self.chain, self.timestep, slice(0, self.chain.coded)
-        sigma_s = chain.levels[t - 2].sigma
-        if t > len(chain.levels):  # z_t is all noise: what is known of x is the prior's
+    def _descend(
+        self, sample: Callable[[int, Part, Transition], Array]
+    ) -> Generator[Asked, Answer, None]:
+        """One timestep down, part by part, each by a sample that both sides agree on."""
+        chain, s = self.chain, self.timestep - 1
+        step = reverse_step(s, chain.phased) if s < len(chain.levels) else Prior(s)
+        z = chain.z[s] = self._with_known(np.zeros((chain.coded, *chain.shape[1:])), s)
+        for number, part in enumerate(step.parts(chain)):
+            p = yield from self._transition(step, part)
+            z[part] = sample(number << PART_BITS | s, part, p).reshape(p.mean.shape)
+        self._arrive(z)
+
+    def _transition(self, step: Step, part: Part) -> Generator[Asked, Answer, Transition]:
+        """Of a part of z_s."""
+        chain, t, z = self.chain, self.timestep, self.z[part]
+        which = part[0] if isinstance(part, tuple) else part  # channels
+        sigma_s, first = (chain.levels[i].sigma[which] for i in (t - 2, 0))
+        if isinstance(step, Prior):  # z_t is all noise: what is known of x is the prior's
             sigma_t = np.full(sigma_s.shape, np.inf)
             fields = (chain.domain.center, chain.domain.data_std)
-            xhat, std = (np.broadcast_to(channels(f, sigma_s), chain.shape) for f in fields)
+            xhat, std = (np.broadcast_to(channels(f, self.z), chain.shape)[part] for f in fields)
             v = std * std
         else:
-            sigma_t = chain.levels[t - 1].sigma
-            xhat, v, _ = yield from self.posterior()
-        xhat, v, z, sigma_s, sigma_t = (a[c] for a in (xhat, v, self.z, sigma_s, sigma_t))
+            sigma_t = chain.levels[t - 1].sigma[which]
+            if isinstance(step, PhasedReverse):
+                xhat, v, _ = yield from step.refined(chain, part)
+            else:
+                xhat, v, _ = yield from self.posterior()
+                xhat, v = xhat[part], v[part]
         mean, variance = q_posterior(xhat, z, sigma_s, sigma_t)
         excess, noise = p_excess(v, sigma_s, sigma_t), (sigma_s, sigma_t)
+        if isinstance(step, PhasedFirst):
+            known, _ = yield from step.fields(chain, part)
+            mean, scale = step.gaussian(known)
+            excess = np.maximum(scale * scale - variance, 0)
         if chain.around_first:  # q knows more, p what it knew
-            first = chain.levels[0].sigma[c]
             around_s, around_t = (np.sqrt(s * s - first * first) for s in noise)
             noise, wide = (around_s, around_t), variance
             variance = q_posterior(xhat, z, *noise).variance
             excess = excess + (wide - variance)
-        variance = np.broadcast_to(variance, mean.shape)
-        return Transition((sigma_s, sigma_t), noise, mean, variance, excess)
+        return Transition(z, noise, mean, np.broadcast_to(variance, mean.shape), excess)
 
-    def _arrive(self, sample: Array) -> None:
+    def _arrive(self, z: Array) -> None:
+        """At z_s, all channels."""
+        self.chain.z.pop(self.timestep, None)
         self.timestep -= 1
-        coded = sample.reshape(self.chain.coded, *self.z.shape[1:])
-        self.z = self._with_known(coded, self.timestep)
-        self._answer = None
+        self.z = self.chain.z[self.timestep] = z
 
     def _with_known(self, coded: Array, timestep: int) -> Array:
         return np.concatenate([coded, self.chain.known_channels(timestep)])
@@ -161,19 +193,23 @@ class Descent:
                 "sample", by ancestral sampling of p(z_s | z_t).
             seed: of the sample.
         """
-        c = slice(0, self.chain.coded)
+        chain = self.chain
+        coded = (chain.coded, *chain.shape[1:])
         while how != "mean" and self.timestep > 1:
-            p = yield from self._transition()
             s = self.timestep - 1
             if how == "sample":
-                noise = randomness.reconstruction_normals(seed, self.chain.tile, s, p.mean.shape)
-                z = p.mean + np.sqrt(p.variance + p.excess) * noise
-            else:
-                mean = (yield from self.posterior()).mean[c]
-                sigma_s, sigma_t = p.sigmas
-                r = (sigma_s * sigma_s) / (sigma_t * sigma_t)
-                z = mean + np.sqrt(r) * (self.z[c] - mean)
-            self._arrive(z)
+                noise = randomness.reconstruction_normals(seed, chain.tile, s, coded)
+
+                def draw(key: int, part: Part, p: Transition, noise: Array = noise) -> Array:
+                    return p.mean + np.sqrt(p.variance + p.excess) * noise[part]
+
+                yield from self._descend(draw)
+                continue
+            mean = (yield from self.posterior()).mean
+            sigma_s, sigma_t = (level.sigma for level in chain.levels[s - 1 : s + 1])
+            r = (sigma_s * sigma_s) / (sigma_t * sigma_t)
+            z = mean + np.sqrt(r) * (self.z - mean)
+            self._arrive(self._with_known(z[: chain.coded], s))
         return (yield from self.mean())
 
 
@@ -241,7 +277,7 @@ def _expected_below(chain: TileChain, alone: Sequence[int], preview: int) -> tup
         bits = changes[coding_steps(preview, phased=chain.phased).index(step)]
         if step == reverse_step(1, chain.phased):
             bits += samples * chain.coded * surprise
-        elif isinstance(step, Reverse):
+        elif isinstance(step, Reverse | PhasedReverse):
             own, finer = (each[step.timestep - 1].spacing for each in (chain.levels, levels))
             bits += samples * np.log2(own / finer)[: chain.coded].sum()
         below.append(bits)

@@ -41,7 +41,7 @@ PosteriorModel = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class PhasedModel(Protocol):
-    """Codes the lowest two variables in phases (:mod:`diffcodec.diffusion.phases`)."""
+    """Codes variables in phases (:mod:`diffcodec.diffusion.phases`)."""
 
     def remainder_bits(self, x: Tensor, z_1: Tensor) -> Tensor:
         """Code length of x given z_1, in bits, of every sample; all [batch, 3, height, width]."""
@@ -49,6 +49,17 @@ class PhasedModel(Protocol):
 
     def first_bits(self, z_1: Tensor, z_2: Tensor, sigma: Tensor) -> Tensor:
         """Code length of z_1 given z_2 at noise levels sigma [batch], in bits, of every sample."""
+        ...
+
+    def refined(
+        self, z_s: Tensor, z_t: Tensor, below: Tensor, sigma: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and variance of x given z_t and, at each pixel, z_s of the phases before it.
+
+        Args:
+            z_s, z_t: variables above z_1, [batch, 3, height, width].
+            below, sigma: their noise levels, [batch].
+        """
         ...
 
 
@@ -134,7 +145,7 @@ def chain_bound_bits(
         generator: on the device of x.
         variance: one of ``variances.VARIANCES``.
         coded: leading channels that count: 3, or 1 for grey images in a domain with luma.
-        phased: codes x given z_1 and z_1 given z_2 in phases; by default the posterior does.
+        phased: codes in phases; by default the posterior does, all at once.
 
     Returns:
         [batch, T + 1]: the remainder, p(z_1 | z_2), the steps upward, and the prior last.
@@ -145,9 +156,9 @@ def chain_bound_bits(
     steps, first_sigma = quantiser_of(domain, plan.quantiser, x)
     levels = [first_sigma, *(s * multipliers for s in plan.levels[1:])]
     z_1, rest = dithered_quantise(x, draw_dither(x.shape, steps, generator), steps)
-    parts = []
-    z = z_1
+    parts, z = [], z_1
     for t, sigma_t in enumerate(levels):
+        z_s = z
         if t > 0:
             tau = (sigma_t**2 - levels[t - 1] ** 2).sqrt()
             z = z + tau * torch.randn(x.shape, generator=generator, device=generator.device)
@@ -156,7 +167,8 @@ def chain_bound_bits(
             told = phased.first_bits(z_1, z, sigma) if t else phased.remainder_bits(x, z_1)
             parts.append(to_bits_per_dimension(told[:, :coded]))
             continue
-        xhat, v = model(z, sigma)
+        below = torch.full_like(sigma, plan.levels[t - 1])
+        xhat, v = phased.refined(z_s, z, below, sigma) if phased else model(z, sigma)
         if t == 0:
             bits = remainder_bits(rest, z_1, xhat, v, steps)
         elif t == 1:

@@ -31,9 +31,10 @@ from diffcodec.diffusion.process import (
 )
 from diffcodec.diffusion.quantiser import first_sigma
 
-SECOND_RATIOS = (2.0, 5.0)  # of the second level to the first, within which plans put it
+SECOND_RATIOS = (2.0, 4.15)  # of the second level to the first, within which plans put it
 MAX_SIGMA = 800.0
 TRAINING_RATIO = 1.3  # sigma_t / sigma_s of a training step, about 24 levels
+PHASED_RATIOS = (1.3, 4.0)  # the same of steps in phases, which are fewer and longer
 END_SHARES = (3 / 16, 3 / 16)  # of a training batch at the first level and at the second
 PHASED_SHARES = (7 / 16, 4 / 16)  # the same where these are in phases, which hold most bits
 SAMPLING_POWER = 1.5  # of the strata over log sigma: above 1, more samples where the bits are
@@ -128,6 +129,27 @@ class NoisyImages:
         count = math.log(MAX_SIGMA / lowest_step(self.quantiser)) / math.log(TRAINING_RATIO)
         return self.density[rows, None, None, None] * count * gaussian_kl_bits(q, p)
 
+    def phased_step_bits(
+        self, phased: PhasedModel, generator: torch.Generator, share: Share
+    ) -> Float[Tensor, "rest 3 height width"]:
+        """The same in phases, of steps of random lengths, none farther than to a second level."""
+        rows, sigma_1 = slice(self.ends[1], None), self.first.sigma
+        z_1, z, sigma, sigma_t = (f[rows] for f in (self.z_1, self.z, self.sigma, self.noise))
+        batch, device = share.count * len(self.z), generator.device
+        uniform = torch.rand(batch, generator=generator, device=device)[share.rows][rows]
+        noise = torch.randn((batch, *z.shape[1:]), generator=generator, device=device)
+        low, high = PHASED_RATIOS
+        farthest = torch.log(sigma / second_sigmas(self.quantiser)[0])
+        length = torch.minimum(math.log(low) + uniform * math.log(high / low), farthest)
+        below = sigma * torch.exp(-length)
+        sigma_s = sigma_t * (below / sigma)[:, None, None, None]
+        q = q_posterior(z_1, z, above(sigma_s, sigma_1), above(sigma_t, sigma_1))
+        z_s = q.mean + q.variance.sqrt() * noise[share.rows][rows]
+        xhat, v = phased.refined(z_s, z, below, sigma)
+        p = p_reverse(xhat, v, z, sigma_s, sigma_t)
+        count = math.log(MAX_SIGMA / lowest_step(self.quantiser)) / length
+        return (self.density[rows] * count)[:, None, None, None] * gaussian_kl_bits(q, p)
+
     def bits(self, xhat: Tensor, v: Tensor, variance: str) -> Float[Tensor, ""]:
         """The share's part of the batch's code length by the posterior of all images."""
         steps = self.step_bits(xhat, v, variance)
@@ -216,7 +238,7 @@ def code_length_loss(
             batch has at least 8 images, each share as many as the others.
         variance: one of ``variances.VARIANCES``.
         quantiser: M of luma at the first level.
-        phased: codes x given z_1 and z_1 given z_2 in phases; by default the posterior does.
+        phased: codes in phases; by default the posterior does, all at once.
 
     Returns:
         Scalar, differentiable.
@@ -226,11 +248,11 @@ def code_length_loss(
     model = fix_variance(model, color, variance)
     if phased is None:
         return noisy.bits(*model(noisy.z, noisy.sigma), variance)
-    (a, b), (z_1, z, sigma) = noisy.ends, (noisy.z_1, noisy.z, noisy.sigma)
+    (a, b), z_1 = noisy.ends, noisy.z_1
     return noisy.mean(
         phased.remainder_bits(x[:a], z_1[:a]),
-        phased.first_bits(z_1[a:b], z[a:b], sigma[a:b]),
-        noisy.step_bits(*model(z[b:], sigma[b:]), variance),
+        phased.first_bits(z_1[a:b], noisy.z[a:b], noisy.sigma[a:b]),
+        noisy.phased_step_bits(phased, generator, share),
     )
 
 

@@ -1,29 +1,42 @@
-"""The lowest two variables in the four phases of the 2 x 2 grid: x given z_1, and z_1 given z_2.
+"""Variables in the four phases of the 2 x 2 grid: x given z_1, and z_s given z_t.
 
-Pixels of a phase know those of the phases before, and within a pixel Co knows Y, Cg both: the error
-of luma shifts the mean of Co, those of both the mean of Cg. Everything is relative to what the
-U-Net says of the variable without that context: in units of its standard deviation from its mean.
+Pixels of a phase know those of the phases before. Everything is relative to what the U-Net says of
+the variable without that context: in units of its standard deviation from its mean.
 
 x has mixtures of discretized logistics, as in PixelCNN++ (Salimans et al. 2017, section 2.1), here
 truncated to the M integers that z_1 leaves of a sample. z_1 has a Gaussian's masses over the bins
-of its lattice, as without context.
+of its lattice, as without context. Within a pixel of these two Co knows Y, Cg both: the error of
+luma shifts the mean of Co, those of both the mean of Cg.
+
+Of z_s above, context sharpens the posterior of x to ``N(xhat + sqrt(v) m, v exp(2 l))``; the
+transition then is p(z_s | z_t) as ever.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from diffcodec.arrays import Array
 from diffcodec.diffusion.color import Numbers
-from diffcodec.diffusion.process import LOG2_E, Gaussian, discretized_gaussian_bits, p_first
+from diffcodec.diffusion.process import (
+    LOG2_E,
+    Gaussian,
+    discretized_gaussian_bits,
+    p_first,
+    p_reverse,
+)
 
 PHASES = ((0, 0), (1, 1), (0, 1), (1, 0))  # row and column in each square of 2 x 2, in their order
 LEAST_STD = 0.3  # grey levels, added to the posterior's
 LARGEST_ERROR = 6.0  # that a network sees, in units
 ERROR_STEPS = 128  # of a unit, where it sees integers
+PLANES = (3, 3, 4)  # that phases are told of x, of z_1 and of those above
 ERROR_LIMIT = round(ERROR_STEPS * LARGEST_ERROR)  # of these
 LOG_SCALES = (-5.0, 3.0)  # what they are clipped to
 
@@ -70,19 +83,49 @@ def expected_z_1(
     return mean, first_unit(variance, steps, sqrt)
 
 
-def told_errors(errors: Numbers, number: int) -> Numbers:
-    """What a phase is told of errors in units: integers, 0 where it does not know them."""
-    integers = (errors * ERROR_STEPS).round().clip(-ERROR_LIMIT, ERROR_LIMIT)
-    told: Numbers = integers * known_before(number, errors)
-    return told
+def expected_z(
+    xhat: Numbers,
+    v: Numbers,
+    z_t: Numbers,
+    sigmas: tuple[Numbers, Numbers],
+    sqrt: Callable[[Numbers], Numbers],
+) -> tuple[Numbers, Numbers]:
+    """The mean of z_s without context, and its unit, by the posterior of x given z_t.
 
-
-def parameter_count(components: int) -> int:
-    """Of a pixel: weights, means and log scales of each channel's logistics, and three shifts.
-
-    With no components those of Gaussians: means, log scales and shifts.
+    Args:
+        xhat, v: of the posterior.
+        z_t: which it is given.
+        sigmas: sigma_s and sigma_t, by channel.
+        sqrt: of such numbers.
     """
-    return 9 * components + 3 if components else 9
+    mean, variance = p_reverse(xhat, v, z_t, *sigmas)
+    return mean, sqrt(variance)
+
+
+def told_planes(errors: Array, number: int, sigmas: tuple[float, float] | None = None) -> Array:
+    """What a phase is told: integers of ``1 / ERROR_STEPS``, clipped to ``LARGEST_ERROR``.
+
+    Args:
+        errors: of the mean in units, [..., 3, height, width]; 0 is told where it knows none.
+        number: of the phase.
+        sigmas: noise levels s and t of a step above z_1. How far it goes, ln(sigma_t / sigma_s), is
+            then told in a fourth plane.
+    """
+    integers = (errors * ERROR_STEPS).round().clip(-ERROR_LIMIT, ERROR_LIMIT)
+    told: Array = integers * known_before(number, errors)
+    if sigmas is None:
+        return told
+    length = min(round(ERROR_STEPS * math.log(sigmas[1] / sigmas[0])), ERROR_LIMIT)
+    return np.concatenate([told, np.full_like(told[..., :1, :, :], length)], -3)
+
+
+def mixture_parameters(components: int) -> int:
+    """Of a pixel: weights, means and log scales of each channel's logistics, and three shifts."""
+    return 9 * components + 3
+
+
+GAUSSIAN_PARAMETERS = 9  # of a pixel: means, log scales and three shifts
+REFINED_PARAMETERS = 6  # of a pixel: shifts of the mean of x, log scales
 
 
 def of_phase(field: Numbers, number: int) -> Numbers:
@@ -133,6 +176,25 @@ def gaussians(parameters: Numbers) -> Gaussians[Numbers]:
     return Gaussians(parameters[:, :3], parameters[:, 3:6], parameters[:, 6:])
 
 
+def refined(
+    xhat: Numbers,
+    v: Numbers,
+    parameters: Numbers,
+    sqrt: Callable[[Numbers], Numbers],
+    exp: Callable[[Numbers], Numbers],
+) -> tuple[Numbers, Numbers]:
+    """Mean and variance of x given also z_s of the phases before, of the pixels of a phase.
+
+    Args:
+        xhat, v: given z_t alone, [batch, 3, rows, columns].
+        parameters: of the phase.
+        sqrt: of variances.
+        exp: of log scales, which it clips.
+    """
+    std = sqrt(v)
+    return xhat + std * parameters[:, :3], (std * exp(parameters[:, 3:])) ** 2
+
+
 def channel_shift(channel: int, coupling: Numbers, errors: Sequence[Numbers]) -> Numbers:
     """What the errors of the channels before add to a channel's mean, in units.
 
@@ -148,10 +210,10 @@ def channel_shift(channel: int, coupling: Numbers, errors: Sequence[Numbers]) ->
 
 
 class Phased(NamedTuple):
-    """What a network predicts of x or z_1: without context, and by phase given those before."""
+    """What a network predicts of a variable: without context, and by phase given those before."""
 
     mean: Images
-    unit: Images  # see unit_of and first_unit
+    unit: Images  # what its errors are measured in
     parameters: list[Parameters]  # of every phase
 
 
@@ -205,10 +267,28 @@ def first_bits(z_1: Images, predicted: Phased, steps: Tensor) -> Images:
         height, width = z.shape[2:]
         means, log_scales, coupling = gaussians(parameters[:, :, :height, :width])
         centre = mean + unit * (means + _shifts(coupling, (z - mean) / unit))
-        scale = unit * torch.exp(log_scales.clamp(*LOG_SCALES))
+        scale = unit * clipped_exp(log_scales)
         p = Gaussian(centre, first_variance(scale, steps))
         of_phase(bits, number)[:] = discretized_gaussian_bits(z, *p, steps)
     return bits
+
+
+def clipped_exp(log_scales: Tensor) -> Tensor:
+    """exp of them, clipped to ``LOG_SCALES``."""
+    return torch.exp(log_scales.clamp(*LOG_SCALES))
+
+
+def refined_everywhere(
+    xhat: Images, v: Images, parameters: Sequence[Parameters]
+) -> tuple[Images, Images]:
+    """:func:`refined` of all phases, where all of z_s is known."""
+    mean, variance = torch.empty_like(xhat), torch.empty_like(v)
+    for number, each in enumerate(parameters):
+        fields = of_phase(xhat, number), of_phase(v, number)
+        height, width = fields[0].shape[2:]
+        found = refined(*fields, each[:, :, :height, :width], torch.sqrt, clipped_exp)
+        of_phase(mean, number)[:], of_phase(variance, number)[:] = found
+    return mean, variance
 
 
 def first_variance(scale: Numbers, steps: Numbers) -> Numbers:

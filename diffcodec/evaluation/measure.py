@@ -21,10 +21,12 @@ from diffcodec.diffusion.color import channels, to_domain
 from diffcodec.diffusion.phases import (
     Phased,
     expected_x,
+    expected_z,
     expected_z_1,
     first_bits,
     phased_bits,
-    told_errors,
+    refined_everywhere,
+    told_planes,
 )
 from diffcodec.diffusion.plan import Plan, geometric_plan
 from diffcodec.errors import UnsupportedError
@@ -152,37 +154,52 @@ def torch_posterior(model: Model) -> Any:
 
 
 class ModelInPhases:
-    """The code of the lowest two variables by a model with phases: a ``PhasedModel``."""
+    """The code by a model with phases: a ``PhasedModel``. The noise levels of a batch are alike."""
 
     def __init__(self, model: Model, plan: Plan):
         self.model, self.plan = model, plan
 
     def remainder_bits(self, x: Tensor, z_1: Tensor) -> Tensor:
         """Code length of x given z_1, in bits, of every sample."""
-        told = self._told(0, x, z_1, self.plan.levels[0])
+        told = self._told(0, x, z_1, self.plan.levels[0])[0]
         return phased_bits(x, z_1, told, self._steps(x))
 
     def first_bits(self, z_1: Tensor, z_2: Tensor, sigma: Tensor) -> Tensor:
-        """Code length of z_1 given z_2 at noise levels sigma, all alike, in bits."""
-        return first_bits(z_1, self._told(1, z_1, z_2, sigma[0].item()), self._steps(z_1))
+        """Code length of z_1 given z_2 at noise levels sigma, in bits, of every sample."""
+        return first_bits(z_1, self._told(1, z_1, z_2, sigma[0].item())[0], self._steps(z_1))
 
-    def _told(self, which: int, variable: Tensor, z: Tensor, sigma: float) -> Phased:
-        """What is predicted of a variable, where it is known, as the chain asks for it."""
+    def refined(
+        self, z_s: Tensor, z_t: Tensor, below: Tensor, sigma: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and variance of x given z_t and, at each pixel, z_s of the phases before."""
+        told, xhat, v = self._told(2, z_s, z_t, sigma[0].item(), below[0].item())
+        return refined_everywhere(xhat, v, told.parameters)
+
+    def _told(
+        self, which: int, variable: Tensor, z: Tensor, sigma: float, below: float = 0.0
+    ) -> tuple[Phased, Tensor, Tensor]:
+        """What is predicted of a variable, where it is known, as the chain asks for it.
+
+        And the mean and variance of x given z alone.
+        """
         answer = self.model.begin_phases(which, z.numpy(), sigma)
-        (mean, v), shared = map(torch.from_numpy, answer[:2]), answer[2]
+        (xhat, v), shared = map(torch.from_numpy, answer[:2]), answer[2]
+        multipliers = channels(self.model.domain.noise_multipliers, z)
         if which == 0:
-            mean, unit = expected_x(mean, v, torch.sqrt)
+            mean, unit = expected_x(xhat, v, torch.sqrt)
+        elif which == 1:
+            steps, sigma_1 = quantiser_of(self.model.domain, self.plan.quantiser, z)
+            sigmas = sigma_1, sigma * multipliers
+            mean, unit = expected_z_1(xhat, v, z, sigmas, steps, torch.sqrt)
         else:
-            domain = self.model.domain
-            steps, sigma_1 = quantiser_of(domain, self.plan.quantiser, z)
-            sigmas = sigma_1, sigma * channels(domain.noise_multipliers, z)
-            mean, unit = expected_z_1(mean, v, z, sigmas, steps, torch.sqrt)
-        errors = (variable - mean) / unit
+            sigmas = below * multipliers, sigma * multipliers
+            mean, unit = expected_z(xhat, v, z, sigmas, torch.sqrt)
+        errors, levels = ((variable - mean) / unit).numpy(), (below, sigma) if below else None
         parameters = [
-            self.model.phase_parameters(which, number, own, told_errors(errors, number).numpy())
+            self.model.phase_parameters(which, number, own, told_planes(errors, number, levels))
             for number, own in enumerate(shared)
         ]
-        return Phased(mean, unit, list(map(torch.from_numpy, parameters)))
+        return Phased(mean, unit, list(map(torch.from_numpy, parameters))), xhat, v
 
     def _steps(self, like: Tensor) -> Tensor:
         return quantiser_of(self.model.domain, self.plan.quantiser, like).steps

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from diffcodec.diffusion.phases import ERROR_LIMIT
+from diffcodec.diffusion.phases import ERROR_LIMIT, PLANES
 from diffcodec.errors import UnsupportedError
 from diffcodec.networks.devices import describe_device
 from diffcodec.networks.gemm import products_work
@@ -55,14 +55,14 @@ def _answers(model: "Model") -> Iterator[tuple[str, NDArray[np.floating]]]:
     """What it says at all its noise levels, and in all phases, each with its name."""
     rng = np.random.default_rng(0)
     x = rng.integers(-255, 256, SHAPE) // np.array([1, 4])[:, None, None, None]
-    for i, sigma in enumerate(model.info.levels):
+    for sigma in model.info.levels:
         z = x + sigma * rng.standard_normal(SHAPE)
         mean, v = model.posterior_x(z, sigma)
         yield f"mean at the noise level {sigma}", mean
         yield f"variance at the noise level {sigma}", v
-        if not model.phased or i > 1:
-            continue
-        for number, shared in enumerate(model.begin_phases(i, z, sigma)[2]):
-            errors = rng.integers(-ERROR_LIMIT, ERROR_LIMIT + 1, SHAPE).astype(np.float64)
-            parameters = model.phase_parameters(i, number, shared, errors)
-            yield f"phase {number} at the noise level {sigma}", parameters
+        for which in model.phased_variables(sigma):
+            shape = (SHAPE[0], PLANES[which], *SHAPE[2:])
+            for number, shared in enumerate(model.begin_phases(which, z, sigma)[2]):
+                told = rng.integers(-ERROR_LIMIT, ERROR_LIMIT + 1, shape).astype(np.float64)
+                parameters = model.phase_parameters(which, number, shared, told)
+                yield f"phase {number} at the noise level {sigma}", parameters

@@ -129,8 +129,13 @@ class Model:
 
     @property
     def phased(self) -> bool:
-        """Whether it codes x given z_1, and z_1 given z_2, in phases."""
+        """Whether it codes in phases."""
         return bool(getattr(self.network, "phases", ()))
+
+    def phased_variables(self, sigma: float) -> list[int]:
+        """What its network tells in phases by a z of this noise level."""
+        config = self.info.network
+        return config.variables_at(sigma) if config else []
 
     @property
     def _phased_network(self) -> PhasedNetwork:
@@ -143,7 +148,7 @@ class Model:
         """Mean and variance as :meth:`posterior_x`, and what each phase makes of z.
 
         Args:
-            which: variable is to be told, 0 for x or 1 for z_1.
+            which: variable is to be told, 0 for x, 1 for z_1, 2 for those above.
             z: the one above it.
             sigma: its noise level.
         """
@@ -153,28 +158,28 @@ class Model:
         return mean, v, shared[0] if shared else []
 
     def phase_parameters(
-        self, which: int, number: int, shared: Tensor, errors: NDArray[np.float64]
+        self, which: int, number: int, shared: Tensor, told: NDArray[np.float64]
     ) -> NDArray[np.float32]:
         """Of the distributions of a phase; see ``PhasedNetwork``.
 
         Args:
-            which: variable, 0 for x or 1 for z_1.
+            which: variable, as above.
             number: of the phase.
             shared: what it made of the variable above.
-            errors: [batch, 3, height, width], of any height and width.
+            told: [batch, planes, height, width], of any height and width.
 
         Returns:
             [batch, parameters, rows, columns], rows and columns those of ``shared``.
         """
-        height, width = errors.shape[2:]
+        height, width = told.shape[2:]
         rows, columns = shared.shape[2:]
         padding = (0, 2 * columns - width, 0, 2 * rows - height)
         try:
             with torch.inference_mode():
-                padded = F.pad(torch.from_numpy(errors).to(self.device), padding)
+                padded = F.pad(torch.from_numpy(told).to(self.device), padding)
                 parameters = self._phased_network.phase_parameters(which, number, shared, padded)
         except OverflowError:  # of a broken model; is_usable tells the caller
-            parameters = torch.full((len(errors), 1, rows, columns), torch.nan)
+            parameters = torch.full((len(told), 1, rows, columns), torch.nan)
         HEAP.release_unused()
         found: NDArray[np.float32] = parameters.cpu().numpy()
         return found
@@ -294,13 +299,15 @@ def _check_plans(config: NetworkConfig, plans: Mapping[str, Plan]) -> None:
         ValueError: so.
     """
     for name, plan in plans.items():
-        first, second = plan.levels[:2]
-        if plan.quantiser != config.quantiser or config.expert_at(second) != 1:
-            limits = [up_to for up_to, _ in config.experts[:2]]
+        found = [config.variables_at(sigma) for sigma in plan.levels]
+        fits = all(min(t, 2) in variables for t, variables in enumerate(found))
+        if plan.quantiser != config.quantiser or not fits:
+            limits = [up_to for up_to, _ in config.experts]
             raise ValueError(
-                f"the plan {name!r} begins with the noise levels {first:g} and {second:g}; with "
-                f"phases from M = {config.quantiser} it must with {first_sigma(config.quantiser):g}"
-                f" and one over {limits[0]:g}, up to {limits[1]:g}"
+                f"the plan {name!r} has the noise levels {plan.levels}; with phases from M = "
+                f"{config.quantiser} they must begin with {first_sigma(config.quantiser):g}, and "
+                f"experts up to {limits} answer there: expected one level of the second, and those "
+                "above of the last"
             )
 
 

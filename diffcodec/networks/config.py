@@ -62,7 +62,7 @@ class UNetConfig:
 
 @dataclass(frozen=True)
 class PhasesConfig:
-    """Shape of the small networks that code x given z_1, and z_1 given z_2, phase by phase.
+    """Shape of the small networks that code x given z_1, and z_s given z_t, phase by phase.
 
     Attributes:
         quantiser: M of luma at the first level that they are for.
@@ -96,9 +96,10 @@ class NetworkConfig:
         self_ensemble: one of ``ENSEMBLES``: the reflection whose answer, turned back, the posterior
             of x is averaged with (geometric self-ensemble, Lim et al. 2017, section 3.5).
         self_ensemble_up_to: the noise level up to which it is.
-        phases: of small networks behind the first expert for x given z_1, and behind the second
-            for z_1 given z_2; or None, where both are coded by the posterior alone. The first
-            expert is then for the first level alone, the second for the second and maybe more.
+        phases: of small networks behind the first expert for x given z_1, behind the second for
+            z_1 given z_2, and behind the last for z above; or None, where all are coded by the
+            posterior alone. The first expert is then for the first level alone, the second for the
+            second, and a third, if there is one, for those above.
     """
 
     experts: tuple[tuple[float, UNetConfig], ...] = ((math.inf, UNetConfig()),)
@@ -131,9 +132,11 @@ class NetworkConfig:
             )
 
     def _check_phases(self) -> None:
-        patches = [shape.patch for _, shape in self.experts[:2]]
-        if len(patches) < 2 or not set(patches) <= {1, 2}:
-            raise ValueError(f"phases behind experts of patches {patches}: expected two of 1 or 2")
+        patches = [shape.patch for _, shape in self.experts]
+        if len(patches) not in (2, 3) or not set(patches) <= {1, 2}:
+            raise ValueError(
+                f"phases behind experts of patches {patches}: expected two or three of 1 or 2"
+            )
         if self.classes:
             raise ValueError("phases of a network with classes: expected one or the other")
         if self.expert_at(first_sigma(self.quantiser)) or self.ensemble_axes(0):
@@ -170,6 +173,13 @@ class NetworkConfig:
     def expert_at(self, sigma: Any) -> Any:
         """The number of the expert that answers at a noise level; of each level, of a tensor."""
         return sum(sigma > up_to for up_to, _ in self.experts[:-1])
+
+    def variables_at(self, sigma: float) -> list[int]:
+        """What phases tell by a z of this noise level: 0 for x, 1 for z_1, 2 for those above."""
+        if self.phases is None:
+            return []
+        experts = (0, 1, len(self.experts) - 1)
+        return [which for which, expert in enumerate(experts) if self.expert_at(sigma) == expert]
 
     def ensemble_axes(self, sigma: float) -> tuple[int, ...]:
         """The axes whose reversal the self-ensemble asks for at a noise level, or none."""

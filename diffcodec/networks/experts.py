@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -15,14 +15,16 @@ from diffcodec.diffusion.phases import (
     LARGEST_ERROR,
     Phased,
     expected_x,
+    expected_z,
     expected_z_1,
     first_bits,
     phased_bits,
+    refined_everywhere,
 )
 from diffcodec.diffusion.quantiser import first_sigma
 from diffcodec.networks.config import ENSEMBLES, PHASES_PREFIX, PREFIX, NetworkConfig
 from diffcodec.networks.phases import outline_phases, phase_networks
-from diffcodec.networks.protocol import Field, digest
+from diffcodec.networks.protocol import Field, Planes, digest
 from diffcodec.networks.unet import Images, Labels, UNet, outline
 
 CHANNELS_LAST = torch.channels_last
@@ -44,46 +46,50 @@ class ExpertDenoisers(nn.Module):
 
     @property
     def phased(self) -> "PhasedBits | None":
-        """Its code of the lowest two variables, if that is in phases."""
+        """Its code in phases, if it has one."""
         return PhasedBits(self.config, self) if self.phases else None
 
     def in_phases(
-        self,
-        which: int,
-        variable: Images,
-        z: Images,
-        sigma: Float[Tensor, " batch"],
-    ) -> Phased:
+        self, told: "Told", z: Images, sigma: Float[Tensor, " batch"]
+    ) -> tuple[Phased, Images, Images]:
         """What is predicted of a variable, phase by phase, where it is known.
 
         Args:
-            which: 0 for x given z_1, 1 for z_1 given z_2.
-            variable: x or z_1.
+            told: the variable.
             z: the one above it.
             sigma: the noise level of z.
+
+        Returns:
+            It, and the mean and variance of x given z alone.
         """
-        unet = self.experts[which]
+        which, variable, below = told
+        unet, ratio = self.experts[min(which, len(self.experts) - 1)], None
         features = unet.features(z, sigma)
-        mean, v = unet.read_out(features, z, sigma)
+        xhat, v = unet.read_out(features, z, sigma)
         if which == 0:
-            mean, unit = expected_x(mean, v, torch.sqrt)
-        else:
+            mean, unit = expected_x(xhat, v, torch.sqrt)
+        elif which == 1:
             steps, sigma_1 = quantiser_of(DOMAINS[self.config.color], self.config.quantiser, z)
             sigmas = sigma_1, unet.noise_of(sigma)
-            mean, unit = expected_z_1(mean, v, z, sigmas, steps, torch.sqrt)
+            mean, unit = expected_z_1(xhat, v, z, sigmas, steps, torch.sqrt)
+        else:
+            assert below is not None
+            ratio = torch.log(sigma / below)
+            sigmas = unet.noise_of(below), unet.noise_of(sigma)
+            mean, unit = expected_z(xhat, v, z, sigmas, torch.sqrt)
         errors = ((variable - mean) / unit).clamp(-LARGEST_ERROR, LARGEST_ERROR)
-        return Phased(mean, unit, self.phases[which](features, errors))
+        return Phased(mean, unit, self.phases[which](features, errors, ratio)), xhat, v
 
     def forward(
         self,
         z: Images,
         sigma: Float[Tensor, " batch"],
         labels: Labels | None = None,
-        told: tuple[int, Images] | None = None,
-    ) -> tuple[Images, Images] | Phased:
+        told: "Told | None" = None,
+    ) -> tuple[Images, Images] | tuple[Phased, Images, Images]:
         """Mean and variance of x given z_t, or where a variable is told, :meth:`in_phases`."""
         if told is not None:
-            return self.in_phases(*told, z, sigma)
+            return self.in_phases(told, z, sigma)
         return self.posterior_alone(z, sigma, labels)
 
     def posterior_alone(
@@ -122,8 +128,22 @@ class ExpertDenoisers(nn.Module):
         return mean, v
 
 
+class Told(NamedTuple):
+    """A variable that is known to a network of phases.
+
+    Attributes:
+        which: 0 for x given z_1, 1 for z_1 given z_2, 2 for z_s above.
+        variable: x, z_1 or z_s.
+        below: the noise level of z_s, [batch].
+    """
+
+    which: int
+    variable: Images
+    below: Tensor | None = None
+
+
 class PhasedBits:
-    """The code of the lowest two variables by a network with phases: a ``PhasedModel``.
+    """The code by a network with phases: a ``PhasedModel``.
 
     Args:
         config: of the network.
@@ -136,14 +156,28 @@ class PhasedBits:
     def remainder_bits(self, x: Images, z_1: Images) -> Images:
         """Code length of x given z_1, in bits, of every sample."""
         sigma = z_1.new_full((len(z_1),), first_sigma(self.config.quantiser))
-        return phased_bits(x, z_1, self._ask(0, x, z_1, sigma), self._steps(x))
+        return phased_bits(x, z_1, self._ask(Told(0, x), z_1, sigma)[0], self._steps(x))
 
     def first_bits(self, z_1: Images, z_2: Images, sigma: Float[Tensor, " batch"]) -> Images:
         """Code length of z_1 given z_2 at noise levels sigma, in bits, of every sample."""
-        return first_bits(z_1, self._ask(1, z_1, z_2, sigma), self._steps(z_1))
+        return first_bits(z_1, self._ask(Told(1, z_1), z_2, sigma)[0], self._steps(z_1))
 
-    def _ask(self, which: int, variable: Images, z: Images, sigma: Tensor) -> Phased:
-        predicted: Phased = self.network(z.float(), sigma.float(), told=(which, variable.float()))
+    def refined(
+        self, z_s: Images, z_t: Images, below: Tensor, sigma: Float[Tensor, " batch"]
+    ) -> tuple[Images, Images]:
+        """Mean and variance of x given z_t and, at each pixel, z_s of the phases before.
+
+        Args:
+            z_s, z_t: variables above z_1.
+            below, sigma: their noise levels.
+        """
+        predicted, xhat, v = self._ask(Told(2, z_s, below.float()), z_t, sigma)
+        return refined_everywhere(xhat, v, predicted.parameters)
+
+    def _ask(self, told: Told, z: Images, sigma: Tensor) -> tuple[Phased, Images, Images]:
+        told = told._replace(variable=told.variable.float())
+        predicted: tuple[Phased, Images, Images]
+        predicted = self.network(z.float(), sigma.float(), told=told)
         return predicted
 
     def _steps(self, like: Tensor) -> Tensor:
@@ -191,7 +225,8 @@ class FloatNetwork:
     def begin_phases(self, which: int, z: Field, sigma: float) -> tuple[Field, Field, list[Tensor]]:
         """See ``PhasedNetwork``."""
         level = torch.tensor([float(sigma)], device=z.device)
-        unet, phases, answers = self.module.experts[which], self.phases[which], []
+        experts, phases, answers = self.module.experts, self.phases[which], []
+        unet = experts[min(which, len(experts) - 1)]
         for i, image in enumerate(z.float().contiguous(memory_format=CHANNELS_LAST).split(1)):
             label = None if self._labels is None else self._labels[i : i + 1]
             features = unet.features(image, level, label)
@@ -200,13 +235,13 @@ class FloatNetwork:
         mean, v, *shared = map(torch.cat, zip(*answers, strict=True))
         return mean, v, shared
 
-    def phase_parameters(self, which: int, number: int, shared: Tensor, errors: Field) -> Tensor:
+    def phase_parameters(self, which: int, number: int, shared: Tensor, told: Planes) -> Tensor:
         """See ``PhasedNetwork``."""
-        told = (errors.float() / ERROR_STEPS).split(1)
+        planes = (told.float() / ERROR_STEPS).split(1)
         return torch.cat(
             [
                 self.phases[which].parameters_of(number, *each)
-                for each in zip(shared.split(1), told, strict=True)
+                for each in zip(shared.split(1), planes, strict=True)
             ]
         )
 

@@ -22,7 +22,7 @@ from diffcodec.networks.integer_layers import (
     IntegerLayers,
 )
 from diffcodec.networks.phases import PhaseNetworks, outline_phases
-from diffcodec.networks.protocol import Field, digest
+from diffcodec.networks.protocol import Field, Planes, digest
 from diffcodec.networks.scaling import scaling
 from diffcodec.networks.unet import FOURIER_PERIOD, LOG_VARIANCE_RANGE, outline
 
@@ -92,12 +92,13 @@ class IntegerNetwork:
 
     def begin_phases(self, which: int, z: Field, sigma: float) -> tuple[Field, Field, list[Tensor]]:
         """See ``PhasedNetwork``."""
-        mean, v, stream = self.experts[which].evaluate(z, sigma)
+        expert = self.experts[min(which, len(self.experts) - 1)]
+        mean, v, stream = expert.evaluate(z, sigma)
         return mean, v, self.phases[which].shared(stream)
 
-    def phase_parameters(self, which: int, number: int, shared: Tensor, errors: Field) -> Tensor:
+    def phase_parameters(self, which: int, number: int, shared: Tensor, told: Planes) -> Tensor:
         """See ``PhasedNetwork``."""
-        return self.phases[which].parameters_of(number, shared, errors)
+        return self.phases[which].parameters_of(number, shared, told)
 
 
 class IntegerUNet(IntegerLayers):
@@ -204,11 +205,11 @@ class IntegerPhases(IntegerLayers):
         self._check_numbers()
         return [part.contiguous(memory_format=torch.channels_last) for part in sums.chunk(4, 1)]
 
-    def parameters_of(self, number: int, shared: Tensor, errors: Field) -> Tensor:
-        """See ``PhaseNetworks.parameters_of``; the errors are integers of 1 / 128."""
+    def parameters_of(self, number: int, shared: Tensor, told: Planes) -> Tensor:
+        """See ``PhaseNetworks.parameters_of``; what is told are integers of 1 / 128."""
         phase = f"phases.{number}"
         conv = self._convs[f"{phase}.known"]
-        folded = F.pixel_unshuffle(errors.float(), 2)
+        folded = F.pixel_unshuffle(told.float(), 2)
         sums = conv.sums(folded.contiguous(memory_format=torch.channels_last))
         h = self._scaled(conv, 0, sums).add_(shared)
         for block in range(self.blocks):

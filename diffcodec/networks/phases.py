@@ -12,7 +12,15 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffcodec.diffusion.phases import PHASES, Parameters, known_before, parameter_count
+from diffcodec.diffusion.phases import (
+    GAUSSIAN_PARAMETERS,
+    PHASES,
+    PLANES,
+    REFINED_PARAMETERS,
+    Parameters,
+    known_before,
+    mixture_parameters,
+)
 from diffcodec.networks.config import NetworkConfig, PhasesConfig, UNetConfig
 from diffcodec.networks.unet import Conv, NoNumbers
 
@@ -37,17 +45,19 @@ class Block(nn.Module):
 class Phase(nn.Module):
     """The network of one phase."""
 
-    def __init__(self, config: PhasesConfig, k: int):
+    def __init__(self, config: PhasesConfig, planes: int, parameters: int):
         super().__init__()
-        self.known = Conv(12, config.channels, 3)
+        self.known = Conv(4 * planes, config.channels, 3)
         self.blocks = nn.Sequential(*(Block(config.channels) for _ in range(config.blocks)))
-        self.out = Conv(config.channels, parameter_count(k), 3, gain=0.0)
-        if not k:
-            return
-        with torch.no_grad():  # logistics beside each other, about as wide as the posterior
-            bias = self.out.bias[: 9 * k].view(3, 3, k)
-            bias[:, 1] = torch.linspace(-0.3, 0.3, k)
+        self.out = Conv(config.channels, parameters, 3, gain=0.0)
+
+    def spread(self, components: int) -> "Phase":
+        """Itself, at the start with logistics beside each other, about as wide as the posterior."""
+        with torch.no_grad():
+            bias = self.out.bias[: 9 * components].view(3, 3, components)
+            bias[:, 1] = torch.linspace(-0.3, 0.3, components)
             bias[:, 2] = -0.6
+        return self
 
 
 class PhaseNetworks(nn.Module):
@@ -56,16 +66,20 @@ class PhaseNetworks(nn.Module):
     Args:
         config: of each.
         unet: shape of the U-Net behind which they stand.
-        components: of the mixtures that they predict; 0 for Gaussians.
+        variable: that they tell, 0 for x, 1 for z_1, 2 for all z above.
     """
 
-    def __init__(self, config: PhasesConfig, unet: UNetConfig, components: int):
+    def __init__(self, config: PhasesConfig, unet: UNetConfig, variable: int):
         super().__init__()
+        counts = mixture_parameters(config.components), GAUSSIAN_PARAMETERS, REFINED_PARAMETERS
         self.fold = 2 // unet.patch  # of the features, to half the resolution
         features = unet.channels[0] * self.fold**2
         self.features = Conv(features, len(PHASES) * config.channels, 3)
-        phases = nn.ModuleList(Phase(config, components) for _ in PHASES)
-        self.phases: Sequence[Phase] = phases  # type: ignore[assignment]
+        shape = config, PLANES[variable], counts[variable]
+        phases = [Phase(*shape) for _ in PHASES]
+        if variable == 0:
+            phases = [phase.spread(config.components) for phase in phases]
+        self.phases: Sequence[Phase] = nn.ModuleList(phases)  # type: ignore[assignment]
 
     def shared(self, features: Features) -> list[HalfSize]:
         """What each phase makes of the U-Net's features, before it knows any of x."""
@@ -73,36 +87,51 @@ class PhaseNetworks(nn.Module):
         return list(self.features(folded).chunk(len(PHASES), 1))
 
     def parameters_of(
-        self, number: int, shared: HalfSize, errors: Float[Tensor, "batch 3 height width"]
+        self, number: int, shared: HalfSize, told: Float[Tensor, "batch planes height width"]
     ) -> Parameters:
         """Of a phase's distributions.
 
         Args:
             number: of the phase.
             shared: its own of :meth:`shared`.
-            errors: of the mean in units, clipped; 0 of what is not known before.
+            told: errors of the mean in units, clipped; 0 of what is not known before. Those of
+                steps are also told how far these go, in a fourth plane.
         """
         phase = self.phases[number]
-        h = shared + phase.known(F.pixel_unshuffle(errors, 2))
+        h = shared + phase.known(F.pixel_unshuffle(told, 2))
         out: Tensor = phase.out(F.silu(phase.blocks(h)))
         return out.float()
 
     def forward(
-        self, features: Features, errors: Float[Tensor, "batch 3 height width"]
+        self,
+        features: Features,
+        errors: Float[Tensor, "batch 3 height width"],
+        ratio: Float[Tensor, " batch"] | None = None,
     ) -> list[Parameters]:
-        """The parameters of every phase, where the encoder knows the whole variable."""
+        """The parameters of every phase, where the encoder knows the whole variable.
+
+        Args:
+            features: of the U-Net.
+            errors: of the mean in units, clipped.
+            ratio: ln(sigma_t / sigma_s), of steps.
+        """
+        planes = []
+        if ratio is not None:
+            planes.append(ratio[:, None, None, None].expand_as(errors[:, :1]))
         return [
-            self.parameters_of(number, shared, errors * known_before(number, errors))
+            self.parameters_of(
+                number, shared, torch.cat([errors * known_before(number, errors), *planes], 1)
+            )
             for number, shared in enumerate(self.shared(features))
         ]
 
 
 def phase_networks(config: NetworkConfig) -> Sequence[PhaseNetworks]:
-    """Those for x, behind the first expert, and those for z_1, behind the second."""
+    """Those for x, behind the first expert, for z_1, behind the second, and for z above."""
     networks, shape = [], config.phases
     if shape is not None:
-        first, second = (unet for _, unet in config.experts[:2])
-        networks = [PhaseNetworks(shape, first, shape.components), PhaseNetworks(shape, second, 0)]
+        unets = (config.experts[0][1], config.experts[1][1], config.main)
+        networks = [PhaseNetworks(shape, unet, i) for i, unet in enumerate(unets)]
     modules: Sequence[PhaseNetworks] = nn.ModuleList(networks)  # type: ignore[assignment]
     return modules
 

@@ -9,6 +9,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 Field = Float64[Tensor, "batch 3 height width"]
+Planes = Float64[Tensor, "batch planes height width"]  # what a phase is told
 
 
 class PosteriorNetwork(Protocol):
@@ -56,7 +57,7 @@ class PosteriorNetwork(Protocol):
 
 
 class PhasedNetwork(PosteriorNetwork, Protocol):
-    """One that can also tell x given z_1, and z_1 given z_2, in phases.
+    """One that can also tell x given z_1, and z_s given z_t, in phases.
 
     See :mod:`diffcodec.diffusion.phases`. Plans begin at its quantiser's noise level.
     """
@@ -65,21 +66,22 @@ class PhasedNetwork(PosteriorNetwork, Protocol):
         """Mean and variance of x given z, and what each phase makes of it, [batch, ...].
 
         Args:
-            which: variable is to be told, 0 for x or 1 for z_1.
-            z: the one above it, z_1 or z_2.
+            which: variable is to be told, 0 for x, 1 for z_1, 2 for those above.
+            z: the one above it.
             sigma: its noise level.
         """
         ...
 
-    def phase_parameters(self, which: int, number: int, shared: Tensor, errors: Field) -> Tensor:
+    def phase_parameters(self, which: int, number: int, shared: Tensor, told: Planes) -> Tensor:
         """The parameters of a phase, float32 [batch, parameters, rows, columns].
 
         Args:
-            which: variable, 0 for x or 1 for z_1.
+            which: variable, as above.
             number: of the phase.
             shared: what it made of the variable above.
-            errors: of the mean in units, as integers of ``1 / ERROR_STEPS``, clipped to
-                ``LARGEST_ERROR``; 0 of samples that are not known before the phase.
+            told: errors of the mean in units, as integers of ``1 / ERROR_STEPS``, clipped to
+                ``LARGEST_ERROR``; 0 of samples that are not known before the phase. Of variables
+                above z_1 a fourth plane with :func:`.told_planes`.
         """
         ...
 

@@ -21,6 +21,7 @@ from diffcodec.networks.config import NetworkConfig
 from diffcodec.networks.exact import EXACT_LIMIT, largest_sum
 from diffcodec.networks.experts import (
     ExpertDenoisers,
+    Told,
     join_experts,
     split_experts,
     split_phases,
@@ -40,6 +41,7 @@ COVARIANCE_LEVELS, COVARIANCE_IMAGES = 8, 8  # of the calibration
 DAMPING = 0.01  # of the mean of the covariance's diagonal, added to it
 SILU_MINIMUM = 0.2785  # -silu is at most this
 LARGEST_INPUT = 4095  # the SiLU table is no finer
+CALIBRATION_RATIO = 2.0  # sigma_t / sigma_s of steps in phases
 HEADROOM = 1.25  # clipping point over the largest input seen: clipping costs more than rounding
 
 
@@ -162,21 +164,32 @@ def quantize_phases(
     if network.phased is None:
         return []
     network.eval().float()
-    steps, sigma_1 = quantiser_of(
-        DOMAINS[network.config.color], network.config.quantiser, calibration
-    )
+    config, multipliers = network.config, network.experts[0].noise_multipliers
+    steps, sigma_1 = quantiser_of(DOMAINS[config.color], config.quantiser, calibration)
     seen = list(map(InputStatistics, network.phases))
     generator = torch.Generator().manual_seed(0)
+
+    def add_noise(z: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """From a noise level by channel to another."""
+        return q_sample(z, above(high, low), torch.randn(z.shape, generator=generator))
+
     with torch.inference_mode():
-        dither = draw_dither(calibration.shape, steps, generator)
-        z_1, _ = dithered_quantise(calibration, dither, steps)
-        sigma = torch.full((len(z_1),), first_sigma(network.config.quantiser))
-        network.in_phases(0, calibration, z_1, sigma)
-        for level in (sigma for sigma in levels if network.config.expert_at(sigma) == 1):
-            sigma = torch.full((len(z_1),), float(level))
-            noise = torch.randn(z_1.shape, generator=generator)
-            around = above(network.experts[1].noise_of(sigma), sigma_1)
-            network.in_phases(1, z_1, q_sample(z_1, around, noise), sigma)
+        z_1, _ = dithered_quantise(
+            calibration, draw_dither(calibration.shape, steps, generator), steps
+        )
+        ones = torch.ones(len(z_1))
+        for level in levels:
+            variables = config.variables_at(level)
+            if 0 in variables:
+                network.in_phases(Told(0, calibration), z_1, level * ones)
+            if 1 in variables:
+                z_2 = add_noise(z_1, sigma_1, level * multipliers)
+                network.in_phases(Told(1, z_1), z_2, level * ones)
+            if 2 in variables:
+                below = max(level / CALIBRATION_RATIO, first_sigma(config.quantiser))
+                z_s = add_noise(z_1, sigma_1, below * multipliers)
+                z_t = add_noise(z_s, below * multipliers, level * multipliers)
+                network.in_phases(Told(2, z_s, below * ones), z_t, level * ones)
     pairs = zip(network.phases, seen, strict=True)
     return [_quantize_phases(phases, statistics) for phases, statistics in pairs]
 
@@ -232,7 +245,7 @@ def is_embedding(name: str) -> bool:
 def float_weights(tensors: Mapping[str, Tensor], config: NetworkConfig) -> dict[str, Tensor]:
     """State of a float network from the tensors of a quantised one."""
     experts = map(_unet_weights, split_experts(tensors, len(config.experts)))
-    phases = split_phases(tensors, 2 if config.phases else 0)
+    phases = split_phases(tensors, 3 if config.phases else 0)
     return join_experts(list(experts), list(map(_conv_weights, phases)))
 
 

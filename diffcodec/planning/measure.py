@@ -172,7 +172,7 @@ def measure_costs(
         reach: how many levels a step may climb; any number by default.
         progress: whether to show a bar.
         quantiser: M of luma at the first level.
-        phased: codes x given z_1 and z_1 given z_2 in phases; by default the posterior does.
+        phased: codes in phases; by default the posterior does, all at once.
 
     Raises:
         DiffcodecError: if there are no levels or crops, or the levels do not increase.
@@ -188,7 +188,11 @@ def measure_costs(
         xhat, v = batched(model, z_t, level)
         measure_ends(costs, crops, j, z_t, xhat, v, phased)
         for i in range(0 if reach is None else max(0, j - reach), j):
-            measure_step(costs, crops, (i, j), z_t, xhat, v)
+            posterior = xhat, v
+            if phased is not None:
+                z_s = draw_below(crops, (levels[i], level), z_t, generator)
+                posterior = refined(phased, z_s, z_t, levels[i], level)
+            measure_step(costs, crops, (i, j), z_t, *posterior)
     return costs
 
 
@@ -251,6 +255,19 @@ def measure_ends(
     costs.sent_first[j] = crops.mean(gaussian_kl_bits(around, prior))
 
 
+def draw_below(
+    crops: FirstLevel,
+    levels: tuple[float, float],
+    z_t: Float[Tensor, "crops 3 height width"],
+    generator: torch.Generator,
+) -> Float[Tensor, "crops 3 height width"]:
+    """z_s of the lower of two noise levels, given z_t of the higher."""
+    first = crops.quantiser.sigma
+    noise = (above(level * crops.multipliers, first) for level in levels)
+    q = q_posterior(crops.z_1, z_t, *noise)
+    return q_sample(q.mean, q.variance.sqrt(), torch.randn(z_t.shape, generator=generator))
+
+
 def measure_step(
     costs: Costs,
     crops: FirstLevel,
@@ -259,7 +276,10 @@ def measure_step(
     xhat: Float[Tensor, "crops 3 height width"],
     v: Float[Tensor, "crops 3 height width"],
 ) -> None:
-    """Fill in p(z_s | z_t) of levels i and j, on every lattice on which z_s can be drawn."""
+    """Fill in p(z_s | z_t) of levels i and j, on every lattice on which z_s can be drawn.
+
+    By the posterior of x, which in phases knows some of z_s.
+    """
     i, j = step
     z_1, some, first = crops.z_1, crops.some, crops.quantiser.sigma
     sigma_s, sigma_t = (float(costs.levels[n]) * crops.multipliers for n in step)
@@ -312,6 +332,21 @@ def first_bits(
         for pair in zip(z_1.split(BATCH), z_2.split(BATCH), strict=True)
     ]
     return torch.cat(parts)
+
+
+def refined(
+    phased: PhasedModel,
+    z_s: Float[Tensor, "crops 3 height width"],
+    z_t: Float[Tensor, "crops 3 height width"],
+    below: float,
+    sigma: float,
+) -> tuple[Float[Tensor, "crops 3 height width"], Float[Tensor, "crops 3 height width"]]:
+    """The posterior of x that knows the phases of z_s before, a few crops at a time."""
+    parts = [
+        phased.refined(*pair, *(pair[0].new_full((len(pair[0]),), s) for s in (below, sigma)))
+        for pair in zip(z_s.split(BATCH), z_t.split(BATCH), strict=True)
+    ]
+    return torch.cat([xhat for xhat, _ in parts]), torch.cat([v for _, v in parts])
 
 
 def channels_coded(x: Float[Tensor, "crops 3 height width"], color: str) -> int:

@@ -68,7 +68,7 @@ def search_plans(
         seed: of the noise.
         progress: whether to show a bar.
         quantiser: M of luma at the first level.
-        phased: codes x given z_1 and z_1 given z_2 in phases; by default the posterior does.
+        phased: codes in phases; by default the posterior does, all at once.
     """
     levels = grid_levels(quantiser)
     generator = torch.Generator().manual_seed(seed)

@@ -26,7 +26,14 @@ from diffcodec.diffusion.process import (
     to_bits_per_dimension,
 )
 from diffcodec.planning.costs import Course
-from diffcodec.planning.measure import batched, channels_coded, coder_bits, first_bits, lowest_bits
+from diffcodec.planning.measure import (
+    batched,
+    channels_coded,
+    coder_bits,
+    first_bits,
+    lowest_bits,
+    refined,
+)
 from diffcodec.planning.search import bytes_around, with_fallback
 
 
@@ -65,6 +72,8 @@ def simulate(
             p = p_first(xhat, v, z_t, sigma[0], sigma[1], delta[0])
             pushed = coder_bits(z, p, delta[0])
         else:
+            if phased is not None:
+                xhat, v = refined(phased, z, z_t, plan.levels[t - 1], plan.levels[t])
             step = p_reverse(xhat, v, z_t, sigma[t - 1], sigma[t])
             noise = above(sigma[t - 1], sigma[0]), above(sigma[t], sigma[0])
             sent.append(gaussian_kl_bits(q_posterior(z_1, z_t, *noise), step))
@@ -105,7 +114,7 @@ def predict_files(
         others_bpd: of each crop by a fallback coder (:func:`fallback_bpd`), which counts where it
             is smaller, as in the files.
         seed: of the noise.
-        phased: codes x given z_1 and z_1 given z_2 in phases; by default the posterior does.
+        phased: codes in phases; by default the posterior does, all at once.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.inference_mode():
