@@ -180,8 +180,7 @@ def chain_bound_bits(
             p = p_reverse(xhat, step_variance(v, variance), z, sigma_s, sigma_t)
             bits = gaussian_kl_bits(q, p)
         parts.append(to_bits_per_dimension(bits[:, :coded]))
-    top = levels[-1]
-    prior = p_prior(domain, top)
-    q_top = Gaussian(z_1, (above(top, levels[0]) ** 2).expand_as(x))
+    prior = p_prior(domain, levels[-1])
+    q_top = Gaussian(z_1, (above(levels[-1], levels[0]) ** 2).expand_as(x))
     parts.append(to_bits_per_dimension(gaussian_kl_bits(q_top, prior)[:, :coded]))
     return torch.stack(parts, 1)
