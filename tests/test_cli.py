@@ -1009,7 +1009,8 @@ def test_version() -> None:
 def test_every_command_has_help() -> None:
     commands: dict[str, Callable[..., object]] = dict(cli.commands)
     files = {"encode", "decode", "info", "verify", "show"}
-    assert set(commands) == files | {"models", "doctor", "train", "evaluate", "quantize", "plan"}
+    models = {"models", "doctor", "train", "evaluate", "quantize", "plan", "calibrate"}
+    assert set(commands) == files | models
     for name in commands:
         text = done(f"{name} --help").stdout
         assert text.startswith(f"Usage: diffcodec {name}")

@@ -98,11 +98,14 @@ def test_a_model_says_what_it_is(tiny):
     assert repr(Model(Grey(), PLANS)).endswith(": float, timesteps default 4>")
 
 
-@pytest.mark.parametrize("model", [None, Model(Grey(), PLANS)], ids=["integer", "foreign"])
-def test_what_takes_a_float_network_says_so(tiny, model):
+def test_what_takes_a_float_network_says_so(tiny):
     x = torch.zeros(2, 3, 16, 16)
-    model = model or load_model(tiny)
-    for work in (lambda: propose_plans(model, x, x), lambda: replace_plans(model, PLANS, x)):
+    integer, foreign = load_model(tiny), Model(Grey(), PLANS)
+    for work in (
+        lambda: propose_plans(integer, x, x),
+        lambda: replace_plans(integer, PLANS, x),
+        lambda: replace_plans(foreign, PLANS, x),
+    ):
         with pytest.raises(DiffcodecError, match=r"this takes a float network.*load_model"):
             work()
 

@@ -4,7 +4,18 @@ What loads torch, NumPy or Pillow is imported where it is used: ``--help``, ``mo
 ``verify --structure`` do without.
 """
 
-from diffcodec.cli import decode, encode, evaluate, inspect, plan, show, train
+from diffcodec.cli import calibrate, decode, encode, evaluate, inspect, plan, show, train
 from diffcodec.cli.program import cli, main
 
-__all__ = ["cli", "decode", "encode", "evaluate", "inspect", "main", "plan", "show", "train"]
+__all__ = [
+    "calibrate",
+    "cli",
+    "decode",
+    "encode",
+    "evaluate",
+    "inspect",
+    "main",
+    "plan",
+    "show",
+    "train",
+]

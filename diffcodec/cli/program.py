@@ -23,7 +23,7 @@ OPTION_GROUPS = {  # of the help of any command, in this order; experts' last
 }
 COMMAND_GROUPS = {
     "Images": "encode decode info verify show",
-    "Models": "models train evaluate plan quantize doctor",
+    "Models": "models train evaluate plan calibrate quantize doctor",
 }
 
 

@@ -33,6 +33,14 @@ def linear(timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.
     return sigma_from_alphas_cumprod(np.cumprod(1 - betas, dtype=np.float64))
 
 
+def scaled_linear(
+    timesteps: int = 1000, beta_start: float = 8.5e-4, beta_end: float = 0.012
+) -> Levels:
+    """Latent diffusion's betas, linear in their roots (Rombach et al. 2022, its released code)."""
+    betas = np.linspace(beta_start**0.5, beta_end**0.5, timesteps) ** 2
+    return sigma_from_alphas_cumprod(np.cumprod(1 - betas, dtype=np.float64))
+
+
 def cosine(timesteps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> Levels:
     """Improved DDPM's cosine schedule (Nichol and Dhariwal 2021, eq. 17), betas clipped."""
     abar = np.cos((np.linspace(0, 1, timesteps + 1) + offset) / (1 + offset) * np.pi / 2) ** 2

@@ -147,8 +147,8 @@ def torch_posterior(model: Model) -> Any:
     """A model as the bound asks it."""
 
     def posterior(z: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        mean, v = model.posterior_x(z.numpy(), sigma[0].item())
-        return torch.from_numpy(mean), torch.from_numpy(v)
+        mean, v = model.posterior_x(z.double().numpy(), sigma[0].item())
+        return torch.from_numpy(mean).to(z.dtype), torch.from_numpy(v).to(z.dtype)
 
     return posterior
 

@@ -23,6 +23,7 @@ DEFAULT_MODEL = "photo"
 MODEL_FOLDER = Path(__file__).parent / "zoo"
 ARITHMETICS = ("integer", "float")
 ID_BYTES = 4
+CALIBRATED = "diffcodec-calibrated-0"  # JSON: which network, and a table of its variances
 INDEX = "index.json"  # names of the shipped models by identity: one is found without reading all
 MAX_HEADER_BYTES = 1 << 20
 
@@ -39,6 +40,7 @@ class ModelInfo:
         about: hours of training, data, held-out bpd.
         arithmetic: that of its weights, one of ``ARITHMETICS``.
         answers: digests of what an integer model computes (:mod:`diffcodec.models.known_answers`).
+        calibrated: of the file of a calibrated network, all that it says.
     """
 
     name: str
@@ -48,6 +50,7 @@ class ModelInfo:
     about: dict[str, Any]
     arithmetic: str
     answers: dict[str, str]
+    calibrated: dict[str, Any] | None = None
 
     @property
     def levels(self) -> list[float]:
@@ -74,6 +77,8 @@ def read_model_info(path: Path) -> tuple[ModelInfo, bytes]:
         ModelMismatchError: if it is not a diffcodec model.
     """
     data = path.read_bytes()
+    if path.suffix == ".json":
+        return _calibrated_info(path, data), data
     try:
         size = int.from_bytes(data[:8], "little")
         if not 0 < size <= min(MAX_HEADER_BYTES, len(data) - 8):
@@ -81,10 +86,7 @@ def read_model_info(path: Path) -> tuple[ModelInfo, bytes]:
         metadata = json.loads(data[8 : 8 + size])["__metadata__"]
         if metadata["format"] not in FORMATS:
             raise ValueError(f"its format is {metadata['format']!r}, expected one of {FORMATS}")
-        plans = {
-            name: Plan(tuple(plan["levels"]), tuple(plan["lattices"]))
-            for name, plan in json.loads(metadata["plans"]).items()
-        }
+        plans = plans_from_dict(json.loads(metadata["plans"]))
         network = read_network(json.loads(metadata["network"]))
         about = json.loads(metadata["about"])
         if not isinstance(about, dict):
@@ -97,6 +99,22 @@ def read_model_info(path: Path) -> tuple[ModelInfo, bytes]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise ModelMismatchError(f"{path}: not a diffcodec model file ({e})") from e
     return info, data
+
+
+def _calibrated_info(path: Path, data: bytes) -> ModelInfo:
+    """The description in the file of a calibrated network.
+
+    Raises:
+        ModelMismatchError: if it is none.
+    """
+    try:
+        described = json.loads(data)
+        if described["format"] != CALIBRATED:
+            raise ValueError(f"its format is {described['format']!r}, expected {CALIBRATED!r}")
+        plans, about = plans_from_dict(described["plans"]), dict(described["about"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        raise ModelMismatchError(f"{path}: not the file of a calibrated model ({e})") from e
+    return ModelInfo(path.stem, file_id(data), None, plans, about, "float", {}, described)
 
 
 def model_info(path: Path) -> ModelInfo:
@@ -134,6 +152,18 @@ def plan_to_dict(plan: Plan) -> dict[str, Any]:
 def plans_to_dict(plans: Mapping[str, Plan]) -> dict[str, dict[str, Any]]:
     """Plans by effort as model files hold them."""
     return {name: plan_to_dict(plan) for name, plan in plans.items()}
+
+
+def plans_from_dict(described: Mapping[str, Any]) -> dict[str, Plan]:
+    """Inverse of :func:`plans_to_dict`, after a way through JSON.
+
+    Raises:
+        ValueError, TypeError, KeyError: if there are no such plans.
+    """
+    return {
+        name: Plan(tuple(plan["levels"]), tuple(plan["lattices"]))
+        for name, plan in described.items()
+    }
 
 
 def make_metadata(

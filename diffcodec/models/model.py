@@ -233,8 +233,16 @@ def _load(path: Path, stamp: tuple[int, int], arithmetic: str, device: torch.dev
     if info.arithmetic == "float" and arithmetic == "integer":
         raise ModelMismatchError(
             f"model {info.name} {info.id.hex()} is a float model, expected an integer one; give "
-            "--arithmetic float, or make an integer model of it by diffcodec quantize"
+            "--arithmetic float"
+            + (", or make an integer model of it by diffcodec quantize" if info.network else "")
         )
+    if info.calibrated is not None:
+        from diffcodec.models.converted import build_calibrated
+
+        try:
+            return build_calibrated(info, path, device)
+        except INVALID as e:
+            raise ModelMismatchError(f"{path}: not the file of a calibrated model ({e})") from e
     try:
         tensors = load(data)
         model = build_model(info, tensors, arithmetic)

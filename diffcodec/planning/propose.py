@@ -1,5 +1,6 @@
 """Plans for a model and images, by budgets."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
@@ -16,10 +17,11 @@ from diffcodec.container.parts import PLAN_NAMES
 from diffcodec.diffusion.bound import PhasedModel, PosteriorModel
 from diffcodec.diffusion.color import from_domain
 from diffcodec.diffusion.plan import PLANS, Plan
+from diffcodec.evaluation.measure import torch_posterior
 from diffcodec.images.fallback import encode_fallback
 from diffcodec.intervals import format_interval, mean_interval
 from diffcodec.models.export import serialise_float_model, serialise_model
-from diffcodec.models.file import plan_to_dict
+from diffcodec.models.file import plan_to_dict, plans_to_dict
 from diffcodec.models.model import Model
 from diffcodec.planning.grid import grid_levels, grid_spacings
 from diffcodec.planning.measure import REACH, channels_coded, measure_costs
@@ -145,8 +147,7 @@ def propose_plans(
         ModelMismatchError: if it is loaded as "integer".
         DiffcodecError: see :func:`find_plans`.
     """
-    network, color, phased = model.module.posterior_x, model.color, model.module.phased
-    quantiser = model.module.config.quantiser
+    network, color, phased, quantiser = _asked(model)
     if timesteps is None:
         timesteps = [len(model.plans.get(e, PLANS[e]).levels) for e in PLAN_NAMES]
     others, held_out_others = fallback_bpd(x, color), fallback_bpd(held_out, color)
@@ -183,6 +184,19 @@ def propose_plans(
     return proposals
 
 
+def _asked(model: Model) -> tuple[PosteriorModel, str, PhasedModel | None, int]:
+    """What a search asks of a model: its posterior, of images in which domain, and what is lowest.
+
+    Raises:
+        ModelMismatchError: if it does not answer at any noise level.
+    """
+    if model.network.levels is None and not hasattr(model.network, "module"):
+        quantiser = min((plan.quantiser for plan in model.plans.values()), default=2)
+        return torch_posterior(model), model.color, None, quantiser
+    module = model.module
+    return module.posterior_x, model.color, module.phased, module.config.quantiser
+
+
 def replace_plans(model: Model, plans: Mapping[str, Plan], calibration: Tensor) -> bytes:
     """The file of a model with other plans: a float one as it is, an integer one quantised anew.
 
@@ -197,6 +211,8 @@ def replace_plans(model: Model, plans: Mapping[str, Plan], calibration: Tensor) 
     Raises:
         ModelMismatchError: if it is loaded as "integer", or its numbers leave no integer model.
     """
+    if model.info.calibrated is not None:
+        return json.dumps(model.info.calibrated | {"plans": plans_to_dict(plans)}).encode()
     if model.info.arithmetic == "float":
         return serialise_float_model(model.module, plans, model.info.about)
     return serialise_model(model.module, calibration, plans, model.info.about)

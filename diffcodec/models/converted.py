@@ -1,0 +1,165 @@
+"""Models of networks of others: any epsilon-model as a codec, and the files of calibrated ones."""
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffcodec.diffusion.parametrisation import SCHEDULES, NoisePath
+from diffcodec.diffusion.plan import Plan, falling_lattices, geometric_plan
+from diffcodec.diffusion.schedule import GREY_LEVELS_PER_UNIT
+from diffcodec.errors import ModelMismatchError
+from diffcodec.models.file import CALIBRATED, ModelInfo, model_path, plans_to_dict
+from diffcodec.models.model import Model, load_model
+from diffcodec.networks.calibrated import CalibratedNetwork, VarianceTable
+from diffcodec.networks.converted import Conversion, ConvertedNetwork
+from diffcodec.networks.devices import CPU
+
+TIMESTEPS = {"fast": 10, "default": 20, "best": 40}  # of the plans
+SIGMA_MAX = 600.0  # of the plans, where a schedule goes beyond
+
+
+def from_epsilon(
+    network: Callable[..., Any],
+    schedule: str | NoisePath = "linear",
+    prediction: str = "epsilon",
+    *,
+    timesteps: int = 1000,
+    scale: float = GREY_LEVELS_PER_UNIT,
+    variance: str | VarianceTable = "fixed-large",
+    plans: Mapping[str, Plan] | None = None,
+    name: str = "converted",
+    identity: bytes | None = None,
+    **more: Any,
+) -> Model:
+    """A codec of any diffusion model of RGB images, in float arithmetic.
+
+    Args:
+        network: called with noisy images, [batch, 3, height, width], and what it is told of their
+            noise, [batch]; see :class:`~diffcodec.networks.converted.ConvertedNetwork`.
+        schedule: "linear", "scaled-linear" or "cosine", DDPM's discrete timesteps from 0 on; "edm",
+            sigma in units of the image; "flow", t from 0, the image, to 1; or a ``NoisePath``.
+        prediction: "epsilon", "v", "x0" (EDM's D too) or "velocity" (noise less image).
+        timesteps: of a discrete schedule.
+        scale: grey levels of the network's unit, whose 0 is 127.5.
+        variance: of x given z_t: "fixed-large" (DDPM's beta), "fixed-small" (beta-tilde),
+            "learned-range" (Improved DDPM's channels 3 to 5), or a table by
+            :func:`~diffcodec.models.calibration.calibrate`.
+        plans: by name; by default of 10, 20 and 40 steps at about constant ratio.
+        name: to call the model by.
+        identity: of a network that is no ``torch.nn.Module``.
+        more: ``size``, ``multiple``, ``whole_timesteps``, ``more`` of
+            :class:`~diffcodec.networks.converted.Conversion`.
+
+    Raises:
+        ValueError: if there is no such schedule, prediction or variance.
+    """
+    if isinstance(schedule, str):
+        if schedule not in SCHEDULES:
+            raise ValueError(f"schedule {schedule!r}: expected one of {', '.join(SCHEDULES)}")
+        schedule = SCHEDULES[schedule](timesteps)
+    fixed = variance if isinstance(variance, str) else "fixed-large"
+    conversion = Conversion(schedule, prediction, fixed, scale, **more)
+    converted = ConvertedNetwork(network, conversion, identity)
+    chosen = plans_of(schedule, scale) if plans is None else plans
+    if isinstance(variance, VarianceTable):
+        return Model(CalibratedNetwork(converted, variance), chosen, name)
+    return Model(converted, chosen, name)
+
+
+def plans_of(path: NoisePath, scale: float = GREY_LEVELS_PER_UNIT) -> dict[str, Plan]:
+    """Plans at about constant ratio, whose levels are a schedule's, where that is discrete.
+
+    Below its first timestep, where x is known to a grey level or two, a network is told more noise
+    than there is.
+    """
+    noise = [scale * u for u in path.noise]
+    plans = {}
+    for name, count in TIMESTEPS.items():
+        first, *levels = geometric_plan(count, min([SIGMA_MAX, *noise[-1:]])).levels
+        if noise:
+            levels = [level if level < noise[0] else _nearest(level, noise) for level in levels]
+        kept = (first, *sorted({level for level in levels if level > first}))
+        plans[name] = Plan(kept, falling_lattices(len(kept)))
+    return plans
+
+
+def _nearest(level: float, noise: Sequence[float]) -> float:
+    return min(noise, key=lambda each: abs(math.log(each / level)))
+
+
+# --- files of calibrated networks -----------------------------------------------------------------
+
+
+def open_network(source: str | os.PathLike[str]) -> Model:
+    """What can be calibrated: a folder of diffusers, or a model of ours, in float arithmetic.
+
+    Raises:
+        ModelMismatchError: if it is neither.
+    """
+    if Path(source).is_dir():
+        from diffcodec.models.pipelines import from_diffusers
+
+        return from_diffusers(source)
+    return load_model(model_path(source), "float")
+
+
+def serialise_calibrated(
+    source: str | os.PathLike[str],
+    folder: Path,
+    table: VarianceTable,
+    plans: Mapping[str, Plan],
+    about: Mapping[str, Any],
+) -> bytes:
+    """The file of a calibrated model: which network, its table, plans. The network stays a file.
+
+    Args:
+        source: of the network: a folder of diffusers, or a model of ours.
+        folder: where the file is to lie; the network is found from there.
+        table: of its variances.
+        plans: by name.
+        about: description, of JSON's types.
+    """
+    model = open_network(source)
+    path = Path(source) if Path(source).is_dir() else model_path(source)
+    described = {
+        "format": CALIBRATED,
+        "source": os.path.relpath(path.resolve(), folder.resolve()),
+        "identity": model.network.identity.hex(),
+        "variances": table.to_dict(),
+        "plans": plans_to_dict(plans),
+        "about": dict(about),
+    }
+    return json.dumps(described, indent=1).encode()
+
+
+def build_calibrated(info: ModelInfo, path: Path, device: torch.device = CPU) -> Model:
+    """The model of such a file.
+
+    Args:
+        info: what it says.
+        path: where it lies.
+        device: where its network is to compute.
+
+    Raises:
+        ModelMismatchError: if its network is not there, or another.
+        ValueError, LookupError, TypeError: if the file is malformed.
+    """
+    described = info.calibrated or {}
+    source = path.parent / described["source"]
+    if not source.exists():
+        raise ModelMismatchError(f"{path}: its network {source} is not there; put it back")
+    network = open_network(source).network
+    if network.identity.hex() != described["identity"]:
+        raise ModelMismatchError(
+            f"{path}: the network {source} has changed since it was calibrated; calibrate it again"
+        )
+    module = getattr(network, "module", getattr(network, "network", None))
+    if device.type != "cpu" and isinstance(module, torch.nn.Module):
+        module.to(device)
+    table = VarianceTable.from_dict(described["variances"])
+    return Model(CalibratedNetwork(network, table), info.plans, file=info)
