@@ -9,6 +9,7 @@ from diffcodec.limits import Limits
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from diffcodec.archive.archive import open_archive as open_archive
     from diffcodec.codec.decoding import decode as decode
     from diffcodec.codec.decoding import iter_decode as iter_decode
     from diffcodec.codec.encoding import encode as encode
@@ -28,6 +29,7 @@ __all__ = [
     "evaluate",
     "iter_decode",
     "load_model",
+    "open_archive",
     "recover",
     "train",
 ]
@@ -39,6 +41,7 @@ _HOMES = {
     "evaluate": "evaluation.run",
     "iter_decode": "codec.decoding",
     "load_model": "models.model",
+    "open_archive": "archive.archive",
     "recover": "codec.recovery",
     "train": "training.run",
 }

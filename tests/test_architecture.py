@@ -17,6 +17,7 @@ PACKAGE = Path(diffcodec.__file__).parent
 FLOORS = (
     *("errors", "limits", "arrays", "intervals"),
     *("system", "container", "diffusion", "networks", "coding", "images", "models", "codec"),
+    "archive",
     *("training", "evaluation", "planning", "viewing", "cli"),
 )
 BESIDE = {("training", "codec")}  # training and coding stand side by side

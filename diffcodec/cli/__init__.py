@@ -4,7 +4,18 @@ What loads torch, NumPy or Pillow is imported where it is used: ``--help``, ``mo
 ``verify --structure`` do without.
 """
 
-from diffcodec.cli import calibrate, decode, encode, evaluate, inspect, plan, show, train
+from diffcodec.cli import (
+    calibrate,
+    decode,
+    encode,
+    evaluate,
+    inspect,
+    pack,
+    plan,
+    show,
+    train,
+    unpack,
+)
 from diffcodec.cli.program import cli, main
 
 __all__ = [
@@ -15,7 +26,9 @@ __all__ = [
     "evaluate",
     "inspect",
     "main",
+    "pack",
     "plan",
     "show",
     "train",
+    "unpack",
 ]

@@ -275,7 +275,7 @@ class _Encoder:
         check_output(target, source, self.force)
         start = time.perf_counter()
         data = read_file(source)
-        image = _read_image(source, data, self.limits, self.frame)
+        image = read_image_data(source, data, self.limits, self.frame)
         lost = image.info.pop("not_kept", ())
         if self.strip:
             image, lost = stripped(image), ()
@@ -346,7 +346,17 @@ def _notes(one: _Opened, bytes_out: int) -> Iterator[str]:
         )
 
 
-def _read_image(source: str, data: bytes, limits: Limits, frame: int | None) -> "Image":
+def read_picture(source: str, limits: Limits) -> "Image":
+    """The image in a file, or on standard input.
+
+    Raises:
+        CommandError, DiffcodecError, OSError: it cannot be read.
+    """
+    return read_image_data(source, read_file(source), limits, None)
+
+
+def read_image_data(source: str, data: bytes, limits: Limits, frame: int | None) -> "Image":
+    """The image in the bytes of a file."""
     from diffcodec.images.reading import read_image
 
     if data[: len(MAGIC)] == MAGIC:

@@ -17,6 +17,7 @@ from diffcodec.networks.config import DEVICES
 
 PATH = click.Path(readable=False)  # completed by the shell; whether it can be read is seen later
 SUFFIX = ".dfc"
+archive_argument = click.argument("path", type=PATH, metavar="ARCHIVE")
 Command = Callable[..., None]
 Option = Callable[[Command], Command]
 

@@ -10,8 +10,9 @@ from diffcodec.system.process import leave_on_signals, open_closed_streams
 
 OPTION_GROUPS = {  # of the help of any command, in this order; experts' last
     "Quality": "quality effort progressive bpp psnr",
-    "Images and runs": "data out minutes steps resume init held-out limit labels",
-    "Files": "output output-dir recursive files-from force skip-existing jobs strip frame recover",
+    "Images and runs": "data out minutes steps resume init held-out limit labels embed-model",
+    "Files": "output output-dir recursive files-from force skip-existing jobs strip frame recover "
+    "group",
     "Previews": "timestep timesteps previews allow-partial max-bytes",
     "Models": "model",
     "Messages": "quiet json help",
@@ -23,6 +24,7 @@ OPTION_GROUPS = {  # of the help of any command, in this order; experts' last
 }
 COMMAND_GROUPS = {
     "Images": "encode decode info verify show",
+    "Archives": "pack append ls extract unpack",
     "Models": "models train evaluate plan calibrate quantize doctor",
 }
 

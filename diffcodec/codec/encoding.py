@@ -98,7 +98,7 @@ def encode(
         return several([image], model, plan, progress)[0]
     if integer("draws", draws) != 1:
         raise UnsupportedError(f"{draws} draws and previews: expected one or the other")
-    used, source = _load(model, plan, device), find_source(image, limits, strip)
+    used, source = load_planned(model, plan, device), find_source(image, limits, strip)
     limits.check_memory(expected_bytes(*source.size, uses_model=True, layered=True))
     return encode_layers(source, used, plan, target, progress)
 
@@ -134,7 +134,7 @@ def encode_many(
     """
     if not 1 <= integer("draws", draws) <= MOST_DRAW + 1:
         raise UnsupportedError(f"{draws} draws: expected 1 to {MOST_DRAW + 1}")
-    model = _load(model, plan, device)
+    model = load_planned(model, plan, device)
     sources = [find_source(image, limits, strip) for image in list_images(images)]
     pixels = sum(source.width * source.height for source in sources)
     limits.check_memory(expected_bytes(pixels, 1, uses_model=True, layered=False))
@@ -165,7 +165,12 @@ def _smallest(coded: Iterator[EncodedTile | None], draws: int) -> Iterator[Encod
         yield min(filter(None, group), key=lambda tile: tile.size, default=None)
 
 
-def _load(model: str | PathLike[str] | Model, plan: str, device: str | None) -> Model:
+def load_planned(model: str | PathLike[str] | Model, plan: str, device: str | None) -> Model:
+    """A model that has a plan.
+
+    Raises:
+        UnsupportedError, DiffcodecError: it has none, or there is no such model.
+    """
     if not isinstance(plan, str) or plan not in PLAN_NAMES:
         raise UnsupportedError(f"plan {plan!r}: expected one of {', '.join(PLAN_NAMES)}")
     model = loaded(model, device=device)

@@ -60,6 +60,33 @@ def open_file(
     return OpenFile(reader, used, progress)
 
 
+def named_model(
+    model_id: bytes,
+    float_arithmetic: bool,
+    given: str | PathLike[str] | Model | None,
+    device: str | None = None,
+) -> Model:
+    """The model of an identity: the one that is given, or a shipped one.
+
+    Raises:
+        ModelMismatchError: if it is not at hand.
+    """
+    arithmetic = "float" if float_arithmetic else "integer"
+    if isinstance(given, Model):
+        given.info.check_made(model_id)
+        model = loaded(given, device=device)
+    else:
+        path = find_model_path(model_id) if given is None else model_path(given)
+        model_info(path).check_made(model_id)
+        model = loaded(path, arithmetic, device)
+    if model.arithmetic != arithmetic:
+        raise ModelMismatchError(
+            f"the file was made with {arithmetic} arithmetic, the model given is loaded as "
+            f"{model.arithmetic!r}; load it as {arithmetic!r}"
+        )
+    return model
+
+
 def find_model(
     container: Container, given: str | PathLike[str] | Model | None, device: str | None = None
 ) -> Model:
@@ -69,19 +96,7 @@ def find_model(
         ModelMismatchError: if it is not at hand.
         CorruptError: if it lacks a plan of the file, or timesteps.
     """
-    arithmetic = "float" if container.float_arithmetic else "integer"
-    if isinstance(given, Model):
-        given.info.check_made(container.model)
-        model = loaded(given, device=device)
-    else:
-        path = find_model_path(container.model) if given is None else model_path(given)
-        model_info(path).check_made(container.model)
-        model = loaded(path, arithmetic, device)
-    if model.arithmetic != arithmetic:
-        raise ModelMismatchError(
-            f"the file was made with {arithmetic} arithmetic, the model given is loaded as "
-            f"{model.arithmetic!r}; load it as {arithmetic!r}"
-        )
+    model = named_model(container.model, container.float_arithmetic, given, device)
     plans = {tile.plan for tile in container.tiles}
     for plan in plans | ({container.layers.plan} if container.layers else set()):
         if plan is not None and plan not in model.plans:

@@ -89,10 +89,14 @@ def integers(source: Image.Image, box: Box, color: str) -> NDArray[np.int16]:
 
 def paste(image: Image.Image, box: Box, x: NDArray[np.float64], color: str) -> None:
     """Put a tile of the colour domain, [3, height, width], in its place, rounded and clipped."""
+    image.paste(image_of(x, image.mode, color), (box.left, box.top))
+
+
+def image_of(x: NDArray[np.float64], mode: str, color: str) -> Image.Image:
+    """Samples of the colour domain, [3, height, width], as an image, rounded and clipped."""
     rgb = from_domain(np.rint(x).astype(np.int32), color)
     pixels = np.clip(rgb, 0, 255).astype(np.uint8).transpose(1, 2, 0)
-    part = Image.fromarray(pixels if image.mode == "RGB" else pixels[:, :, 0])
-    image.paste(part, (box.left, box.top))
+    return Image.fromarray(pixels if mode == "RGB" else pixels[:, :, 0])
 
 
 def other_probabilities(float_arithmetic: bool) -> str:

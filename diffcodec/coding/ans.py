@@ -64,6 +64,11 @@ class Stack:
         """Words on the stack."""
         return int(self._coder.num_words())
 
+    @property
+    def bits(self) -> int:
+        """Bits on the stack, without the zeros on top."""
+        return int(self._coder.num_valid_bits())
+
     def words(self) -> UInt32[Words, " words"]:
         """The whole stack, top last."""
         return np.asarray(self._coder.get_compressed(), dtype=np.uint32)

@@ -58,6 +58,18 @@ def seed(tile: int, count: int, draw: int = 0) -> UInt32[Words, " {count}"]:
     return words[::-1]
 
 
+def stack_of(words: UInt32[Words, " words"], seeds: UInt32[Words, " seeds"]) -> Stack:
+    """A decoder's: the words of a payload on what is left of the seed."""
+    return Stack(np.concatenate([seeds[:SPARE_SEED_WORDS], words[::-1]]))
+
+
+def untouched_words(words: UInt32[Words, " words"], seeds: UInt32[Words, " seeds"]) -> int:
+    """How many words of the seed lie under a stack as they were."""
+    shared = min(len(words), len(seeds))
+    different = np.flatnonzero(words[:shared] != seeds[:shared])
+    return int(different[0]) if different.size else shared
+
+
 def most_seed_words(chain: TileChain) -> int:
     """Words of the shared seed that a tile may use; a file that claims more is not valid."""
     return math.prod(chain.shape) // 4 + 64
@@ -90,9 +102,7 @@ def encode_tile(
     if min(heights) <= SPARE_SEED_WORDS:
         raise OutOfRangeError("the seed is used up")
     words = stack.words()
-    shared = min(len(words), len(seeds))
-    different = np.flatnonzero(words[:shared] != seeds[:shared])
-    untouched = int(different[0]) if different.size else shared
+    untouched = untouched_words(words, seeds)
     marks = []
     low = heights[-1]
     for step, before in zip(reversed(steps), reversed(heights[:-1]), strict=True):
@@ -125,7 +135,7 @@ def decode_tile(
     if seed_words > most:
         raise ValueError(f"{seed_words} words of the seed, expected at most {most}")
     seeds = seed(chain.tile, seed_words + SPARE_SEED_WORDS, chain.draw)
-    stack = Stack(np.concatenate([seeds[:SPARE_SEED_WORDS], words[::-1]]))
+    stack = stack_of(words, seeds)
     for step in reversed(coding_steps(len(chain.levels), chain.preview, chain.phased)):
         yield from (step.pop if step.pushes else step.push)(chain, stack)
         if step.pushes and step.timestep == timestep > 0:

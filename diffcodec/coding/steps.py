@@ -100,12 +100,17 @@ class Step(ABC):
 
     def pop(self, chain: TileChain, stack: Stack) -> Generator[Asked, Answer, None]:
         """Pop the variable, and keep it."""
-        unknown = np.zeros((chain.coded, *chain.shape[1:]))
-        z = np.concatenate([unknown, chain.known_channels(self.timestep)])
-        chain.z[self.timestep] = z
+        z = self.prepare(chain)
         for part in self.parts(chain):
             codec = yield from self.codec(chain, part)
             z[part] = codec.pop(stack)
+
+    def prepare(self, chain: TileChain) -> Array:
+        """The variable in the chain before it is popped, to be filled in."""
+        unknown = np.zeros((chain.coded, *chain.shape[1:]))
+        z = np.concatenate([unknown, chain.known_channels(self.timestep)])
+        chain.z[self.timestep] = z
+        return z
 
 
 class Remainder(Step):

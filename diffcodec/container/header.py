@@ -56,7 +56,7 @@ def read_header(reader: ByteReader, limits: Limits) -> Header:
         model=reader.take(4, "the model's identity"),
         pixel_crc=reader.u32("the checksum of the pixels"),
         whole=whole,
-        metadata=_read_metadata(reader, limits) if flags & METADATA_BIT else {},
+        metadata=read_metadata(reader, limits) if flags & METADATA_BIT else {},
         tiles=(),
         float_arithmetic=bool(flags & FLOAT_BIT),
         layers=_read_layers(reader, limits) if flags & LAYERS_BIT else None,
@@ -91,7 +91,8 @@ def _check_version(version: int) -> None:
         )
 
 
-def _read_metadata(reader: "ByteReader", limits: Limits) -> dict[str, bytes]:
+def read_metadata(reader: "ByteReader", limits: Limits) -> dict[str, bytes]:
+    """The entries, names in order."""
     count = reader.u8("the number of metadata entries")
     if count == 0:
         raise FormatError("the file claims 0 metadata entries, expected at least one")

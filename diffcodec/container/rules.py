@@ -1,7 +1,7 @@
 """What every container must keep to, read or written."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 
 from diffcodec.container.parts import (
@@ -31,13 +31,7 @@ def check_header(container: Container) -> None:
         raise FormatError(f"the model's identity is {container.model!r}, expected 4 bytes")
     if not 0 <= container.pixel_crc < 2**32:
         raise FormatError(f"the pixels' CRC is {container.pixel_crc}, expected 32 bits")
-    if len(container.metadata) > _MOST_ENTRIES:
-        raise FormatError(
-            f"there are {len(container.metadata)} metadata entries, expected at most "
-            f"{_MOST_ENTRIES}"
-        )
-    for name in container.metadata.keys() - set(METADATA_NAMES):
-        _check_unknown_name(name)
+    check_metadata(container.metadata)
     layers = container.layers
     if layers:
         if layers.plan not in PLAN_NAMES:
@@ -53,6 +47,16 @@ def check_header(container: Container) -> None:
                 f"layers of a {container.mode} image{' in one tile' if container.whole else ''}: "
                 f"expected a tile grid and mode {' or '.join(CHAIN_MODES)}"
             )
+
+
+def check_metadata(metadata: Mapping[str, bytes]) -> None:
+    """Refuse too many entries, and names that are none or that must be known."""
+    if len(metadata) > _MOST_ENTRIES:
+        raise FormatError(
+            f"there are {len(metadata)} metadata entries, expected at most {_MOST_ENTRIES}"
+        )
+    for name in metadata.keys() - set(METADATA_NAMES):
+        _check_unknown_name(name)
 
 
 def _check_name(name: str, table: Iterable[str]) -> None:

@@ -1,6 +1,7 @@
 """From the parts to the bytes."""
 
 import struct
+from collections.abc import Mapping
 from itertools import pairwise
 
 from diffcodec.container.parts import CODERS, MAGIC, MODES, VERSION, Container, Tile
@@ -51,14 +52,21 @@ def _pack_header(container: Container, has_marks: bool) -> bytes:
     header += varint(container.width) + varint(container.height)
     header += container.model + struct.pack("<I", container.pixel_crc)
     if container.metadata:
-        header.append(len(container.metadata))
-    for name, value in sorted(container.metadata.items()):
-        header += bytes([len(name)]) + name.encode("ascii") + varint(len(value)) + value
+        header += pack_metadata(container.metadata)
     if container.layers:
         stops = container.layers.stops
         header.append(CODERS[container.layers.plan])
         header += b"".join(map(varint, (len(stops), *stops)))
     return bytes(header)
+
+
+def pack_metadata(metadata: Mapping[str, bytes]) -> bytes:
+    """The entries, of which there is at least one."""
+    entries = [
+        bytes([len(name)]) + name.encode("ascii") + varint(len(value)) + value
+        for name, value in sorted(metadata.items())
+    ]
+    return bytes([len(entries)]) + b"".join(entries)
 
 
 def _pack_tile(tile: Tile, has_marks: bool) -> bytes:

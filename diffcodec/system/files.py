@@ -6,7 +6,8 @@ import secrets
 import shutil
 import stat
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -102,6 +103,23 @@ def write_file(path: str | Path, data: bytes, force: bool, source: str = STANDAR
             _write_beside(target, data, force, _status(source))
     except OSError as e:
         raise OSError(e.errno, e.strerror, str(path)) from e
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary file to write, beside the one whose place it takes at the end.
+
+    Raises:
+        OSError: it cannot be made, with the path in ``filename``.
+    """
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(_temporary_name(os.getpid(), secrets.token_hex(8)))
+    try:
+        yield temporary
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def remove_temporaries(path: str, process: int) -> None:

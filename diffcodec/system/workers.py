@@ -35,13 +35,12 @@ def run_in_workers(
             OMP_NUM_THREADS says otherwise.
     """
     left = deque(list(group) for group in groups)
-    threads = max(1, (os.cpu_count() or 1) // processes)
     workers: list[_Worker] = []
     busy: list[_Worker] = []
     try:
         while left or busy:
             while left and len(busy) < processes:
-                workers.append(worker := _Worker(work, threads))
+                workers.append(worker := _Worker(work, processes))
                 worker.begin(left.popleft())
                 busy.append(worker)
             ready = wait([worker.connection for worker in busy])
@@ -68,10 +67,10 @@ def run_in_workers(
 class _Worker:
     """A process and the jobs it has left."""
 
-    def __init__(self, work: Work, threads: int):
+    def __init__(self, work: Work, processes: int):
         context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(work, theirs, threads), daemon=True)
+        self.process = context.Process(target=_serve, args=(work, theirs, processes), daemon=True)
         self.process.start()
         theirs.close()
         self.jobs: list[Job] = []
@@ -97,12 +96,18 @@ class _Worker:
             )
 
 
-def _serve(work: Work, connection: "Connection[Any, Any]", threads: int) -> None:
-    """Work on the jobs that come, until none will come any more."""
+def prepare_worker(processes: int) -> None:
+    """Begin a process that works beside so many: they share the processors' threads."""
+    threads = max(1, (os.cpu_count() or 1) // processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # torch is loaded later, by the work
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first process decides
     leave_on_signals()
     keep_freed_memory()
+
+
+def _serve(work: Work, connection: "Connection[Any, Any]", processes: int) -> None:
+    """Work on the jobs that come, until none will come any more."""
+    prepare_worker(processes)
     with suppress(EOFError, BrokenPipeError):
         while True:
             for outcome in work(connection.recv()):

@@ -1,0 +1,1 @@
+"""Files of many images: groups that share a stack, an index, appending."""

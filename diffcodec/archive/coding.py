@@ -1,0 +1,221 @@
+"""Images to groups and back."""
+
+import zlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from PIL import Image
+
+from diffcodec.archive.parts import SharedGroup, pack_group, parse_group
+from diffcodec.arrays import Array
+from diffcodec.codec.batches import BATCH_PIXELS
+from diffcodec.codec.decoding import decode
+from diffcodec.codec.encoding import NO_MODEL, encode_many
+from diffcodec.codec.estimates import expected_bytes
+from diffcodec.codec.jobs import Part, encoding, make_chain
+from diffcodec.codec.planes import coded_channels, image_of, integers, other_probabilities
+from diffcodec.codec.tiles import fallback_tile
+from diffcodec.coding.chain import Answer, Asked, Result, TileChain
+from diffcodec.coding.groups import (
+    EncodedGroup,
+    GroupJob,
+    NoCodeError,
+    decode_group,
+    drive_group,
+    encode_group,
+)
+from diffcodec.coding.steps import OutOfRangeError
+from diffcodec.container.parts import TILE_SIDE, Box, Tile
+from diffcodec.container.reader import parse
+from diffcodec.errors import CorruptError
+from diffcodec.images.color_sets import ColorSet, find_color_set
+from diffcodec.images.fallback import decode_fallback
+from diffcodec.images.metadata import apply_metadata, get_metadata
+from diffcodec.limits import DEFAULT_LIMITS, Limits
+from diffcodec.models.answering import answer, is_usable
+from diffcodec.models.model import Model
+
+LEAST_GAIN = 0.002  # of a group's bytes: for less it is not coded once more without some images
+_OTHER_BYTES = 3  # that tell of an image by a fallback coder: place, coder, length
+ModelFinder = Callable[[bytes, bool], Model]
+
+
+def shares_stack(mode: str, size: tuple[int, int], color: str) -> bool:
+    """Whether images of a mode and a size (width, height) can share a stack."""
+    return bool(coded_channels(mode, color)) and max(size) <= TILE_SIDE
+
+
+def encode_images(images: Sequence[Image.Image], model: Model, plan: str = "default") -> bytes:
+    """The content of a group, without loss.
+
+    Args:
+        images: plain ones, of one size and mode.
+        model: to code them by.
+        plan: one of its plans.
+
+    Raises:
+        DiffcodecError: see :func:`diffcodec.encode`.
+    """
+    first = images[0]
+    if len(images) > 1 and shares_stack(first.mode, first.size, model.color):
+        return pack_group(_encode_shared(images, model, plan))
+    return pack_group(tuple(encode_many(images, model, plan)))
+
+
+def _encode_shared(images: Sequence[Image.Image], model: Model, plan: str) -> SharedGroup:
+    first = images[0]
+    colors = find_color_set(_above_each_other(images))
+    fallbacks = [fallback_tile(image) for image in images]
+    places, coded = list(range(len(images))), None
+    while places and coded is None:
+        chains = _chains(model, plan, first.mode, first.size, places, colors)
+        box = Box(0, 0, *first.size)
+        planes = [integers(images[place], box, model.color).astype(np.float64) for place in places]
+        try:
+            with encoding(model):
+                coded = _run(encode_group(chains, planes), model, plan, planes[0][0].size)
+        except NoCodeError as e:
+            del places[e.index]
+        except OutOfRangeError:
+            places = []
+        if coded and (kept := _worth(coded, places, fallbacks)) != places:
+            places, coded = kept, None
+    metadata = {
+        place: found for place, image in enumerate(images) if (found := get_metadata(image))
+    }
+    return SharedGroup(
+        mode=first.mode,
+        width=first.width,
+        height=first.height,
+        count=len(images),
+        pixel_crc=_pixel_crc(images),
+        model=model.info.id if places else NO_MODEL,
+        plan=plan,
+        float_arithmetic=bool(places) and model.arithmetic == "float",
+        others={k: tile for k, tile in enumerate(fallbacks) if k not in places},
+        colors=colors.pack() if colors and places else b"",
+        metadata=metadata,
+        seed_words=coded.seed_words if coded else 0,
+        payload=coded.words.astype("<u4").tobytes() if coded else b"",
+    )
+
+
+def _worth(coded: EncodedGroup, places: list[int], fallbacks: Sequence[Tile]) -> list[int]:
+    """The places of images that stay on the stack."""
+    gains = {
+        place: bits / 8 - len(fallbacks[place].payload) - _OTHER_BYTES
+        for place, bits in zip(places, coded.bits, strict=True)
+    }
+    total = sum(max(gain, 0) for gain in gains.values())
+    if total <= LEAST_GAIN * 4 * len(coded.words):
+        return places
+    return [place for place in places if gains[place] <= 0]
+
+
+def decode_images(
+    content: bytes,
+    find_model: ModelFinder,
+    limits: Limits = DEFAULT_LIMITS,
+) -> list[Image.Image]:
+    """The images of a group.
+
+    Args:
+        content: what :func:`encode_images` gave.
+        find_model: by identity, and whether it is to be of float arithmetic.
+        limits: the sizes to accept.
+
+    Raises:
+        DiffcodecError: see :func:`diffcodec.decode`.
+    """
+    group = parse_group(content, limits)
+    if isinstance(group, tuple):
+        return [
+            decode(file, model=_model_of(file, find_model, limits), limits=limits) for file in group
+        ]
+    pixels = group.width * group.height * group.count
+    limits.check_memory(expected_bytes(pixels, 1, uses_model=bool(group.payload), layered=False))
+    size = (group.width, group.height)
+    images = [Image.new(group.mode, size)] * group.count
+    for place, tile in group.others.items():
+        images[place] = decode_fallback(tile.coder, tile.payload, group.mode, size)
+    if group.payload:
+        model = find_model(group.model, group.float_arithmetic)
+        for place, x in zip(group.chains, _decode_chains(group, model), strict=True):
+            images[place] = image_of(x, group.mode, model.color)
+    for place, metadata in group.metadata.items():
+        apply_metadata(images[place], metadata, limits)
+    if _pixel_crc(images) != group.pixel_crc:
+        raise CorruptError(
+            "the pixels of a group do not match its checksum: "
+            + other_probabilities(group.float_arithmetic)
+        )
+    return images
+
+
+def _decode_chains(group: SharedGroup, model: Model) -> list[Array]:
+    colors = ColorSet.unpack(group.colors, len(group.mode)) if group.colors else None
+    size = (group.width, group.height)
+    chains = _chains(model, group.plan, group.mode, size, group.chains, colors)
+    words = np.frombuffer(group.payload, "<u4").astype(np.uint32)
+    try:
+        if words[0] == 0:
+            raise ValueError("no stack of words")
+        return _run(
+            decode_group(chains, words, group.seed_words),
+            model,
+            group.plan,
+            group.width * group.height,
+        )
+    except (ValueError, OutOfRangeError) as e:
+        raise CorruptError(
+            f"a group does not decode ({e}): " + other_probabilities(group.float_arithmetic)
+        ) from e
+
+
+def _chains(
+    model: Model,
+    plan: str,
+    mode: str,
+    size: tuple[int, int],
+    places: Sequence[int],
+    colors: ColorSet | None,
+) -> list[TileChain]:
+    """Of images of a group, each with the shared randomness of a tile of its place's number."""
+    box = Box(0, 0, *size)
+    return [make_chain(model, mode, Part(plan, place, box), colors) for place in places]
+
+
+def _run(job: GroupJob[Result], model: Model, plan: str, pixels: int) -> Result:
+    """What a group's coroutine comes to, in batches of bounded size."""
+
+    def answers(requests: list[Asked]) -> list[Answer]:
+        together = max(1, BATCH_PIXELS // pixels)
+        found = [
+            each
+            for start in range(0, len(requests), together)
+            for each in answer(model, model.plans[plan], requests[start : start + together])
+        ]
+        if not all(map(is_usable, found)):
+            raise ValueError("a number of the model is out of range")
+        return found
+
+    return drive_group(job, answers)
+
+
+def _model_of(file: bytes, find_model: ModelFinder, limits: Limits) -> Model | None:
+    container = parse(file, limits)
+    return find_model(container.model, container.float_arithmetic) if container.uses_model else None
+
+
+def _above_each_other(images: Sequence[Image.Image]) -> Image.Image:
+    """The samples of images of one size and mode as one image."""
+    samples = b"".join(image.tobytes() for image in images)
+    width, height = images[0].size
+    return Image.frombytes(images[0].mode, (width, height * len(images)), samples)
+
+
+def _pixel_crc(images: Sequence[Image.Image]) -> int:
+    crc = 0
+    for image in images:
+        crc = zlib.crc32(image.tobytes(), crc)
+    return crc

@@ -1,0 +1,127 @@
+"""An archive byte by byte: its first bytes, the records behind them, and the ends that find these.
+
+No numerics. A record carries its own place, length and checksums; what lies between records, which
+an append that was cut short has left, belongs to nothing.
+"""
+
+import struct
+import zlib
+from typing import NamedTuple, Protocol
+
+from diffcodec.errors import CorruptError, FormatError, TruncatedError, UnsupportedFileError
+
+SUFFIX = ".dfca"
+MAGIC = b"\x89DFCA"
+VERSION = 1
+HEADER = MAGIC + bytes([VERSION])
+MARK = b"\x89DF"
+GROUP, PAGE, MODEL, ROOT, END = b"G", b"P", b"M", b"R", b"Z"
+HEAD = struct.Struct("<3scQI")  # mark, kind, length of the content, CRC
+HEAD_BYTES, CRC_BYTES = HEAD.size, 4
+TAIL = struct.Struct("<QI4s")  # where the root lies, CRC, mark
+_LAST_BYTES, _SEARCH_BYTES = 1 << 10, 1 << 20  # read to find the root, first and then
+
+
+class Place(NamedTuple):
+    """Where a record lies, and how long it is in all."""
+
+    offset: int
+    size: int
+
+
+class Source(Protocol):
+    """What an archive is read from."""
+
+    @property
+    def size(self) -> int:
+        """Bytes that there are now."""
+        ...
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Bytes from a place on; fewer if there are no more."""
+        ...
+
+
+def check_header(source: Source) -> None:
+    """Refuse what is no archive.
+
+    Raises:
+        FormatError, UnsupportedFileError: it is none, or of another version.
+    """
+    found = source.read(0, len(HEADER))
+    if not found.startswith(MAGIC):
+        start = f"it starts with the bytes {found.hex(' ')}" if found else "it is empty"
+        raise FormatError(f"not an archive of diffcodec: {start}, expected {MAGIC.hex(' ')}")
+    if found != HEADER:
+        raise UnsupportedFileError(
+            f"the archive is of version {found[len(MAGIC) :].hex() or 'none'}, this diffcodec "
+            f"reads version {VERSION}: a newer diffcodec may be needed"
+        )
+
+
+def record(kind: bytes, offset: int, content: bytes) -> bytes:
+    """The bytes of a record that is to lie at a place."""
+    head = struct.pack("<3scQ", MARK, kind, len(content))
+    return b"".join((head, _crc(offset, head), content, _crc(offset, content)))
+
+
+def read_record(source: Source, kind: bytes, place: Place, what: str) -> bytes:
+    """The content of a record.
+
+    Raises:
+        CorruptError, TruncatedError: it is not there as it was written.
+    """
+    data = source.read(place.offset, place.size)
+    if len(data) < place.size:
+        raise TruncatedError(f"the archive ends early, in {what}; get the whole file again")
+    content = data[HEAD_BYTES:-CRC_BYTES]
+    if data != record(kind, place.offset, content):
+        raise CorruptError(f"{what} does not match its checksum; get the file again")
+    return content
+
+
+def tail(root: int) -> bytes:
+    """The end of an archive: where its root lies."""
+    offset = struct.pack("<Q", root)
+    return b"".join((offset, _crc(root, offset), MARK, END))
+
+
+def find_root(source: Source) -> tuple[Place, bytes]:
+    """The last root that is whole, and its content; behind it nothing counts.
+
+    Raises:
+        CorruptError: there is none.
+    """
+    end, size = source.size, _LAST_BYTES
+    while end >= len(HEADER) + TAIL.size:
+        start = max(len(HEADER), end - size)
+        data = source.read(start, end - start)
+        found = len(data)
+        while (found := data.rfind(MARK + END, 0, found + len(MARK))) >= 0:
+            offset = start + found + len(MARK + END) - TAIL.size
+            if (root := _root_before(source, offset)) is not None:
+                return root
+            found -= 1
+        if start == len(HEADER):
+            break
+        end, size = start + TAIL.size, _SEARCH_BYTES  # a tail may lie across the edge
+    raise CorruptError("the archive has no whole index; get the file again")
+
+
+def _root_before(source: Source, offset: int) -> tuple[Place, bytes] | None:
+    """The root that a tail at a place tells of, if there is one."""
+    data = source.read(max(offset, 0), TAIL.size)
+    if offset < 0 or len(data) < TAIL.size:
+        return None
+    root = TAIL.unpack(data)[0]
+    if data != tail(root) or not len(HEADER) <= root < offset:
+        return None
+    place = Place(root, offset - root)
+    try:
+        return place, read_record(source, ROOT, place, "the index")
+    except FormatError:
+        return None
+
+
+def _crc(offset: int, data: bytes) -> bytes:
+    return struct.pack("<I", zlib.crc32(data, zlib.crc32(struct.pack("<Q", offset))))
