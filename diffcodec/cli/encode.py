@@ -201,9 +201,11 @@ def _check_goals(
 def _find_timestep(model: str, options: dict[str, Any]) -> None:
     """Put the timestep in the place of the quality."""
     quality = options.pop("quality")
+    if quality is None:
+        return
     with failing_as(model):
         plan = model_info(model_path(model)).plans.get(options["effort"])
-    if quality is not None and plan is not None:  # without the plan encoding fails and says so
+    if plan is not None:  # without the plan encoding fails and says so
         options["timestep"] = quality_timestep(quality, plan.levels)
 
 

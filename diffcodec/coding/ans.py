@@ -4,18 +4,25 @@ The only module that imports constriction. Everything handed to it is checked fi
 panics on a standard deviation of 0 and takes NaN silently.
 """
 
+import math
+
 import constriction
 import numpy as np
 from jaxtyping import Float64, Int32, UInt32
-from scipy.special import ndtr
 
 from diffcodec.arrays import Array, Int32s, Words, round_significant
 
 _model = constriction.stream.model
 _STEPS_PER_UNIT, _TAIL = 256, 9
-# Phi(-k / 256); in so many bits every maths library gives the same.
+# Phi(-k / 256); in so many bits every maths library gives the same. SciPy's takes a while to load.
 _LOWER_TAIL = round_significant(
-    ndtr(-np.arange(_TAIL * _STEPS_PER_UNIT + 1) / _STEPS_PER_UNIT), bits=30
+    np.array(
+        [
+            math.erfc(k / _STEPS_PER_UNIT / math.sqrt(2)) / 2
+            for k in range(_TAIL * _STEPS_PER_UNIT + 1)
+        ]
+    ),
+    bits=30,
 )
 
 

@@ -17,8 +17,16 @@ def largest_sum(weight: Tensor, low: float, high: float) -> float:
         weight: [out, ...], of any type.
         low, high: the least and the greatest input; 0 is between them.
     """
+    return _largest_sum(*_sums_by_sign(weight), low, high)
+
+
+def _sums_by_sign(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the positive and of the negative weights, by output channel."""
     w = weight.flatten(1)
-    positive, negative = w.clamp_min(0).sum(1), -w.clamp_max(0).sum(1)
+    return w.clamp_min(0).sum(1), -w.clamp_max(0).sum(1)
+
+
+def _largest_sum(positive: Tensor, negative: Tensor, low: float, high: float) -> float:
     upper = positive * high - negative * low
     lower = positive * low - negative * high
     return torch.maximum(upper.abs(), lower.abs()).max().item()
@@ -37,7 +45,8 @@ def check_exact(name: str, weight: Tensor, ranges: Iterable[tuple[int, int]]) ->
     """
     if weight.is_floating_point():
         raise ModelMismatchError(f"{name}: its weights are {weight.dtype}, expected integers")
-    found = max(largest_sum(weight.long(), low, high) for low, high in set(ranges))
+    by_sign = _sums_by_sign(weight.long())
+    found = max(_largest_sum(*by_sign, low, high) for low, high in set(ranges))
     if found >= EXACT_LIMIT:
         raise ModelMismatchError(
             f"{name}: a partial sum can reach {found}, and only sums below {EXACT_LIMIT} are "

@@ -1,11 +1,11 @@
 """The trellis: shared noise by path, and the path of the largest density ratio."""
 
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 import torch
 from jaxtyping import Float32, Float64, Int8, Int64, UInt8
-from scipy.special import ndtri
 from torch import Tensor
 
 from diffcodec.arrays import Array, Bits, Float32s, Int8s, Integers
@@ -51,8 +51,9 @@ TRELLIS = Trellis()
 
 def _noise_table() -> Int8[Int8s, "65536"]:
     """Quantiles of the standard normal at the centres of 2^16 equal parts, in units of 1/32."""
-    quantiles = ndtri((np.arange(1 << 16) + 0.5) / (1 << 16))
-    table: Int8s = np.clip(np.rint(NOISE_STEPS * quantiles), -127, 127).astype(np.int8)
+    normal = NormalDist()  # SciPy's takes a while to load
+    quantiles = [normal.inv_cdf((i + 0.5) / (1 << 16)) for i in range(1 << 16)]
+    table: Int8s = np.clip(np.rint(NOISE_STEPS * np.array(quantiles)), -127, 127).astype(np.int8)
     return table
 
 
