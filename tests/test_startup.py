@@ -1,4 +1,4 @@
-"""What a command loads before it evaluates the network: counted, since times hang on the machine."""
+"""What a command loads before it evaluates the network: counted, as times hang on the machine."""
 
 import os
 import subprocess
