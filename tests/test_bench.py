@@ -429,7 +429,17 @@ def test_the_demonstration(folder, photo, tiny, tmp_path, no_webp, capsys):
     assert "every sample equal the original" in printed
     assert all(name in printed for name in ("PNG", "WebP", "JPEG XL", "diffcodec", "timestep"))
     assert {"a.dfc", "previews.png", "a-timestep-03.png"} <= {p.name for p in tmp_path.iterdir()}
+    opened = printed.splitlines()[-1].rpartition(": ")[2]
+    assert opened == str(tmp_path / "a.html") and "<html" in Path(opened).read_text("utf-8")
     assert np.array_equal(np.asarray(decode((tmp_path / "a.dfc").read_bytes(), model=tiny)), photo)
+
+
+def test_the_demonstration_is_of_so_many_pixels_at_most():
+    """Of any photograph: what it evaluates is what it takes to code and decode these once."""
+    found = demo.middle(Image.new("RGB", (768, 512)), demo.PIXELS)
+    assert found.size == (443, 295)
+    assert demo.middle(Image.new("L", (9000, 1)), 100).size == (948, 1)
+    assert demo.middle(Image.new("L", (30, 20)), 600).size == (30, 20)
 
 
 def test_the_demonstration_needs_an_image_that_has_previews(photo, tiny, tmp_path):
