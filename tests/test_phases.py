@@ -22,11 +22,13 @@ from tiny import PHASED, PHASED_PLANS, PHASES, TINY, random_network
 from torch import Tensor
 
 from diffcodec.coding import mixtures as tables
+from diffcodec.diffusion.losses import WHOLE, Share, code_length_loss
 from diffcodec.diffusion.phases import (
     ERROR_STEPS,
     GAUSSIAN_PARAMETERS,
     LARGEST_ERROR,
     LOG_SCALES,
+    REFINED_PARAMETERS,
     Phased,
     channel_shift,
     first_bits,
@@ -40,6 +42,7 @@ from diffcodec.diffusion.phases import (
     mixtures,
     of_phase,
     phased_bits,
+    refined_everywhere,
     told_planes,
 )
 from diffcodec.diffusion.plan import shipped_plan
@@ -197,6 +200,46 @@ def test_first_bits_are_those_of_the_plain_formula() -> None:
             ends = abs(value[c] - centre) - steps / 2, abs(value[c] - centre) + steps / 2
             bits = -math.log2(norm.sf(ends[0], 0, std) - norm.sf(ends[1], 0, std))
             assert found[c, row, column] == pytest.approx(bits, rel=1e-6)
+
+
+def test_context_moves_and_narrows_the_posterior_of_x() -> None:
+    xhat, v = drawn(1, 3, 5, 4, scale=20), drawn(1, 3, 5, 4, seed=1) ** 2
+    parameters = [drawn(1, REFINED_PARAMETERS, 3, 2, seed=2 + n, scale=3) for n in range(4)]
+    mean, variance = refined_everywhere(xhat, v, parameters)
+    for row, column in itertools.product(range(5), range(4)):
+        number = [[0, 2], [3, 1]][row % 2][column % 2]
+        p = parameters[number][0, :, row // 2, column // 2]
+        at, std = (0, slice(None), row, column), v[0, :, row, column].sqrt()
+        torch.testing.assert_close(mean[at], xhat[at] + std * p[:3])
+        torch.testing.assert_close(variance[at], (std * torch.exp(p[3:].clip(-5, 3))) ** 2)
+    none = [torch.zeros_like(each) for each in parameters]
+    for found, expected in zip(refined_everywhere(xhat, v, none), (xhat, v), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_what_a_phase_is_told() -> None:
+    errors = np.array([0.5, -7.0, 7.0])[:, None, None] * np.ones((3, 2, 3))
+    for number in range(4):
+        told = told_planes(errors, number, (10.0, 20.0))
+        before = known_before(number, errors)
+        assert np.array_equal(told[:3], np.array([64, -768, 768])[:, None, None] * before)
+        assert (told[3] == round(128 * math.log(2))).all()
+        assert np.array_equal(told_planes(errors, number), told[:3])
+    assert (told_planes(errors, 0, (1.0, 1e9))[3] == 768).all()
+
+
+def test_losses_of_shares_of_a_batch_in_phases_add_up() -> None:
+    network = random_network(PHASED)
+    x = 128 + 20 * drawn(16, 3, 8, 8).float().round()
+    assert network.phased is not None
+
+    def loss(share: Share = WHOLE) -> float:
+        same = (network, x[share.rows], "ycocg", seeded(), share)
+        return code_length_loss(*same, quantiser=8, phased=network.phased).item()
+
+    with torch.inference_mode():
+        parts = [loss(Share(i, 4)) for i in range(4)]
+        assert sum(parts) == pytest.approx(loss(), rel=1e-4)
 
 
 def test_the_lattice_of_z_1_has_all_the_probability() -> None:
