@@ -16,15 +16,14 @@ timesteps by their expected cost.
 of its steps, 0.5 log2(1 + W / Q) per sample, which an exact sample would cost on average.
 """
 
-import copy
 import math
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import click
 import numpy as np
-import torch
 from PIL import Image
 from scipy.special import log_ndtr
 
@@ -39,16 +38,15 @@ from diffcodec.codec.opening import find_model
 from diffcodec.codec.planes import allowed, coded_channels, color_set, crop, integers
 from diffcodec.coding.ans import Stack
 from diffcodec.coding.bits_back import EncodedTile, encode_tile, most_seed_words, seed
-from diffcodec.coding.chain import Posterior, Request, TileChain
+from diffcodec.coding.chain import TileChain
 from diffcodec.coding.codecs import Candidates, Codec, GaussianBins
 from diffcodec.coding.steps import Forward, Step, coding_steps
-from diffcodec.coding.top_down import Descent
+from diffcodec.coding.steps import Part as StepPart
+from diffcodec.coding.top_down import Descent, Transition
 from diffcodec.container.info import dimensions
 from diffcodec.container.parts import Container
 from diffcodec.container.reader import parse
-from diffcodec.diffusion.color import channels
-from diffcodec.diffusion.plan import Plan
-from diffcodec.diffusion.process import LOG2_E, expected_step_bits
+from diffcodec.diffusion.process import LOG2_E
 from diffcodec.models.model import Model
 
 CHANNELS = {"ycocg": ("Y", "Co", "Cg"), "rgb": ("R", "G", "B")}
@@ -65,12 +63,13 @@ class MeasuredChain(TileChain):
 
     def measure(self) -> Job[None]:
         """Find the code lengths, of a tile that has been coded."""
-        for step in coding_steps(len(self.levels), self.preview):
-            bits = []
-            for c in range(self.coded):
-                codec = yield from step.codec(self, c)
-                bits.append(code_length(codec, self.z[step.timestep][c]))
-            self.bits[step] = np.array(bits) if step.pushes else -np.array(bits)
+        for step in coding_steps(len(self.levels), self.preview, self.phased):
+            bits = np.zeros(self.coded)
+            for part in step.parts(self):
+                codec = yield from step.codec(self, part)
+                lengths = code_lengths(codec, self.z[step.timestep][part])
+                bits[channels_of(part)] += lengths.sum((-2, -1))
+            self.bits[step] = bits if step.pushes else -bits
 
     def marginal_bits(self) -> dict[int, Array]:
         """-log2 q(z_t | z_1) delta_t of the popped z_t, given the preview too, [channels].
@@ -110,15 +109,35 @@ class Keeping(dict[int, Array]):
         pass
 
 
-def code_length(codec: Codec, values: Array) -> float:
-    """What a codec pushes for values, in bits."""
+class MeasuredDescent(Descent):
+    """A descent that notes what each step is expected to cost: 0.5 log2(1 + W / Q) by channel."""
+
+    def __init__(self, chain: TileChain):
+        super().__init__(chain)
+        self.expected: dict[int, Array] = defaultdict(lambda: np.zeros(chain.coded))
+
+    def _transition(self, step: Step, part: StepPart) -> Job[Transition]:
+        p = yield from super()._transition(step, part)
+        bits = 0.5 * np.log2(1 + p.excess / p.variance)
+        self.expected[step.timestep][channels_of(part)] += bits.sum((-2, -1))
+        return p
+
+
+def channels_of(part: StepPart) -> int | slice:
+    """Of a part of a variable."""
+    return part[0] if isinstance(part, tuple) else part
+
+
+def code_lengths(codec: Codec, values: Array) -> Array:
+    """What a codec pushes for each value, in bits."""
     if isinstance(codec, Candidates):
         symbols = (values - codec.lowest).ravel().astype(int)
         picked = codec.table[np.arange(len(symbols)), symbols] / codec.table.sum(1)
-        return float(-np.log2(picked).sum())
+        bits: Array = -np.log2(picked).reshape(values.shape)
+        return bits
     assert isinstance(codec, GaussianBins)
     mass = log_bin((values - codec.mean) / codec.std, codec.spacing / codec.std)
-    return float(-LOG2_E * np.maximum(mass, math.log(LEAST_PROBABILITY)).sum())
+    return -LOG2_E * np.maximum(mass, math.log(LEAST_PROBABILITY))
 
 
 def log_bin(centre: Array, width: Array) -> Array:
@@ -127,47 +146,6 @@ def log_bin(centre: Array, width: Array) -> Array:
     upper, lower = log_ndtr(-near), log_ndtr(-far)
     result: Array = upper + np.log1p(-np.exp(lower - upper))
     return result
-
-
-def expected_bits(model: Model, plan: Plan, timestep: int, v: Array) -> Array:
-    """0.5 log2(1 + (1 - r)^2 v / Q) summed over pixels: of z_s given the v of z_t, t = s + 1.
-
-    Args:
-        timestep: t, at least 2; the prior is the step from T + 1, where v is the data's variance.
-        v: variance of x given z_t, [..., 3, height, width].
-
-    Returns:
-        [3]
-    """
-    multipliers = torch.tensor(model.domain.noise_multipliers, dtype=torch.float64)[:, None, None]
-    levels = (*plan.levels, math.inf)
-    sigmas = (levels[t - 1] * multipliers for t in (timestep - 1, timestep))
-    bits: Array = expected_step_bits(torch.from_numpy(v), *sigmas).numpy()
-    summed: Array = bits.sum(tuple(axis for axis in range(v.ndim) if axis != v.ndim - 3))
-    return summed
-
-
-def expected_prior_bits(model: Model, plan: Plan, pixels: int) -> Array:
-    """The same of z_T given the prior, [3]."""
-    v = np.square(channels(model.domain.data_std, np.zeros(1)))
-    return pixels * expected_bits(model, plan, len(plan.levels) + 1, v)
-
-
-class Watching:
-    """A model that notes the expected bits of the steps it is asked for, by timestep of z_s."""
-
-    def __init__(self, model: Model, plan: Plan):
-        self.model, self.plan = copy.copy(model), plan
-        self.bits: dict[int, Array] = defaultdict(lambda: np.zeros(3))
-        self._ask = model.posterior_x
-        self.model.posterior_x = self._posterior  # type: ignore[method-assign]
-
-    def _posterior(self, z: Array, sigma: float) -> tuple[Array, Array]:
-        mean, v = self._ask(z, sigma)
-        t = self.plan.levels.index(sigma) + 1
-        if t > 1:
-            self.bits[t - 1] += expected_bits(self.model, self.plan, t, v)
-        return mean, v
 
 
 def step_name(timestep: int, last: int) -> str:
@@ -199,13 +177,13 @@ def dissect_chain(container: Container, model: Model, image: Image.Image) -> tup
     def job(part: Part) -> Job[EncodedTile]:
         size = (part.box.height, part.box.width)
         fields = (model.plans[effort], model.domain, part.index, coded, size)
-        tile = container.tiles[part.index]
-        chain = MeasuredChain(*fields, tile.preview, tile.draw, can_occur)
+        tile, phased = container.tiles[part.index], model.phased
+        kind = (tile.draw, can_occur, phased, phased)
+        chain = MeasuredChain(*fields, tile.preview, *kind)
         if tile.preview:
-            descent = Descent(TileChain(*fields, draw=tile.draw))
-            layer = descent.decode_layer(tile.preview_payload, tile.preview)
-            expected = yield from expected_of_preview(layer, model, fields[0], size)
-            add_preview(rows, expected, 8 * len(tile.preview_payload))
+            descent = MeasuredDescent(TileChain(*fields, 0, *kind))
+            yield from descent.decode_layer(tile.preview_payload, tile.preview)
+            add_preview(rows, descent.expected, 8 * len(tile.preview_payload))
             chain.z[tile.preview] = descent.z
         again = yield from encode_tile(chain, integers(image, part.box, model.color).astype("f8"))
         yield from chain.measure()
@@ -226,23 +204,6 @@ def dissect_chain(container: Container, model: Model, image: Image.Image) -> tup
     return {"seed dip": seed_bits, "last words": rest}, rows
 
 
-def expected_of_preview(
-    layer: Job[None], model: Model, plan: Plan, size: tuple[int, int]
-) -> Job[dict[int, Array]]:
-    """Decode a tile's preview; the expected bits of its steps by timestep, [3] each."""
-    found = {len(plan.levels): expected_prior_bits(model, plan, size[0] * size[1])}
-    answer: Posterior | None = None
-    while True:
-        try:
-            request = next(layer) if answer is None else layer.send(answer)
-        except StopIteration:
-            return found
-        answer = yield request
-        assert isinstance(request, Request)  # previews have no phases
-        t = request.timestep
-        found[t - 1] = expected_bits(model, plan, t, answer.variance)
-
-
 def add_preview(rows: list[Row], expected: dict[int, Array], bits: int) -> None:
     """The bits of a tile's preview to the rows of its timesteps, by expected cost."""
     total = sum(cost.sum() for cost in expected.values())
@@ -257,7 +218,7 @@ def add_tile(rows: list[Row], chain: MeasuredChain, tile: EncodedTile) -> None:
     """Bits of one tile to the rows of their timesteps, real ones by the words on the stack."""
     start = Stack(seed(chain.tile, most_seed_words(chain))).height
     changes = np.diff([start, *tile.heights]) * 32.0
-    steps = coding_steps(len(chain.levels), chain.preview)
+    steps = coding_steps(len(chain.levels), chain.preview, chain.phased)
     real = dict(zip(steps, changes, strict=True))
     marginal = chain.marginal_bits()
     for row in rows[: chain.top + 1]:
@@ -280,17 +241,21 @@ def dissect_layers(data: bytes, container: Container, model: Model) -> list[Row]
     """Bits of each layer, and what both sides expect of its steps, by channel."""
     layers = container.layers
     assert layers is not None
-    plan = model.plans[layers.plan]
-    watching = Watching(model, plan)
-    decode(data, layers.timesteps[-1], watching.model)
     coded = coded_channels(container.mode, model.color)
     channels = CHANNELS[model.color][:coded]
-    top = len(plan.levels)
-    watching.bits[top] = expected_prior_bits(model, plan, container.width * container.height)
+    top = len(model.plans[layers.plan].levels)
+    descents: list[MeasuredDescent] = []
+
+    def measured(chain: TileChain) -> MeasuredDescent:
+        descents.append(MeasuredDescent(chain))
+        return descents[-1]
+
+    with mock.patch("diffcodec.codec.previews.Descent", measured):
+        decode(data, layers.timesteps[-1], model)
     rows: list[Row] = []
     for t, payloads in zip(layers.timesteps, layers.payloads, strict=True):
-        expected = sum(watching.bits[s] for s in range(t, top + 1))
-        by_channel = {n: float(v) for n, v in zip(channels, np.asarray(expected), strict=False)}
+        expected = sum(d.expected[s] for d in descents for s in range(t, top + 1))
+        by_channel = {n: float(v) for n, v in zip(channels, np.asarray(expected), strict=True)}
         name = f"z_{t}" if t == top else f"z_{top} to z_{t}"
         rows.append(
             {

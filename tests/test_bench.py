@@ -468,9 +468,11 @@ def no_webp(monkeypatch):
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_anatomy_of_a_lossless_file_adds_up(photo, tiny, no_webp, mode):
-    data = encode(photo.convert(mode), load_model(tiny))
-    found = anatomy.dissect(data, load_model(tiny))
+@pytest.mark.parametrize("network", ["tiny", "phased"])
+def test_anatomy_of_a_lossless_file_adds_up(photo, no_webp, request, mode, network):
+    model = load_model(request.getfixturevalue(network))
+    data = encode(photo.convert(mode), model)
+    found = anatomy.dissect(data, model)
     assert total_bits(found) == pytest.approx(8 * len(data))
     assert 8 * 20 < found["blocks"]["container"] < 8 * 32
     assert [step["name"] for step in found["steps"]][-1] == "prior"
@@ -497,8 +499,9 @@ def test_bits_of_steps_are_near_their_bound(no_webp, crop, previews):
     assert bits == pytest.approx(bound, rel=0.08 if previews else 0.04)
 
 
-def test_anatomy_of_files_with_previews(photo, tiny, no_webp):
-    model = load_model(tiny)
+@pytest.mark.parametrize("network", ["tiny", "phased"])
+def test_anatomy_of_files_with_previews(photo, no_webp, request, network):
+    model = load_model(request.getfixturevalue(network))
     for options in ({"timestep": 2, "previews": [4, 2]}, {"progressive": True, "previews": [4, 3]}):
         data = encode(photo, model, **options)
         found = anatomy.dissect(data, model)

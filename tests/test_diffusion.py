@@ -15,7 +15,6 @@ from diffcodec.diffusion.process import (
     LOG2_E,
     Gaussian,
     discretized_gaussian_bits,
-    expected_step_bits,
     gaussian_kl_bits,
     log_bin_mass,
     p_reverse,
@@ -233,29 +232,6 @@ def test_gaussian_kl_is_zero_only_for_equals():
     assert gaussian_kl_bits(q, q).item() == 0
     assert gaussian_kl_bits(q, Gaussian(tensor(3.5), tensor(2.0))).item() > 0.01
     assert gaussian_kl_bits(q, Gaussian(tensor(3.0), tensor(3.0))).item() > 0.01
-
-
-@given(pixels, variances, sigmas, st.floats(1.01, 10))
-def test_expected_step_bits_is_the_kl_where_the_squared_error_is_v(x, v, low, ratio):
-    # The KL is linear in the squared error, so an error of sqrt(v) gives its mean over errors.
-    sigma_s, sigma_t, v = tensor(low), tensor(low * ratio), tensor(v)
-    x, z_t = tensor(x), tensor(x + 2 * low)
-    kl = gaussian_kl_bits(
-        q_posterior(x, z_t, sigma_s, sigma_t),
-        p_reverse(x + v.sqrt(), v, z_t, sigma_s, sigma_t),
-    )
-    expected = expected_step_bits(v, sigma_s, sigma_t).item()
-    assert kl.item() == pytest.approx(expected, rel=1e-6, abs=1e-9)
-
-
-@given(st.floats(1, 100), st.lists(sigmas, min_size=2, max_size=30, unique=True))
-def test_expected_bits_of_gaussian_data_depend_on_the_ends_alone(s, levels):
-    # v_t = 1 / (1/s^2 + 1/sigma_t^2); the steps' bits telescope to log2 of the ratio of std.
-    sigma = tensor(*sorted(levels))
-    v = 1 / (1 / s**2 + 1 / sigma**2)
-    total = expected_step_bits(v[1:], sigma[:-1], sigma[1:]).sum()
-    expected = 0.5 * torch.log2(v[-1] / v[0])
-    assert total.item() == pytest.approx(expected.item(), rel=1e-6, abs=1e-9)
 
 
 def log_gaussian_integral(low, high):

@@ -124,12 +124,6 @@ def gaussian_kl_bits(q: Gaussian[Tensor], p: Gaussian[Tensor]) -> Tensor:
     return (0.5 * LOG2_E) * (ratio + squared - 1 - torch.log(ratio))
 
 
-def expected_step_bits(v: Tensor, sigma_s: Tensor, sigma_t: Tensor) -> Tensor:
-    """Expected KL of the step t -> s, ``0.5 log2(1 + (1-r)^2 v / Q)``, in bits per element."""
-    r = (sigma_s * sigma_s) / (sigma_t * sigma_t)
-    return 0.5 * torch.log2(1 + (1 - r) * v / (sigma_s * sigma_s))
-
-
 def log_bin_mass(mean: Tensor, variance: Tensor, centre: Tensor, width: Tensor | float) -> Tensor:
     """Natural logarithm of the mass that N(mean, variance) puts on a bin.
 
