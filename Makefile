@@ -48,7 +48,7 @@ clean:
 	$(PYTHON) -m venv .venv
 
 .venv/test.stamp: pyproject.toml constraints.txt | .venv/bin/python
-	$(INSTALL) -e '.[test,train,tensorboard,bench]'
+	$(INSTALL) -e '.[test,train,tensorboard,bench,remote,zarr,dask,parquet]'
 	touch $@
 
 .venv/fuzz.stamp: .venv/test.stamp

@@ -19,6 +19,7 @@ COMMANDS = {  # name: module and what it does; modules are loaded when they are 
     "plans": ("plans", "Plans that are found beside geometric levels."),
     "ablation": ("ablation", "Choices in the network and the recipe, at equal time."),
     "draws": ("draws", "What coding by several draws of the shared randomness gains."),
+    "archive": ("archive", "An archive beside single files and other codecs."),
     "finetune": ("finetune", "What fine-tuning gains on images that are alike."),
     "ddpm": ("ddpm", "DDPM's own table of timesteps, rates and distortions."),
     "arithmetic": ("arithmetic", "Integer arithmetic beside float."),

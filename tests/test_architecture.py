@@ -19,6 +19,7 @@ FLOORS = (
     *("system", "container", "diffusion", "networks", "coding", "images", "models", "codec"),
     "archive",
     *("training", "evaluation", "planning", "viewing", "cli"),
+    *("pillow", "numcodecs", "zarr", "torch"),
 )
 BESIDE = {("training", "codec")}  # training and coding stand side by side
 LONGEST_FILE, LONGEST_FUNCTION = 500, 60

@@ -1,0 +1,257 @@
+"""Pillow, imageio, numcodecs, Zarr, Dask, PyTorch and Parquet, each by the real library."""
+
+import importlib.util
+import io
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from samples import make_image
+from test_phased_files import same, smooth
+
+import diffcodec.pillow
+from diffcodec import decode, encode, open_archive
+from diffcodec.archive.chunks import decode_chunk, encode_chunk
+from diffcodec.errors import CorruptError, UnsupportedError
+from diffcodec.torch import ArchiveDataset, GroupSampler
+
+ROOT = Path(__file__).parents[1]
+
+
+def stack(count: int, side: int = 8) -> np.ndarray:
+    return np.stack([np.asarray(smooth(side, side, seed=k)) for k in range(count)])
+
+
+# --- Pillow ---------------------------------------------------------------------------------------
+
+
+def test_pillow_opens_and_saves(tmp_path: Path) -> None:
+    for mode in ("RGB", "P", "1", "I;16"):
+        image, path = make_image(mode, (9, 7)), tmp_path / f"{len(mode)}{mode[0]}.dfc"
+        image.save(path, plan="fast", dpi=(300, 300))
+        with Image.open(path) as opened:
+            assert (opened.format, opened.mode, opened.size) == ("DFC", mode, (9, 7))
+            assert opened.get_format_mimetype() == diffcodec.pillow.MIME
+            assert same(opened, image) and opened.info["dpi"] == (300, 300)
+            assert opened.convert("RGBA").tobytes() == image.convert("RGBA").tobytes()
+        assert same(decode(path), image)
+        again = encode(Image.open(path), plan="fast")
+        assert same(decode(again), image)
+
+
+def test_pillow_reads_streams_and_loads_late() -> None:
+    data = encode(smooth(9, 7), plan="fast")
+    assert same(Image.open(io.BytesIO(data)), smooth(9, 7))
+    broken = bytearray(data)
+    broken[-5] ^= 1
+    with pytest.raises(OSError, match="checksum"):
+        Image.open(io.BytesIO(broken)).load()
+    with pytest.raises(OSError, match="cannot identify"):
+        Image.open(io.BytesIO(data[:9]))
+
+
+def test_imageio_follows(tmp_path: Path) -> None:
+    iio = pytest.importorskip("imageio.v3")
+    path = tmp_path / "x.dfc"
+    iio.imwrite(path, np.asarray(smooth(9, 7)), plugin="pillow", extension=".dfc", plan="fast")
+    assert np.array_equal(iio.imread(path), np.asarray(smooth(9, 7)))
+
+
+def test_file_tells_what_it_is(tmp_path: Path) -> None:
+    if not shutil.which("file"):
+        pytest.skip("there is no file(1)")
+    with open_archive(tmp_path / "x.dfca", "x"):
+        (tmp_path / "x.dfc").write_bytes(encode(smooth(4, 4), plan="fast"))
+    magic = ["file", "-m", ROOT / "diffcodec" / "diffcodec.magic", "-b"]
+    for suffix, text in ((".dfc", "diffcodec image"), (".dfca", "diffcodec archive of images")):
+        command = [*magic, tmp_path / f"x{suffix}"]
+        found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert found.strip() == f"{text}, version 1"
+
+
+# --- chunks ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 3), (1, 8, 8, 3), (3, 8, 8, 3), (3, 3, 3)])
+def test_chunks_come_back(tiny: Path, shape: tuple[int, ...]) -> None:
+    chunk = np.resize(stack(3), shape)
+    data = encode_chunk(chunk, tiny, "fast")
+    found = decode_chunk(data, tiny)
+    assert found.shape == shape and np.array_equal(found, chunk)
+    for broken in (data[:-1], data[:5] + bytes([data[5] ^ 1]) + data[6:], b""):
+        with pytest.raises(CorruptError):
+            decode_chunk(broken, tiny)
+
+
+@pytest.mark.parametrize("shape", [(8,), (8, 8, 4), (2, 8, 8, 1), (0, 8, 8, 3)])
+def test_other_chunks_are_refused(tiny: Path, shape: tuple[int, ...]) -> None:
+    with pytest.raises(UnsupportedError, match="whole images"):
+        encode_chunk(np.zeros(shape, np.uint8), tiny)
+
+
+def test_numcodecs(tiny: Path) -> None:
+    registry = pytest.importorskip("numcodecs.registry")
+    from diffcodec.numcodecs import DiffCodec
+
+    codec = DiffCodec(str(tiny), "fast")
+    registry.register_codec(DiffCodec)  # as its entry point does
+    again = registry.get_codec(codec.get_config())
+    assert again == codec
+    images, out = stack(3), np.empty((3, 8, 8, 3), np.uint8)
+    assert np.array_equal(again.decode(codec.encode(images)), images)
+    again.decode(codec.encode(images), out)
+    assert np.array_equal(out, images)
+
+
+def test_entry_points_are_those_of_the_project() -> None:
+    import tomllib
+    from importlib import import_module
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for group, entries in project["entry-points"].items():
+        pytest.importorskip(group.split(".")[0])
+        for name, target in entries.items():
+            module, attribute = target.split(":")
+            codec = getattr(import_module(module), attribute)
+            assert name == "diffcodec" and callable(codec)
+
+
+def test_zarr(tiny: Path, tmp_path: Path) -> None:
+    zarr = pytest.importorskip("zarr")
+    from zarr.registry import register_codec
+
+    from diffcodec.zarr import DiffCodec
+
+    register_codec("diffcodec", DiffCodec)  # as its entry point does
+    images, made = stack(10), {"dtype": "uint8", "compressors": None}
+    codec = DiffCodec(model=str(tiny), plan="fast")
+    made |= {"shape": images.shape, "chunks": (4, 8, 8, 3), "serializer": codec}
+    array = zarr.create_array(tmp_path / "x.zarr", **made)
+    with ThreadPoolExecutor(4) as pool:  # one region each
+        list(pool.map(lambda k: array.__setitem__(slice(k, k + 4), images[k : k + 4]), (0, 4, 8)))
+    again = zarr.open_array(tmp_path / "x.zarr", mode="r")
+    assert again.metadata.codecs[0] == codec
+    assert np.array_equal(again[:], images) and np.array_equal(again[5, 2:4], images[5, 2:4])
+    lossy = DiffCodec(model=str(tiny), plan="fast", psnr=20.0)
+    made |= {"serializer": lossy}
+    array = zarr.create_array(tmp_path / "y.zarr", **made)
+    array[:4] = images[:4]
+    error = np.mean((array[:4].astype(float) - images[:4]) ** 2, axis=(1, 2, 3))
+    assert 0 < error.max() <= 255**2 / 10**2
+    plane = zarr.create_array(
+        {}, shape=(50, 30), chunks=(32, 16), dtype="uint8", serializer=codec, compressors=None
+    )
+    plane[:] = np.asarray(smooth(30, 50, "L"))
+    assert np.array_equal(plane[:], np.asarray(smooth(30, 50, "L")))
+    for wrong in ({"dtype": "uint16"}, {"chunks": (4, 8, 8, 1)}):
+        with pytest.raises(ValueError, match="whole images"):
+            zarr.create_array({}, **(made | wrong))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_dask_loses_a_worker_but_no_image(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distributed = pytest.importorskip("distributed")
+    pytest.importorskip("zarr")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    from zarr.registry import register_codec
+
+    from diffcodec.zarr import DiffCodec
+
+    spec = importlib.util.spec_from_file_location("example", ROOT / "examples" / "zarr_dask.py")
+    assert spec and spec.loader
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    register_codec("diffcodec", DiffCodec)
+    images, store = np.tile(stack(4, side=16), (12, 1, 1, 1)), tmp_path / "x.zarr"
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        client.run(_register)
+        pids = client.run(os.getpid)
+
+        def kill_one() -> None:
+            while len(list(store.glob("c/*/*/*/*"))) < 2:
+                time.sleep(0.02)
+            os.kill(next(iter(pids.values())), signal.SIGKILL)
+
+        killer = threading.Thread(target=kill_one)
+        killer.start()
+        example.write(images, str(store), DiffCodec(str(tiny), "fast"), 2)
+        killer.join()
+        client.run(_register)
+        assert example.differences(images, str(store)) == 0
+
+
+def _register() -> None:
+    from zarr.registry import register_codec
+
+    from diffcodec.zarr import DiffCodec
+
+    register_codec("diffcodec", DiffCodec)
+
+
+# --- PyTorch, Parquet -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
+    path = tmp_path_factory.mktemp("doors") / "x.dfca"
+    with open_archive(path, "x", model=tiny, plan="fast", group=4) as made:
+        made.embed_model()
+        for k in range(12):
+            made.append(smooth(8, 8, seed=k), label=k % 3)
+    return path
+
+
+@pytest.mark.parametrize("start", [None, "fork", "spawn"])
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_data_set_of_pytorch(archive: Path, start: str | None) -> None:
+    data = ArchiveDataset(archive, labels=True)
+    loader = torch.utils.data.DataLoader(
+        data,
+        batch_size=5,
+        sampler=GroupSampler(data, 2, torch.Generator().manual_seed(0)),
+        num_workers=0 if start is None else 1,
+        multiprocessing_context=start,
+    )
+    seen = []
+    for images, labels in loader:
+        for image, label in zip(images, labels, strict=True):
+            found = [
+                k for k in range(12) if np.array_equal(image.permute(1, 2, 0), smooth(8, 8, seed=k))
+            ]
+            assert [k % 3 for k in found] == [label]
+            seen += found
+    assert sorted(seen) == list(range(12)) != seen
+
+
+def test_a_column_of_parquet(tiny: Path, tmp_path: Path) -> None:
+    """As docs/datasets.md shows it."""
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    images = [smooth(9, 7, seed=k) for k in range(3)]
+    files = [encode(image, tiny, "fast") for image in images]
+    table = pa.table({"image": pa.array(files, pa.binary()), "label": [0, 1, 0]})
+    pq.write_table(table, tmp_path / "x.parquet", compression="none")
+    back = pq.read_table(tmp_path / "x.parquet")["image"]
+    assert all(
+        same(decode(data.as_py(), model=tiny), image)
+        for data, image in zip(back, images, strict=True)
+    )
