@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from diffcodec.codec.recovery import recover as recover
     from diffcodec.evaluation.run import evaluate as evaluate
     from diffcodec.models.model import load_model as load_model
+    from diffcodec.sampling.draw import sample as sample
     from diffcodec.training.run import train as train
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "load_model",
     "open_archive",
     "recover",
+    "sample",
     "train",
 ]
 
@@ -43,6 +45,7 @@ _HOMES = {
     "load_model": "models.model",
     "open_archive": "archive.archive",
     "recover": "codec.recovery",
+    "sample": "sampling.draw",
     "train": "training.run",
 }
 

@@ -16,7 +16,8 @@ PACKAGE = Path(diffcodec.__file__).parent
 # From the ground up; each may import what stands before it.
 FLOORS = (
     *("errors", "limits", "arrays", "intervals"),
-    *("system", "container", "diffusion", "networks", "coding", "images", "models", "codec"),
+    *("system", "container", "diffusion", "networks", "coding", "images", "models"),
+    *("sampling", "codec"),
     "archive",
     *("training", "evaluation", "planning", "viewing", "cli"),
     *("pillow", "numcodecs", "zarr", "torch"),

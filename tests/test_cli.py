@@ -1013,7 +1013,8 @@ def test_every_command_has_help() -> None:
     commands: dict[str, Callable[..., object]] = dict(cli.commands)
     files = {"encode", "decode", "info", "verify", "show"}
     models = {"models", "doctor", "train", "evaluate", "quantize", "plan", "calibrate"}
-    assert set(commands) == files | ARCHIVES | models
+    drawing = {"sample", "forward", "denoise", "interpolate", "inpaint", "enlarge"}
+    assert set(commands) == files | ARCHIVES | models | drawing
     for name in commands:
         text = done(f"{name} --help").stdout
         assert text.startswith(f"Usage: diffcodec {name}")

@@ -16,8 +16,15 @@ from tiny import tiny_model
 from diffcodec import decode, encode, load_model
 from diffcodec.codec.decoding import iter_decode
 from diffcodec.container.reader import parse
-from diffcodec.diffusion.parametrisation import SCHEDULES, learned_range_variance
-from diffcodec.diffusion.plan import Plan
+from diffcodec.diffusion.parametrisation import (
+    SCHEDULES,
+    NoisePath,
+    learned_range_variance,
+    x_from_epsilon,
+    x_from_v,
+    x_from_velocity,
+)
+from diffcodec.diffusion.plan import Plan, geometric_plan
 from diffcodec.errors import DiffcodecError, ModelMismatchError
 from diffcodec.evaluation.measure import evaluate
 from diffcodec.models import from_epsilon
@@ -25,7 +32,7 @@ from diffcodec.models.calibration import calibrate
 from diffcodec.models.file import model_info
 from diffcodec.models.model import Model
 from diffcodec.networks.calibrated import CalibratedNetwork, VarianceTable
-from diffcodec.planning.propose import propose_plans
+from diffcodec.planning.propose import propose_plans, replace_plans
 
 STD = 20.0  # grey levels of the images, whose pixels are independent Gaussians
 U = STD / 127.5
@@ -86,6 +93,19 @@ def test_every_writing_of_a_network_is_the_same_posterior(schedule, prediction, 
     assert xhat == pytest.approx(expected.numpy(), abs=0.02 + 1e-5 * sigma)
     u = sigma / 127.5
     assert v == pytest.approx(127.5**2 * u * u / (1 + u * u))  # DDPM's beta
+
+
+@given(st.floats(0.01, 100), st.sampled_from(["variance-preserving", "straight"]))
+def test_each_prediction_has_its_inverse(u, kind):
+    alpha, s = NoisePath(kind).factors(u)
+    x_0, eps = torch.randn((2, 50), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    x_t = alpha * x_0 + s * eps
+    for found in (
+        x_from_epsilon(x_t, alpha, s, eps),
+        x_from_v(x_t, alpha, s, alpha * eps - s * x_0),
+        x_from_velocity(x_t, alpha, s, eps - x_0),
+    ):
+        assert torch.allclose(found, x_0, atol=1e-9)
 
 
 def test_plans_keep_to_the_timesteps_of_a_schedule():
@@ -233,8 +253,8 @@ def test_the_command_makes_a_model_file_of_a_network_and_a_table(folder, monkeyp
     done("encode images/0.png a.dfc --model m.json --arithmetic float")
     done("decode a.dfc a.png --model m.json")
     assert np.array_equal(np.asarray(Image.open("a.png")), gaussian_images(3, 32)[0])
-    done("plan --data images --model m.json --crop 16 --crops 2 --timesteps 3,4,4 --out n.json")
-    assert len(load_model("n.json", "float").plans["default"].levels) <= 4
+    Path("n.json").write_bytes(replace_plans(calibrated, {"default": geometric_plan(4)}, None))
+    assert len(load_model("n.json", "float").plans["default"].levels) == 4
     done("evaluate --data images --model n.json --limit 1")
     again = run("calibrate --model plain.safetensors --data images --crop 16 --out m.json")
     assert again.exit_code == 1 and "--force" in again.stderr

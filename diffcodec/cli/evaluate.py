@@ -54,6 +54,15 @@ if TYPE_CHECKING:
     "--labels", metavar="FILE", help="Classes of the images, for the bound of a model of classes."
 )
 @click.option(
+    "--ode",
+    type=click.IntRange(min=2),
+    is_flag=False,
+    flag_value=50,
+    metavar="[STEPS]",
+    help="Also the likelihood of colour images by the probability-flow ODE, in 50 steps or so "
+    "many; of small images, and in float arithmetic.",
+)
+@click.option(
     "--picture", metavar="FILE", help="Write a picture (PNG) of the bound by noise level."
 )
 @device_option
@@ -70,6 +79,7 @@ def evaluate(
     bound_only: bool,
     variance: str,
     labels: str | None,
+    ode: int | None,
     picture: str | None,
     device: str,
     as_json: bool,
@@ -81,7 +91,7 @@ def evaluate(
     (subpixel), with 95 % intervals.
     """
     name = model or DEFAULT_MODEL
-    is_float = labels is not None or timesteps is not None
+    is_float = labels is not None or timesteps is not None or ode is not None
     if is_float or variance != "learned":
         bound_only = True  # files know nothing of these
     if picture is not None:
@@ -105,14 +115,14 @@ def evaluate(
                 files_plan=None if bound_only else effort,
                 variance=variance,
                 labels=classes,
+                ode_steps=ode,
                 progress=not quiet,
             )
         )
     settings = {"model": name, "id": loaded.info.id.hex(), "arithmetic": arithmetic}
     settings |= {"effort": "" if timesteps else effort, "variance": variance}
     summary: dict[str, Any] = settings | summarise(results, plan)
-    if picture is not None:
-        _draw_picture(picture, summary, plan)
+    _draw_picture(picture, summary, plan)
     if as_json:
         print_line(json.dumps(summary | {"results": [result.to_dict() for result in results]}))
     else:
@@ -127,7 +137,9 @@ def _check_picture(path: str, data: str) -> None:
             raise CommandError("pictures need matplotlib; pip install 'diffcodec[train]'")
 
 
-def _draw_picture(path: str, summary: dict[str, Any], plan: "Plan") -> None:
+def _draw_picture(path: str | None, summary: dict[str, Any], plan: "Plan") -> None:
+    if path is None:
+        return
     with failing_as(path):
         from diffcodec.training.pictures import draw_split
 

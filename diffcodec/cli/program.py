@@ -10,11 +10,12 @@ from diffcodec.system.process import leave_on_signals, open_closed_streams
 
 OPTION_GROUPS = {  # of the help of any command, in this order; experts' last
     "Quality": "quality effort progressive bpp psnr",
-    "Images and runs": "data out minutes steps resume init held-out limit labels embed-model",
+    "Images and runs": "data out minutes steps resume init held-out limit labels seed embed-model",
     "Files": "output output-dir recursive files-from force skip-existing jobs strip frame recover "
     "group",
     "Previews": "timestep timesteps previews allow-partial max-bytes",
     "Models": "model",
+    "Drawing": "images size sampler eta corrector class guidance sigma levels factor resamplings",
     "Messages": "quiet json help",
     "Training": "batch crop augment learning-rate loss variance",
     "Network": "preset channels blocks color self-ensemble-up-to expert",
@@ -26,6 +27,7 @@ COMMAND_GROUPS = {
     "Images": "encode decode info verify show",
     "Archives": "pack append ls extract unpack",
     "Models": "models train evaluate plan calibrate quantize doctor",
+    "Diffusion": "sample forward denoise interpolate inpaint enlarge",
 }
 
 

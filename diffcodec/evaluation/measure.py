@@ -32,6 +32,7 @@ from diffcodec.diffusion.plan import Plan, geometric_plan
 from diffcodec.errors import UnsupportedError
 from diffcodec.models.model import Model
 from diffcodec.networks.experts import FloatNetwork
+from diffcodec.sampling.likelihood import ode_bits
 from diffcodec.training.data import Source, read_rgb
 
 
@@ -45,6 +46,7 @@ class Evaluation:
         channels: how many are coded: 3, or 1 of a grey image.
         parts_bits: of the bound: remainder p(x | z_1), p(z_1 | z_2), the steps upward, the prior.
         file_bytes: of the whole file, if it was written.
+        ode_bits: by the probability-flow ODE, if they were asked for.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Evaluation:
     channels: int
     parts_bits: NDArray[np.float64]
     file_bytes: int | None = None
+    ode_bits: float | None = None
 
     @property
     def dimensions(self) -> int:
@@ -69,6 +72,11 @@ class Evaluation:
         """The file in bits per dimension."""
         return None if self.file_bytes is None else 8 * self.file_bytes / self.dimensions
 
+    @property
+    def ode_bpd(self) -> float | None:
+        """Those of the ODE in bits per dimension."""
+        return None if self.ode_bits is None else self.ode_bits / self.dimensions
+
     def to_dict(self) -> dict[str, Any]:
         """The fields and figures, of JSON's types."""
         return {
@@ -80,6 +88,7 @@ class Evaluation:
             "parts_bpd": self.parts_bpd.tolist(),
             "file_bpd": self.file_bpd,
             "file_bytes": self.file_bytes,
+            "ode_bpd": self.ode_bpd,
         }
 
 
@@ -227,6 +236,7 @@ def evaluate(
     files_plan: str | None = None,
     variance: str = "learned",
     labels: Sequence[int] | None = None,
+    ode_steps: int | None = None,
     progress: bool = False,
 ) -> Iterator[Evaluation]:
     """Evaluate a model on images, one after the other.
@@ -238,6 +248,8 @@ def evaluate(
         files_plan: of the files, lossless and whole; none are written if it is not given.
         variance: of the bound, one of ``variances.VARIANCES``.
         labels: class of each image, for the bound.
+        ode_steps: of the probability-flow ODE, for its likelihood of colour images; see
+            :func:`diffcodec.sampling.likelihood.ode_bits`. None for none.
         progress: whether to show a bar.
 
     Raises:
@@ -255,7 +267,9 @@ def evaluate(
                 source = sources[i]
                 name = str(source) if isinstance(source, Path) else f"{i:05}"
                 channels = coded_channels(image.mode, model.color)
-                yield Evaluation(name, image.width, image.height, channels, bits, size)
+                is_asked = ode_steps is not None and image.mode == "RGB"
+                ode = ode_bits(model, image, ode_steps or 0, seed=i) if is_asked else None
+                yield Evaluation(name, image.width, image.height, channels, bits, size, ode)
                 bar.update()
 
 

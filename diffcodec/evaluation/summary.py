@@ -29,6 +29,9 @@ def summarise(results: Sequence[Evaluation], plan: Plan) -> dict[str, Any]:
     if sizes:
         summary["file_bpd"] = mean_interval([bpd for bpd, _ in sizes])
         summary["file_bytes"] = sum(size for _, size in sizes)
+    flows = [r.ode_bpd for r in results if r.ode_bpd is not None]
+    if flows:
+        summary["ode_bpd"] = mean_interval(flows)
     return summary
 
 
@@ -50,5 +53,9 @@ def format_summary(summary: dict[str, Any]) -> str:
             f"{'files':16} {'':>8} {format_interval(summary['file_bpd'])} bits per dimension"
         )
         rows.append(f"{'':16} {'':>8} {summary['file_bytes']} bytes")
+    if "ode_bpd" in summary:
+        rows.append(
+            f"{'by the ODE':16} {'':>8} {format_interval(summary['ode_bpd'])} bits per dimension"
+        )
     rows.append(f"means over {summary['images']} images, with 95 % intervals")
     return "\n".join(rows)

@@ -1,0 +1,175 @@
+"""The model as samplers ask it: xhat of images of any size, guided, and the noise they take."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diffcodec.diffusion.color import channels, from_domain, to_domain
+from diffcodec.diffusion.plan import geometric_plan
+from diffcodec.errors import DiffcodecError, ModelMismatchError, UnsupportedError
+from diffcodec.models.model import Model
+from diffcodec.networks.experts import FloatNetwork
+from diffcodec.sampling.equations import classifier_free_guidance, classifier_guidance
+
+WINDOW, MARGIN = 512, 64  # pixels that are evaluated together, and seen around them
+TOP_SIGMA = 600.0  # where samples begin: far above the range of pixels
+STEPS = 50
+Gradient = Callable[[Tensor, float], Tensor]
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Where samples are led.
+
+    Attributes:
+        label: class of all images, of a model of classes.
+        scale: of classifier-free guidance; 1 for the class as it is.
+        classifier: gives the gradient of ``log p(class | z_t)`` by z, from z and sigma.
+        classifier_scale: of it.
+    """
+
+    label: int | None = None
+    scale: float = 1.0
+    classifier: Gradient | None = None
+    classifier_scale: float = 1.0
+
+
+NO_GUIDANCE = Guidance()
+
+
+class Denoiser:
+    """Posterior mean and variance of x given z_t by a model, window by window of large images.
+
+    Args:
+        model: integer (at its plans' noise levels) or float.
+        guidance: of the mean.
+
+    Raises:
+        DiffcodecError: for a label that the model does not know.
+    """
+
+    def __init__(self, model: Model, guidance: Guidance = NO_GUIDANCE):
+        self.model, self.guidance = model, guidance
+        self.labelled: Model | None = None
+        if guidance.label is not None:
+            classes = model.module.config.classes
+            if not 0 <= guidance.label < classes:
+                raise DiffcodecError(
+                    f"class {guidance.label} for a model of {classes} classes; give one from 0 to "
+                    f"{classes - 1}"
+                    if classes
+                    else "a class for a model without; leave it out"
+                )
+            network = FloatNetwork(model.module, torch.tensor([guidance.label]))
+            self.labelled = Model(network, {}, model.name)
+        m = model.network.multiple
+        self.window, self.margin = (-(-side // m) * m for side in (WINDOW, MARGIN))
+
+    def __call__(self, z: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+        """Mean and variance, of images in the colour domain.
+
+        Raises:
+            ModelMismatchError: if the model's numbers are out of range.
+        """
+        xhat, v = torch.empty_like(z), torch.empty_like(z)
+        height, width = z.shape[2:]
+        for top in range(0, height, self.window):
+            for left in range(0, width, self.window):
+                above, before = (max(0, start - self.margin) for start in (top, left))
+                below, behind = (start + self.window + self.margin for start in (top, left))
+                part = z[:, :, above:below, before:behind]
+                inside = (
+                    slice(None),
+                    slice(None),
+                    slice(top - above, top - above + self.window),
+                    slice(left - before, left - before + self.window),
+                )
+                here = (..., slice(top, top + self.window), slice(left, left + self.window))
+                for field, found in zip((xhat, v), self._posterior(part, sigma), strict=True):
+                    field[here] = found[inside]
+        if not (xhat.isfinite().all() and v.isfinite().all()):
+            raise ModelMismatchError(
+                f"model {self.model.name}: numbers out of range at the noise level {sigma:g}"
+            )
+        return xhat, v
+
+    def _posterior(self, z: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+        guidance = self.guidance
+        if self.labelled is None:
+            xhat, v = _ask(self.model, z, sigma)
+        else:  # one by one: the network has the one label
+            rows = [_ask(self.labelled, image, sigma) for image in z.split(1)]
+            xhat, v = (torch.cat(fields) for fields in zip(*rows, strict=True))
+            if guidance.scale != 1:
+                plain, _ = _ask(self.model, z, sigma)
+                xhat = classifier_free_guidance(plain, xhat, guidance.scale)
+        if guidance.classifier is not None:
+            noise = self.noise_of(sigma, z)
+            gradient = guidance.classifier(z, sigma)
+            xhat = classifier_guidance(xhat, gradient, noise, guidance.classifier_scale)
+        return xhat, v
+
+    def noise_of(self, sigma: float, like: Tensor) -> Tensor:
+        """Of each channel, [3, 1, 1]."""
+        return sigma * channels(self.model.domain.noise_multipliers, like)
+
+    def levels(self, steps: int | None = None, top: float = TOP_SIGMA) -> list[float]:
+        """Noise levels of a way down, falling: so many, or those of the plan with the most.
+
+        Raises:
+            UnsupportedError: if an integer model is to answer at others than its own.
+        """
+        plans = self.model.plans.values()
+        known = self.model.network.levels
+        if steps is None and known is not None:
+            found = max((plan.levels for plan in plans), key=len)
+        elif known is not None:
+            raise UnsupportedError(
+                f"{steps} steps by an integer model, which answers at the levels of its plans "
+                'alone; leave steps out, or load it by load_model(..., "float")'
+            )
+        else:
+            quantiser = min((plan.quantiser for plan in plans), default=2)
+            found = geometric_plan(max(2, steps or STEPS), top, quantiser).levels
+        return sorted((level for level in found if level <= top * 1.0001), reverse=True)
+
+
+def _ask(model: Model, z: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+    mean, v = model.posterior_x(z.double().numpy(), sigma)
+    return torch.from_numpy(mean), torch.from_numpy(v)
+
+
+class Noise:
+    """Standard normal noise; image i of a seed is image 0 of the seed i higher."""
+
+    def __init__(self, seed: int, images: int):
+        self._generators = [torch.Generator().manual_seed(seed + i) for i in range(images)]
+
+    def __call__(self, height: int, width: int) -> Tensor:
+        """[images, 3, height, width], float64."""
+        shape = (1, 3, height, width)
+        drawn = [torch.randn(shape, generator=g, dtype=torch.float64) for g in self._generators]
+        return torch.cat(drawn)
+
+
+def isotropic_level(sigma: float, model: Model) -> float:
+    """The chain's level for noise of so many grey levels in each of R, G and B: of its volume."""
+    multipliers = model.domain.noise_multipliers
+    return sigma / math.prod(multipliers) ** (1 / len(multipliers))
+
+
+def to_field(image: Image.Image, model: Model) -> Tensor:
+    """An image in the model's colour domain, [1, 3, height, width], float64."""
+    rgb = np.asarray(image.convert("RGB")).transpose(2, 0, 1).astype(np.int32)
+    return torch.from_numpy(to_domain(rgb, model.color)).double()[None]
+
+
+def to_images(field: Tensor, model: Model) -> list[Image.Image]:
+    """Images of fields in the colour domain, rounded and clipped."""
+    rgb = from_domain(field.round().to(torch.int32), model.color).clamp(0, 255).to(torch.uint8)
+    return [Image.fromarray(each.permute(1, 2, 0).contiguous().numpy()) for each in rgb]

@@ -1,0 +1,92 @@
+"""Images drawn from a model, for Python and the command sample."""
+
+from os import PathLike
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from diffcodec.errors import UnsupportedError
+from diffcodec.models.file import DEFAULT_MODEL
+from diffcodec.models.model import Model, loaded
+from diffcodec.sampling.denoiser import Denoiser, Guidance, Noise, to_images
+from diffcodec.sampling.samplers import SAMPLERS, draw_prior, go_down
+
+
+def sample(
+    model: str | PathLike[str] | Model = DEFAULT_MODEL,
+    n: int = 16,
+    size: tuple[int, int] = (64, 64),
+    *,
+    steps: int | None = None,
+    sampler: str = "ancestral",
+    eta: float = 0.0,
+    corrector_steps: int = 0,
+    seed: int = 0,
+    label: int | None = None,
+    guidance: float = 1.0,
+    progress: bool = False,
+    device: str | None = None,
+    **more: Any,
+) -> NDArray[np.uint8]:
+    """Draw images from a model.
+
+    Args:
+        model: a name or path, which is loaded in float arithmetic, or a loaded model; an integer
+            one answers at the levels of its plans alone.
+        n: how many images.
+        size: width and height, any.
+        steps: noise levels on the way down; 50, or the plan with the most of an integer model.
+        sampler: "ancestral" (DDPM), "ddim", or "heun" (the probability-flow ODE).
+        eta: of "ddim": 0 for none, 1 for as much noise as DDPM.
+        corrector_steps: by Langevin dynamics at each level.
+        seed: of the first image; of the next one more. The same images for the same seeds, sampler
+            and machine, whatever n is.
+        label: class of all images, of a model of classes.
+        guidance: scale of classifier-free guidance, 1 for none.
+        progress: show a bar on a terminal.
+        device: where the model computes; see :func:`diffcodec.load_model`.
+        more: ``classifier`` and ``classifier_scale`` of
+            :class:`~diffcodec.sampling.denoiser.Guidance`.
+
+    Returns:
+        RGB, uint8 [n, height, width, 3].
+
+    Raises:
+        DiffcodecError: if there is no such model, sampler or class, or the numbers are no sizes.
+    """
+    if sampler not in SAMPLERS:
+        raise UnsupportedError(f"sampler {sampler!r}: expected one of {', '.join(SAMPLERS)}")
+    if min(n, *size) < 1 or (steps is not None and steps < 2) or corrector_steps < 0 or seed < 0:
+        raise UnsupportedError(
+            f"{n} images of {size[0]} x {size[1]} in {steps} steps, {corrector_steps} corrector "
+            f"steps, seed {seed}: expected sizes above 0, 2 or more steps, no negative numbers"
+        )
+    used = loaded(model, "float", device)
+    denoiser = Denoiser(used, Guidance(label, guidance, **more))
+    levels, noise = denoiser.levels(steps), Noise(seed, n)
+    width, height = size
+    z = draw_prior(denoiser, levels[0], noise(height, width))
+    options: dict[str, Any] = {"sampler": sampler, "eta": eta, "corrector_steps": corrector_steps}
+    x = go_down(denoiser, z, levels, noise, **options, progress=progress)
+    return np.stack([np.asarray(image) for image in to_images(x, used)])
+
+
+def grid(images: NDArray[np.uint8], columns: int | None = None, gap: int = 2) -> Image.Image:
+    """Images side by side in rows.
+
+    Args:
+        images: [n, height, width, 3].
+        columns: how many in a row; as many as make a square if it is not given.
+        gap: pixels between them, white.
+    """
+    n, height, width, _ = images.shape
+    columns = columns or int(np.ceil(np.sqrt(n)))
+    rows = -(-n // columns)
+    size = (columns * (width + gap) - gap, rows * (height + gap) - gap)
+    sheet = Image.new("RGB", size, "white")
+    for i, image in enumerate(images):
+        row, column = divmod(i, columns)
+        sheet.paste(Image.fromarray(image), (column * (width + gap), row * (height + gap)))
+    return sheet
