@@ -5,7 +5,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import BrokenExecutor, Executor, Future
 from contextlib import contextmanager
 from io import FileIO
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from diffcodec.archive.index import PAGE_IMAGES, GroupEntry, Root, Stored, pack_page
 from diffcodec.archive.records import GROUP, MODEL, PAGE, ROOT, Place, record, tail
 from diffcodec.container.parts import TILE_SIDE
-from diffcodec.errors import DiffcodecError
+from diffcodec.errors import DiffcodecError, WorkerDiedError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -152,7 +152,13 @@ class ArchiveWriter:
         while self._running and (len(self._running) > most or self._running[0][1].done()):
             group, future = self._running.popleft()
             with self._failing():
-                content = future.result()
+                try:
+                    content = future.result()
+                except BrokenExecutor as e:
+                    raise WorkerDiedError(
+                        "a worker process ended before its group was coded; go on by append with "
+                        "--skip-existing, and with fewer --jobs if memory ran out"
+                    ) from e
             self._write_group(group, content)
 
     @contextmanager

@@ -19,6 +19,7 @@ from diffcodec.cli.encode import read_picture
 from diffcodec.cli.inputs import find_inputs
 from diffcodec.cli.options import (
     PATH,
+    POSITIVE_NUMBER,
     archive_argument,
     device_option,
     effort_option,
@@ -44,6 +45,7 @@ from diffcodec.cli.running import (
 from diffcodec.container.parts import MODES
 from diffcodec.images.formats import SUFFIXES
 from diffcodec.limits import Limits
+from diffcodec.models.file import DEFAULT_MODEL
 from diffcodec.system.files import EXISTS, replacing
 
 if TYPE_CHECKING:
@@ -113,8 +115,14 @@ writing_options = together(
 )
 @click.argument("inputs", nargs=-1, type=PATH, metavar="IN... OUT")
 @force_option
+@click.option(
+    "--finetune",
+    type=POSITIVE_NUMBER,
+    metavar="MINUTES",
+    help="First train a model on the images; if it pays for itself, code by it and embed it.",
+)
 @writing_options
-def pack(*, inputs: tuple[str, ...], force: bool, **options: Any) -> None:
+def pack(*, inputs: tuple[str, ...], force: bool, finetune: float | None, **options: Any) -> None:
     """Code images without loss into an archive: files, folders and all below, .npy and .npz arrays.
 
     OUT, the last argument, ends with .dfca. Alike images of one size share groups.
@@ -128,6 +136,8 @@ def pack(*, inputs: tuple[str, ...], force: bool, **options: Any) -> None:
             if not (force and path.is_file()):
                 raise FileExistsError(*EXISTS, target)
             path = held.enter_context(replacing(path))
+        if finetune is not None:
+            options |= _finetuned(paths, target, finetune, **options)
         code = _write(paths, path, target, "x", skip_existing=False, **options)
     raise SystemExit(code)
 
@@ -153,6 +163,44 @@ def append(*, path: str, inputs: tuple[str, ...], skip_existing: bool, **options
     raise SystemExit(code)
 
 
+def _finetuned(
+    paths: Sequence[str],
+    target: str,
+    minutes: float,
+    *,
+    files_from: str | None,
+    model: str | None,
+    effort: str,
+    limits: Limits,
+    quiet: bool,
+    **_: Any,
+) -> dict[str, Any]:
+    """Train a model on the images; what is to be done otherwise if it pays for itself."""
+    from diffcodec.cli.finetuning import SAMPLED, compare, finetune
+    from diffcodec.codec.arguments import find_source
+
+    if len(paths) != 1 or files_from:
+        raise click.UsageError("--finetune takes one folder, or one array, as input")
+    pictures = list_pictures(paths, None, limits)
+    chosen = pictures[:: -(-len(pictures) // SAMPLED)]
+    images = [find_source(picture.read(), limits, strip=True) for picture in chosen]
+    side = sorted(min(image.size) for image in images)[len(images) // 2]
+    folder = Path(target).with_suffix(".run")
+    name = model or DEFAULT_MODEL
+    made = finetune(paths[0], name, minutes, folder, side, quiet)
+    compared = compare(images, len(pictures), name, made, effort)
+    if not quiet:
+        say(f"{printable(target)}: {compared.describe()}")
+    return {"model": str(made), "embed_model": True} if compared.pays else {}
+
+
+def list_pictures(paths: Sequence[str], files_from: str | None, limits: Limits) -> list[Picture]:
+    """What is to be packed, in order."""
+    with failing_as(files_from or ""):
+        found = find_inputs(paths, True, files_from, [*SUFFIXES, *ARRAY_SUFFIXES])
+    return list(_pictures([(one.path, one.between) for one in found], limits))
+
+
 def _write(
     paths: Sequence[str],
     path: Path,
@@ -173,10 +221,8 @@ def _write(
 ) -> int:
     """Put images into an archive; returns the exit code."""
     start = time.perf_counter()
-    with failing_as(files_from or ""):
-        found = find_inputs(paths, True, files_from, [*SUFFIXES, *ARRAY_SUFFIXES])
+    pictures = list_pictures(paths, files_from, options["limits"])
     load_given(model, device=device)
-    pictures = list(_pictures([(one.path, one.between) for one in found], options["limits"]))
     told = _read_labels(labels, len(pictures)) if labels else [None] * len(pictures)
     with ExitStack() as held:
         executor = held.enter_context(_processes(jobs)) if jobs > 1 else None
@@ -188,7 +234,8 @@ def _write(
         code, first = 0, len(archive)
         shown = [(picture.shown, target) for picture in pictures]
         try:
-            for_each(shown, adding, skip_existing=skip_existing, progress=not quiet)
+            show = None if quiet else say
+            for_each(shown, adding, show=show, skip_existing=skip_existing, progress=not quiet)
         except SystemExit as e:  # of the images that failed; the others are kept
             code = int(e.code or 0)
         samples = sum(map(_samples, islice(archive.entries(), first, None)))

@@ -10,7 +10,8 @@ from diffcodec.system.process import leave_on_signals, open_closed_streams
 
 OPTION_GROUPS = {  # of the help of any command, in this order; experts' last
     "Quality": "quality effort progressive bpp psnr",
-    "Images and runs": "data out minutes steps resume init held-out limit labels seed embed-model",
+    "Images and runs": "data out minutes steps resume init held-out limit labels seed embed-model "
+    "finetune",
     "Files": "output output-dir recursive files-from force skip-existing jobs strip frame recover "
     "group",
     "Previews": "timestep timesteps previews allow-partial max-bytes",
