@@ -223,7 +223,7 @@ def test_examples_of_the_help_are_right(name: str | None) -> None:
 
 def test_help_has_groups_and_every_option_once() -> None:
     titles = re.findall(r"^(\w+):$", done("--help").stdout, re.M)
-    assert titles == ["Options", "Images", "Archives", "Models"]
+    assert titles == ["Options", "Images", "Archives", "Models", "Diffusion"]
     for name, command in cli.commands.items():
         text = done(f"{name} --help").stdout
         for param in command.params:
