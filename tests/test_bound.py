@@ -24,8 +24,10 @@ from diffcodec.diffusion.losses import (
     MAX_SIGMA,
     Share,
     code_length_loss,
+    flow_matching_loss,
     hybrid_loss,
     simple_loss,
+    v_loss,
 )
 from diffcodec.diffusion.plan import Plan
 from diffcodec.diffusion.process import (
@@ -323,6 +325,35 @@ def test_simple_loss_is_the_squared_error_of_epsilon(color):
     for error in (0.0, 0.3, -1.0):
         value = simple_loss(epsilon_model(color, error), x, color, seeded()).item()
         assert value == pytest.approx(error**2, rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize(("loss", "power"), [(v_loss, 2), (flow_matching_loss, 1)])
+def test_losses_of_other_predictions_are_their_squared_errors(loss, power):
+    """As printed, in the coordinates of their papers; of images and answers that are random."""
+    x, seen = gaussian_images(20.0, "rgb", batch=8).float(), {}
+
+    def model(z, sigma):
+        seen["z"], seen["u"] = z, (sigma / HALF_RANGE)[:, None, None, None]
+        seen["xhat"] = 0.9 * z + 3
+        return seen["xhat"], torch.ones_like(z)
+
+    value = loss(model, x, "rgb", seeded()).item()
+    u, x_0, guess = (
+        seen["u"],
+        (x - HALF_RANGE) / HALF_RANGE,
+        (seen["xhat"] - HALF_RANGE) / HALF_RANGE,
+    )
+    y = (seen["z"] - HALF_RANGE) / HALF_RANGE
+    alpha = 1 / (1 + u**power) ** (1 / power)  # alpha^2 + s^2 = 1, or alpha + s = 1
+    eps, said = (y - x_0) / u, (y - guess) / u
+    if loss is v_loss:
+        error = (alpha * eps - alpha * u * x_0) - (alpha * said - alpha * u * guess)
+    else:
+        error = (eps - x_0) - (said - guess)
+    assert value == pytest.approx((error**2).mean().item(), rel=1e-3)
+    t = (u / (1 + u)).flatten()
+    strata = t if loss is flow_matching_loss else u.log().flatten()
+    assert strata.diff().std() < 0.7 * strata.diff().mean()  # one in each part of the range
 
 
 def test_simple_loss_of_knowing_nothing_is_one():

@@ -317,7 +317,7 @@ def test_a_gpu_that_is_not_there(config, tmp_path, monkeypatch):
 # --- variance, labels, time -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("loss", ["vlb", "simple", "hybrid"])
+@pytest.mark.parametrize("loss", ["vlb", "simple", "hybrid", "flow"])
 def test_a_fixed_variance_stays_that_of_gaussian_pixels(config, tmp_path, loss):
     learned = Trainer(config, tmp_path)
     losses(learned, 5)

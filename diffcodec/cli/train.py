@@ -104,7 +104,7 @@ def _recipe_options() -> Iterable[Described]:
         ("--learning-rate", "Peak of the learning rate.", {"type": POSITIVE_NUMBER}),
         (
             "--loss",
-            "Code length, DDPM's L_simple, or Improved DDPM's L_hybrid.",
+            "Code length, DDPM's L_simple, Improved DDPM's L_hybrid, v's or flow matching's.",
             {"type": click.Choice(list(LOSSES))},
         ),
         (

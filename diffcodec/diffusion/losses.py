@@ -30,6 +30,7 @@ from diffcodec.diffusion.process import (
     to_bits_per_dimension,
 )
 from diffcodec.diffusion.quantiser import first_sigma
+from diffcodec.diffusion.schedule import GREY_LEVELS_PER_UNIT
 
 SECOND_RATIOS = (2.0, 4.15)  # of the second level to the first, within which plans put it
 MAX_SIGMA = 800.0
@@ -269,19 +270,86 @@ def simple_loss(
 
     See :func:`code_length_loss`. The variance has no gradient from it, whichever it is.
     """
-    device, rows = generator.device, share.rows
-    multipliers = channels(DOMAINS[color].noise_multipliers, x)
-    batch = share.count * x.shape[0]
-    strata = torch.rand(batch, generator=generator, device=device)
-    strata = (torch.arange(batch, device=device) + strata) / batch
+    strata = _strata(x, generator, share)
+    return _epsilon_error(model, x, color, generator, share, _uniform_in_log(strata, quantiser))
+
+
+def v_loss(
+    model: PosteriorModel,
+    x: Float[Tensor, "images 3 height width"],
+    color: str,
+    generator: torch.Generator,
+    share: Share = WHOLE,
+    variance: str = "learned",
+    quantiser: int = 2,
+) -> Float[Tensor, ""]:
+    """Squared error of v (Salimans and Ho 2022, section 4), sigma uniform in log.
+
+    That of epsilon times ``1 + u^2``, u the noise in DDPM's unit; see :func:`simple_loss`.
+    """
+    sigma = _uniform_in_log(_strata(x, generator, share), quantiser)
+    return _epsilon_error(model, x, color, generator, share, sigma, 1 + _units(sigma, color) ** 2)
+
+
+def flow_matching_loss(
+    model: PosteriorModel,
+    x: Float[Tensor, "images 3 height width"],
+    color: str,
+    generator: torch.Generator,
+    share: Share = WHOLE,
+    variance: str = "learned",
+    quantiser: int = 2,
+) -> Float[Tensor, ""]:
+    """Flow matching's on the straight path (Lipman et al. 2023, eq. 23), its t uniform.
+
+    Squared error of the velocity ``eps - x``, with ``u = t / (1 - t)``: that of epsilon times
+    ``(1 + u)^2``; see :func:`simple_loss`.
+    """
+    strata = _strata(x, generator, share)
+    ends = torch.tensor([first_sigma(quantiser), MAX_SIGMA], device=strata.device)
+    low, high = (u / (1 + u) for u in _units(ends, color))
+    t = low + (high - low) * strata
+    u = t / (1 - t)
+    sigma = u / _units(torch.ones_like(u), color)
+    return _epsilon_error(model, x, color, generator, share, sigma, (1 + u) ** 2)
+
+
+def _strata(x: Tensor, generator: torch.Generator, share: Share) -> Tensor:
+    """A number from 0 to 1 for each image of the whole batch, one in each part of it."""
+    batch, device = share.count * x.shape[0], generator.device
+    drawn = torch.rand(batch, generator=generator, device=device)
+    return (torch.arange(batch, device=device) + drawn) / batch
+
+
+def _uniform_in_log(strata: Tensor, quantiser: int) -> Tensor:
     lowest = first_sigma(quantiser)
-    sigma = (lowest * torch.exp(strata * math.log(MAX_SIGMA / lowest)))[rows]
-    sigma_t = sigma[:, None, None, None] * multipliers
+    return lowest * torch.exp(strata * math.log(MAX_SIGMA / lowest))
+
+
+def _units(sigma: Tensor, color: str) -> Tensor:
+    """Noise levels in DDPM's unit, by the volume of the noise of all channels."""
+    multipliers = DOMAINS[color].noise_multipliers
+    return sigma * math.prod(multipliers) ** (1 / len(multipliers)) / GREY_LEVELS_PER_UNIT
+
+
+def _epsilon_error(
+    model: PosteriorModel,
+    x: Tensor,
+    color: str,
+    generator: torch.Generator,
+    share: Share,
+    sigma: Tensor,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """The share's part of the mean squared error of epsilon at the noise levels of a batch."""
+    batch, rows = len(sigma), share.rows
+    sigma_t = sigma[rows, None, None, None] * channels(DOMAINS[color].noise_multipliers, x)
     shape = torch.Size((batch, *x.shape[1:]))
-    noise = torch.randn(shape, generator=generator, device=device)[rows]
+    noise = torch.randn(shape, generator=generator, device=generator.device)[rows]
     z = q_sample(x, sigma_t, noise)
-    xhat, _ = model(z, sigma)
-    return to_bits_per_dimension(((z - xhat) / sigma_t - noise) ** 2).sum() / batch
+    xhat, _ = model(z, sigma[rows])
+    error = to_bits_per_dimension(((z - xhat) / sigma_t - noise) ** 2)
+    return (error if weight is None else weight[rows] * error).sum() / batch
 
 
 def hybrid_loss(

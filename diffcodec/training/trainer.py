@@ -18,7 +18,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from diffcodec.diffusion.losses import Share, code_length_loss, hybrid_loss, simple_loss
+from diffcodec.diffusion.losses import (
+    Share,
+    code_length_loss,
+    flow_matching_loss,
+    hybrid_loss,
+    simple_loss,
+    v_loss,
+)
 from diffcodec.diffusion.plan import plans_from
 from diffcodec.errors import DiffcodecError
 from diffcodec.models.export import serialise_float_model, serialise_model
@@ -35,8 +42,14 @@ from diffcodec.training.optimizers import make_optimizers
 from diffcodec.training.pictures import draw_curve, draw_split
 from diffcodec.training.validation import validate
 
-LOSSES = {"vlb": code_length_loss, "simple": simple_loss, "hybrid": hybrid_loss}
-UNITS = {"vlb": "bpd", "simple": "mse", "hybrid": "loss"}  # of the losses, for the log
+LOSSES = {
+    "vlb": code_length_loss,
+    "simple": simple_loss,
+    "hybrid": hybrid_loss,
+    "v": v_loss,
+    "flow": flow_matching_loss,
+}
+UNITS = {"vlb": "bpd", "simple": "mse", "hybrid": "loss", "v": "mse", "flow": "mse"}  # in the log
 CHECKPOINT, CONFIG = "checkpoint.pt", "config.json"
 CURVE, SPLIT = "curve.png", "split.png"
 MODEL, FLOAT_MODEL = "model.safetensors", "float.safetensors"
