@@ -147,6 +147,8 @@ def main(
     folder.mkdir(parents=True, exist_ok=True)
     color = load_model(model).color
     images = [open_image(source, color) for source in used.sources.values()]
+    if any(image.mode == "RGB" for image in images):  # the grey ones among them are colour images
+        images = [image.convert("RGB") for image in images]
     path = folder / "images.dfca"
     rows = {"archive": archive_file(path, images, model, effort, group, embedded=False)}
     if single:

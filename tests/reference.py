@@ -5,6 +5,7 @@ is what the pages say.
 """
 
 import bisect
+import contextlib
 import hashlib
 import io
 import json
@@ -358,6 +359,12 @@ DOMAINS = {
 }
 
 
+def seed_of(tile, seed_words, number=0):
+    words = stream(1, tile, seed_words + 8, number)
+    words[0] |= 1
+    return [int(word) for word in words[::-1]]
+
+
 def column(values):
     return np.array(values, np.float64)[:, None, None]
 
@@ -365,6 +372,11 @@ def column(values):
 def multipliers(ratios):
     first = np.sqrt((ratios * ratios - 1) / 12)
     return first / first[0]
+
+
+@contextlib.contextmanager
+def no_turns(pushes=False):
+    yield
 
 
 class Chain:
@@ -385,6 +397,7 @@ class Chain:
         self.levels = [None, *levels]
         words = stream(2, tile, math.prod(self.shape), number).reshape(self.shape)
         self.dither = (words * self.m.astype(np.int64) >> 32).astype(np.float64)
+        self.turn = no_turns  # around each part of a variable, in groups to wait for the others
 
     def network(self, z, t):
         return self.model.posterior(z, self.levels[t])
@@ -459,12 +472,15 @@ class Chain:
 
     def ascend(self, words, seed_words, preview, above):
         """x."""
-        self.prepare(preview)
-        count = seed_words + 8
-        seed = stream(1, self.tile, count, self.number)
-        seed[0] |= 1
-        seed = [int(word) for word in seed[::-1]]
+        seed = seed_of(self.tile, seed_words, self.number)
         self.stack = Stack(seed[:8] + words[::-1])
+        x = self.on_stack(preview, above)
+        assert self.stack.all() == seed
+        return x
+
+    def on_stack(self, preview=0, above=None):
+        """x."""
+        self.prepare(preview)
         z = {preview: above}
         t = preview
         if not preview:
@@ -482,9 +498,7 @@ class Chain:
             if t != preview:
                 self.push(t, z[t - 1], z[t], above)
             t -= 1
-        x = self.remainder_in_phases(z[1]) if phased else self.remainder(z[1])
-        assert self.stack.all() == seed
-        return x
+        return self.remainder_in_phases(z[1]) if phased else self.remainder(z[1])
 
     def prepare(self, preview):
         self.spacing, self.draw, self.pull = [None, self.m], [None, None], [None, None]
@@ -542,9 +556,10 @@ class Chain:
             variance = np.maximum(variance - spacing * spacing / 12, lowest)
         bin_mean, bin_std = self.bins(t, mean, np.sqrt(variance))
         n = np.zeros(self.shape)
-        for i in np.ndindex(self.coded, *self.shape[1:]):
-            centre = np.rint(bin_mean[i])
-            n[i] = centre + self.stack.pop(Gaussian(bin_mean[i] - centre, bin_std[i], 2000))
+        with self.turn():
+            for i in np.ndindex(self.coded, *self.shape[1:]):
+                centre = np.rint(bin_mean[i])
+                n[i] = centre + self.stack.pop(Gaussian(bin_mean[i] - centre, bin_std[i], 2000))
         z = self.spacing[t] * n + self.offset(t)
         return self.with_known(z[: self.coded], t)
 
@@ -554,9 +569,10 @@ class Chain:
             mean = (1 - self.pull[t]) * below + self.pull[t] * above
         bin_mean, bin_std = self.bins(t, mean, self.draw[t])
         n = np.rint((z - self.offset(t)) / self.spacing[t])
-        for i in reversed(list(np.ndindex(self.coded, *self.shape[1:]))):
-            centre = np.rint(bin_mean[i])
-            self.stack.push(Gaussian(bin_mean[i] - centre, bin_std[i], 16), int(n[i] - centre))
+        with self.turn(pushes=True):
+            for i in reversed(list(np.ndindex(self.coded, *self.shape[1:]))):
+                centre = np.rint(bin_mean[i])
+                self.stack.push(Gaussian(bin_mean[i] - centre, bin_std[i], 16), int(n[i] - centre))
 
     def remainder(self, z):
         xhat, v = self.network(z, 1)
@@ -567,12 +583,13 @@ class Chain:
             tables[i] = truncated(mean, std, int(self.m[i[0], 0, 0]))
         for c in reversed(range(self.coded)):
             weights = self.weights(tables, lowest, x.copy(), c) if self.colors else None
-            for place in np.ndindex(self.shape[1:]):
-                i = (c, *place)
-                table = tables[i]
-                if weights is not None and weights[:, *place].any():
-                    table = list(weights[:, *place])
-                x[i] = lowest[i] + self.stack.pop(Table(table))
+            with self.turn():
+                for place in np.ndindex(self.shape[1:]):
+                    i = (c, *place)
+                    table = tables[i]
+                    if weights is not None and weights[:, *place].any():
+                        table = list(weights[:, *place])
+                    x[i] = lowest[i] + self.stack.pop(Table(table))
         return x
 
     def weights(self, tables, lowest, x, c):
@@ -631,10 +648,11 @@ class Chain:
             lowest = (0.25 * spacing) * (0.25 * spacing)
             std = np.sqrt(np.maximum(variance - spacing * spacing / 12, lowest)) / spacing
             out = np.zeros(mean.shape)
-            for i in np.ndindex(out.shape):
-                at = mean[i] / spacing[i]
-                centre = np.rint(at)
-                out[i] = centre + self.stack.pop(Gaussian(at - centre, std[i], 2000))
+            with self.turn():
+                for i in np.ndindex(out.shape):
+                    at = mean[i] / spacing[i]
+                    centre = np.rint(at)
+                    out[i] = centre + self.stack.pop(Gaussian(at - centre, std[i], 2000))
             return spacing * out
 
         return self.above_in_phases(z, t, sample)
@@ -710,10 +728,11 @@ class Chain:
             parameters = self.model.parameters(t, number, shared[number], errors)
             for c in range(self.coded):
                 tables = known(c, z, places, parameters) if known else {}
-                for i, j in places:
-                    p = parameters[:, i // 2, j // 2].astype(np.float64)
-                    e = [(z[b, i, j] - mean[b, i, j]) / unit[b, i, j] for b in range(c)]
-                    z[c, i, j] = sample((c, i, j), p, e, tables.get((i, j)))
+                with self.turn():
+                    for i, j in places:
+                        p = parameters[:, i // 2, j // 2].astype(np.float64)
+                        e = [(z[b, i, j] - mean[b, i, j]) / unit[b, i, j] for b in range(c)]
+                        z[c, i, j] = sample((c, i, j), p, e, tables.get((i, j)))
             before[row::2, start::2] = 1
         return z
 

@@ -111,6 +111,23 @@ def test_a_group_keeps_metadata_and_colors(models: list[Model]) -> None:
     assert [image.info for image in back] == [image.info for image in images]
 
 
+def test_grey_images_among_others_have_groups_of_their_own(tiny: Path, tmp_path: Path) -> None:
+    images = [smooth(20, 20, seed=k) for k in range(4)]
+    images[1:3] = [image.convert("L").convert("RGB") for image in images[1:3]]
+    with (
+        mock.patch.object(coding, "fallback_tile", large),
+        open_archive(tmp_path / "x.dfca", "x", model=tiny, plan="fast") as archive,
+    ):
+        archive.extend(images)
+        archive.flush()
+        groups = [archive.entry(k).group for k in range(4)]
+        assert groups[0] == groups[3] != groups[1] == groups[2]
+        assert all(map(same, archive, images))
+    with mock.patch.object(coding, "fallback_tile", large):
+        apart = [encode_images(some, load_model(tiny), "fast") for some in (images[1:3], images)]
+    assert shared(apart[0]).colors and not shared(apart[1]).colors
+
+
 def test_a_group_takes_less_than_its_files(models: list[Model]) -> None:
     """Neither containers nor a dip for each image."""
     images = [smooth(16, 16, seed=k) for k in range(16)]

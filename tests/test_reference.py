@@ -2,15 +2,22 @@
 
 import hashlib
 import json
+from unittest import mock
 
 import numpy as np
 import pytest
 import reference
+import reference_archive
 from golden import EXPECTED, FOLDER, MODEL, PHASED_MODEL, model_of
+from PIL import Image
+from samples import make_image
+from test_phased_files import smooth
 from tiny import tiny_model
 
-from diffcodec import encode, load_model
-from diffcodec.container.parts import PLAN_NAMES
+from diffcodec import encode, load_model, open_archive
+from diffcodec.archive.parts import parse_group
+from diffcodec.codec.tiles import fallback_tile
+from diffcodec.container.parts import PLAN_NAMES, Tile
 from diffcodec.container.reader import parse
 from diffcodec.images.color_sets import CONVERSIONS, conversion
 
@@ -64,3 +71,36 @@ def test_a_second_decoder_knows_expert_denoisers(tmp_path, chain_only, shape):
     assert parse(data).tiles[0].coder in PLAN_NAMES
     _, _, samples = reference.decode(data, reference.Model(path.read_bytes()))
     assert samples == image.tobytes()
+
+
+@pytest.mark.parametrize("kind", ["tiny", "phased"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_second_reader_knows_archives(tmp_path, request, kind, mode):
+    """Groups that share a stack, with colours and an image by another coder among them; files."""
+    path = request.getfixturevalue(kind)
+    flat = Image.new(mode, (5, 4))
+    images = [smooth(5, 4, mode), flat, smooth(5, 4, mode, 1), make_image("P", (3, 2)), flat]
+    if mode == "RGB":  # of few colours
+        images += [smooth(4, 3).convert("L").convert("RGB"), Image.new("RGB", (4, 3), (9, 9, 9))]
+
+    def coded(image):
+        return fallback_tile(image) if image == flat else Tile("raw", bytes(1 << 22))
+
+    with (
+        mock.patch("diffcodec.archive.coding.fallback_tile", coded),
+        mock.patch("diffcodec.images.color_sets.LEAST_PIXELS", 1),
+        open_archive(tmp_path / "x.dfca", "x", model=path, plan="fast", group=3) as archive,
+    ):
+        for k, image in enumerate(images):
+            archive.append(image, f"image {k}" if k % 2 else None, {"k": [k]} if k else None)
+    data = (tmp_path / "x.dfca").read_bytes()
+    models = {hashlib.sha256(path.read_bytes()).digest()[:4]: reference.Model(path.read_bytes())}
+    found = reference_archive.read(data, models)
+    assert [each[0] for each in found[:3]] == ["0", "image 1", "2"]
+    assert [each[1] for each in found[:2]] == [None, {"k": [1]}]
+    assert [each[2:] for each in found] == [(i.mode, i.size, i.tobytes()) for i in images]
+    first, last = (
+        parse_group(reference_archive.record(data, archive.entry(k).group[:2], b"G"))
+        for k in (0, -1)
+    )
+    assert list(first.others) == [1] and (mode == "L" or last.colors)

@@ -113,11 +113,13 @@ class Archive(ArchiveReader):
             TypeError, ValueError: it is no image, the name no text, or the label not JSON's.
         """
         from diffcodec.codec.arguments import find_source
+        from diffcodec.images.color_sets import find_color_set
 
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name: found {type(name).__name__}, expected a text")
         source = find_source(image, self._limits, self._options["strip"])
-        self._writing().append(source, name, label)
+        colors = find_color_set(source)
+        self._writing().append(source, name, label, colors.conversion if colors else None)
 
     def extend(self, images: "Iterable[ImageLike]") -> None:
         """Append several, without names."""

@@ -24,6 +24,7 @@ WAITING_PIXELS = 1 << 24  # of images whose groups are not full: over it the lar
 INDEX_SECONDS = 60  # between two indexes, so that little is lost
 INDEX_SHARE = 100  # and of the bytes between them so small a part at most
 Encode = Callable[["list[Image]"], bytes]
+_Key = tuple[str, tuple[int, int], str | None]  # of images of a group
 
 
 class _Waiting(NamedTuple):
@@ -61,14 +62,21 @@ class ArchiveWriter:
         self._models = dict(root.models)
         self._names: dict[int, tuple[str | None, Any]] = {}  # of images that are not written
         self._written: dict[int, tuple[GroupEntry, int]] = {}
-        self._waiting: dict[tuple[str, tuple[int, int]], list[_Waiting]] = {}
+        self._waiting: dict[_Key, list[_Waiting]] = {}
         self._running: deque[tuple[list[_Waiting], Future[bytes]]] = deque()
         self._next, self.count = root.images, root.images
         self._indexed, self._index_bytes, self._bytes = time.monotonic(), 0, 0
         self._failed = False
 
-    def append(self, image: "Image", name: str | None = None, label: Any = None) -> None:
+    def append(
+        self, image: "Image", name: str | None = None, label: Any = None, kind: str | None = None
+    ) -> None:
         """Take an image; its group is written when it is full.
+
+        Args:
+            image: plain.
+            name, label: see :meth:`diffcodec.archive.archive.Archive.append`.
+            kind: what only images of its group are, too.
 
         Raises:
             TypeError, ValueError: JSON cannot hold the label.
@@ -77,7 +85,7 @@ class ArchiveWriter:
         if self._failed:
             raise DiffcodecError("a group of the archive has failed: close it and open it again")
         json.dumps([name, label], allow_nan=False)
-        key = (image.mode, image.size)
+        key = (image.mode, image.size, kind)
         self._names[self.count] = name, label
         waiting = self._waiting.setdefault(key, [])
         waiting.append(_Waiting(self.count, image))
@@ -135,7 +143,7 @@ class ArchiveWriter:
             return 1
         return max(1, min(self._group, self._group * GROUP_PIXELS // pixels))
 
-    def _code(self, key: tuple[str, tuple[int, int]]) -> None:
+    def _code(self, key: _Key) -> None:
         """Code a group, or have it coded."""
         group = self._waiting.pop(key)
         images = [each.image for each in group]
