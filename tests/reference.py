@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 MODES = {1: "1", 2: "L", 3: "LA", 4: "P", 5: "RGB", 6: "RGBA", 7: "I;16"}
-PLANS = {0: "fast", 1: "default", 2: "best"}
+PLANS = {0: "fast", 1: "default", 2: "best", 3: "lossy"}
 F32 = np.float32
 
 
@@ -400,7 +400,13 @@ class Chain:
         self.turn = no_turns  # around each part of a variable, in groups to wait for the others
 
     def network(self, z, t):
+        if self.model.phases:
+            return self.model.begin(self.variable(t - 1), z, self.levels[t])[:2]
         return self.model.posterior(z, self.levels[t])
+
+    def variable(self, t):
+        """By which networks z_t is told in phases."""
+        return min(t, 2) if self.around_first else 2
 
     def to_samples(self, x):
         x = np.rint(x).astype(np.int64)
@@ -625,7 +631,9 @@ class Chain:
         """z_t of z = z_{t+1}, sample(number, where, refined mean and v) the places of a phase."""
         c = slice(0, self.coded)
         xhat, v, shared = self.model.begin(2, z, self.levels[t + 1])
-        mean, variance = self.step_down(z, t, xhat, v)
+        low, high = (self.sigma[s] * self.sigma[s] for s in (t, t + 1))
+        r = low / high
+        mean, variance = r * z + (1 - r) * xhat, low * (1 - r) + (1 - r) * (1 - r) * v
         z_s = self.with_known(np.zeros((self.coded, *self.shape[1:])), t)
         before = np.zeros(self.shape[1:])
         for number, (row, start) in enumerate(PHASES):
@@ -672,9 +680,6 @@ class Chain:
             sample, stretch = step.read(bits, stretch)
             return (mean.ravel() + sample).reshape(mean.shape)
 
-        if t == 1:
-            return self.descend_to_first(z, receive), stretch
-
         def sample(number, where, xhat, v):
             c = where[0]
             low, high = (self.sigma[s][c] * self.sigma[s][c] for s in (t, t + 1))
@@ -683,36 +688,6 @@ class Chain:
             return receive(number, where, mean, low * (1 - r), (1 - r) * (1 - r) * v[c])
 
         return self.above_in_phases(z, t, sample), stretch
-
-    def descend_to_first(self, z, receive):
-        """z_1 of z_2; receive(its number, where, mean, Q, W) a channel of a phase."""
-        xhat, v, shared = self.model.begin(1, z, self.levels[2])
-        mean, variance = self.step_down(z, 1, xhat, v)
-        unit = np.sqrt(variance + self.m * self.m / 12)
-        z_1, number = self.with_known(np.zeros((self.coded, *self.shape[1:])), 1), 0
-        before = np.zeros(self.shape[1:])
-        for phase, (row, start) in enumerate(PHASES):
-            rows, columns = slice(row, None, 2), slice(start, None, 2)
-            if z_1[:, rows, columns].size == 0:
-                continue
-            told = np.clip(np.rint((z_1 - mean) / unit * 128), -768, 768) * before
-            p = self.model.parameters(1, phase, shared[phase], told).astype(np.float64)
-            p = p[:, : z_1[0, rows, columns].shape[0], : z_1[0, rows, columns].shape[1]]
-            for c in range(self.coded):
-                where = c, rows, columns
-                errors = [
-                    (z_1[b, rows, columns] - mean[b, rows, columns]) / unit[b, rows, columns]
-                    for b in range(c)
-                ]
-                u = unit[where]
-                centre = mean[where] + u * (p[c] + shift(c, p[6:], errors))
-                scale = u * np.vectorize(lambda t: exponential(t, -5, 3))(p[3 + c])
-                low, high = (self.sigma[s][c] * self.sigma[s][c] for s in (1, 2))
-                q = low * (1 - low / high)
-                z_1[where] = receive(number, where, centre, q, np.maximum(scale * scale - q, 0))
-                number += 1
-            before[row::2, start::2] = 1
-        return z_1
 
     def in_phases(self, t, known, mean, unit, shared, sample):
         """A variable, sample(place, parameters, errors of the channels before) one of its own."""
@@ -1055,8 +1030,9 @@ class Model:
     def begin(self, which, z, sigma):
         """The same, and what each phase makes of z."""
         height, width = z.shape[1:]
-        mean, v, h = self.posterior_of_view(self.continued(z), sigma)
-        fold = 2 // self.experts[min(which, len(self.experts) - 1)][1]["patch"]
+        expert = self.experts[min(which, len(self.experts) - 1)]
+        mean, v, h = self.posterior_of_view(self.continued(z), sigma, expert)
+        fold = 2 // expert[1]["patch"]
         self.tensors, self.level = self.named(f"phases.{which}."), 0
         x = self.activated("features", h * F32(self.steps("features")))
         shared = self.scaled("features", self.sums("features", apart(x, fold)))
@@ -1073,9 +1049,10 @@ class Model:
             h = self.block(f"{name}.blocks.{k}", h)
         return self.output(f"{name}.out", h)
 
-    def posterior_of_view(self, z, sigma):
+    def posterior_of_view(self, z, sigma, expert=None):
         """Of z_t as it is alone, its sides multiples of what the network halves; and the stream."""
-        _, shape, prefix = next(expert for expert in self.experts if sigma <= expert[0])
+        answers = next(expert for expert in self.experts if sigma <= expert[0])
+        _, shape, prefix = expert or answers
         channels, blocks, patch = (shape[k] for k in ("channels", "blocks", "patch"))
         self.tensors = self.named(prefix)
         self.level = self.tensors["levels"].tolist().index(sigma)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from diffcodec.arrays import round_significant
 from diffcodec.coding.randomness import random_words
+from diffcodec.diffusion.plan import Plan
 from diffcodec.diffusion.process import q_sample
 from diffcodec.errors import ModelMismatchError
 from diffcodec.models.file import make_metadata, read_model_info
@@ -69,6 +70,7 @@ from diffcodec.networks.quantize import (
 from diffcodec.networks.unet import Conv, UNet
 
 LEVELS = (0.5, 2.0, 20.0, 400.0)
+PLANS = {"default": Plan(LEVELS, (2.0,) * 3)}
 SHAPE = UNetConfig(channels=(16, 24), blocks=(1, 2), patch=2, embedding=32)
 CONFIG = NetworkConfig(((math.inf, SHAPE),))
 
@@ -351,7 +353,7 @@ def two_experts(low: UNetConfig = SHAPE) -> ExpertDenoisers:
 @pytest.mark.parametrize("low", [SHAPE, OTHER], ids=["alike", "of another shape"])
 def test_each_expert_answers_at_its_noise_levels(low):
     two = two_experts(low)
-    tensors = quantize(two, images(), LEVELS)
+    tensors = quantize(two, images(), PLANS)
     both = IntegerNetwork(two.config, tensors)
     assert both.levels == list(LEVELS)
     parts = split_experts(tensors, 2)
@@ -389,7 +391,7 @@ def test_images_at_noise_levels_of_several_experts():
 def test_every_expert_needs_noise_levels(limit):
     network = ExpertDenoisers(NetworkConfig(((limit, SHAPE), (math.inf, SHAPE))))
     with pytest.raises(ValueError, match="expected levels of the plans for each"):
-        quantize(network, images(), LEVELS)
+        quantize(network, images(), PLANS)
 
 
 @pytest.mark.parametrize("sigma", LEVELS)

@@ -24,8 +24,9 @@ from diffcodec.coding.chain import Asked, TileChain, drive
 from diffcodec.container.reader import parse
 from diffcodec.diffusion.bound import chain_bound_bits
 from diffcodec.diffusion.color import to_domain
-from diffcodec.errors import ModelMismatchError
+from diffcodec.errors import ModelMismatchError, UnsupportedError
 from diffcodec.models.answering import answer
+from diffcodec.models.export import serialise_float_model
 from diffcodec.models.file import make_metadata, read_model_info
 from diffcodec.models.model import Model
 
@@ -141,9 +142,11 @@ def test_previews_of_exact_files_know_z_1(model: Model) -> None:
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_lossy_files(model: Model, mode: str) -> None:
+    """By a plan of their own, whatever plan is named, in which all variables are of one kind."""
     image, sizes = smooth(23, 18, mode), []
-    deep = encode(image, model, timestep=1)
-    for timestep in range(1, TOP["default"] + 1):
+    deep = encode(image, model, "fast", timestep=1)
+    assert parse(deep).layers.plan == "lossy"
+    for timestep in range(1, len(model.plans["lossy"].levels) + 1):
         data = encode(image, model, timestep=timestep)
         assert parse(data).tiles == ()
         found = decode(data, model=model)  # which checks it against what the encoder showed
@@ -151,6 +154,17 @@ def test_lossy_files(model: Model, mode: str) -> None:
         assert same(decode(deep, timestep, model), found)
         sizes.append(len(data))
     assert sizes == sorted(sizes, reverse=True)
+
+
+def test_models_that_cannot_code_lossy_files(phased: Path, phased_float: Path) -> None:
+    loaded = load_model(phased_float, "float")
+    data = serialise_float_model(loaded.module, PHASED_PLANS, {})
+    path = phased.with_name("exact-only.safetensors")
+    path.write_bytes(data)
+    exact_only = load_model(path, "float")
+    with pytest.raises(UnsupportedError, match="has no plan 'lossy': it codes no lossy files"):
+        encode(smooth(8, 8), exact_only, timestep=3)
+    assert encode(smooth(8, 8), exact_only, progressive=True, timestep=3)
 
 
 @pytest.mark.usefixtures("chain_only")

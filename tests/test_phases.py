@@ -3,7 +3,6 @@
 import itertools
 import json
 import math
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from safetensors.torch import load, save
 from scipy.special import expit, softmax
 from scipy.stats import logistic, norm
 from threads import threads
-from tiny import PHASED, PHASED_PLANS, PHASES, TINY, random_network
+from tiny import PHASED, PHASED_MODEL_PLANS, PHASED_PLANS, PHASES, TINY, random_network
 from torch import Tensor
 
 from diffcodec.coding import mixtures as tables
@@ -593,7 +592,7 @@ def test_the_file_says_all_of_the_network(phased: Path, phased_float: Path) -> N
         size = int.from_bytes(data[:8], "little")
         metadata = json.loads(data[8 : 8 + size])["__metadata__"]
         assert metadata["format"] == FORMATS[1]
-        assert info.network == PHASED and info.plans == PHASED_PLANS
+        assert info.network == PHASED and info.plans == PHASED_MODEL_PLANS
     described = json.loads(json.dumps(PHASED.to_dict()))
     assert NetworkConfig.from_dict(described) == PHASED
     described.pop("phases")  # of files that were written before there were phases
@@ -702,19 +701,21 @@ def test_what_a_description_claims_is_checked(
 
 
 @pytest.mark.parametrize(
-    ("levels", "experts"),
+    ("plan", "first", "message"),
     [
-        ((0.5, 9.0, 40.0), PHASED.experts),  # another quantiser's
-        ((first_sigma(8), 2.9, 40.0), PHASED.experts),  # the first expert's
-        ((first_sigma(8), 9.0, 40.0), ((3.0, TINY), (8.0, TINY), (math.inf, TINY))),  # a third's
+        ("fast", 2, "level 0.5; with phases from M = 8 it must at the one of that"),
+        (
+            "lossy",
+            8,
+            "begins at the noise level 2.29129; with phases from M = 8 it must at another",
+        ),
     ],
 )
-def test_plans_whose_lowest_levels_have_no_phases(tmp_path, levels, experts) -> None:
-    network = random_network(replace(PHASED, experts=experts))
+def test_plans_of_another_first_level(tmp_path, plan: str, first: int, message: str) -> None:
     path = tmp_path / "model.safetensors"
-    path.write_bytes(serialise_float_model(network, {"fast": shipped_plan(*levels)}, {}))
-    message = f"has the noise levels {levels}; with phases from M = 8 they must begin with"
-    with pytest.raises(ModelMismatchError, match=re.escape(message)):
+    plans = PHASED_MODEL_PLANS | {plan: shipped_plan(first_sigma(first), 9.0, 40.0)}
+    path.write_bytes(serialise_float_model(random_network(PHASED), plans, {}))
+    with pytest.raises(ModelMismatchError, match=message):
         load_model(path, "float")
 
 

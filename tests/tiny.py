@@ -23,6 +23,7 @@ PHASED_PLANS = {
     name: shipped_plan(first_sigma(PHASES.quantiser), *levels)
     for name, levels in (("fast", (12.0, 200.0)), ("default", (9.0, 40.0, 300.0)))
 }
+PHASED_MODEL_PLANS = PHASED_PLANS | {"lossy": shipped_plan(first_sigma(4), 4.0, 12.0, 60.0, 300.0)}
 
 
 def tiny_model(
@@ -49,7 +50,7 @@ def tiny_model(
 def phased_model(folder: Path, name: str = "phased", arithmetic: str = "integer") -> Path:
     """A model file that codes x given z_1, and z_1 given z_2, in phases; its plans are few."""
     return _written(
-        folder / f"{name}.safetensors", random_network(PHASED), PHASED_PLANS, arithmetic
+        folder / f"{name}.safetensors", random_network(PHASED), PHASED_MODEL_PLANS, arithmetic
     )
 
 

@@ -204,7 +204,9 @@ def _find_timestep(model: str, options: dict[str, Any]) -> None:
     if quality is None:
         return
     with failing_as(model):
-        plan = model_info(model_path(model)).plans.get(options["effort"])
+        info = model_info(model_path(model))
+        name = options["effort"] if options["progressive"] else info.lossy_plan(options["effort"])
+        plan = info.plans.get(name)
     if plan is not None:  # without the plan encoding fails and says so
         options["timestep"] = quality_timestep(quality, plan.levels)
 

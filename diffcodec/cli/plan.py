@@ -103,7 +103,7 @@ def find_plans(
     if out is None:
         return
 
-    plans = {plan: proposal.plan for plan, proposal in proposals.items()}
+    plans = loaded.plans | {plan: proposal.plan for plan, proposal in proposals.items()}
     _write_model(
         loaded,
         lambda calibration: propose.replace_plans(loaded, plans, calibration),

@@ -145,7 +145,7 @@ class TileChain:
         return self._answered[1]
 
     def phase_parameters(
-        self, timestep: int, number: int
+        self, timestep: int, number: int, is_step: bool
     ) -> Generator[Asked, Answer, PhaseParameters]:
         """Of a phase, given those before; asked once, however many codecs need it.
 
@@ -153,6 +153,7 @@ class TileChain:
             timestep: of the variable that is coded, of which it lies in ``expected`` what is
                 expected.
             number: of the phase.
+            is_step: whether it is told how far the step goes: not of x or z_1 given z_2.
         """
         above = self.z[timestep + 1]
         if self._phase is None or self._phase[0] is not above or self._phase[1] != number:
@@ -160,7 +161,7 @@ class TileChain:
             _, mean, unit = self.expected
             posterior = yield from self.posterior(timestep + 1)
             levels = None
-            if timestep > 1:
+            if is_step:
                 levels = self.plan.levels[timestep - 1], self.plan.levels[timestep]
             told = told_planes((self.z[timestep] - mean) / unit, number, levels)
             asked = PhaseRequest(timestep, number, posterior.shared[number], told)

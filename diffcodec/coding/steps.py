@@ -162,7 +162,7 @@ class PhasedStep(Step):
         if chain.expected is None or chain.expected[0] is not chain.z[t + 1]:
             chain.expected = chain.z[t + 1], *(yield from self.expected(chain))
         number = PHASES.index((where[0].start, where[1].start))
-        parameters = yield from chain.phase_parameters(t, number)
+        parameters = yield from chain.phase_parameters(t, number, isinstance(self, PhasedReverse))
         height, width = chain.z[t][0][where].shape
         return parameters[None, :, :height, :width], where
 
@@ -267,19 +267,14 @@ class PhasedFirst(PhasedChannels):
         self, chain: TileChain, fields: PhaseFields, where: tuple[slice, slice]
     ) -> Codec:
         """See :meth:`PhasedChannels.phase_codec`."""
-        steps = chain.levels[0].spacing[fields.channel]
-        mean, scale = self.gaussian(fields)
-        std = np.sqrt(first_variance(scale, steps))
-        offset = chain.first_offset[fields.channel, *where]
-        return GaussianBins(mean, std, steps, offset, REVERSE_RADIUS)
-
-    def gaussian(self, fields: PhaseFields) -> tuple[Array, Array]:
-        """Mean and standard deviation of z_1, of a channel of the pixels of a phase."""
-        channel = fields.channel
+        channel, steps = fields.channel, chain.levels[0].spacing[fields.channel]
         means, log_scales, coupling = gaussians(fields.parameters)
         shift = channel_shift(channel, coupling, fields.errors)[0]
         mean = fields.mean[channel] + fields.unit[channel] * (means[0, channel] + shift)
-        return mean, fields.unit[channel] * exponential(log_scales[0, channel])
+        scale = fields.unit[channel] * exponential(log_scales[0, channel])
+        std = np.sqrt(first_variance(scale, steps))
+        offset = chain.first_offset[channel, *where]
+        return GaussianBins(mean, std, steps, offset, REVERSE_RADIUS)
 
 
 class Forward(Step):

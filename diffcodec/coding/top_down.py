@@ -23,7 +23,6 @@ from diffcodec.coding.relative_entropy.bits import BitReader, BitWriter
 from diffcodec.coding.relative_entropy.step import Decoder, Encoder
 from diffcodec.coding.steps import (
     Part,
-    PhasedFirst,
     PhasedReverse,
     Prior,
     Reverse,
@@ -138,7 +137,9 @@ class Descent:
     ) -> Generator[Asked, Answer, None]:
         """One timestep down, part by part, each by a sample that both sides agree on."""
         chain, s = self.chain, self.timestep - 1
-        step = reverse_step(s, chain.phased) if s < len(chain.levels) else Prior(s)
+        step: Step = PhasedReverse(s) if chain.phased else Reverse(s)
+        if s == len(chain.levels):
+            step = Prior(s)
         z = chain.z[s] = self._with_known(np.zeros((chain.coded, *chain.shape[1:])), s)
         for number, part in enumerate(step.parts(chain)):
             p = yield from self._transition(step, part)
@@ -164,10 +165,6 @@ class Descent:
                 xhat, v = xhat[part], v[part]
         mean, variance = q_posterior(xhat, z, sigma_s, sigma_t)
         excess, noise = p_excess(v, sigma_s, sigma_t), (sigma_s, sigma_t)
-        if isinstance(step, PhasedFirst):
-            known, _ = yield from step.fields(chain, part)
-            mean, scale = step.gaussian(known)
-            excess = np.maximum(scale * scale - variance, 0)
         if chain.around_first:  # q knows more, p what it knew
             around_s, around_t = (np.sqrt(s * s - first * first) for s in noise)
             noise, wide = (around_s, around_t), variance

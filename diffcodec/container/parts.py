@@ -46,7 +46,9 @@ MODES = {  # by Pillow's names
 }
 CHAIN_MODES = tuple(name for name, mode in MODES.items() if mode.by_chain)
 PLAN_NAMES = ("fast", "default", "best")
+LOSSY_PLAN = "lossy"  # of files without loss never; some models have one
 CODERS = {"raw": 0, "webp": 1, "png": 2, "fast": 16, "default": 17, "best": 18}  # their numbers
+LAYER_PLANS = {name: CODERS[name] for name in PLAN_NAMES} | {LOSSY_PLAN: 19}
 
 
 class Box(NamedTuple):
@@ -92,7 +94,7 @@ class Layers:
     """The previews of a file, from the coarsest on.
 
     Attributes:
-        plan: of all tiles, a name in ``PLAN_NAMES``.
+        plan: of all tiles, a name in ``LAYER_PLANS``.
         stops: the timesteps that the layers reach, falling; a last 0 says that tiles follow, which
             hold the exact image.
         payloads: by layer and tile; of a file that is read in part, those that are there.

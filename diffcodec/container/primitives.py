@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from collections.abc import Mapping
 from typing import BinaryIO
 
 from diffcodec.container.parts import CODERS, MODES
@@ -30,13 +31,13 @@ def mode_of(number: int) -> str:
     return names[number]
 
 
-def coder_of(number: int, what: str) -> str:
+def coder_of(number: int, what: str, coders: Mapping[str, int] = CODERS) -> str:
     """The name of a coder; one that is not known may be a newer release's."""
-    for name, known in CODERS.items():
+    for name, known in coders.items():
         if known == number:
             return name
     raise UnsupportedFileError(
-        f"unknown {what}: {number}, expected one of {CODERS}; a newer diffcodec may know it"
+        f"unknown {what}: {number}, expected one of {coders}; a newer diffcodec may know it"
     )
 
 

@@ -8,6 +8,7 @@ from diffcodec.container.parts import (
     CHAIN_MODES,
     CODERS,
     COLOR_SET,
+    LAYER_PLANS,
     LEAST_PREVIEW,
     METADATA_NAMES,
     MODES,
@@ -34,8 +35,9 @@ def check_header(container: Container) -> None:
     check_metadata(container.metadata)
     layers = container.layers
     if layers:
-        if layers.plan not in PLAN_NAMES:
-            raise FormatError(f"layers by {layers.plan!r}, expected one of {PLAN_NAMES}")
+        plans = PLAN_NAMES if layers.is_exact else tuple(LAYER_PLANS)
+        if layers.plan not in plans:
+            raise FormatError(f"layers by {layers.plan!r}, expected one of {plans}")
         if not layers.timesteps or any(a <= b for a, b in pairwise((*layers.stops, -1))):
             raise FormatError(f"layers that reach the timesteps {layers.stops}: they must fall")
         if layers.is_exact and layers.timesteps[-1] < LEAST_PREVIEW:

@@ -4,7 +4,7 @@ import struct
 from collections.abc import Mapping
 from itertools import pairwise
 
-from diffcodec.container.parts import CODERS, MAGIC, MODES, VERSION, Container, Tile
+from diffcodec.container.parts import CODERS, LAYER_PLANS, MAGIC, MODES, VERSION, Container, Tile
 from diffcodec.container.primitives import (
     DRAW_BIT,
     FLOAT_BIT,
@@ -55,7 +55,7 @@ def _pack_header(container: Container, has_marks: bool) -> bytes:
         header += pack_metadata(container.metadata)
     if container.layers:
         stops = container.layers.stops
-        header.append(CODERS[container.layers.plan])
+        header.append(LAYER_PLANS[container.layers.plan])
         header += b"".join(map(varint, (len(stops), *stops)))
     return bytes(header)
 

@@ -62,6 +62,21 @@ class Plan:
             raise ValueError(f"lattices must be positive and finite, found {self.lattice_ratios}")
 
 
+def phased_variable(plan: Plan, quantiser: int, timestep: int) -> int:
+    """By which networks a model in phases tells the variable of a timestep.
+
+    Args:
+        plan: whose timestep it is.
+        quantiser: M of luma at the first level of the model's plans without loss. One that begins
+            at another is for lossy files, and knows no x and z_1 of their own kind.
+        timestep: from 0 on.
+
+    Returns:
+        0 for x, 1 for z_1, 2 for those above.
+    """
+    return min(timestep, 2) if plan.quantiser == quantiser else 2
+
+
 def _are_positive(numbers: tuple[float, ...]) -> bool:
     return all(0 < number < LARGEST_NUMBER for number in numbers)
 
@@ -86,7 +101,10 @@ def shipped_plan(*levels: float) -> Plan:
 
 
 def plans_from(quantiser: int) -> dict[str, Plan]:
-    """Plans of a model that is new: ``PLANS``, or such as suit a coarser first level in phases."""
+    """Plans of a model that is new: ``PLANS``, or such as suit a coarser first level in phases.
+
+    Those have one more, for lossy files.
+    """
     if quantiser == 2:
         return PLANS
     first = first_sigma(quantiser)
@@ -96,6 +114,7 @@ def plans_from(quantiser: int) -> dict[str, Plan]:
         "best": shipped_plan(
             first, *(first * ratio for ratio in (3, 4.5, 6.3, 9, 12, 18, 26, 44, 83, 220))
         ),
+        "lossy": shipped_plan(first_sigma(4), *PLANS["default"].levels[2:]),
     }
 
 

@@ -55,14 +55,15 @@ def _answers(model: "Model") -> Iterator[tuple[str, NDArray[np.floating]]]:
     """What it says at all its noise levels, and in all phases, each with its name."""
     rng = np.random.default_rng(0)
     x = rng.integers(-255, 256, SHAPE) // np.array([1, 4])[:, None, None, None]
-    for sigma in model.info.levels:
+    for sigma, which in model.asked():
         z = x + sigma * rng.standard_normal(SHAPE)
         mean, v = model.posterior_x(z, sigma)
         yield f"mean at the noise level {sigma}", mean
         yield f"variance at the noise level {sigma}", v
-        for which in model.phased_variables(sigma):
+        if which is None:
+            continue
+        for number, shared in enumerate(model.begin_phases(which, z, sigma)[2]):
             shape = (SHAPE[0], PLANES[which], *SHAPE[2:])
-            for number, shared in enumerate(model.begin_phases(which, z, sigma)[2]):
-                told = rng.integers(-ERROR_LIMIT, ERROR_LIMIT + 1, shape).astype(np.float64)
-                parameters = model.phase_parameters(which, number, shared, told)
-                yield f"phase {number} at the noise level {sigma}", parameters
+            told = rng.integers(-ERROR_LIMIT, ERROR_LIMIT + 1, shape).astype(np.float64)
+            parameters = model.phase_parameters(which, number, shared, told)
+            yield f"phase {number} at the noise level {sigma}", parameters

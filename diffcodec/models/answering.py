@@ -16,21 +16,18 @@ def answer(model: Model, plan: Plan, requests: Sequence[Asked]) -> list[Answer]:
     if phase:
         shared = torch.stack([request.shared for request in phase])
         told = np.stack([request.told for request in phase])
-        which = phased_variable(phase[0].timestep)
+        which = model.told_in_phases(plan, phase[0].timestep)
+        assert which is not None
         return list(model.phase_parameters(which, phase[0].number, shared, told))
     whole = [request for request in requests if isinstance(request, Request)]
     z, timestep = np.stack([request.z for request in whole]), whole[0].timestep
     sigma = plan.levels[timestep - 1]
-    if model.phased:
-        mean, variance, made = model.begin_phases(phased_variable(timestep - 1), z, sigma)
+    which = model.told_in_phases(plan, timestep - 1)
+    if which is not None:
+        mean, variance, made = model.begin_phases(which, z, sigma)
         rows = [[each[k] for each in made] for k in range(len(z))]
         return list(map(Posterior, mean, variance, rows))
     return list(map(Posterior, *model.posterior_x(z, sigma)))
-
-
-def phased_variable(timestep: int) -> int:
-    """What a model with phases knows the variable of a timestep by: all above z_1 are alike."""
-    return min(timestep, 2)
 
 
 def is_usable(answer: Answer) -> bool:

@@ -38,7 +38,7 @@ def serialise_model(
     shape = network.config
     info = ModelInfo("", b"", shape, dict(plans), dict(about), "integer", {})
     try:
-        tensors = quantize(network, calibration, info.levels)
+        tensors = quantize(network, calibration, plans)
         answers = model_answers(build_model(info, tensors, "integer"))
     except INVALID as e:
         raise ModelMismatchError(f"this network cannot be quantised ({e})") from e

@@ -14,8 +14,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from diffcodec.container.parts import LOSSY_PLAN
 from diffcodec.diffusion.plan import Plan
-from diffcodec.errors import ModelMismatchError
+from diffcodec.errors import ModelMismatchError, UnsupportedError
 from diffcodec.models.layout import FORMATS, is_plain, read_network, write_network
 from diffcodec.networks.config import NetworkConfig
 
@@ -36,7 +37,7 @@ class ModelInfo:
         name: the file's stem.
         id: first bytes of the SHA-256 of the file; every encoded file carries it.
         network: shape of its network; None of one that is not a shape of ours.
-        plans: by name: "fast", "default", "best".
+        plans: by name: "fast", "default", "best", and "lossy" of some.
         about: hours of training, data, held-out bpd.
         arithmetic: that of its weights, one of ``ARITHMETICS``.
         answers: digests of what an integer model computes (:mod:`diffcodec.models.known_answers`).
@@ -51,6 +52,21 @@ class ModelInfo:
     arithmetic: str
     answers: dict[str, str]
     calibrated: dict[str, Any] | None = None
+
+    def lossy_plan(self, plan: str) -> str:
+        """The name of the plan for lossy files: the model's own for these, or else the given one.
+
+        Raises:
+            UnsupportedError: if it has to have one, and has none.
+        """
+        if LOSSY_PLAN in self.plans:
+            return LOSSY_PLAN
+        if self.network and self.network.phases:
+            raise UnsupportedError(
+                f"model {self.name} codes in phases and has no plan {LOSSY_PLAN!r}: it codes no "
+                "lossy files; give another model"
+            )
+        return plan
 
     @property
     def levels(self) -> list[float]:

@@ -20,7 +20,9 @@ from diffcodec.coding.ans import Stack, lower_tail, truncated_gaussian
 from diffcodec.coding.bits_back import decode_tile, encode_tile
 from diffcodec.coding.chain import Answer, Asked, TileChain, drive
 from diffcodec.coding.steps import OutOfRangeError
+from diffcodec.container.parts import LOSSY_PLAN
 from diffcodec.diffusion.color import to_domain
+from diffcodec.diffusion.phases import PLANES
 from diffcodec.diffusion.plan import Plan
 from diffcodec.models.answering import answer
 from diffcodec.networks import integer, integer_layers
@@ -77,12 +79,16 @@ def shared_answers() -> dict[str, str]:
 def model_answers(model: "Model") -> dict[str, str]:
     """Digests of a model's "network" at all its noise levels, and of an image coded by each plan.
 
+    That is without loss: not by a plan for lossy files.
+
     Raises:
         ValueError: if a coded image does not come back.
     """
     x = to_domain(sample_image(), model.color).astype(np.float64)
     answers = {"network": _digest(*_network_outputs(model, x))}
     for name, plan in model.plans.items():
+        if name == LOSSY_PLAN:
+            continue
 
         def chain(plan: Plan = plan) -> TileChain:
             return TileChain(plan, model.domain, 0, 3, (HEIGHT, WIDTH), phased=model.phased)
@@ -112,9 +118,16 @@ def sample_image() -> NDArray[np.int16]:
 
 
 def _network_outputs(model: "Model", x: Array) -> Iterator[Array]:
-    for i, sigma in enumerate(model.info.levels):
-        noise = randomness.approximate_normals(0, i, x.shape)
-        yield from model.posterior_x((x + sigma * noise)[None], sigma)
+    for i, (sigma, which) in enumerate(model.asked()):
+        z = (x + sigma * randomness.approximate_normals(0, i, x.shape))[None]
+        if which is None:
+            yield from model.posterior_x(z, sigma)
+            continue
+        *fields, shared = model.begin_phases(which, z, sigma)
+        yield from fields
+        told = np.zeros((1, PLANES[which], HEIGHT, WIDTH))
+        for number, each in enumerate(shared):
+            yield model.phase_parameters(which, number, each, told).astype(np.float64)
 
 
 def _coded_words() -> NDArray[np.uint32]:

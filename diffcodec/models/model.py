@@ -16,8 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
+from diffcodec.container.parts import LOSSY_PLAN
 from diffcodec.diffusion.color import DOMAINS
-from diffcodec.diffusion.plan import Plan
+from diffcodec.diffusion.plan import Plan, phased_variable
 from diffcodec.diffusion.quantiser import first_sigma
 from diffcodec.errors import DiffcodecError, ModelMismatchError, UnsupportedError
 from diffcodec.models.agreement import check_agreement, check_products
@@ -71,7 +72,7 @@ class Model:
 
         Args:
             network: asked for the posterior of x.
-            plans: by name: "fast", "default", "best".
+            plans: by name: "fast", "default", "best", and "lossy" of some.
             name: to call it by.
             file: that both come from, if they come from one.
 
@@ -132,10 +133,19 @@ class Model:
         """Whether it codes in phases."""
         return bool(getattr(self.network, "phases", ()))
 
-    def phased_variables(self, sigma: float) -> list[int]:
-        """What its network tells in phases by a z of this noise level."""
-        config = self.info.network
-        return config.variables_at(sigma) if config else []
+    def told_in_phases(self, plan: Plan, timestep: int) -> int | None:
+        """By which of its networks of phases the variable of a timestep is told; None by none."""
+        quantiser = self._phased_network.quantiser if self.phased else 0
+        return phased_variable(plan, quantiser, timestep) if self.phased else None
+
+    def asked(self) -> list[tuple[float, int | None]]:
+        """The noise levels at which its plans ask it, and what it then tells in phases."""
+        pairs = {
+            (sigma, self.told_in_phases(plan, below))
+            for plan in self.plans.values()
+            for below, sigma in enumerate(plan.levels)
+        }
+        return sorted(pairs, key=lambda pair: (pair[0], pair[1] or 0))
 
     @property
     def _phased_network(self) -> PhasedNetwork:
@@ -301,21 +311,20 @@ def build_model(
 
 
 def _check_plans(config: NetworkConfig, plans: Mapping[str, Plan]) -> None:
-    """Refuse plans whose lowest levels are not those of the networks of phases.
+    """Refuse plans that do not begin at the first level of the networks of phases.
+
+    The one for lossy files must not.
 
     Raises:
         ValueError: so.
     """
     for name, plan in plans.items():
-        found = [config.variables_at(sigma) for sigma in plan.levels]
-        fits = all(min(t, 2) in variables for t, variables in enumerate(found))
-        if plan.quantiser != config.quantiser or not fits:
-            limits = [up_to for up_to, _ in config.experts]
+        if (plan.quantiser == config.quantiser) == (name == LOSSY_PLAN):
+            other = "another" if name == LOSSY_PLAN else "the"
             raise ValueError(
-                f"the plan {name!r} has the noise levels {plan.levels}; with phases from M = "
-                f"{config.quantiser} they must begin with {first_sigma(config.quantiser):g}, and "
-                f"experts up to {limits} answer there: expected one level of the second, and those "
-                "above of the last"
+                f"the plan {name!r} begins at the noise level {plan.levels[0]:g}; with phases from "
+                f"M = {config.quantiser} it must at {other} one of that, "
+                f"{first_sigma(config.quantiser):g}"
             )
 
 

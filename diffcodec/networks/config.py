@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
+from diffcodec.diffusion.plan import Plan, phased_variable
 from diffcodec.diffusion.quantiser import first_sigma
 
 PREFIX = "experts."  # what the names of an expert's tensors begin with, then its number
@@ -174,12 +175,25 @@ class NetworkConfig:
         """The number of the expert that answers at a noise level; of each level, of a tensor."""
         return sum(sigma > up_to for up_to, _ in self.experts[:-1])
 
-    def variables_at(self, sigma: float) -> list[int]:
-        """What phases tell by a z of this noise level: 0 for x, 1 for z_1, 2 for those above."""
-        if self.phases is None:
-            return []
-        experts = (0, 1, len(self.experts) - 1)
-        return [which for which, expert in enumerate(experts) if self.expert_at(sigma) == expert]
+    def told_at(self, plans: Mapping[str, Plan]) -> list[set[float]]:
+        """The noise levels at which plans ask for x, for z_1 and for those above, in phases."""
+        levels: list[set[float]] = [set(), set(), set()]
+        for plan in plans.values():
+            for below, sigma in enumerate(plan.levels):
+                levels[phased_variable(plan, self.quantiser, below)].add(sigma)
+        return levels
+
+    def answered_at(self, plans: Mapping[str, Plan]) -> list[list[float]]:
+        """The noise levels at which plans ask each expert, increasing."""
+        asked = [(self.expert_at(s), s) for plan in plans.values() for s in plan.levels]
+        if self.phases:
+            told = enumerate(self.told_at(plans))
+            asked = [(self.expert_of(which), s) for which, levels in told for s in levels]
+        return [sorted({s for k, s in asked if k == i}) for i in range(len(self.experts))]
+
+    def expert_of(self, which: int) -> int:
+        """The number of the expert by which a variable is told in phases."""
+        return min(which, len(self.experts) - 1)
 
     def ensemble_axes(self, sigma: float) -> tuple[int, ...]:
         """The axes whose reversal the self-ensemble asks for at a noise level, or none."""

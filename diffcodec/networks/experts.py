@@ -63,7 +63,7 @@ class ExpertDenoisers(nn.Module):
             It, and the mean and variance of x given z alone.
         """
         which, variable, below = told
-        unet, ratio = self.experts[min(which, len(self.experts) - 1)], None
+        unet, ratio = self.experts[self.config.expert_of(which)], None
         features = unet.features(z, sigma)
         xhat, v = unet.read_out(features, z, sigma)
         if which == 0:
@@ -205,6 +205,11 @@ class FloatNetwork:
         """Where its weights are."""
         return next(self.module.parameters()).device
 
+    @property
+    def quantiser(self) -> int:
+        """See ``PhasedNetwork``."""
+        return self.config.quantiser
+
     @cached_property
     def identity(self) -> bytes:
         """Digest of the shape and the weights."""
@@ -226,7 +231,7 @@ class FloatNetwork:
         """See ``PhasedNetwork``."""
         level = torch.tensor([float(sigma)], device=z.device)
         experts, phases, answers = self.module.experts, self.phases[which], []
-        unet = experts[min(which, len(experts) - 1)]
+        unet = experts[self.config.expert_of(which)]
         for i, image in enumerate(z.float().contiguous(memory_format=CHANNELS_LAST).split(1)):
             label = None if self._labels is None else self._labels[i : i + 1]
             features = unet.features(image, level, label)

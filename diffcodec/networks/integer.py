@@ -68,12 +68,19 @@ class IntegerNetwork:
         outlines = outline_phases(config, len(tensors))
         own = split_phases(tensors, len(outlines))
         self.phases = [IntegerPhases(*each, device) for each in zip(outlines, own, strict=True)]
-        self.levels = [
-            sigma
-            for number, expert in enumerate(self.experts)
-            for sigma in sorted(expert.levels)
-            if config.expert_at(sigma) == number
-        ]
+        self.levels = sorted(
+            {
+                sigma
+                for number, expert in enumerate(self.experts)
+                for sigma in expert.levels
+                if config.phases or config.expert_at(sigma) == number
+            }
+        )
+
+    @property
+    def quantiser(self) -> int:
+        """See ``PhasedNetwork``."""
+        return self.config.quantiser
 
     @cached_property
     def identity(self) -> bytes:
@@ -83,6 +90,8 @@ class IntegerNetwork:
     def posterior_x(self, z: Field, sigma: float) -> tuple[Field, Field]:
         """Mean and variance of x given z_t: see ``PosteriorNetwork``; sigma one of ``levels``."""
         expert = self.experts[self.config.expert_at(sigma)]
+        if self.config.phases:  # where several answer, the last
+            expert = next(e for e in reversed(self.experts) if sigma in e.levels)
         mean, v = expert.posterior_x(z, sigma)
         axes = self.config.ensemble_axes(sigma)
         if axes:
@@ -92,7 +101,7 @@ class IntegerNetwork:
 
     def begin_phases(self, which: int, z: Field, sigma: float) -> tuple[Field, Field, list[Tensor]]:
         """See ``PhasedNetwork``."""
-        expert = self.experts[min(which, len(self.experts) - 1)]
+        expert = self.experts[self.config.expert_of(which)]
         mean, v, stream = expert.evaluate(z, sigma)
         return mean, v, self.phases[which].shared(stream)
 

@@ -62,11 +62,17 @@ class PhasedNetwork(PosteriorNetwork, Protocol):
     See :mod:`diffcodec.diffusion.phases`. Plans begin at its quantiser's noise level.
     """
 
+    @property
+    def quantiser(self) -> int:
+        """M of luma at the first level of its plans without loss."""
+        ...
+
     def begin_phases(self, which: int, z: Field, sigma: float) -> tuple[Field, Field, list[Tensor]]:
         """Mean and variance of x given z, and what each phase makes of it, [batch, ...].
 
         Args:
-            which: variable is to be told, 0 for x, 1 for z_1, 2 for those above.
+            which: variable is to be told, 0 for x, 1 for z_1, 2 for those above, and for all of
+                a plan for lossy files.
             z: the one above it.
             sigma: its noise level.
         """

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from diffcodec.diffusion.bound import above, draw_dither, quantiser_of
 from diffcodec.diffusion.color import DOMAINS
 from diffcodec.diffusion.phases import ERROR_LIMIT, ERROR_STEPS
+from diffcodec.diffusion.plan import Plan
 from diffcodec.diffusion.process import dithered_quantise, q_sample
-from diffcodec.diffusion.quantiser import first_sigma
 from diffcodec.networks.config import NetworkConfig
 from diffcodec.networks.exact import EXACT_LIMIT, largest_sum
 from diffcodec.networks.experts import (
@@ -130,35 +130,34 @@ def widest_exact(weight: Tensor, low: float, high: float) -> int:
 def quantize(
     network: ExpertDenoisers,
     calibration: Float[Tensor, "batch 3 height width"],
-    levels: Sequence[float],
+    plans: Mapping[str, Plan],
 ) -> dict[str, Tensor]:
     """The tensors of an :class:`.IntegerNetwork`, and the noise embedding's own.
 
     Args:
         network: trained.
         calibration: integers of the colour domain as floats.
-        levels: every noise level at which the plans evaluate the network.
+        plans: that evaluate the network, whose noise levels it gets tables for.
 
     Raises:
         ValueError: if an expert has no level.
     """
-    parts = []
-    for number, expert in enumerate(network.experts):
-        own = [sigma for sigma in levels if network.config.expert_at(sigma) == number]
-        if not own:
-            limits = [up_to for up_to, _ in network.config.experts]
-            raise ValueError(
-                f"experts up to the noise levels {limits}: expected levels of the plans for each, "
-                f"found {levels[0]} to {levels[-1]}"
-            )
-        parts.append(quantize_unet(expert, calibration, own))
-    return join_experts(parts, quantize_phases(network, calibration, levels))
+    levels = network.config.answered_at(plans)
+    if not all(levels):
+        limits = [up_to for up_to, _ in network.config.experts]
+        raise ValueError(
+            f"experts up to the noise levels {limits}: expected levels of the plans for each, "
+            f"found {levels}"
+        )
+    pairs = zip(network.experts, levels, strict=True)
+    parts = [quantize_unet(expert, calibration, own) for expert, own in pairs]
+    return join_experts(parts, quantize_phases(network, calibration, plans))
 
 
 def quantize_phases(
     network: ExpertDenoisers,
     calibration: Float[Tensor, "batch 3 height width"],
-    levels: Sequence[float],
+    plans: Mapping[str, Plan],
 ) -> list[dict[str, Tensor]]:
     """The tensors of every :class:`.IntegerPhases`, of none in a network without."""
     if network.phased is None:
@@ -178,18 +177,17 @@ def quantize_phases(
             calibration, draw_dither(calibration.shape, steps, generator), steps
         )
         ones = torch.ones(len(z_1))
-        for level in levels:
-            variables = config.variables_at(level)
-            if 0 in variables:
-                network.in_phases(Told(0, calibration), z_1, level * ones)
-            if 1 in variables:
-                z_2 = add_noise(z_1, sigma_1, level * multipliers)
-                network.in_phases(Told(1, z_1), z_2, level * ones)
-            if 2 in variables:
-                below = max(level / CALIBRATION_RATIO, first_sigma(config.quantiser))
-                z_s = add_noise(z_1, sigma_1, below * multipliers)
-                z_t = add_noise(z_s, below * multipliers, level * multipliers)
-                network.in_phases(Told(2, z_s, below * ones), z_t, level * ones)
+        remainder, first, above_first = map(sorted, config.told_at(plans))
+        for level in remainder:
+            network.in_phases(Told(0, calibration), z_1, level * ones)
+        for level in first:
+            z_2 = add_noise(z_1, sigma_1, level * multipliers)
+            network.in_phases(Told(1, z_1), z_2, level * ones)
+        for level in above_first:
+            below = level / CALIBRATION_RATIO
+            z_s = add_noise(calibration, 0 * sigma_1, below * multipliers)
+            z_t = add_noise(z_s, below * multipliers, level * multipliers)
+            network.in_phases(Told(2, z_s, below * ones), z_t, level * ones)
     pairs = zip(network.phases, seen, strict=True)
     return [_quantize_phases(phases, statistics) for phases, statistics in pairs]
 
