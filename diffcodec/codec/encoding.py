@@ -68,8 +68,7 @@ def encode(
             torch tensor (uint8 [1..4, h, w]). Of a PNG of 16 bits a channel a path: Pillow drops 8.
         model: a shipped model's name, a path or a loaded model. One that is loaded as "float" makes
             files for research: they may not decode on another machine.
-        plan: "fast", "default" or "best", from few network evaluations per tile to many; of lossy
-            files only where the model has no plan for these.
+        plan: "fast", "default" or "best", from few network evaluations per tile to many.
         progress: show a bar on a terminal when it takes over two seconds.
         timestep: stop at z_t. With ``progressive`` this and the next two say where previews end.
         bpp: stop at the last timestep of no more bits per pixel, the whole file counted.
@@ -101,8 +100,7 @@ def encode(
         raise UnsupportedError(f"{draws} draws and previews: expected one or the other")
     used, source = load_planned(model, plan, device), find_source(image, limits, strip)
     limits.check_memory(expected_bytes(*source.size, uses_model=True, layered=True))
-    if not target.exact:
-        plan = used.info.lossy_plan(plan)
+    plan = plan if target.exact else used.info.lossy_plan(plan)
     return encode_layers(source, used, plan, target, progress)
 
 

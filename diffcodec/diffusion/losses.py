@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from diffcodec.diffusion.bound import (
@@ -36,8 +36,10 @@ SECOND_RATIOS = (2.0, 4.15)  # of the second level to the first, within which pl
 MAX_SIGMA = 800.0
 TRAINING_RATIO = 1.3  # sigma_t / sigma_s of a training step, about 24 levels
 PHASED_RATIOS = (1.3, 4.0)  # the same of steps in phases, which are fewer and longer
-END_SHARES = (3 / 16, 3 / 16)  # of a training batch at the first level and at the second
-PHASED_SHARES = (7 / 16, 4 / 16)  # the same where these are in phases, which hold most bits
+END_SHARES = (3 / 16, 3 / 16, 0)  # of a training batch at the first level and at the second
+PHASED_SHARES = (7 / 16, 4 / 16, 1 / 16)  # in phases, which hold most bits; and of lossy files
+LOSSY_SIGMA = 1.2  # the lowest of a step of these
+LOSSY_WEIGHT = 0.5  # of their bits, lest they outweigh those of exact files
 SAMPLING_POWER = 1.5  # of the strata over log sigma: above 1, more samples where the bits are
 HYBRID_WEIGHT = 0.001  # lambda, of the bound in bits per dimension
 
@@ -85,8 +87,9 @@ class NoisyImages:
         z: what the model sees.
         sigma: its level, [images].
         density: what makes the steps' levels uniform over log sigma, [images]; 1 at the ends.
-        ends: where the images at the first and at the second level end.
-        sizes: how many of the whole batch are at the first level, the second and above.
+        ends: where the images at the first, at the second level and above it end; the others are
+            those of lossy files.
+        sizes: how many of the whole batch are at the first level, the second and elsewhere.
     """
 
     color: str
@@ -98,8 +101,13 @@ class NoisyImages:
     z: Tensor
     sigma: Tensor
     density: Tensor
-    ends: tuple[int, int]
+    ends: tuple[int, int, int]
     sizes: tuple[int, int, int]
+
+    @property
+    def is_lossy(self) -> Bool[Tensor, " images"]:
+        """Which images are at the noise levels of lossy files."""
+        return torch.arange(len(self.z), device=self.z.device) >= self.ends[2]
 
     @property
     def noise(self) -> Float[Tensor, "images 3 1 1"]:
@@ -115,7 +123,7 @@ class NoisyImages:
 
     def first_bits(self, xhat: Tensor, v: Tensor) -> Tensor:
         """Of z_1 of the images at the second level, by the posterior of all images."""
-        rows, (steps, sigma_1) = slice(*self.ends), self.first
+        rows, (steps, sigma_1) = slice(*self.ends[:2]), self.first
         p = p_first(xhat[rows], v[rows], self.z[rows], sigma_1, self.noise[rows], steps)
         return discretized_gaussian_bits(self.z_1[rows], *p, steps)
 
@@ -133,18 +141,24 @@ class NoisyImages:
     def phased_step_bits(
         self, phased: PhasedModel, generator: torch.Generator, share: Share
     ) -> Float[Tensor, "rest 3 height width"]:
-        """The same in phases, of steps of random lengths, none farther than to a second level."""
-        rows, sigma_1 = slice(self.ends[1], None), self.first.sigma
-        z_1, z, sigma, sigma_t = (f[rows] for f in (self.z_1, self.z, self.sigma, self.noise))
+        """The same in phases, of steps of random lengths; of lossy files in the last images.
+
+        The noise of those is around x, that of the others around z_1.
+        """
+        rows, lossy = slice(self.ends[1], None), self.is_lossy
+        given = torch.where(lossy[:, None, None, None], self.x, self.z_1)[rows]
+        away = torch.where(lossy[:, None, None, None], 0, self.first.sigma)[rows]
+        z, sigma, sigma_t = (field[rows] for field in (self.z, self.sigma, self.noise))
         batch, device = share.count * len(self.z), generator.device
         uniform = torch.rand(batch, generator=generator, device=device)[share.rows][rows]
         noise = torch.randn((batch, *z.shape[1:]), generator=generator, device=device)
         low, high = PHASED_RATIOS
-        farthest = torch.log(sigma / second_sigmas(self.quantiser)[0])
-        length = torch.minimum(math.log(low) + uniform * math.log(high / low), farthest)
+        least = torch.where(lossy[rows], first_sigma(2), second_sigmas(self.quantiser)[0])
+        length = math.log(low) + uniform * math.log(high / low)
+        length = torch.minimum(length, torch.log(sigma / least))
         below = sigma * torch.exp(-length)
         sigma_s = sigma_t * (below / sigma)[:, None, None, None]
-        q = q_posterior(z_1, z, above(sigma_s, sigma_1), above(sigma_t, sigma_1))
+        q = q_posterior(given, z, above(sigma_s, away), above(sigma_t, away))
         z_s = q.mean + q.variance.sqrt() * noise[share.rows][rows]
         xhat, v = phased.refined(z_s, z, below, sigma)
         p = p_reverse(xhat, v, z, sigma_s, sigma_t)
@@ -177,19 +191,19 @@ def add_noise(
     generator: torch.Generator,
     share: Share,
     quantiser: int,
-    shares: tuple[float, float] = END_SHARES,
+    shares: tuple[float, float, float] = END_SHARES,
 ) -> NoisyImages:
     """Draw noise levels and noise for a batch, and apply those of its share to x.
 
-    Shares of the batch are at the first level and at the second, somewhere in ``second_sigmas``,
-    the rest above, with sigma stratified over log sigma.
+    Shares of the batch are at the first level, at the second, somewhere in ``second_sigmas``, and
+    at those of lossy files, below the second; the rest above, with sigma stratified over log sigma.
     """
     domain = DOMAINS[color]
     device, rows = generator.device, share.rows
     level = quantiser_of(domain, quantiser, x)
     batch = share.count * x.shape[0]
-    first, second = (int(batch * end) for end in shares)
-    rest = batch - first - second
+    first, second, lossy = (int(batch * end) for end in shares)
+    rest = batch - first - second - lossy
     low, high = second_sigmas(quantiser)
     strata = torch.arange(rest, device=device)
     strata = (strata + torch.rand(rest, generator=generator, device=device)) / rest
@@ -197,25 +211,37 @@ def add_noise(
     weight = SAMPLING_POWER * strata ** (SAMPLING_POWER - 1)
     uniform = torch.rand(second, generator=generator, device=device)
     lowest = lowest_step(quantiser)
+    below = torch.rand(lossy, generator=generator, device=device)
     sigma = torch.cat(
         [
             torch.full((first,), first_sigma(quantiser), device=device),
             low * (high / low) ** uniform,
             lowest * torch.exp(position * math.log(MAX_SIGMA / lowest)),
+            LOSSY_SIGMA * (high / LOSSY_SIGMA) ** below,
         ]
     )[rows]
-    density = torch.cat([torch.ones(first + second, device=device), weight])[rows]
+    weight = weight * (rest + lossy) / rest
+    density = torch.cat(
+        [
+            torch.ones(first + second, device=device),
+            weight,
+            torch.full((lossy,), LOSSY_WEIGHT, device=device),
+        ]
+    )[rows]
     shape = torch.Size((batch, *x.shape[1:]))
     dither = draw_dither(shape, level.steps, generator)[rows]
     z_1, remainder = dithered_quantise(x, dither, level.steps)
     noise = torch.randn(shape, generator=generator, device=device)[rows]
-    ends = share.size(first), share.size(first + second)
+    ends = share.size(first), share.size(first + second), share.size(batch - lossy)
+    sizes = first, second, rest + lossy
     noisy = NoisyImages(
-        color, quantiser, x, level, z_1, remainder, z_1, sigma, density, ends, (first, second, rest)
+        color, quantiser, x, level, z_1, remainder, z_1, sigma, density, ends, sizes
     )
     around = above(noisy.noise, level.sigma)
     around[: ends[0]] = 0
-    return replace(noisy, z=q_sample(z_1, around, noise))
+    z = q_sample(z_1, around, noise)
+    z[ends[2] :] = q_sample(x, noisy.noise, noise)[ends[2] :]
+    return replace(noisy, z=z)
 
 
 def code_length_loss(
@@ -249,7 +275,8 @@ def code_length_loss(
     model = fix_variance(model, color, variance)
     if phased is None:
         return noisy.bits(*model(noisy.z, noisy.sigma), variance)
-    (a, b), z_1 = noisy.ends, noisy.z_1
+    a, b, _ = noisy.ends
+    z_1 = noisy.z_1
     return noisy.mean(
         phased.remainder_bits(x[:a], z_1[:a]),
         phased.first_bits(z_1[a:b], noisy.z[a:b], noisy.sigma[a:b]),
