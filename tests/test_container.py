@@ -453,7 +453,7 @@ def test_the_draw_of_a_tile() -> None:
         (file(header(), b"\3"), "unknown coder of tile 1 of 1: 3"),
         (file(header(model=1), b"\x13\0"), "unknown coder of tile 1 of 1: 19"),
         (file(header(model=1), b"\x17\1\0"), "unknown coder of tile 1 of 1: 19"),
-        (file(header(0x0A, model=1) + b"\x13\1\2", b""), "unknown plan of the layers: 19"),
+        (file(header(0x0A, model=1) + b"\x14\1\2", b""), "unknown plan of the layers: 20"),
         (file(header(0x22) + b"\1\3Abc\0", b"\0"), "needs 'Abc', which this"),
     ],
 )

@@ -76,14 +76,13 @@ def encode(
         progressive: previews first, then the exact image.
         previews: the timesteps that the file can be cut at, instead of about every 1.5 dB.
         draws: code each tile so many times, by other shared randomness each, and keep the smallest.
-            Of tiny images: 4 gain half a percent of 32 x 32 pixels. Decoding takes no longer.
+            Of tiny images: 4 gain half a percent of 32 x 32 pixels.
         strip: leave out all metadata; palette and transparency stay, being part of the picture.
         limits: the sizes to accept; a larger image takes larger limits to decode, too.
         device: where the model computes; see :func:`diffcodec.load_model`.
 
     Returns:
-        The file's bytes; :func:`decode` gives the image back; without loss the pixels, mode
-        and metadata exactly. A warning tells of metadata that can't be kept.
+        The file's bytes. A warning tells of metadata that can't be kept.
 
     Raises:
         TypeError: for anything but the types above.
@@ -100,8 +99,8 @@ def encode(
         raise UnsupportedError(f"{draws} draws and previews: expected one or the other")
     used, source = load_planned(model, plan, device), find_source(image, limits, strip)
     limits.check_memory(expected_bytes(*source.size, uses_model=True, layered=True))
-    plan = plan if target.exact else used.info.lossy_plan(plan)
-    return encode_layers(source, used, plan, target, progress)
+    chosen = plan if target.exact else used.info.lossy_plan(plan)
+    return encode_layers(source, used, chosen, target, progress)
 
 
 def _target(timestep: Any, bpp: Any, psnr: Any, progressive: Any, previews: Any) -> Target:

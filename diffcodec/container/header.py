@@ -2,7 +2,15 @@
 
 from typing import NamedTuple
 
-from diffcodec.container.parts import LAYER_PLANS, MAGIC, VERSION, Container, Layers, tile_count
+from diffcodec.container.parts import (
+    CODERS,
+    LAYER_PLANS,
+    MAGIC,
+    VERSION,
+    Container,
+    Layers,
+    tile_count,
+)
 from diffcodec.container.primitives import (
     FLOAT_BIT,
     LAYERS_BIT,
@@ -114,7 +122,7 @@ def read_metadata(reader: "ByteReader", limits: Limits) -> dict[str, bytes]:
 def _read_layers(reader: "ByteReader", limits: Limits) -> Layers:
     """What the header says of the layers."""
     what = "the timesteps of the layers"
-    plan = coder_of(reader.u8("the plan of the layers"), "plan of the layers", LAYER_PLANS)
+    plan = coder_of(reader.u8("the plan of the layers"), "plan of the layers", CODERS | LAYER_PLANS)
     count = reader.varint(what)
     limits.check_timesteps(count)
     reader.need(count, what)
