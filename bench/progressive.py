@@ -52,7 +52,7 @@ def coded(model: Model, effort: str, image: Image.Image) -> Array:
     previews = Previews(model, "RGB", image.size, effort, progress_bar(0, False))
     for sigma in reversed(model.plans[effort].levels):
         bits += sum(map(len, previews.encode_step(image)))
-        noise = (previews.descent(0).z - x) / (sigma * multipliers)
+        noise = (previews.descent(previews.parts[0]).z - x) / (sigma * multipliers)
         shown = psnr(previews.show(), image)
         rows.append((bits / x[0].size, shown, float(np.mean(noise**2))))
     return np.array(rows)

@@ -28,6 +28,7 @@ from diffcodec.cli.running import (
     reading_file,
 )
 from diffcodec.coding.reconstructions import RECONSTRUCTIONS
+from diffcodec.container.parts import MAGIC
 from diffcodec.container.reader import FileReader
 from diffcodec.container.salvage import Damage
 from diffcodec.errors import CorruptError, TruncatedError
@@ -37,6 +38,17 @@ from diffcodec.system.files import STANDARD, check_output, read_file, write_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+
+SCALES = ("1", "1/2", "1/4", "1/8")
+
+
+def parse_region(text: str) -> tuple[int, ...]:
+    """Four integers between commas."""
+    numbers = tuple(int(part) for part in text.split(","))
+    if len(numbers) != 4:
+        raise ValueError("other than four numbers")
+    return numbers
 
 
 @cli.command(
@@ -84,6 +96,20 @@ if TYPE_CHECKING:
     show_default=True,
     help="Of --reconstruct sample.",
 )
+@click.option(
+    "--region",
+    type=parse_region,
+    metavar="X,Y,W,H",
+    help="A part of the image: left, top, width, height. Only the tiles that it touches are read "
+    "and evaluated.",
+)
+@click.option(
+    "--scale",
+    type=click.Choice(SCALES),
+    default="1",
+    show_default=True,
+    help="The image reduced by so much, from fewer timesteps.",
+)
 @file_model_option
 @device_option
 @limit_options
@@ -96,6 +122,8 @@ def decode(
     recover: bool,
     max_bytes: int | None,
     reconstruct: str,
+    region: tuple[int, ...] | None,
+    scale: str,
     model: str | None,
     device: str,
     **options: Any,
@@ -110,6 +138,8 @@ def decode(
             "--recover takes whatever is whole; leave out --allow-partial, --timestep and "
             "--reconstruct"
         )
+    if recover and (region or scale != "1"):
+        raise click.UsageError("--recover gives the whole image; leave out --region and --scale")
     load_given(model, device=device)
     work = partial(
         _decode_file,
@@ -122,6 +152,8 @@ def decode(
         progress=files.progress,
         allow_partial=allow_partial or max_bytes is not None,
         reconstruct=reconstruct,
+        region=region,
+        scale=int(scale.rpartition("/")[2]),
         **options,
     )
     files.for_each(one_by_one(work))
@@ -145,10 +177,12 @@ def _decode_file(
     format = image_format(target)
     check_output(target, source, force)
     start = time.perf_counter()
-    data = read_file(source, max_bytes)
+    in_parts = options["region"] is not None and max_bytes is None and source != STANDARD
+    data = read_file(source, len(MAGIC) if in_parts else max_bytes)
     limits = options["limits"]
     is_exact = recover or (timestep is None and not options["allow_partial"]) or timestep == 0
-    if format not in EXACT_MODES and is_exact and not _is_lossy(data, limits):
+    is_exact = is_exact and options["scale"] == 1
+    if format not in EXACT_MODES and is_exact and not _is_lossy(source, data, in_parts, limits):
         raise CommandError(
             f"the image is exact, which {format} would not keep: write .png, or give a --timestep"
         )
@@ -157,10 +191,11 @@ def _decode_file(
         found = 0
         image, damage = _recover(data, model, progress, limits, options["device"])
     else:
+        path = source if in_parts else None
         with _without_previews(data, limits, is_cut=len(data) == max_bytes):
-            found, image = decode_data(data, timestep, model, progress, **options)
+            found, image = decode_data(data, timestep, model, progress, path, **options)
     stream = io.BytesIO()
-    lost = write_image(image, stream, format, exact=found == 0)
+    lost = write_image(image, stream, format, exact=found == 0 and options["scale"] == 1)
     write_file(target, stream.getvalue(), force, source)
     if damage:
         raise CorruptError(_describe_damage(damage))
@@ -175,9 +210,9 @@ def _decode_file(
     )
 
 
-def _is_lossy(data: bytes, limits: Limits) -> bool:
-    """Whether a file ends before the exact image."""
-    layers = parse_data(data, limits).layers
+def _is_lossy(source: str, data: bytes, is_beginning: bool, limits: Limits) -> bool:
+    """Whether a file, or that which these bytes begin, ends before the exact image."""
+    layers = parse_data(read_file(source) if is_beginning else data, limits).layers
     return layers is not None and not layers.is_exact
 
 
@@ -197,13 +232,18 @@ def _without_previews(data: bytes, limits: Limits, is_cut: bool) -> Iterator[Non
 
 
 def decode_data(
-    data: bytes, timestep: int | None, model: str | None, progress: bool, **options: Any
+    data: bytes,
+    timestep: int | None,
+    model: str | None,
+    progress: bool,
+    path: str | None = None,
+    **options: Any,
 ) -> "tuple[int, Image]":
-    """The finest timestep of a file, and its image."""
+    """The finest timestep of a file, and its image; with a path the data are only its beginning."""
     from diffcodec.codec import decoding
 
     with reading_file(data):
-        return decoding.decode_finest(data, timestep, model, progress, **options)
+        return decoding.decode_finest(path or data, timestep, model, progress, **options)
 
 
 def _recover(

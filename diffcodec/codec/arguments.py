@@ -2,8 +2,10 @@
 
 import mmap
 import operator
+import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from numbers import Real
 from os import PathLike
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
+from diffcodec.container.primitives import read_stream
 from diffcodec.errors import DiffcodecError
 from diffcodec.images.metadata import stripped
 from diffcodec.images.modes import as_image
@@ -18,6 +21,8 @@ from diffcodec.images.reading import read_image
 from diffcodec.limits import Limits
 
 FileLike = str | PathLike[str] | bytes | bytearray | memoryview | mmap.mmap | BinaryIO
+AHEAD_BYTES = 1 << 16  # that are read beyond what is needed, where each reading is a request
+_ADDRESS = re.compile("[a-z][a-z0-9+.-]+://")
 _BUFFERS = (bytearray, memoryview, mmap.mmap)
 
 
@@ -99,6 +104,56 @@ def list_images(images: Any) -> list[Any]:
     return list(images)
 
 
+@contextmanager
+def opened(data: Any, in_parts: bool) -> Iterator[bytes | BinaryIO]:
+    """A file to decode; see :func:`file_source`.
+
+    Args:
+        data: its path or address, bytes or a stream.
+        in_parts: whether little of it is to be read: a path is opened then, not read whole.
+    """
+    if is_address(data):
+        with _opened_address(data) as stream:
+            yield stream
+    elif in_parts and isinstance(data, (str, PathLike)):
+        with ExitStack() as stack:
+            with _reading(data):
+                found = stack.enter_context(Path(data).open("rb"))
+            yield found
+    else:
+        yield file_source(data)
+
+
+def is_address(data: Any) -> bool:
+    """Whether this is an address that fsspec opens, and no path."""
+    return isinstance(data, str) and _ADDRESS.match(data) is not None
+
+
+@contextmanager
+def _opened_address(address: str) -> Iterator[BinaryIO]:
+    try:
+        import fsspec
+    except ImportError as error:
+        raise DiffcodecError(
+            f"{address}: addresses need fsspec: pip install 'diffcodec[remote]', or give a path"
+        ) from error
+    with _reading(address):
+        files, path = fsspec.core.url_to_fs(address)
+        stream = files.open(path, "rb", block_size=AHEAD_BYTES, cache_type="readahead")
+    with stream:
+        yield stream
+
+
+@contextmanager
+def _reading(name: object) -> Iterator[None]:
+    """What cannot be opened or read raises an error of ours."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or error
+        raise DiffcodecError(f"cannot read {name}: {reason}; check the path") from error
+
+
 def file_source(data: Any) -> bytes | BinaryIO:
     """A file to decode, from a path, bytes or a stream of them.
 
@@ -111,11 +166,11 @@ def file_source(data: Any) -> bytes | BinaryIO:
     if isinstance(data, _BUFFERS):
         return bytes(memoryview(data))
     if isinstance(data, (str, PathLike)):
-        try:
+        if is_address(data):
+            with _opened_address(str(data)) as found:
+                return read_stream(found)
+        with _reading(data):
             return Path(data).read_bytes()
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-            reason = getattr(error, "strerror", None) or error
-            raise DiffcodecError(f"cannot read {data}: {reason}; check the path") from error
     if not callable(getattr(data, "read", None)):
         raise TypeError(
             f"data: found {type(data).__name__}, expected a path, bytes or a binary stream"

@@ -7,13 +7,14 @@ from os import PathLike
 from PIL import Image
 
 from diffcodec.arrays import Array
-from diffcodec.codec.arguments import FileLike, file_source, integer, optional_integer
+from diffcodec.codec.arguments import FileLike, file_source, integer, opened, optional_integer
 from diffcodec.codec.batches import count_evaluations, progress_bar, run
 from diffcodec.codec.jobs import EXACT, Job, Part, View, chain_parts, decode_job, make_chain
 from diffcodec.codec.layered_decoding import decode_layers, iter_layers
 from diffcodec.codec.opening import OpenFile, open_file
 from diffcodec.codec.planes import check_pixels, color_set
 from diffcodec.codec.tiles import paste_chains, paste_fallbacks
+from diffcodec.codec.windows import check_scale, reduced, scaled_timestep
 from diffcodec.errors import UnsupportedError
 from diffcodec.images.fallback import decode_fallback
 from diffcodec.images.metadata import apply_metadata
@@ -30,14 +31,16 @@ def decode(
     allow_partial: bool = False,
     reconstruct: str = "mean",
     seed: int = 0,
+    region: Sequence[int] | None = None,
+    scale: int = 1,
     limits: Limits = DEFAULT_LIMITS,
     device: str | None = None,
 ) -> Image.Image:
     """The image in a file.
 
     Args:
-        data: a file: its path, its bytes (also as bytearray, memoryview or mmap), or a binary
-            stream of them.
+        data: a file: its path, its bytes (also as bytearray, memoryview or mmap), a binary stream
+            of them, or an address that fsspec opens (https://...).
         timestep: 0 for the exact image; t for the posterior mean of x given z_t, coarser the
             larger t. Tiles that took a fallback coder are exact at every timestep. By default the
             finest that the file has. Of a file with previews only what it takes is read.
@@ -47,6 +50,10 @@ def decode(
         reconstruct: what to show at a timestep above 0: "mean", the posterior mean; "flow", its
             continuation by the probability-flow ODE (DDIM); "sample", by ancestral sampling.
         seed: of the sample, 0 to 2^24 - 1.
+        region: left, top, width, height of a part: of a path, an address or a stream that can seek
+            only the tiles that it touches are read, and only these are evaluated. No checksum of
+            the whole image is checked then.
+        scale: 2, 4 or 8: the image reduced by so much, from the timestep that suffices for that.
         limits: the sizes to accept.
         device: where the model computes; see :func:`diffcodec.load_model`.
 
@@ -67,6 +74,8 @@ def decode(
         allow_partial=allow_partial,
         reconstruct=reconstruct,
         seed=seed,
+        region=region,
+        scale=scale,
         limits=limits,
         device=device,
     )[1]
@@ -81,18 +90,35 @@ def decode_finest(
     allow_partial: bool = False,
     reconstruct: str = "mean",
     seed: int = 0,
+    region: Sequence[int] | None = None,
+    scale: int = 1,
     limits: Limits = DEFAULT_LIMITS,
     device: str | None = None,
 ) -> tuple[int, Image.Image]:
     """As :func:`decode`, with the timestep that it came to."""
     view = View(optional_integer("timestep", timestep) or 0, reconstruct, integer("seed", seed))
-    file = open_file(file_source(data), model, progress, limits, device)
-    layers = file.container.layers
-    if layers is None:
-        return view.timestep, decode_tiles(file, view)
-    if timestep is None:
-        view = replace(view, timestep=layers.stops[-1])
-    return decode_layers(file, view, allow_partial)
+    check_scale(scale)
+    with opened(data, in_parts=region is not None) as source:
+        file = open_file(source, model, progress, limits, device, region)
+        layers = file.container.layers
+        if timestep is None:
+            view = replace(view, timestep=_finest(file, scale))
+        if layers is None:
+            found, image = view.timestep, decode_tiles(file, view)
+        else:
+            found, image = decode_layers(file, view, allow_partial)
+    return found, reduced(image, scale)
+
+
+def _finest(file: OpenFile, scale: int) -> int:
+    """The timestep to show of a file, if none is asked for."""
+    layers, model = file.container.layers, file.model
+    if model is None:
+        return 0
+    plans = {tile.plan for tile in file.container.tiles if tile.plan}
+    (plan,) = plans if layers is None else {layers.plan}
+    enough = scaled_timestep(model.plans[plan].levels, scale)
+    return enough if layers is None else max(enough, layers.stops[-1])
 
 
 def iter_decode(
@@ -131,19 +157,18 @@ def decode_tiles(
     watch: Callable[[Part, Job[Array]], Job[Array]] = lambda part, job: job,
 ) -> Image.Image:
     """The image of a file without layers; ``watch`` wraps the jobs of its chains."""
-    container, model = file.container, file.model
-    parts = chain_parts(container)
+    container, model, window = file.container, file.model, file.window
+    parts = [replace(part, box=window.boxes[part.index]) for part in chain_parts(container)]
     last = last_timestep(parts, model)
     if not 0 <= view.timestep <= last:
         raise UnsupportedError(
             f"timestep {view.timestep}: this file has timesteps 0 (exact) to {last} (coarsest)"
         )
-    size = (container.width, container.height)
     if container.whole and model is None:
         (tile,) = container.tiles
-        image = decode_fallback(tile.coder, tile.payload, container.mode, size)
+        image = decode_fallback(tile.coder, tile.payload, container.mode, window.size)
     else:
-        image = Image.new(container.mode, size)
+        image = Image.new(container.mode, window.size)
     # Pasting needs the palette in place.
     apply_metadata(image, container.metadata, file.reader.limits)
     if model is not None:
@@ -163,10 +188,11 @@ def decode_tiles(
         with progress_bar(count_evaluations(parts, model), file.progress) as bar:
             paste_chains(image, parts, run(jobs, parts, model, bar), model.color)
     if not container.whole:
-        paste_fallbacks(image, container.boxes(), container.tiles)
-    if view.timestep == 0:
+        wanted = window.boxes.items()
+        paste_fallbacks(image, ((box, container.tiles[index]) for index, box in wanted))
+    if view.timestep == 0 and window.is_whole:
         check_pixels(image, container)
-    return image
+    return window.cut(image)
 
 
 def last_timestep(parts: Sequence[Part], model: Model | None) -> int:

@@ -9,20 +9,27 @@ BATCH_BYTES = 1 << 30
 PIXEL_BYTES, LAYERED_PIXEL_BYTES = 16, 64
 
 
-def check_memory(container: Container, limits: Limits, pictures: int = 0) -> None:
+def check_memory(
+    container: Container,
+    limits: Limits,
+    pictures: int = 0,
+    size: tuple[int, int] | None = None,
+) -> None:
     """Hold what decoding a file is expected to take against the limit of memory.
 
     Args:
         container: the file's.
         limits: to hold it against.
         pictures: how many more than the decoded one are held at a time.
+        size: of what is decoded, if that is not the whole image.
 
     Raises:
         LimitError: if it is more.
     """
     uses_model, layered = container.uses_model, container.layers is not None
-    size = expected_bytes(container.width, container.height, uses_model, layered)
-    limits.check_memory(size + 3 * container.width * container.height * pictures)
+    width, height = size or (container.width, container.height)
+    expected = expected_bytes(width, height, uses_model, layered)
+    limits.check_memory(expected + 3 * width * height * pictures)
 
 
 def expected_bytes(width: int, height: int, uses_model: bool, layered: bool) -> int:

@@ -1,5 +1,6 @@
 """What a file with previews shows, read no farther than it takes."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,7 +22,7 @@ def decode_layers(file: OpenFile, view: View, allow_partial: bool) -> tuple[int,
 
     See :func:`diffcodec.decode`.
     """
-    layers, container = _layers(file), file.container
+    layers = _layers(file)
     assert file.model is not None
     finest, levels = layers.stops[-1], len(file.model.plans[layers.plan].levels)
     wanted = view.timestep
@@ -29,7 +30,7 @@ def decode_layers(file: OpenFile, view: View, allow_partial: bool) -> tuple[int,
         raise UnsupportedError(
             f"timestep {wanted}: this file has timesteps {finest} (finest) to {levels} (coarsest)"
         )
-    evaluations = (levels + 2 - wanted) * container.width * container.height
+    evaluations = (levels + 2 - wanted) * math.prod(file.window.size)
     with progress_bar(evaluations, file.progress) as bar:
         descent = _LayeredDescent(file, view, bar)
 
@@ -90,11 +91,12 @@ class _LayeredDescent:
         self.previews = Previews(
             file.model,
             container.mode,
-            size=(container.width, container.height),
+            size=file.window.size,
             plan=_layers(file).plan,
             bar=bar,
             colors=color_set(container),
             exact=_layers(file).is_exact,
+            boxes=file.window.boxes,
         )
 
     @property
@@ -111,20 +113,20 @@ class _LayeredDescent:
     def shown(self) -> Image.Image:
         """What the layers show; at the end of a lossy file held against its checksum."""
         ends = self.timestep == _layers(self.file).stops[-1]
-        if ends:
+        if ends and self.file.window.is_whole:
             image = self.previews.show()
             check_pixels(image, self.file.container)
-        if self.view.reconstruct != "mean" or not ends:
+        if self.view.reconstruct != "mean" or not (ends and self.file.window.is_whole):
             image = self.previews.show(self.view)
         return self._with_metadata(image)
 
     def below_layers(self, view: View) -> Image.Image:
         """What the tiles show that follow the layers."""
         image = self.previews.decode_rest(self.file.container.tiles, view)
-        if view.timestep == 0:
+        if view.timestep == 0 and self.file.window.is_whole:
             check_pixels(image, self.file.container)
         return self._with_metadata(image)
 
     def _with_metadata(self, image: Image.Image) -> Image.Image:
         apply_metadata(image, self.file.container.metadata, self.file.reader.limits)
-        return image
+        return self.file.window.cut(image)

@@ -1,11 +1,13 @@
 """A file opened for decoding: what is read of it held against the limits, and its model found."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import BinaryIO
 
 from diffcodec.codec.arguments import check_limits
 from diffcodec.codec.estimates import check_memory
+from diffcodec.codec.windows import Window, find_window
 from diffcodec.container.parts import Container
 from diffcodec.container.reader import FileReader
 from diffcodec.errors import CorruptError, ModelMismatchError
@@ -21,11 +23,13 @@ class OpenFile:
     Attributes:
         reader: of the file.
         model: None if the file needs none.
+        window: what of the image is to be shown.
         progress: whether to show a bar.
     """
 
     reader: FileReader
     model: Model | None
+    window: Window
     progress: bool = False
 
     @property
@@ -40,8 +44,9 @@ def open_file(
     progress: bool,
     limits: Limits,
     device: str | None = None,
+    region: Sequence[int] | None = None,
 ) -> OpenFile:
-    """Read a file as far as its first layer, or whole if it has none.
+    """Read a file as far as its first layer, or whole if it has none; of a region only its tiles.
 
     Until then no claim of the header is to be trusted.
 
@@ -50,14 +55,17 @@ def open_file(
     """
     check_limits(limits)
     reader = FileReader(source, limits)
+    window = find_window(reader.container, region)
+    if not window.is_whole:
+        reader.wanted = window.boxes
     if reader.container.layers is None:
         reader.read_tiles()
     else:
         reader.read_layer()
     container = reader.container
-    check_memory(container, limits)
+    check_memory(container, limits, size=window.size)
     used = find_model(container, model, device) if container.uses_model else None
-    return OpenFile(reader, used, progress)
+    return OpenFile(reader, used, window, progress)
 
 
 def named_model(

@@ -1,6 +1,6 @@
 """All tiles of an image on their way down."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from diffcodec.codec.tiles import paste_chains, paste_fallbacks
 from diffcodec.coding.bits_back import EncodedTile
 from diffcodec.coding.chain import TileChain
 from diffcodec.coding.top_down import Descent
-from diffcodec.container.parts import Tile, tile_grid
+from diffcodec.container.parts import Box, Tile, tile_grid
 from diffcodec.images.color_sets import ColorSet
 from diffcodec.models.model import Model
 
@@ -50,20 +50,34 @@ class Previews:
         encodes: bool = False,
         colors: ColorSet | None = None,
         exact: bool = True,
+        boxes: Mapping[int, Box] | None = None,
     ):
+        """Begin above the first timestep.
+
+        Args:
+            model: to be asked.
+            mode: of the image.
+            size: of the image, or of the part of it that is shown.
+            plan: of all tiles.
+            bar: of progress.
+            encodes: whether this is the encoder.
+            colors: which can occur, if not all can.
+            exact: whether the file goes down to the image itself.
+            boxes: of the tiles, by their numbers, if they are not all of an image's.
+        """
         self.model, self.mode, self.size, self.bar = model, mode, size, bar
         self.encodes, self.colors, self.exact = encodes, colors, exact
-        boxes = tile_grid(*size)
-        self.parts = [Part(plan, index, box) for index, box in enumerate(boxes)]
+        if boxes is None:
+            boxes = dict(enumerate(tile_grid(*size)))
+        self.parts = [Part(plan, index, box) for index, box in boxes.items()]
         self.timestep = len(model.plans[plan].levels) + 1  # of all tiles
-        self._descents: list[Descent] = []
+        self._descents: dict[int, Descent] = {}
 
-    def descent(self, index: int) -> Descent:
+    def descent(self, part: Part) -> Descent:
         """Of a tile; begun when it is its turn, as a file may claim any number of them."""
-        if index == len(self._descents):
-            part = self.parts[index]
-            self._descents.append(Descent(self._chain(part)))
-        return self._descents[index]
+        if part.index not in self._descents:
+            self._descents[part.index] = Descent(self._chain(part))
+        return self._descents[part.index]
 
     def _chain(self, part: Part) -> TileChain:
         return make_chain(self.model, self.mode, part, self.colors, self.exact)
@@ -121,7 +135,7 @@ class Previews:
             return (yield from decode_job(self.model, descent.below(), tile, view))
 
         image = self.put_together(self._run(job))
-        paste_fallbacks(image, [part.box for part in self.parts], tiles)
+        paste_fallbacks(image, ((part.box, tiles[part.index]) for part in self.parts))
         return image
 
     def put_together(self, shown: Iterator[Array | None]) -> Image.Image:
@@ -136,7 +150,7 @@ class Previews:
         keep = self.size[0] * self.size[1] * bytes_each <= KEPT_BYTES
 
         def bounded(part: Part) -> Job[Result]:
-            descent = self.descent(part.index)
+            descent = self.descent(part)
             result = yield from job(part, descent)
             if not keep:
                 descent.forget(self._chain(part))

@@ -71,7 +71,7 @@ def recover(
         jobs = (_decode(used, found, part) for part in parts)
         with progress_bar(count_evaluations(parts, used), progress) as bar:
             paste_chains(image, parts, run(jobs, parts, used, bar), used.color)
-    paste_fallbacks(image, container.boxes(), found.tiles)
+    paste_fallbacks(image, zip(container.boxes(), found.tiles, strict=False))
     if all(damage.tile is None for damage in found.damage):
         check_pixels(image, container)
     return Recovered(image, found.damage)

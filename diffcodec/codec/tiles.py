@@ -50,13 +50,13 @@ def paste_chains(
             paste(image, part.box, x, color)
 
 
-def paste_fallbacks(image: Image.Image, boxes: Iterable[Box], tiles: Iterable[Tile | None]) -> None:
+def paste_fallbacks(image: Image.Image, tiles: Iterable[tuple[Box, Tile | None]]) -> None:
     """Put the tiles that are by a fallback coder in their places; others are left out.
 
     Raises:
         CorruptError: if one does not decode.
     """
-    for box, tile in zip(boxes, tiles, strict=False):
+    for box, tile in tiles:
         if tile is not None and not tile.plan:
             size = (box.width, box.height)
             decoded = decode_fallback(tile.coder, tile.payload, image.mode, size)

@@ -1,5 +1,6 @@
 """Numbers and checksums in bytes."""
 
+import io
 import struct
 import zlib
 from collections.abc import Mapping
@@ -71,6 +72,17 @@ def read_stream(stream: BinaryIO, size: int = -1) -> bytes:
     return bytes(data)
 
 
+def seek_stream(stream: BinaryIO, count: int) -> bool:
+    """Leave out bytes of a stream, if it can."""
+    try:
+        if not stream.seekable():
+            return False
+        stream.seek(count, io.SEEK_CUR)
+    except (AttributeError, OSError):
+        return False
+    return True
+
+
 class ByteReader:
     """A cursor over bytes or a stream; every read that passes its end is a TruncatedError."""
 
@@ -78,6 +90,7 @@ class ByteReader:
         self.data = source if isinstance(source, bytes) else bytearray()
         self._stream = None if isinstance(source, bytes) else source
         self.position = 0
+        self._before = 0  # bytes of a stream before those at hand
 
     @property
     def remaining(self) -> int:
@@ -97,13 +110,26 @@ class ByteReader:
                 break
             self.data += chunk
 
+    def skip(self, count: int) -> None:
+        """Leave out the next bytes, which a stream that can seek does not read."""
+        beyond = self.position + count - len(self.data)
+        if self._stream is None:
+            self.position += count
+        elif beyond > 0 and seek_stream(self._stream, beyond):
+            self._before += self.position + count
+            self.data, self.position = bytearray(), 0
+        else:
+            self.prepare(count)
+            self.position += count
+
     def need(self, count: int, part: str) -> None:
         """Refuse to go on where fewer bytes are left."""
         self.prepare(count)
         if count > len(self.data) - self.position:
             raise TruncatedError(
-                f"the file ends early, in {part}: found {len(self.data)} bytes, expected at least "
-                f"{self.position + count}; get the whole file again"
+                f"the file ends early, in {part}: found {self._before + len(self.data)} bytes, "
+                f"expected at least {self._before + self.position + count}; get the whole file "
+                "again"
             )
 
     def take(self, count: int, part: str) -> bytes:

@@ -1,5 +1,6 @@
 """From the bytes, or a stream of them, to the parts."""
 
+from collections.abc import Collection
 from dataclasses import replace
 from itertools import accumulate
 from typing import BinaryIO
@@ -17,9 +18,16 @@ from diffcodec.container.primitives import (
     coder_of,
     part_crc,
 )
-from diffcodec.container.rules import check_container, check_header, check_preview
+from diffcodec.container.rules import (
+    check_container,
+    check_header,
+    check_preview,
+    check_tile,
+)
 from diffcodec.errors import CorruptError, FormatError, TruncatedError
 from diffcodec.limits import DEFAULT_LIMITS, Limits
+
+LEFT_OUT = Tile("raw", b"")  # in the place of a tile that is not read
 
 
 def parse(source: bytes | BinaryIO, limits: Limits = DEFAULT_LIMITS) -> Container:
@@ -56,6 +64,8 @@ class FileReader:
     Attributes:
         container: what has been read: complete only after :meth:`read_tiles`.
         cursor: where the next part begins.
+        wanted: numbers of the tiles to read, if not all are: the others are left out, and of what
+            they hold nothing is checked. Their payloads are empty.
 
     All methods raise what :func:`parse` raises. After an error what was read before is good still.
     """
@@ -64,6 +74,7 @@ class FileReader:
         self.limits, self.cursor = limits, ByteReader(source)
         self.header = read_header(self.cursor, limits)
         self.container = self.header.container
+        self.wanted: Collection[int] | None = None
 
     @property
     def more_layers(self) -> bool:
@@ -85,8 +96,15 @@ class FileReader:
         """The tiles, after all layers, and the end of the file."""
         if self.container.has_tiles:
             contents = self._read_section(self.container.layer_count)
-            tiles = tuple(self.parse_tile(*part) for part in enumerate(contents))
+            tiles = tuple(
+                self.parse_tile(*part) if self.wants(part[0]) else LEFT_OUT
+                for part in enumerate(contents)
+            )
             self.container = replace(self.container, tiles=tiles)
+        if self.wanted is not None:
+            for index in self.wanted if self.container.tiles else ():
+                check_tile(self.container.tiles[index], f"tile {index + 1}", self.container)
+            return
         if remaining := self.cursor.remaining:
             raise FormatError(f"{remaining} bytes follow the last part, expected none")
         check_container(self.container)
@@ -96,8 +114,20 @@ class FileReader:
         where = self.name(section)
         self.cursor.need(self.header.tile_count * SMALLEST_PART_BYTES, where)
         lengths = self.read_lengths(section)
-        self.cursor.need(sum(lengths) + len(lengths) * CRC_BYTES, where)
-        return tuple(self.read_part(section, *part) for part in enumerate(lengths))
+        if self.wanted is None:
+            self.cursor.need(sum(lengths) + len(lengths) * CRC_BYTES, where)
+        return tuple(
+            self.read_part(section, *part) if self.wants(part[0]) else self._skip_part(part[1])
+            for part in enumerate(lengths)
+        )
+
+    def wants(self, tile: int) -> bool:
+        """Whether a tile is to be read."""
+        return self.wanted is None or tile in self.wanted
+
+    def _skip_part(self, length: int) -> bytes:
+        self.cursor.skip(length + CRC_BYTES)
+        return b""
 
     def name(self, section: int, tile: int | None = None) -> str:
         """A section, or one of its parts, in words."""
