@@ -115,9 +115,8 @@ def _finest(file: OpenFile, scale: int) -> int:
     layers, model = file.container.layers, file.model
     if model is None:
         return 0
-    plans = {tile.plan for tile in file.container.tiles if tile.plan}
-    (plan,) = plans if layers is None else {layers.plan}
-    enough = scaled_timestep(model.plans[plan].levels, scale)
+    plans = {tile.plan for tile in file.container.tiles} | {layers.plan if layers else None}
+    enough = min(scaled_timestep(model.plans[plan].levels, scale) for plan in plans if plan)
     return enough if layers is None else max(enough, layers.stops[-1])
 
 
