@@ -427,6 +427,18 @@ def test_mutated_archives_raise_only_errors_of_ours(written: Path, tmp_path: Pat
             assert len(archive) < 3 or archive[2]
 
 
+def test_labels_are_what_json_holds_and_not_long(tiny: Path, tmp_path: Path) -> None:
+    with open_archive(tmp_path / "x.dfca", "x", model=tiny) as archive:
+        for label in (float("nan"), {1, 2}, "x" * 8192):
+            with pytest.raises((TypeError, ValueError, LimitError)):
+                archive.append(smooth(4, 4), label=label)
+        with pytest.raises(TypeError, match="name"):
+            archive.append(smooth(4, 4), name=3)  # type: ignore[arg-type]
+        archive.append(smooth(4, 4), name="\udcff\n", label={"a": [None, 1.5]})
+        assert len(archive) == 1 and same(archive["\udcff\n"], smooth(4, 4))
+        assert archive.label(0) == {"a": [None, 1.5]}
+
+
 def test_only_one_process_appends(written: Path, tiny: Path, tmp_path: Path) -> None:
     path = tmp_path / "x.dfca"
     path.write_bytes(written.read_bytes())

@@ -64,6 +64,8 @@ def test_a_folder_goes_in_and_comes_out(folder: Path, tiny: Path) -> None:
     result = run(f"unpack {packed} {folder}/out --model {tiny}")
     assert result.exit_code == 1 and "exists already" in result.stderr
     done(f"unpack {packed} {folder}/out --model {tiny} --skip-existing")
+    done(f"unpack {packed} {folder}/again --model {tiny} --jobs 2")
+    assert len(list((folder / "again").rglob("*.png"))) == 6
     done(f"extract {packed} b/3.png 0 --output-dir {folder}/some --model {tiny}")
     assert {p.name for p in (folder / "some").rglob("*.png")} == {"3.png", "0.png"}
     result = run(f"extract {packed} b/4.png --model {tiny}")

@@ -11,7 +11,8 @@ from diffcodec.container.parts import MODES
 from diffcodec.errors import CorruptError, FormatError, LimitError
 
 PAGE_IMAGES = 4096
-_MOST_JSON_BYTES = 1 << 30
+MOST_TOLD_BYTES = 1 << 13  # of the name and the label of an image, in JSON
+_MOST_JSON_BYTES = 1 << 26  # of a page or the root
 Value = TypeVar("Value")
 
 

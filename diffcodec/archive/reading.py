@@ -65,7 +65,7 @@ class ArchiveReader:
         self._groups: OrderedDict[GroupEntry, list[Image]] = OrderedDict()
         self._held = 0  # pixels
         self._numbers: dict[str, int] | None = None
-        self._embedded: dict[bytes, tempfile.TemporaryDirectory[str]] = {}
+        self._embedded: dict[tuple[bytes, bool], Model] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {"_source", "_model", "_limits", "_device", "_root", "_is_appended"}
@@ -151,8 +151,6 @@ class ArchiveReader:
 
     def close(self) -> None:
         """Let go of what is held."""
-        for folder in self._embedded.values():
-            folder.cleanup()
         self._forget()
 
     def __enter__(self) -> "ArchiveReader":
@@ -206,24 +204,20 @@ class ArchiveReader:
         try:
             return named_model(model_id, float_arithmetic, self._model, self._device)
         except ModelMismatchError:
-            if model_id in self._root.models:
-                path: Path | None = self._embedded_path(model_id)
-            elif self._model is not None and self._is_appended:
-                path = None
-            else:
-                raise
-        return named_model(model_id, float_arithmetic, path, self._device)
-
-    def _embedded_path(self, model_id: bytes) -> Path:
+            if model_id not in self._root.models:
+                if self._model is None or not self._is_appended:
+                    raise
+                return named_model(model_id, float_arithmetic, None, self._device)
+        key = model_id, float_arithmetic
         with self._lock:
-            if model_id not in self._embedded:
-                data = read_record(
-                    self._source, MODEL, self._root.models[model_id], "the archive's model"
-                )
-                folder = tempfile.TemporaryDirectory(prefix="diffcodec-")
-                Path(folder.name, "embedded.safetensors").write_bytes(data)
-                self._embedded[model_id] = folder
-            return Path(self._embedded[model_id].name, "embedded.safetensors")
+            if key not in self._embedded:
+                place = self._root.models[model_id]
+                data = read_record(self._source, MODEL, place, "the archive's model")
+                with tempfile.TemporaryDirectory(prefix="diffcodec-") as folder:
+                    path = Path(folder, "embedded.safetensors")
+                    path.write_bytes(data)
+                    self._embedded[key] = named_model(*key, path, self._device)
+            return self._embedded[key]
 
 
 def _entry(number: int, stored: Stored) -> Entry:

@@ -10,10 +10,17 @@ from contextlib import contextmanager
 from io import FileIO
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from diffcodec.archive.index import PAGE_IMAGES, GroupEntry, Root, Stored, pack_page
+from diffcodec.archive.index import (
+    MOST_TOLD_BYTES,
+    PAGE_IMAGES,
+    GroupEntry,
+    Root,
+    Stored,
+    pack_page,
+)
 from diffcodec.archive.records import GROUP, MODEL, PAGE, ROOT, Place, record, tail
 from diffcodec.container.parts import TILE_SIDE
-from diffcodec.errors import DiffcodecError, WorkerDiedError
+from diffcodec.errors import DiffcodecError, LimitError, WorkerDiedError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -84,7 +91,12 @@ class ArchiveWriter:
         """
         if self._failed:
             raise DiffcodecError("a group of the archive has failed: close it and open it again")
-        json.dumps([name, label], allow_nan=False)
+        told = len(json.dumps([name, label], allow_nan=False))
+        if told > MOST_TOLD_BYTES:
+            raise LimitError(
+                f"a name and a label of {told} bytes of JSON, the limit is {MOST_TOLD_BYTES}: keep "
+                "what is longer in a file of its own"
+            )
         key = (image.mode, image.size, kind)
         self._names[self.count] = name, label
         waiting = self._waiting.setdefault(key, [])

@@ -4,6 +4,8 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -11,6 +13,7 @@ import click
 
 from diffcodec.archive.archive import Archive, open_archive
 from diffcodec.archive.index import Entry
+from diffcodec.archive.writing import GROUP_IMAGES
 from diffcodec.cli.options import (
     PATH,
     archive_argument,
@@ -68,6 +71,15 @@ reading_options = together(
     device_option,
     force_option,
     click.option("--skip-existing", is_flag=True, help="Leave out images whose file exists."),
+    click.option(
+        "-j",
+        "--jobs",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        metavar="N",
+        help="Decode in N processes.",
+    ),
     limit_options,
     quiet_option,
 )
@@ -119,6 +131,7 @@ def _read(
     device: str,
     force: bool,
     skip_existing: bool,
+    jobs: int,
     limits: Limits,
     quiet: bool,
 ) -> None:
@@ -126,43 +139,58 @@ def _read(
     if skip_existing and force:
         raise click.UsageError("--skip-existing and --force exclude each other")
     load_given(model, device=device)
-    with failing_as(path), open_archive(path, model=model, limits=limits, device=device) as archive:
-        jobs: list[Job] = []
-        if names is None:
+    work = _Extractor(path, model, device, limits, output_dir, force)
+    with failing_as(path), open_archive(path, limits=limits) as archive:
+        wanted: list[Job] = []
+        if names is None:  # group by group, so that each is decoded once
             entries = enumerate(archive.entries())
             ordered = sorted(entries, key=lambda each: (each[1].group.offset, each[1].place))
-            jobs = [(entry.name, str(number)) for number, entry in ordered]
+            wanted = [(entry.name, str(number), output_dir) for number, entry in ordered]
         else:
-            jobs = [(name, name) for name in names]
-
-        def work(jobs: Iterable[Job]) -> Iterator[Any]:
-            for _, which in jobs:
-                number = int(which) if names is None else None
-                yield attempt(_extract, archive, output_dir, which, number, force)
-
-        for_each(
-            jobs,
-            work,
-            show=None if quiet else say,
-            skip_existing=skip_existing,
-            progress=not quiet,
-        )
+            wanted = [(name, "", output_dir) for name in names]
+    for_each(
+        wanted,
+        work,
+        show=None if quiet else say,
+        skip_existing=skip_existing,
+        processes=jobs,
+        most_together=GROUP_IMAGES,
+        progress=not quiet,
+    )
 
 
-def _extract(archive: Archive, folder: str, name: str, number: int | None, force: bool) -> None:
-    """Write one image."""
-    from diffcodec.images.writing import write_image
+@dataclass(frozen=True)
+class _Extractor:
+    """Writes images of an archive to files, in this process or in another."""
 
-    if number is None:
-        number = _number(archive, name)
-    entry = archive.entry(number)
-    target = Path(folder, _file_name(entry))
-    if target.exists() and not force:
-        raise FileExistsError(*EXISTS, str(target))
-    stream = io.BytesIO()
-    write_image(archive[number], stream, "PNG")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_file(target, stream.getvalue(), force)
+    path: str
+    model: str | None
+    device: str
+    limits: Limits
+    folder: str
+    force: bool
+
+    @cached_property
+    def archive(self) -> Archive:
+        """Opened once in a process."""
+        return open_archive(self.path, model=self.model, limits=self.limits, device=self.device)
+
+    def __call__(self, jobs: Iterable[Job]) -> Iterator[Any]:
+        """Outcomes, job by job: an image's name, and its number if that is known."""
+        for name, number, _ in jobs:
+            yield attempt(self._extract, name, number)
+
+    def _extract(self, name: str, number: str) -> None:
+        from diffcodec.images.writing import write_image
+
+        which = int(number) if number else _number(self.archive, name)
+        target = Path(self.folder, _file_name(self.archive.entry(which)))
+        if target.exists() and not self.force:
+            raise FileExistsError(*EXISTS, str(target))
+        stream = io.BytesIO()
+        write_image(self.archive[which], stream, "PNG")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_file(target, stream.getvalue(), self.force)
 
 
 def _number(archive: Archive, name: str) -> int:
@@ -197,12 +225,16 @@ def _unpack_array(
     device: str,
     force: bool,
     skip_existing: bool,
+    jobs: int,
     limits: Limits,
     quiet: bool,
 ) -> None:
+    """Decode all images to an array."""
     import numpy as np
     from tqdm import tqdm
 
+    if jobs > 1:
+        raise click.UsageError("--jobs is for files; an array is written by one process")
     load_given(model, device=device)
     with ExitStack() as held:
         held.enter_context(failing_as(path))
