@@ -6,8 +6,10 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
+import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -112,17 +114,45 @@ def test_numcodecs(tiny: Path) -> None:
     assert np.array_equal(out, images)
 
 
-def test_entry_points_are_those_of_the_project() -> None:
-    import tomllib
-    from importlib import import_module
+@pytest.fixture(scope="module")
+def entry_points(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A path of modules on which the project's entry points are as an installation has them."""
+    folder = tmp_path_factory.mktemp("installed")
+    found = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
+    lines = [
+        line
+        for group, entries in found.items()
+        for line in (f"[{group}]", *(f"{name} = {target}" for name, target in entries.items()))
+    ]
+    (folder / "doors-0.dist-info").mkdir()
+    (folder / "doors-0.dist-info" / "entry_points.txt").write_text("\n".join(lines) + "\n")
+    (folder / "doors-0.dist-info" / "METADATA").write_text("Name: doors\nVersion: 0\n")
+    return os.pathsep.join([str(folder), str(ROOT)])
 
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for group, entries in project["entry-points"].items():
-        pytest.importorskip(group.split(".")[0])
-        for name, target in entries.items():
-            module, attribute = target.split(":")
-            codec = getattr(import_module(module), attribute)
-            assert name == "diffcodec" and callable(codec)
+
+FOUND_BY_NAME = """
+import sys
+import numcodecs, zarr
+
+store, model = sys.argv[1:]
+assert zarr.open_array(store)[:].tolist() == [[1, 2], [3, 4]]
+codec = numcodecs.get_codec({"id": "diffcodec", "model": model, "plan": "fast"})
+assert codec.model == model
+"""
+
+
+def test_libraries_find_their_codec_by_its_name(
+    entry_points: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zarr, store = pytest.importorskip("zarr"), tmp_path / "x.zarr"
+    from diffcodec.zarr import DiffCodec
+
+    codec = DiffCodec(str(tiny), "fast")
+    made = {"shape": (2, 2), "chunks": (2, 2), "dtype": "uint8"}
+    array = zarr.create_array(store, serializer=codec, compressors=None, **made)
+    array[:] = [[1, 2], [3, 4]]
+    monkeypatch.setenv("PYTHONPATH", entry_points)
+    subprocess.run([sys.executable, "-c", FOUND_BY_NAME, store, tiny], check=True, cwd=tmp_path)
 
 
 def test_zarr(tiny: Path, tmp_path: Path) -> None:
@@ -160,11 +190,11 @@ def test_zarr(tiny: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_dask_loses_a_worker_but_no_image(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    entry_points: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     distributed = pytest.importorskip("distributed")
     pytest.importorskip("zarr")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", entry_points)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     from zarr.registry import register_codec
 
@@ -182,7 +212,6 @@ def test_dask_loses_a_worker_but_no_image(
         ) as cluster,
         distributed.Client(cluster) as client,
     ):
-        client.run(_register)
         pids = client.run(os.getpid)
 
         def kill_one() -> None:
@@ -194,16 +223,7 @@ def test_dask_loses_a_worker_but_no_image(
         killer.start()
         example.write(images, str(store), DiffCodec(str(tiny), "fast"), 2)
         killer.join()
-        client.run(_register)
         assert example.differences(images, str(store)) == 0
-
-
-def _register() -> None:
-    from zarr.registry import register_codec
-
-    from diffcodec.zarr import DiffCodec
-
-    register_codec("diffcodec", DiffCodec)
 
 
 # --- PyTorch, Parquet -----------------------------------------------------------------------------
