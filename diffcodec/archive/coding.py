@@ -66,7 +66,7 @@ def _encode_shared(images: Sequence[Image.Image], model: Model, plan: str) -> Sh
     first = images[0]
     colors = find_color_set(_above_each_other(images))
     fallbacks = [fallback_tile(image) for image in images]
-    places, coded = list(range(len(images))), None
+    places, coded, is_second = list(range(len(images))), None, False
     while places and coded is None:
         chains = _chains(model, plan, first.mode, first.size, places, colors)
         box = Box(0, 0, *first.size)
@@ -78,8 +78,8 @@ def _encode_shared(images: Sequence[Image.Image], model: Model, plan: str) -> Sh
             del places[e.index]
         except OutOfRangeError:
             places = []
-        if coded and (kept := _worth(coded, places, fallbacks)) != places:
-            places, coded = kept, None
+        if coded and not is_second and (kept := _worth(coded, places, fallbacks)) != places:
+            places, coded, is_second = kept, None, True
     metadata = {
         place: found for place, image in enumerate(images) if (found := get_metadata(image))
     }
