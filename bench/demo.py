@@ -43,8 +43,8 @@ def print_sizes(sizes: dict[str, int], samples: int) -> None:
 def print_previews(shown: Sequence[Preview], levels: Sequence[float]) -> None:
     """A table of previews; ``levels`` are the noise levels of the chain."""
     print(f"\n{'timestep':>8}  {'noise (grey levels)':>19}  {'PSNR (dB)':>9}  {'bytes read':>10}")
-    for timestep, _, size, psnr in shown:
-        print(f"{timestep:8}  {levels[timestep - 1]:19.1f}  {psnr:9.1f}  {size:10}")
+    for p in shown:
+        print(f"{p.timestep:8}  {levels[p.timestep - 1]:19.1f}  {p.psnr:9.1f}  {p.size:10}")
 
 
 def middle(image: Image.Image, pixels: int) -> Image.Image:
@@ -94,9 +94,9 @@ def main(photo: Path, effort: str, model_name: str, out: Path, whole: bool) -> N
     print_previews(shown, levels)
     for preview in shown:
         preview.image.save(out / f"{photo.stem}-timestep-{preview.timestep:02}.png")
-    contact_sheet([*shown, last]).save(out / "previews.png")
+    contact_sheet([*shown, last], f"{photo.stem}, {model.name}").save(out / "previews.png")
     watch = out / f"{photo.stem}.html"
-    watch.write_text(page([*shown, last], f"{photo.stem}.dfc"), "utf-8")
+    watch.write_text(page([*shown, last], f"{photo.stem}.dfc", model.name), "utf-8")
     print(f"\nwrote {out}/: {photo.stem}.dfc, each preview, and all of them on previews.png")
     print(f"watch it arrive in a browser: {watch.resolve()}")
 

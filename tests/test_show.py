@@ -24,6 +24,7 @@ from diffcodec.errors import CorruptError, LimitError
 from diffcodec.images import fallback
 from diffcodec.images.modes import psnr
 from diffcodec.limits import Limits
+from diffcodec.models.file import model_info
 from diffcodec.models.model import Model
 from diffcodec.viewing.show import (
     LARGEST_SIDE,
@@ -213,7 +214,7 @@ def address(tmp_path: Path) -> str:
 
 def state(browser: Browser) -> list[Any]:
     """What the page says: timestep, bytes, bits per pixel, PSNR; and the row that is marked."""
-    fields = ("timestep", "bytes", "bpp", "psnr")
+    fields = ("timestep", "bytes", "bpp", "psnr", "noise")
     found = [browser.value(f"document.getElementById('{field}').innerText") for field in fields]
     row = "[...document.querySelector('tr[aria-current]').cells].map(cell => cell.innerText)"
     return [*found, browser.value(row)]
@@ -222,6 +223,7 @@ def state(browser: Browser) -> list[Any]:
 def expected(preview: Preview) -> list[Any]:
     quality = f"{preview.psnr:.2f} dB" if preview.timestep else "exact"
     row = [str(preview.timestep), f"{preview.size:,}", f"{preview.bpp:.3f}", quality]
+    row.append("unknown" if preview.timestep else "none")
     return [*row, row]
 
 
@@ -244,9 +246,9 @@ def test_the_slider_by_the_keyboard(browser: Browser, address: str) -> None:
     browser.open(address)
     assert browser.value("document.title") == "</script><b>&.dfc"
     assert browser.value("document.activeElement.id") == "slider"
-    assert state(browser) == expected(shown[2])  # the finest
+    assert state(browser) == expected(shown[1])  # the middle
     for key, code, index in (
-        *(("ArrowLeft", 37, 1), ("ArrowLeft", 37, 0), ("ArrowLeft", 37, 0)),
+        *(("ArrowLeft", 37, 0), ("ArrowLeft", 37, 0)),
         *(("ArrowRight", 39, 1), ("End", 35, 2), ("Home", 36, 0)),
     ):
         browser.press(key, code)
@@ -262,7 +264,7 @@ def test_the_slider_by_the_keyboard(browser: Browser, address: str) -> None:
 
 def test_addresses_of_timesteps(browser: Browser, address: str) -> None:
     shown = some()
-    for fragment, index in (("#t=2", 1), ("#t=4", 0), ("#t=0", 2), ("#t=3", 2), ("#2", 2)):
+    for fragment, index in (("#t=2", 1), ("#t=4", 0), ("#t=0", 2), ("#t=3", 1), ("#2", 1)):
         browser.open(address + fragment)
         assert state(browser) == expected(shown[index])
         assert pixels(browser) == shown[index].image.tobytes()
@@ -270,6 +272,55 @@ def test_addresses_of_timesteps(browser: Browser, address: str) -> None:
     browser.value("new Promise(done => setTimeout(done))")
     assert state(browser) == expected(shown[1])
     assert browser.value("slider.value") == "1"
+
+
+def choose(browser: Browser, name: str, value: str) -> None:
+    """An option of a list on the page, as by the mouse."""
+    chosen = f"document.getElementById('{name}')"
+    browser.value(f"{chosen}.value = '{value}'")
+    browser.value(f"{chosen}.dispatchEvent(new Event('input'))")
+    browser.value("new Promise(done => requestAnimationFrame(() => setTimeout(done, 50)))")
+
+
+def seen(browser: Browser) -> Any:
+    """The pixels of the picture on the screen, as whole factors of its own."""
+    box = browser.value("(({x, y}) => [x, y])(picture.getBoundingClientRect())")
+    with Image.open(io.BytesIO(browser.screenshot())) as image:
+        screen = np.asarray(image.convert("RGB")).astype(int)
+    return screen[round(box[1]) :, round(box[0]) :]
+
+
+def test_the_picture_beside_the_finest_and_their_difference(browser: Browser, address: str) -> None:
+    shown = some()
+    first, last = (np.asarray(shown[i].image).astype(int) for i in (0, 2))
+    browser.resize(1280, 800)
+    browser.open(address + "#t=4")
+    choose(browser, "zoom", "4")
+    for view, left, right in (
+        ("", first, first),
+        ("split", first, last),
+        ("difference", *[np.minimum(255, 8 * abs(first - last))] * 2),
+    ):
+        choose(browser, "view", view)
+        found = seen(browser)[2:120:4, 2:160:4]  # the middle of each pixel's four by four
+        assert abs(found[:, :19] - left[:, :19]).max() <= 3
+        assert abs(found[:, 21:] - right[:, 21:]).max() <= 3
+
+
+def test_play_and_the_curve(browser: Browser, address: str) -> None:
+    browser.open(address + "#t=4")
+    browser.value("document.getElementById('play').click()")
+    wait = "new Promise(done => { const i = setInterval(() => { if (slider.value === '2'"
+    browser.value(wait + " && play.textContent === 'Play') { clearInterval(i); done() } }, 50) })")
+    assert state(browser) == expected(some()[2])
+    marks = "document.querySelectorAll('#curve circle')"
+    assert browser.value(f"{marks}.length") == 2  # the exact one has no PSNR
+    browser.value(
+        "document.getElementById('curve').dispatchEvent(new MouseEvent('click', "
+        f"(({{x, y}}) => ({{clientX: x + 3, clientY: y}}))({marks}[0].getBoundingClientRect())))"
+    )
+    assert browser.value("slider.value") == "0"
+    assert browser.value(f"{marks}[0].getAttribute('class')") == "now"
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -308,7 +359,11 @@ def test_a_contact_sheet_has_all_pictures() -> None:
 def test_a_contact_sheet_of_large_pictures() -> None:
     sheet = contact_sheet(some(6, (800, 600)))
     most = PANEL_SIDES[1]
-    assert sheet.width == 4 * (most + MARGIN) + MARGIN
+    assert sheet.width == 3 * (most + MARGIN) + MARGIN  # rows as equal as can be
+    titled = contact_sheet(some(6, (800, 600)), "a title")
+    above = titled.height - sheet.height
+    assert (np.asarray(titled)[above + MARGIN :] == np.asarray(sheet)[MARGIN:]).all()
+    assert np.asarray(titled)[: above + MARGIN].min() < 64
     assert 2 * (most * 3 // 4) < sheet.height < 2 * most
 
 
@@ -342,6 +397,9 @@ def test_the_suffix_chooses() -> None:
     assert "<title>a.dfc</title>" in text
     assert [row["timestep"] for row in rows_of(text)] == [3, 1]
     assert [row["psnr"] for row in rows_of(text)] == ["unknown", "unknown"]
+    assert "by the model tiny</p>" in text
+    levels = model_info(Path("tiny.safetensors")).plans["fast"].levels
+    assert [row["noise"] for row in rows_of(text)] == [f"{levels[2]:g}", f"{levels[0]:g}"]
     assert run(*MODEL, "a.dfc", "-o", "sheet.PNG", "--quiet").stderr == ""
     with Image.open("sheet.PNG") as image:
         assert image.format == "PNG"

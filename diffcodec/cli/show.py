@@ -47,16 +47,18 @@ def show(*, files: Files, model: str | None, device: str, limits: Limits) -> Non
         data = read_file(source)
         parse_data(data, limits)
 
-        from diffcodec.viewing.show import contact_sheet, page, previews
+        from diffcodec.viewing.show import contact_sheet, page, previews, used_model
 
         with reading_file(data):
             shown = previews(data, model, files.progress, limits, device)
+            used, _ = used_model(data, model, limits)
+        name = printable(Path(source).name)
         if target.lower().endswith(".png"):
             stream = io.BytesIO()
-            contact_sheet(shown).save(stream, "PNG")
+            contact_sheet(shown, name).save(stream, "PNG")
             written = stream.getvalue()
         else:
-            written = page(shown, printable(Path(source).name)).encode()
+            written = page(shown, name, used).encode()
         write_file(target, written, files.force, source)
         if target == STANDARD:
             return None

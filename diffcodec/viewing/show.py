@@ -16,15 +16,16 @@ from diffcodec.codec.decoding import iter_decode
 from diffcodec.codec.estimates import check_memory
 from diffcodec.codec.timesteps import decode_timesteps, measure_marks
 from diffcodec.container.parts import Container
-from diffcodec.container.reader import FileReader
+from diffcodec.container.reader import FileReader, parse
 from diffcodec.images.modes import psnr
 from diffcodec.limits import DEFAULT_LIMITS, Limits
+from diffcodec.models.file import find_model_path, model_info, model_path
 from diffcodec.models.model import Model
 
 LARGEST_SIDE = 2048  # of a picture on the page
 PANEL_SIDES = (224, 384)  # the least and the most of a picture on the contact sheet
 SHEET_WIDTH = 1600
-MARGIN, FONT_SIZE = 12, 14
+MARGIN, FONT_SIZE, TITLE_SIZE = 12, 14, 20
 
 
 class Preview(NamedTuple):
@@ -35,12 +36,14 @@ class Preview(NamedTuple):
         image: in the file's mode.
         size: bytes of the file that it takes, header included.
         psnr: in dB, infinite of the exact image; None where the file has no exact image.
+        sigma: the noise of z_t in grey levels, if it is known.
     """
 
     timestep: int
     image: Image.Image
     size: int
     psnr: float | None
+    sigma: float | None = None
 
     @property
     def bpp(self) -> float:
@@ -85,7 +88,30 @@ def previews(
         ]
     timestep, finest, _ = found[-1]
     quality = (psnr(image, finest) if timestep == 0 else None for _, image, _ in found)
-    return [Preview(*row, q) for row, q in zip(found, quality, strict=True)]
+    levels = used_model(data, model, limits)[1]
+    return [
+        Preview(*row, q, levels[row[0] - 1] if levels and row[0] else None)
+        for row, q in zip(found, quality, strict=True)
+    ]
+
+
+def used_model(
+    data: bytes, model: str | Model | None, limits: Limits = DEFAULT_LIMITS
+) -> tuple[str, Sequence[float]]:
+    """The name of a file's model, and the noise levels of its plan; neither if it has none."""
+    container = parse(data, limits)
+    if not container.uses_model:
+        return "", ()
+    if isinstance(model, Model):
+        info = model.info
+    else:
+        info = model_info(find_model_path(container.model) if model is None else model_path(model))
+    plans = {tile.plan for tile in container.tiles if tile.plan}
+    if container.layers:
+        plans = {container.layers.plan}
+    if len(plans) > 1:  # each has its own
+        return info.name, ()
+    return info.name, info.plans[plans.pop()].levels
 
 
 def _unread(container: Container, timestep: int) -> int:
@@ -99,16 +125,19 @@ def _unread(container: Container, timestep: int) -> int:
 # --- a page ---------------------------------------------------------------------------------------
 
 
-def page(shown: Sequence[Preview], title: str) -> str:
+def page(shown: Sequence[Preview], title: str, model: str = "") -> str:
     """A self-contained HTML page with a slider over the timesteps; ``#t=5`` opens it at z_5.
 
     Args:
         shown: the coarsest first.
         title: the file's name.
+        model: the name of its model.
     """
     finest = shown[-1]
     width, height = finest.image.size
     facts = f"{width} x {height} pixels, {finest.size:,} bytes, {finest.bpp:.3f} bits per pixel"
+    if model:
+        facts += f", by the model {model}"
     scaled = _on_screen(finest.image)
     if scaled.size != finest.image.size:
         facts += f"; the pictures are scaled to {scaled.width} x {scaled.height}"
@@ -118,6 +147,7 @@ def page(shown: Sequence[Preview], title: str) -> str:
         width=scaled.width,
         height=scaled.height,
         last=len(shown) - 1,
+        middle=(len(shown) - 1) // 2,
         previews=json.dumps([_row(preview) for preview in shown]).replace("<", "\\u003c"),
     )
 
@@ -132,6 +162,7 @@ def _row(preview: Preview) -> dict[str, Any]:
         "bytes": f"{preview.size:,}",
         "bpp": f"{preview.bpp:.3f}",
         "psnr": _quality(preview),
+        "noise": _noise(preview),
         "src": f"data:image/webp;base64,{picture}",
     }
 
@@ -140,6 +171,12 @@ def _quality(preview: Preview) -> str:
     if preview.timestep == 0:
         return "exact"
     return "unknown" if preview.psnr is None else f"{preview.psnr:.2f} dB"
+
+
+def _noise(preview: Preview) -> str:
+    if preview.timestep == 0:
+        return "none"
+    return "unknown" if preview.sigma is None else f"{preview.sigma:g}"
 
 
 def _on_screen(image: Image.Image) -> Image.Image:
@@ -158,17 +195,25 @@ def _displayable(image: Image.Image) -> Image.Image:
 # --- a contact sheet ------------------------------------------------------------------------------
 
 
-def contact_sheet(shown: Sequence[Preview]) -> Image.Image:
-    """All previews side by side, each above its timestep, PSNR, bytes and bits per pixel."""
+def contact_sheet(shown: Sequence[Preview], title: str = "") -> Image.Image:
+    """All previews in rows as equal as can be, each above its timestep, PSNR, bytes and rate.
+
+    Args:
+        shown: the coarsest first.
+        title: to stand above them.
+    """
     panels = [_panel(preview) for preview in shown]
     width, height = panels[0].size
-    columns = min(len(panels), max(1, SHEET_WIDTH // (width + MARGIN)))
-    rows = -(-len(panels) // columns)
-    size = (columns * (width + MARGIN) + MARGIN, rows * (height + MARGIN) + MARGIN)
+    rows = -(-len(panels) // max(1, SHEET_WIDTH // (width + MARGIN)))
+    columns = -(-len(panels) // rows)
+    top = MARGIN + (TITLE_SIZE + MARGIN if title else 0)
+    size = (columns * (width + MARGIN) + MARGIN, top + rows * (height + MARGIN))
     sheet = Image.new("RGB", size, "white")
+    font = ImageFont.load_default(TITLE_SIZE)
+    ImageDraw.Draw(sheet).text((MARGIN, MARGIN), title, "black", font)
     for i, panel in enumerate(panels):
         row, column = divmod(i, columns)
-        sheet.paste(panel, (MARGIN + column * (width + MARGIN), MARGIN + row * (height + MARGIN)))
+        sheet.paste(panel, (MARGIN + column * (width + MARGIN), top + row * (height + MARGIN)))
     return sheet
 
 
