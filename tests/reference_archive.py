@@ -64,7 +64,8 @@ def group(content, models):
     assert kind == 1
     flags = file.u8()
     mode = reference.MODES[flags & 7]
-    assert mode in ("L", "RGB") and not flags & 0x50
+    assert mode in ("L", "RGB") and not flags & 0x40
+    coded = "L" if flags & 16 else mode
     size = file.varint(), file.varint()
     count, crc, identity = file.varint(), file.u32(), file.take(4)
     plan, seed_words = reference.PLANS[file.u8() - 16], file.varint()
@@ -76,7 +77,7 @@ def group(content, models):
         images[place] = image.tobytes()
     colors = None
     if flags & 8:
-        colors = reference.color_set(file.take(file.varint()), len(mode))
+        colors = reference.color_set(file.take(file.varint()), len(coded))
     if flags & 32:
         zlib.decompress(file.take(file.varint()))
     payload = file.rest()
@@ -84,7 +85,7 @@ def group(content, models):
     places = [place for place in range(count) if place not in images]
     if places:
         model = models[identity]
-        chains = [reference.Chain(model, plan, mode, k, size, 0, colors) for k in places]
+        chains = [reference.Chain(model, plan, coded, k, size, 0, colors) for k in places]
         for place, chain, x in zip(places, chains, share(chains, words, seed_words), strict=True):
             image = Image.new(mode, size)
             reference.paste(image, mode, chain.to_samples(x), 0, 0)

@@ -25,7 +25,7 @@ from diffcodec.coding.groups import (
     encode_group,
 )
 from diffcodec.coding.steps import OutOfRangeError
-from diffcodec.container.parts import TILE_SIDE, Box, Tile
+from diffcodec.container.parts import MODES, TILE_SIDE, Box, Tile
 from diffcodec.container.reader import parse
 from diffcodec.errors import CorruptError
 from diffcodec.images.color_sets import ColorSet, find_color_set
@@ -63,12 +63,14 @@ def encode_images(images: Sequence[Image.Image], model: Model, plan: str = "defa
 
 
 def _encode_shared(images: Sequence[Image.Image], model: Model, plan: str) -> SharedGroup:
-    first = images[0]
-    colors = find_color_set(_above_each_other(images))
+    first, all_samples = images[0], _above_each_other(images)
+    grey = first.mode == "RGB" and is_grey(all_samples) and bool(coded_channels("L", model.color))
+    mode = "L" if grey else first.mode
+    colors = find_color_set(all_samples.convert(mode))
     fallbacks = [fallback_tile(image) for image in images]
     places, coded, is_second = list(range(len(images))), None, False
     while places and coded is None:
-        chains = _chains(model, plan, first.mode, first.size, places, colors)
+        chains = _chains(model, plan, mode, first.size, places, colors)
         box = Box(0, 0, *first.size)
         planes = [integers(images[place], box, model.color).astype(np.float64) for place in places]
         try:
@@ -92,6 +94,7 @@ def _encode_shared(images: Sequence[Image.Image], model: Model, plan: str) -> Sh
         model=model.info.id if places else NO_MODEL,
         plan=plan,
         float_arithmetic=bool(places) and model.arithmetic == "float",
+        grey=grey,
         others={k: tile for k, tile in enumerate(fallbacks) if k not in places},
         colors=colors.pack() if colors and places else b"",
         metadata=metadata,
@@ -153,9 +156,10 @@ def decode_images(
 
 
 def _decode_chains(group: SharedGroup, model: Model) -> list[Array]:
-    colors = ColorSet.unpack(group.colors, len(group.mode)) if group.colors else None
+    channels = MODES[group.chain_mode].channels
+    colors = ColorSet.unpack(group.colors, channels) if group.colors else None
     size = (group.width, group.height)
-    chains = _chains(model, group.plan, group.mode, size, group.chains, colors)
+    chains = _chains(model, group.plan, group.chain_mode, size, group.chains, colors)
     words = np.frombuffer(group.payload, "<u4").astype(np.uint32)
     try:
         if words[0] == 0:
@@ -205,6 +209,12 @@ def _run(job: GroupJob[Result], model: Model, plan: str, pixels: int) -> Result:
 def _model_of(file: bytes, find_model: ModelFinder, limits: Limits) -> Model | None:
     container = parse(file, limits)
     return find_model(container.model, container.float_arithmetic) if container.uses_model else None
+
+
+def is_grey(image: Image.Image) -> bool:
+    """Whether an RGB image has the same samples in all channels."""
+    samples = np.asarray(image)
+    return bool((samples == samples[:, :, :1]).all())
 
 
 def _above_each_other(images: Sequence[Image.Image]) -> Image.Image:

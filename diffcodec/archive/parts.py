@@ -14,8 +14,8 @@ from diffcodec.errors import CorruptError, FormatError, LimitError, UnsupportedF
 from diffcodec.limits import DEFAULT_LIMITS, Limits
 
 FILES, SHARED = 0, 1  # kinds of group
-_COLORS_BIT, _METADATA_BIT, _FLOAT_BIT = 0x08, 0x20, 0x80
-_MODE_BITS = 0xFF - _COLORS_BIT - _METADATA_BIT - _FLOAT_BIT  # so that reserved bits are no mode
+_COLORS_BIT, _GREY_BIT, _METADATA_BIT, _FLOAT_BIT = 0x08, 0x10, 0x20, 0x80
+_MODE_BITS = 0x47  # bit 6 is reserved: where it is set there is no such mode
 MOST_IMAGES = 1 << 16  # of a group
 
 
@@ -31,6 +31,7 @@ class SharedGroup:
         plan: of the chains.
         float_arithmetic: the model was evaluated in floating point.
         others: the images, by place, that a fallback coder codes.
+        grey: R, G and B of the chains' images, of mode RGB, are equal: they are coded as of mode L.
         colors: which colours can occur in all of them, as of a file; empty if all can.
         metadata: of images that have some, by place.
         seed_words: shared-seed words that the stack consumed.
@@ -46,10 +47,16 @@ class SharedGroup:
     plan: str
     float_arithmetic: bool
     others: Mapping[int, Tile]
+    grey: bool = False
     colors: bytes = b""
     metadata: Mapping[int, Mapping[str, bytes]] = field(default_factory=dict)
     seed_words: int = 0
     payload: bytes = b""
+
+    @property
+    def chain_mode(self) -> str:
+        """Of the images as the chains code them."""
+        return "L" if self.grey else self.mode
 
     @property
     def chains(self) -> list[int]:
@@ -66,6 +73,7 @@ def pack_group(group: Group) -> bytes:
         lengths = b"".join(varint(len(file)) for file in group)
         return b"".join((bytes([FILES]), varint(len(group)), lengths, *group))
     flags = MODES[group.mode].number | (_COLORS_BIT if group.colors else 0)
+    flags |= _GREY_BIT if group.grey else 0
     flags |= (_METADATA_BIT if group.metadata else 0) | _FLOAT_BIT * group.float_arithmetic
     out = bytearray([SHARED, flags])
     out += varint(group.width) + varint(group.height) + varint(group.count)
@@ -136,6 +144,7 @@ def _read_shared(reader: ByteReader, limits: Limits) -> SharedGroup:
         model=reader.take(4, "the model's identity"),
         plan=coder_of(reader.u8("the plan of a group"), "plan of a group"),
         float_arithmetic=bool(flags & _FLOAT_BIT),
+        grey=bool(flags & _GREY_BIT),
         seed_words=reader.varint("the words of the seed"),
         others=_read_others(reader, count),
         colors=_read_block(reader, "the colours", limits) if flags & _COLORS_BIT else b"",
@@ -196,6 +205,8 @@ def _check_shared(group: SharedGroup) -> None:
         raise FormatError(
             f"a group of {group.mode} images by {group.plan!r}: expected {CHAIN_MODES}, a plan"
         )
+    if group.grey and group.mode != "RGB":
+        raise FormatError(f"a group of {group.mode} images that are grey, expected RGB")
     for metadata in group.metadata.values():
         check_metadata(metadata)
         if COLOR_SET in metadata:
