@@ -27,6 +27,7 @@ from diffcodec.diffusion.phases import (
     GAUSSIAN_PARAMETERS,
     LARGEST_ERROR,
     LOG_SCALES,
+    PLANES,
     REFINED_PARAMETERS,
     Phased,
     channel_shift,
@@ -51,9 +52,11 @@ from diffcodec.models.export import serialise_float_model
 from diffcodec.models.file import FORMATS, make_metadata, read_model_info
 from diffcodec.models.model import load_model, load_weights
 from diffcodec.networks.config import ENSEMBLES, NetworkConfig, PhasesConfig
+from diffcodec.networks.experts import ExpertDenoisers, FloatNetwork
 from diffcodec.networks.int8 import kernels_work
 from diffcodec.networks.integer import IntegerNetwork
 from diffcodec.networks.integer_layers import is_behind_silu, is_last
+from diffcodec.networks.unet import Conv
 
 STEPS = torch.tensor([8.0, 16.0, 12.0], dtype=torch.float64)[:, None, None]
 
@@ -717,6 +720,30 @@ def test_plans_of_another_first_level(tmp_path, plan: str, first: int, message: 
     path.write_bytes(serialise_float_model(random_network(PHASED), plans, {}))
     with pytest.raises(ModelMismatchError, match=message):
         load_model(path, "float")
+
+
+@pytest.mark.parametrize("network", [PHASED, NetworkConfig(self_ensemble="mirror")])
+def test_multiplications_are_those_of_all_convolutions(network: NetworkConfig) -> None:
+    """Each counted as it is called, on a square of as many pixels as are divided by."""
+    plan, side, counted = shipped_plan(first_sigma(network.quantiser), 9.0, 40.0), 16, [0]
+
+    def count(module: torch.nn.Module, _: object, output: Tensor) -> None:
+        if isinstance(module, Conv):
+            out, inputs, *kernel = module.shape
+            counted[0] += inputs * math.prod(kernel) * out * math.prod(output.shape[2:])
+
+    module = ExpertDenoisers(network)
+    with torch.nn.modules.module.register_module_forward_hook(count), torch.inference_mode():
+        floats, z = FloatNetwork(module), torch.zeros(1, 3, side, side, dtype=torch.float64)
+        for below, sigma in enumerate(plan.levels):
+            if not network.phases:
+                floats.posterior_x(z, sigma)
+                continue
+            *_, shared = floats.begin_phases(below, z, sigma)
+            told = torch.zeros(1, PLANES[below], side, side, dtype=torch.float64)
+            for number, each in enumerate(shared):
+                floats.phase_parameters(below, number, each, told)
+    assert network.multiplications(plan) == pytest.approx(counted[0] / side**2)
 
 
 def test_the_first_level_of_a_network_and_its_multiple() -> None:

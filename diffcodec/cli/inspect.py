@@ -136,12 +136,14 @@ def models(*, as_json: bool) -> None:
         with failing_as(path.stem):
             about, data = read_model_info(path)
             plans = [f"{name} {len(plan.levels)}" for name, plan in about.plans.items()]
+            costs = [f"{name} {cost / 1e6:.1f}" for name, cost in about.multiplications().items()]
             rows = {
                 "id": about.id.hex(),
                 "arithmetic": about.arithmetic,
                 "parameters": count_parameters(data),
                 "size": f"{len(data)} bytes",
                 "timesteps": ", ".join(plans),
+                "multiplications": f"{', '.join(costs)} million a pixel",
                 **about.about,
             }
             if as_json:
@@ -149,7 +151,8 @@ def models(*, as_json: bool) -> None:
                 steps = {name: len(plan.levels) for name, plan in about.plans.items()}
                 named = {"name": about.name, "default": about.name == DEFAULT_MODEL}
                 said = named | {"id": about.id.hex(), "arithmetic": about.arithmetic} | sizes
-                print_line(json.dumps(said | {"timesteps": steps, "about": about.about}))
+                said |= {"timesteps": steps, "multiplications": about.multiplications()}
+                print_line(json.dumps(said | {"about": about.about}))
                 continue
             title = f"{about.name} (default)" if about.name == DEFAULT_MODEL else about.name
             print_line("\n".join([title, *(f"  {key:14} {value}" for key, value in rows.items())]))

@@ -53,6 +53,12 @@ class ModelInfo:
     answers: dict[str, str]
     calibrated: dict[str, Any] | None = None
 
+    def multiplications(self) -> dict[str, float]:
+        """Of the network for each pixel of a colour image, by the plans' names."""
+        if self.network is None:
+            return {}
+        return {name: self.network.multiplications(plan) for name, plan in self.plans.items()}
+
     def lossy_plan(self, plan: str) -> str:
         """The name of the plan for lossy files: the model's own for these, or else the given one.
 

@@ -60,6 +60,16 @@ class UNetConfig:
         """Height and width of the input must be multiples of this."""
         return self.patch << (len(self.channels) - 1)
 
+    @property
+    def multiplications(self) -> float:
+        """Of its convolutions, for each pixel of the input."""
+        c, total = self.channels, 9 * 15 * self.patch**2 * self.channels[0]  # the first, the last
+        for i, (channels, blocks) in enumerate(zip(c, self.blocks, strict=True)):
+            total += 2 * blocks * 2 * 9 * channels**2 / 4**i  # on the way down and up
+            if i:  # to this resolution and back
+                total += (4 * c[i - 1] * channels + 4 * c[i - 1] * channels) / 4**i
+        return total / self.patch**2
+
 
 @dataclass(frozen=True)
 class PhasesConfig:
@@ -85,6 +95,13 @@ class PhasesConfig:
         """
         if min(self.quantiser, self.channels, self.components) < 1 or self.blocks < 0:
             raise ValueError(f"{self}: expected 1 or more of each, and no fewer than 0 blocks")
+
+    def multiplications(self, which: int, unet: UNetConfig) -> float:
+        """Of one variable's, behind a U-Net, for each pixel of the image."""
+        told, parameters = ((12, 9 * self.components + 3), (12, 9), (16, 6))[which]
+        features = 4 * unet.channels[0] // unet.patch**2
+        convolutions = features + told + 2 * self.blocks * self.channels + parameters
+        return 9 * self.channels * convolutions  # of four phases, at half the resolution
 
 
 @dataclass(frozen=True)
@@ -194,6 +211,19 @@ class NetworkConfig:
     def expert_of(self, which: int) -> int:
         """The number of the expert by which a variable is told in phases."""
         return min(which, len(self.experts) - 1)
+
+    def multiplications(self, plan: Plan) -> float:
+        """Of all evaluations of a chain, for each pixel of a colour image."""
+        if self.phases is None:
+            asked = [self.experts[self.expert_at(s)][1] for s in plan.levels]
+            twice = [2 if self.ensemble_axes(s) else 1 for s in plan.levels]
+            return sum(n * e.multiplications for n, e in zip(twice, asked, strict=True))
+        total = 0.0
+        for below in range(len(plan.levels)):
+            which = phased_variable(plan, self.quantiser, below)
+            shape = self.experts[self.expert_of(which)][1]
+            total += shape.multiplications + self.phases.multiplications(which, shape)
+        return total
 
     def ensemble_axes(self, sigma: float) -> tuple[int, ...]:
         """The axes whose reversal the self-ensemble asks for at a noise level, or none."""
