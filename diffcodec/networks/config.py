@@ -214,11 +214,12 @@ class NetworkConfig:
 
     def multiplications(self, plan: Plan) -> float:
         """Of all evaluations of a chain, for each pixel of a colour image."""
-        if self.phases is None:
-            asked = [self.experts[self.expert_at(s)][1] for s in plan.levels]
-            twice = [2 if self.ensemble_axes(s) else 1 for s in plan.levels]
-            return sum(n * e.multiplications for n, e in zip(twice, asked, strict=True))
         total = 0.0
+        if self.phases is None:
+            for sigma in plan.levels:
+                shape = self.experts[self.expert_at(sigma)][1]
+                total += shape.multiplications * (2 if self.ensemble_axes(sigma) else 1)
+            return total
         for below in range(len(plan.levels)):
             which = phased_variable(plan, self.quantiser, below)
             shape = self.experts[self.expert_of(which)][1]
