@@ -16,6 +16,7 @@ COMMANDS = {  # name: module and what it does; modules are loaded when they are 
     "demo": ("demo", "One photograph, coded, decoded, previewed."),
     "large": ("large", "Time and memory of a large image."),
     "progressive": ("progressive", "What previews cost and show."),
+    "reconstructions": ("reconstructions", "The posterior mean beside steps of the flow."),
     "plans": ("plans", "Plans that are found beside geometric levels."),
     "ablation": ("ablation", "Choices in the network and the recipe, at equal time."),
     "draws": ("draws", "What coding by several draws of the shared randomness gains."),

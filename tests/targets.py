@@ -23,7 +23,7 @@ from diffcodec.errors import DiffcodecError
 from diffcodec.models import model as models
 
 PICTURE = Image.fromarray(np.arange(90, dtype=np.uint8).reshape(5, 6, 3))
-RECONSTRUCTIONS = ("mean", "flow", "sample")
+RECONSTRUCTIONS = ("mean", "flow", "sample", "perceptual")
 # As float32: 0, the least, NaN, infinity, another NaN, the largest, -0, 2^24.
 WORDS = (0, 1, 0xFFFFFFFF, 0x7F800000, 0x7FC00000, 0x7F7FFFFF, 0x80000000, 0x4B800000)
 # In JSON.
@@ -50,8 +50,8 @@ def decode(data: bytes) -> None:
     """Every way to decode: they agree, of a damaged file in that it is one."""
     choice = zlib.crc32(data)
     timestep = (None, None, 0, 1, 3)[choice % 5]
-    how = RECONSTRUCTIONS[choice // 5 % 3]
-    partial = choice // 15 % 2 == 1
+    how = RECONSTRUCTIONS[choice // 5 % 4]
+    partial = choice // 20 % 2 == 1
     model = models.load_model(MODEL)
     recovered = images = None
     with suppress(DiffcodecError):

@@ -38,6 +38,7 @@ from bench import (
     overhead,
     pictures,
     rd,
+    reconstructions,
     report,
     speed,
     store,
@@ -448,6 +449,16 @@ def test_the_demonstration_needs_an_image_that_has_previews(photo, tiny, tmp_pat
     refused = CliRunner().invoke(demo.main, options)
     assert refused.exit_code == 1
     assert "previews of a RGBA image: expected RGB or L" in refused.output
+
+
+def test_reconstructions_are_compared(folder, tiny, capsys):
+    options = [str(folder), "--model", str(tiny), "--effort", "fast", "--timesteps", "3,2"]
+    reconstructions.main([*options, "--steps", "2", "--side", "16"], standalone_mode=False)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [row[:2] for row in rows] == [[t, step] for t in "32" for step in "012"]
+    x = np.full((3, 1, 1), 100.0)
+    shown = list(reconstructions.continued(load_model(tiny), "fast", x, 3, 2))
+    assert len(shown) == 3 and all(each.shape == x.shape for each in shown)
 
 
 SMOOTH = "kodim15.png 120,40 32"

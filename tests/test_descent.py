@@ -131,18 +131,19 @@ def test_a_claim_of_many_bits_takes_no_memory():
 
 
 def test_reconstructions():
-    """Mean: the least error. Flow and sample have the spread of the source."""
+    """Mean: the least error. Flow and sample have the source's spread, perceptual some."""
     toy = Toy("rgb", PLAN, LARGE)
     x = gaussian_image("rgb", toy.shape)
     descent, steps = go_down(toy, x, 7)  # sigma 19, about SPREAD
     shown = {}
-    for how, seed in (("mean", 0), ("flow", 0), ("sample", 0), ("sample", 1)):
+    for how, seed in (("mean", 0), ("perceptual", 0), ("flow", 0), ("sample", 0), ("sample", 1)):
         decoder = Descent(toy.chain())
         drive(decoder.decode_layer(packed(steps), 7), toy.model)
         shown[how, seed] = drive(decoder.continued(how, seed), toy.model)
     errors = {key: float(np.mean((image - x) ** 2)) for key, image in shown.items()}
     spreads = {key: float(image.std()) for key, image in shown.items()}
-    assert errors["mean", 0] < errors["flow", 0] < errors["sample", 0]
+    assert errors["mean", 0] < errors["perceptual", 0] < errors["flow", 0] < errors["sample", 0]
+    assert spreads["mean", 0] < spreads["perceptual", 0] < spreads["flow", 0]
     assert spreads["mean", 0] == pytest.approx(
         SPREAD * math.sqrt(1 - 19**2 / (19**2 + 400)), rel=0.1
     )

@@ -160,7 +160,7 @@ def test_modes_without_previews(model: Model, mode: str) -> None:
 
 def test_unknown_reconstruction(model: Model) -> None:
     data = encode(smooth((4, 4)), model, "fast", timestep=3)
-    with pytest.raises(UnsupportedError, match=r"'best'.*mean, flow, sample"):
+    with pytest.raises(UnsupportedError, match=r"'best'.*mean, perceptual, flow, sample"):
         decode(data, model=model, reconstruct="best")
 
 
@@ -179,6 +179,9 @@ def test_reconstructions_of_every_file(
         ]
         again = decode(data, timestep, model, reconstruct="sample", seed=1)
         assert same(again, shown[3])
+        sharper = decode(data, timestep, model, reconstruct="perceptual")
+        assert same(sharper, shown[1]) == (timestep <= 3)  # two steps are all there are
+        assert same(sharper, shown[0]) == (timestep == 1)
         different = {s.tobytes() for s in shown}
         assert len(different) == (1 if timestep == 1 else 4)
 

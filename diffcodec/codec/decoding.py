@@ -47,8 +47,9 @@ def decode(
         model: the model it was encoded with, if it is not a shipped one.
         progress: show a bar on a terminal when it takes over two seconds.
         allow_partial: of a file with previews that is cut or damaged show the last that is whole.
-        reconstruct: what to show at a timestep above 0: "mean", the posterior mean; "flow", its
-            continuation by the probability-flow ODE (DDIM); "sample", by ancestral sampling.
+        reconstruct: what to show at a timestep above 0: "mean", the posterior mean; "perceptual",
+            sharper, by two further evaluations; "flow", its continuation by the
+            probability-flow ODE (DDIM); "sample", by ancestral sampling.
         seed: of the sample, 0 to 2^24 - 1.
         region: left, top, width, height of a part: of a path, an address or a stream that can seek
             only the tiles that it touches are read, and only these are evaluated. No checksum of

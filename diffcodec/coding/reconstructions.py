@@ -1,7 +1,9 @@
 """What is shown at a timestep above 0 by name; for the command line too, without torch.
 
 ``mean`` is the posterior mean of x given z_t, ``flow`` its continuation by the probability-flow ODE
-(DDIM), ``sample`` its continuation by ancestral sampling.
+(DDIM), ``sample`` its continuation by ancestral sampling. ``perceptual`` follows the flow for
+``PERCEPTUAL_STEPS`` timesteps and shows the posterior mean there.
 """
 
-RECONSTRUCTIONS = ("mean", "flow", "sample")
+RECONSTRUCTIONS = ("mean", "perceptual", "flow", "sample")
+PERCEPTUAL_STEPS = 2

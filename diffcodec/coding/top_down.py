@@ -19,6 +19,7 @@ from diffcodec.coding import randomness
 from diffcodec.coding.bits_back import EncodedTile, encode_tile, most_seed_words
 from diffcodec.coding.chain import Answer, Asked, Posterior, TileChain
 from diffcodec.coding.levels import make_levels
+from diffcodec.coding.reconstructions import PERCEPTUAL_STEPS
 from diffcodec.coding.relative_entropy.bits import BitReader, BitWriter
 from diffcodec.coding.relative_entropy.step import Decoder, Encoder
 from diffcodec.coding.steps import (
@@ -185,14 +186,16 @@ class Descent:
         """What a decoder may show of x at z_t, without further bits, [3, height, width].
 
         Args:
-            how: "mean", the posterior mean; "flow", its continuation by the probability-flow ODE
+            how: "mean", the posterior mean; "perceptual", the mean after the first steps of the
+                flow, sharper for little error; "flow", its continuation by the probability-flow ODE
                 down to z_1, ``z_s = xhat + (sigma_s / sigma_t) (z_t - xhat)`` (DDIM, eta = 0);
                 "sample", by ancestral sampling of p(z_s | z_t).
             seed: of the sample.
         """
         chain = self.chain
         coded = (chain.coded, *chain.shape[1:])
-        while how != "mean" and self.timestep > 1:
+        end = max(1, self.timestep - PERCEPTUAL_STEPS) if how == "perceptual" else 1
+        while how != "mean" and self.timestep > end:
             s = self.timestep - 1
             if how == "sample":
                 noise = randomness.reconstruction_normals(seed, chain.tile, s, coded)
