@@ -71,6 +71,22 @@ def test_damage_to_a_chain_tile_costs_that_tile(model: Model, mode: str, lost: i
     assert found.info["dpi"] == (300.0, 300.0)
 
 
+@pytest.mark.usefixtures("chain_only")
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_lost_tile_is_drawn_if_that_is_wanted(model: Model, mode: str) -> None:
+    image = picture(mode)
+    data = encode(image, model, "fast")
+    broken = flipped(data, 8 * (len(data) - 5))
+    found, damage = recover(broken, model, fill=True)
+    assert [part.tile for part in damage] == [len(BOXES) - 1] and found.mode == mode
+    assert not is_checkerboard(found, BOXES[-1], (85, 170))
+    assert crop(found, BOXES[-1]) != crop(image, BOXES[-1])
+    for box in BOXES[:-1]:
+        assert crop(found, box) == crop(image, box)
+    assert recover(broken, model, fill=True).image == found
+    assert recover(data, model, fill=True).damage == ()
+
+
 @pytest.mark.parametrize(
     ("mode", "values"),
     [

@@ -76,6 +76,11 @@ def parse_region(text: str) -> tuple[int, ...]:
     help="Of a file that is damaged or cut write the tiles that are whole, and say which are not.",
 )
 @click.option(
+    "--fill",
+    is_flag=True,
+    help="With --recover draw the tiles that are lost by the model: they are invented. Slow.",
+)
+@click.option(
     "--max-bytes",
     type=click.IntRange(min=1),
     metavar="N",
@@ -121,6 +126,7 @@ def decode(
     timestep: int | None,
     allow_partial: bool,
     recover: bool,
+    fill: bool,
     max_bytes: int | None,
     reconstruct: str,
     region: tuple[int, ...] | None,
@@ -141,6 +147,8 @@ def decode(
         )
     if recover and (region or scale != "1"):
         raise click.UsageError("--recover gives the whole image; leave out --region and --scale")
+    if fill and not recover:
+        raise click.UsageError("--fill is of --recover; give both")
     load_given(model, device=device)
     work = partial(
         _decode_file,
@@ -148,6 +156,7 @@ def decode(
         model=model,
         device=device,
         recover=recover,
+        fill=fill,
         max_bytes=max_bytes,
         force=files.force,
         progress=files.progress,
@@ -167,6 +176,7 @@ def _decode_file(
     timestep: int | None,
     model: str | None,
     recover: bool,
+    fill: bool,
     max_bytes: int | None,
     force: bool,
     progress: bool,
@@ -190,7 +200,7 @@ def _decode_file(
     damage: Sequence[Damage] = ()
     if recover:
         found = 0
-        image, damage = _recover(data, model, progress, limits, options["device"])
+        image, damage = _recover(data, model, progress, limits, options["device"], fill)
     else:
         path = source if in_parts else None
         with _without_previews(data, limits, is_cut=len(data) == max_bytes):
@@ -199,7 +209,7 @@ def _decode_file(
     lost = write_image(image, stream, format, exact=found == 0 and options["scale"] == 1)
     write_file(target, stream.getvalue(), force, source)
     if damage:
-        raise CorruptError(_describe_damage(damage))
+        raise CorruptError(_describe_damage(damage, fill))
     if target == STANDARD:
         return None
     seconds = time.perf_counter() - start
@@ -248,15 +258,15 @@ def decode_data(
 
 
 def _recover(
-    data: bytes, model: str | None, progress: bool, limits: Limits, device: str
+    data: bytes, model: str | None, progress: bool, limits: Limits, device: str, fill: bool
 ) -> "tuple[Image, Sequence[Damage]]":
     from diffcodec.codec.recovery import recover
 
     with reading_file(data):
-        return recover(data, model, progress, limits=limits, device=device)
+        return recover(data, model, progress, limits=limits, device=device, fill=fill)
 
 
-def _describe_damage(damage: Sequence[Damage]) -> str:
+def _describe_damage(damage: Sequence[Damage], filled: bool) -> str:
     def describe(part: Damage) -> str:
         place = ""
         if part.box is not None:
@@ -265,4 +275,5 @@ def _describe_damage(damage: Sequence[Damage]) -> str:
 
     tiles = len({part.tile for part in damage} - {None})
     lost = f"{tiles} tile{'' if tiles == 1 else 's'}"
-    return f"damaged; written but for {lost}. " + ". ".join(map(describe, damage))
+    written = f"written, {lost} invented" if filled and tiles else f"written but for {lost}"
+    return f"damaged; {written}. " + ". ".join(map(describe, damage))

@@ -13,7 +13,7 @@ OPTION_GROUPS = {  # of the help of any command, in this order; experts' last
     "Images and runs": "data out minutes steps resume init held-out limit labels seed embed-model "
     "finetune",
     "Files": "output output-dir recursive files-from force skip-existing jobs strip frame recover "
-    "group",
+    "fill group",
     "Previews": "timestep timesteps previews allow-partial max-bytes",
     "Models": "model",
     "Drawing": "images size sampler eta corrector class guidance sigma levels factor resamplings",

@@ -1,6 +1,6 @@
 """What is left of a damaged file: every tile whose parts of the file are whole."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from os import PathLike
 from typing import NamedTuple
@@ -17,14 +17,19 @@ from diffcodec.codec.opening import find_model
 from diffcodec.codec.planes import check_pixels, color_set
 from diffcodec.codec.tiles import paste_chains, paste_fallbacks
 from diffcodec.coding.top_down import Descent
+from diffcodec.container.parts import Box
 from diffcodec.container.primitives import read_stream
 from diffcodec.container.salvage import Damage, Salvage, salvage
+from diffcodec.errors import UnsupportedError
 from diffcodec.images.metadata import apply_metadata
 from diffcodec.limits import DEFAULT_LIMITS, Limits
 from diffcodec.models.model import Model
+from diffcodec.sampling.edits import inpaint
 
 SQUARE = 8  # pixels of a side in the checkerboard
 DARK, LIGHT = 85, 170
+FILL_MARGIN = 64  # pixels around a lost tile that it is drawn to fit
+RESAMPLINGS = 2  # of each step of drawing: a tile is large
 
 
 class Recovered(NamedTuple):
@@ -41,6 +46,7 @@ def recover(
     *,
     limits: Limits = DEFAULT_LIMITS,
     device: str | None = None,
+    fill: bool = False,
 ) -> Recovered:
     """Decode what is whole of a file that is damaged or cut.
 
@@ -53,10 +59,14 @@ def recover(
         progress: show a bar on a terminal when it takes over two seconds.
         limits: the sizes to accept.
         device: where the model computes; see :func:`diffcodec.load_model`.
+        fill: draw the lost tiles by the model to fit those around them, instead of what is above.
+            They are invented; ``damage`` says which they are.
 
     Raises:
         FormatError: if nothing of it is whole, or the header is not.
-        UnsupportedError, ModelMismatchError, LimitError: see :func:`diffcodec.decode`.
+        UnsupportedError: see :func:`diffcodec.decode`; and if tiles are to be filled of an image
+            that is neither RGB nor grey of 8 bits.
+        ModelMismatchError, LimitError: see :func:`diffcodec.decode`.
     """
     check_limits(limits)
     source = file_source(data)
@@ -72,9 +82,32 @@ def recover(
         with progress_bar(count_evaluations(parts, used), progress) as bar:
             paste_chains(image, parts, run(jobs, parts, used, bar), used.color)
     paste_fallbacks(image, zip(container.boxes(), found.tiles, strict=False))
+    boxes = {part.tile: part.box for part in found.damage if part.box is not None}
+    if fill and boxes:
+        if container.mode not in ("RGB", "L"):
+            raise UnsupportedError(
+                f"lost tiles of an image in the mode {container.mode} cannot be filled, only those "
+                "of RGB and L; leave filling out"
+            )
+        _fill(image, list(boxes.values()), find_model(container, model, device))
     if all(damage.tile is None for damage in found.damage):
         check_pixels(image, container)
     return Recovered(image, found.damage)
+
+
+def _fill(image: Image.Image, boxes: Sequence[Box], model: Model) -> None:
+    """Draw tiles to fit what lies around them, those that are lost all at once."""
+    missing = np.zeros((image.height, image.width), dtype=np.bool_)
+    for box in boxes:
+        missing[box.top : box.top + box.height, box.left : box.left + box.width] = True
+    for box in boxes:
+        left, top = (max(0, start - FILL_MARGIN) for start in (box.left, box.top))
+        right = min(image.width, box.left + box.width + FILL_MARGIN)
+        below = min(image.height, box.top + box.height + FILL_MARGIN)
+        part = image.crop((left, top, right, below))
+        filled = inpaint(model, part, missing[top:below, left:right], resamplings=RESAMPLINGS)
+        image.paste(filled.convert(image.mode), (left, top))
+        missing[top:below, left:right] = False
 
 
 def _chain_parts(found: Salvage) -> Iterator[Part]:
