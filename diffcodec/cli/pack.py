@@ -14,6 +14,7 @@ import click
 
 from diffcodec.archive.archive import Archive, open_archive
 from diffcodec.archive.index import Entry
+from diffcodec.archive.records import SUFFIX
 from diffcodec.archive.writing import GROUP_IMAGES
 from diffcodec.cli.encode import read_picture
 from diffcodec.cli.inputs import find_inputs
@@ -128,7 +129,7 @@ def pack(*, inputs: tuple[str, ...], force: bool, finetune: float | None, **opti
     OUT, the last argument, ends with .dfca. Alike images of one size share groups.
     """
     *paths, target = inputs or ("",)
-    if not target.endswith(".dfca"):
+    if not target.endswith(SUFFIX):
         raise click.UsageError("the last argument is the archive to write, OUT.dfca")
     with failing_as(target), ExitStack() as held:
         path = Path(target)
