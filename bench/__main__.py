@@ -27,7 +27,6 @@ COMMANDS = {  # name: module and what it does; modules are loaded when they are 
     "gpu": ("gpu", "A checklist for a GPU: exactness, speed, training, memory."),
     "determinism": ("determinism", "Whether the same bytes come out in every setting."),
     "color-sets": ("color_sets", "Which colours images keep to, and what each conversion reaches."),
-    "phases": ("phases", "The floats of a model of photographs in phases, to go on from."),
     "rooms": ("rooms", "The package's floor plan in figures."),
     "cifar10": ("cifar10", "CIFAR-10 as arrays, checked."),
 }

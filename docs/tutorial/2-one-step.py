@@ -42,10 +42,8 @@ print(f"DDPM's beta-tilde: {gaussian_kl_bits(q, none).mean():.5f}")
 # **The whole chain**: the sum over its steps is the variational bound (eq. 5), and what a file comes to. Most bits are at the lowest noise levels, where nobody sees a difference.
 # %%
 plan = model.plans["default"]
-parts = [0.0] * (len(plan.levels) + 1)
-if not model.phased:
-    generator = torch.Generator().manual_seed(0)
-    parts = chain_bound_bits(torch_posterior(model), x, model.color, plan, generator)[0].tolist()
+same = x, model.color, plan, torch.Generator().manual_seed(0)
+[parts] = chain_bound_bits(torch_posterior(model), *same, phased=model.module.phased).tolist()
 for level, bits in zip([*plan.levels, np.inf], parts, strict=True):
     print(f"sigma {level:7.2f} {bits:7.4f} {'#' * round(40 * bits)}")
 print(f"together {sum(parts):.3f} bits per sample of 8")
