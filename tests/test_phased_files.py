@@ -21,6 +21,7 @@ from diffcodec.codec.jobs import Choices
 from diffcodec.codec.timesteps import decode_timesteps
 from diffcodec.coding.bits_back import decode_tile, encode_tile
 from diffcodec.coding.chain import Asked, TileChain, drive
+from diffcodec.coding.reconstructions import RECONSTRUCTIONS
 from diffcodec.container.reader import parse
 from diffcodec.diffusion.bound import chain_bound_bits
 from diffcodec.diffusion.color import to_domain
@@ -138,6 +139,19 @@ def test_previews_of_exact_files_know_z_1(model: Model) -> None:
     image = smooth(23, 18)
     exact = encode(image, model, progressive=True, timestep=2)
     assert not same(decode(exact, 2, model), decode(encode(image, model, timestep=2), model=model))
+
+
+@pytest.mark.usefixtures("chain_only")
+@pytest.mark.parametrize("how", RECONSTRUCTIONS)
+def test_every_reconstruction_of_every_timestep(model: Model, how: str) -> None:
+    image = smooth(23, 18)
+    exact = encode(image, model, progressive=True, timestep=2)
+    plain, lossy = encode(image, model), encode(image, model, timestep=1)
+    for data, timesteps in ((exact, range(2, 5)), (plain, range(1, 5)), (lossy, range(1, 6))):
+        for timestep in timesteps:
+            shown = decode(data, timestep, model, reconstruct=how)
+            assert (shown.mode, shown.size) == (image.mode, image.size)
+            assert same(shown, decode(data, timestep, model, reconstruct=how))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])

@@ -194,7 +194,9 @@ class Descent:
         """
         chain = self.chain
         coded = (chain.coded, *chain.shape[1:])
-        end = max(1, self.timestep - PERCEPTUAL_STEPS) if how == "perceptual" else 1
+        # z_1 of an exact file in phases is no noise around x, but a lattice's
+        lowest = 2 if chain.phased and chain.around_first else 1
+        end = max(lowest, self.timestep - PERCEPTUAL_STEPS) if how == "perceptual" else lowest
         while how != "mean" and self.timestep > end:
             s = self.timestep - 1
             if how == "sample":
