@@ -209,8 +209,9 @@ def test_reduced_images_take_fewer_evaluations(
 
 
 def test_reduced_images_stop_at_these_timesteps() -> None:
-    levels = model_info(model_path(DEFAULT_MODEL)).plans["default"].levels
-    assert [scaled_timestep(levels, scale) for scale in SCALES] == [0, 5, 7, 9]
+    plans = model_info(model_path(DEFAULT_MODEL)).plans
+    for plan, expected in (("default", [0, 1, 1, 2]), ("lossy", [0, 4, 6, 8])):
+        assert [scaled_timestep(plans[plan].levels, scale) for scale in SCALES] == expected
 
 
 @pytest.mark.parametrize("mode", ["1", "P", "I;16", "RGBA"])
