@@ -49,7 +49,7 @@ def coded(model: Model, effort: str, image: Image.Image) -> Array:
     x = to_domain(np.asarray(image).transpose(2, 0, 1).astype(np.int32), model.color)
     multipliers = np.array(model.domain.noise_multipliers)[:, None, None]
     rows, bits = [], 0
-    previews = Previews(model, "RGB", image.size, effort, progress_bar(0, False))
+    previews = Previews(model, "RGB", image.size, effort, progress_bar(0, False), exact=False)
     for sigma in reversed(model.plans[effort].levels):
         bits += sum(map(len, previews.encode_step(image)))
         noise = (previews.descent(previews.parts[0]).z - x) / (sigma * multipliers)
@@ -106,6 +106,7 @@ def crop_options(command: Command) -> Command:
 def previews(model: str, effort: str, size: int, count: int, data: Path) -> None:
     """Each timestep of lossy files: without their 25 bytes of overhead and 6 for each layer."""
     used = load_model(model)
+    effort = used.info.lossy_plan(effort)
     real, ideal = [], []
     for i, image in enumerate(crops(data, size, count)):
         real.append(coded(used, effort, image))

@@ -70,7 +70,7 @@ def point(setting: float, coded: Coded, container_bytes: int, image: Image.Image
 
 def measure(model: Model, effort: str, image: Image.Image) -> Row:
     """The same of diffcodec, from the coarsest timestep on."""
-    levels = len(model.plans[effort].levels)
+    levels = len(model.plans[model.info.lossy_plan(effort)].levels)
     if image.width * image.height < OWN_FILES_BELOW:
         points = [own_file(model, effort, image, t) for t in range(levels, 0, -1)]
     else:
