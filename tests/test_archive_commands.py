@@ -128,7 +128,7 @@ def test_an_archive_is_replaced_only_when_the_new_one_is_whole(folder: Path, tin
 
 def test_names_lead_nowhere_else(tmp_path: Path) -> None:
     packed = tmp_path / "x.dfca"
-    names = ["../evil.png", "/tmp/evil.png", "a/../../evil.png", "..", "", "a\\b", "fine"]
+    names = ["../evil.png", "/evil.png", "a/../../evil.png", "..", "", "a\\b", "fine"]
     with open_archive(packed, "x") as archive:
         for name in names:
             archive.append(Image.new("P", (2, 2)), name)

@@ -486,6 +486,17 @@ def test_a_float_model_answers_as_its_module(phased_float: Path, which: int) -> 
 
 
 @torch.inference_mode()
+def test_the_plain_posterior_is_the_last_experts_at_all_noise_levels(phased_float: Path) -> None:
+    model = load_model(phased_float, "float")
+    for sigma in (1.0, LEVELS[0], LEVELS[1], 100.0):
+        z = noisy(0).float().contiguous(memory_format=torch.channels_last)
+        expected = model.module.experts[-1].posterior_x(z, torch.full((len(z),), sigma))
+        found = model.network.posterior_x(z.double(), sigma)
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a.float(), b, rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_integers_are_close_to_the_float_networks(
     phased: Path, phased_float: Path, integer: IntegerNetwork, which: int

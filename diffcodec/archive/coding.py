@@ -15,13 +15,12 @@ from diffcodec.codec.estimates import expected_bytes
 from diffcodec.codec.jobs import Part, encoding, make_chain
 from diffcodec.codec.planes import coded_channels, image_of, integers, other_probabilities
 from diffcodec.codec.tiles import fallback_tile
-from diffcodec.coding.chain import Answer, Asked, Result, TileChain
+from diffcodec.coding.chain import Answer, Asked, Result, TileChain, drive
 from diffcodec.coding.groups import (
     EncodedGroup,
     GroupJob,
     NoCodeError,
     decode_group,
-    drive_group,
     encode_group,
 )
 from diffcodec.coding.steps import OutOfRangeError
@@ -31,6 +30,7 @@ from diffcodec.errors import CorruptError
 from diffcodec.images.color_sets import ColorSet, find_color_set
 from diffcodec.images.fallback import decode_fallback
 from diffcodec.images.metadata import apply_metadata, get_metadata
+from diffcodec.images.samples import is_grey
 from diffcodec.limits import DEFAULT_LIMITS, Limits
 from diffcodec.models.answering import answer, is_usable
 from diffcodec.models.model import Model
@@ -64,7 +64,11 @@ def encode_images(images: Sequence[Image.Image], model: Model, plan: str = "defa
 
 def _encode_shared(images: Sequence[Image.Image], model: Model, plan: str) -> SharedGroup:
     first, all_samples = images[0], _above_each_other(images)
-    grey = first.mode == "RGB" and is_grey(all_samples) and bool(coded_channels("L", model.color))
+    grey = (
+        first.mode == "RGB"
+        and is_grey(np.asarray(all_samples))
+        and bool(coded_channels("L", model.color))
+    )
     mode = "L" if grey else first.mode
     colors = find_color_set(all_samples.convert(mode))
     fallbacks = [fallback_tile(image) for image in images]
@@ -162,8 +166,6 @@ def _decode_chains(group: SharedGroup, model: Model) -> list[Array]:
     chains = _chains(model, group.plan, group.chain_mode, size, group.chains, colors)
     words = np.frombuffer(group.payload, "<u4").astype(np.uint32)
     try:
-        if words[0] == 0:
-            raise ValueError("no stack of words")
         return _run(
             decode_group(chains, words, group.seed_words),
             model,
@@ -203,18 +205,12 @@ def _run(job: GroupJob[Result], model: Model, plan: str, pixels: int) -> Result:
             raise ValueError("a number of the model is out of range")
         return found
 
-    return drive_group(job, answers)
+    return drive(job, answers)
 
 
 def _model_of(file: bytes, find_model: ModelFinder, limits: Limits) -> Model | None:
     container = parse(file, limits)
     return find_model(container.model, container.float_arithmetic) if container.uses_model else None
-
-
-def is_grey(image: Image.Image) -> bool:
-    """Whether an RGB image has the same samples in all channels."""
-    samples = np.asarray(image)
-    return bool((samples == samples[:, :, :1]).all())
 
 
 def _above_each_other(images: Sequence[Image.Image]) -> Image.Image:

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from diffcodec.archive.records import Source
-from diffcodec.errors import DiffcodecError
+from diffcodec.codec.arguments import file_system, is_address, reading
+
+EACH_SYSTEMS_OWN = (Exception,)  # errors of file systems
 
 
 @dataclass(frozen=True)
@@ -18,20 +20,15 @@ class LocalSource:
     @property
     def size(self) -> int:
         """See :class:`Source`."""
-        try:
+        with reading(self.path):
             return self.path.stat().st_size
-        except (OSError, ValueError) as e:  # ValueError: a NUL in the path
-            raise _unreadable(self.path, e) from e
 
     def read(self, offset: int, size: int) -> bytes:
         """See :class:`Source`."""
-        try:
-            with self.path.open("rb", buffering=0) as file:
-                end = self.size
-                file.seek(offset)
-                return _all_of(file, min(size, max(end - offset, 0)))
-        except (OSError, ValueError) as e:
-            raise _unreadable(self.path, e) from e
+        with reading(self.path), self.path.open("rb", buffering=0) as file:
+            end = self.size
+            file.seek(offset)
+            return _all_of(file, min(size, max(end - offset, 0)))
 
 
 @dataclass(frozen=True)
@@ -45,17 +42,13 @@ class RemoteSource:
     @property
     def size(self) -> int:
         """See :class:`Source`."""
-        try:
+        with reading(self.url, errors=EACH_SYSTEMS_OWN):
             return int(self.system.size(self.path))
-        except Exception as e:  # each file system has its own
-            raise _unreadable(self.url, e) from e
 
     def read(self, offset: int, size: int) -> bytes:
         """See :class:`Source`."""
-        try:
+        with reading(self.url, errors=EACH_SYSTEMS_OWN):
             data: bytes = self.system.cat_file(self.path, start=offset, end=offset + size)
-        except Exception as e:
-            raise _unreadable(self.url, e) from e
         return data
 
 
@@ -68,18 +61,10 @@ def open_source(path: str | PathLike[str]) -> Source:
     """
     if not isinstance(path, (str, PathLike)):
         raise TypeError(f"path: found {type(path).__name__}, expected a path or a URL")
-    if "://" not in fspath(path):
+    address = fspath(path)
+    if not is_address(address):
         return LocalSource(Path(path))
-    try:
-        from fsspec.core import url_to_fs
-
-        system, inner = url_to_fs(fspath(path))
-    except (ImportError, ValueError) as e:
-        raise DiffcodecError(
-            f"cannot open {path}: {e}; pip install 'diffcodec[remote]', and what fsspec needs for "
-            "this kind of URL"
-        ) from e
-    return RemoteSource(fspath(path), system, inner)
+    return RemoteSource(address, *file_system(address))
 
 
 def _all_of(file: Any, size: int) -> bytes:
@@ -89,8 +74,3 @@ def _all_of(file: Any, size: int) -> bytes:
         pieces.append(piece)
         size -= len(piece)
     return b"".join(pieces)
-
-
-def _unreadable(name: object, error: Exception) -> DiffcodecError:
-    reason = getattr(error, "strerror", None) or error
-    return DiffcodecError(f"cannot read {name}: {reason}; check the path")

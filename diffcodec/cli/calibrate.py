@@ -93,7 +93,7 @@ def calibrate(
         calibrated = Model(CalibratedNetwork(model.network, table), model.plans)
         before, after = (_bound_bpd(each, held_out) for each in (model, calibrated))
         about = {"crops": crops, "crop": side, "before_bpd": before, "after_bpd": after}
-        written = serialise_calibrated(source, Path(out).parent, table, model.plans, about)
+        written = serialise_calibrated(source, Path(out).parent, model, table, about)
     with failing_as(out):
         write_file(out, written, force)
     if as_json:

@@ -85,18 +85,25 @@ device_option = click.option(
 force_option = click.option("-f", "--force", is_flag=True, help="Overwrite files that exist.")
 quiet_option = click.option("--quiet", is_flag=True, help="Say nothing but errors.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print a JSON object per input.")
-many_files_options = together(
-    click.option("--skip-existing", is_flag=True, help="Leave out inputs whose output exists."),
-    click.option(
+
+
+def jobs_option(name: str, text: str) -> Option:
+    """How many processes to work in: the option, by the name of its argument and its help."""
+    return click.option(
         "-j",
         "--jobs",
-        "processes",
+        name,
         type=click.IntRange(min=1),
         default=1,
         show_default=True,
         metavar="N",
-        help="Work on N inputs at a time.",
-    ),
+        help=text,
+    )
+
+
+many_files_options = together(
+    click.option("--skip-existing", is_flag=True, help="Leave out inputs whose output exists."),
+    jobs_option("processes", "Work on N inputs at a time."),
 )
 
 

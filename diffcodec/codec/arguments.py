@@ -117,7 +117,7 @@ def opened(data: Any, in_parts: bool) -> Iterator[bytes | BinaryIO]:
             yield stream
     elif in_parts and isinstance(data, (str, PathLike)):
         with ExitStack() as stack:
-            with _reading(data):
+            with reading(data):
                 found = stack.enter_context(Path(data).open("rb"))
             yield found
     else:
@@ -129,27 +129,41 @@ def is_address(data: Any) -> bool:
     return isinstance(data, str) and _ADDRESS.match(data) is not None
 
 
+def file_system(address: str) -> tuple[Any, str]:
+    """fsspec's file system for an address, and the path in it.
+
+    Raises:
+        DiffcodecError: fsspec is not there or does not know such addresses.
+    """
+    try:
+        from fsspec.core import url_to_fs
+
+        found: tuple[Any, str] = url_to_fs(address)
+    except (OSError, ValueError, ImportError) as error:
+        raise DiffcodecError(
+            f"cannot read {address}: {error}; pip install 'diffcodec[remote]', and what fsspec "
+            "needs for this kind of address, or give a path"
+        ) from error
+    return found
+
+
 @contextmanager
 def _opened_address(address: str) -> Iterator[BinaryIO]:
-    try:
-        import fsspec
-    except ImportError as error:
-        raise DiffcodecError(
-            f"{address}: addresses need fsspec: pip install 'diffcodec[remote]', or give a path"
-        ) from error
-    with _reading(address):
-        files, path = fsspec.core.url_to_fs(address)
+    files, path = file_system(address)
+    with reading(address):
         stream = files.open(path, "rb", block_size=AHEAD_BYTES, cache_type="readahead")
     with stream:
         yield stream
 
 
 @contextmanager
-def _reading(name: object) -> Iterator[None]:
+def reading(
+    name: object, *, errors: tuple[type[Exception], ...] = (OSError, ValueError, ImportError)
+) -> Iterator[None]:
     """What cannot be opened or read raises an error of ours."""
     try:
         yield
-    except (OSError, ValueError, ImportError) as error:  # ValueError: a NUL in the path
+    except errors as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or error
         raise DiffcodecError(f"cannot read {name}: {reason}; check the path") from error
 
@@ -169,7 +183,7 @@ def file_source(data: Any) -> bytes | BinaryIO:
         if is_address(data):
             with _opened_address(str(data)) as found:
                 return read_stream(found)
-        with _reading(data):
+        with reading(data):
             return Path(data).read_bytes()
     if not callable(getattr(data, "read", None)):
         raise TypeError(

@@ -196,8 +196,6 @@ def decode_job(
             if view.timestep >= tile.preview:
                 return (yield from descent.continued(view.reconstruct, view.seed))
             chain = descent.below()
-        if words.size == 0 or words[0] == 0:
-            raise ValueError("no stack of words")
         x = yield from decode_tile(chain, words.astype(np.uint32), tile.seed_words, view.timestep)
         if view.timestep and view.reconstruct != "mean":
             descent = Descent(chain, view.timestep)

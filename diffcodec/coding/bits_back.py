@@ -59,7 +59,13 @@ def seed(tile: int, count: int, draw: int = 0) -> UInt32[Words, " {count}"]:
 
 
 def stack_of(words: UInt32[Words, " words"], seeds: UInt32[Words, " seeds"]) -> Stack:
-    """A decoder's: the words of a payload on what is left of the seed."""
+    """A decoder's: the words of a payload on what is left of the seed.
+
+    Raises:
+        ValueError: if these are not what lay on a stack.
+    """
+    if not words.size or words[0] == 0:
+        raise ValueError("no stack of words")
     return Stack(np.concatenate([seeds[:SPARE_SEED_WORDS], words[::-1]]))
 
 

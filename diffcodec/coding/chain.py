@@ -64,10 +64,12 @@ PhaseParameters = Float64[Array, "parameters rows columns"]
 Asked = Request | PhaseRequest
 Answer = Any  # a Posterior to a Request, PhaseParameters to a PhaseRequest
 Result = TypeVar("Result")
+Question = TypeVar("Question")
+Reply = TypeVar("Reply")
 
 
-def drive(job: Generator[Asked, Answer, Result], model: Callable[[Asked], Answer]) -> Result:
-    """What a coroutine comes to whose requests are answered one by one."""
+def drive(job: Generator[Question, Reply, Result], model: Callable[[Question], Reply]) -> Result:
+    """What a coroutine comes to whose requests are answered one by one, as it makes them."""
     try:
         request = next(job)
         while True:

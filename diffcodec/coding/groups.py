@@ -5,7 +5,7 @@ when its bits are first popped, and a group takes little of the seed or nothing,
 take some each.
 """
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -99,17 +99,6 @@ def decode_group(
 def most_seed_words_of(chains: Sequence[TileChain]) -> int:
     """Words of the shared seed that a group may use."""
     return sum(map(most_seed_words, chains))
-
-
-def drive_group(job: GroupJob[Result], model: Callable[[list[Asked]], list[Answer]]) -> Result:
-    """What a group's coroutine comes to."""
-    try:
-        requests = next(job)
-        while True:
-            requests = job.send(model(requests))
-    except StopIteration as stop:
-        result: Result = stop.value
-        return result
 
 
 def _steps(chains: Sequence[TileChain]) -> list[Step]:

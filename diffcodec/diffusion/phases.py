@@ -102,6 +102,32 @@ def expected_z(
     return mean, sqrt(variance)
 
 
+def expected_of(
+    which: int,
+    xhat: Numbers,
+    v: Numbers,
+    z: Numbers,
+    sigmas: tuple[Numbers, Numbers],
+    steps: Numbers,
+    sqrt: Callable[[Numbers], Numbers],
+) -> tuple[Numbers, Numbers]:
+    """The mean of a variable without context, and its unit, by the posterior of x given z.
+
+    Args:
+        which: 0 for x, 1 for z_1, 2 for z_s above.
+        xhat, v: of the posterior.
+        z: the variable above it.
+        sigmas: of the variable, if it is not x, and of z, by channel.
+        steps: M by channel.
+        sqrt: of such numbers.
+    """
+    if which == 0:
+        return expected_x(xhat, v, sqrt)
+    if which == 1:
+        return expected_z_1(xhat, v, z, sigmas, steps, sqrt)
+    return expected_z(xhat, v, z, sigmas, sqrt)
+
+
 def told_planes(errors: Array, number: int, sigmas: tuple[float, float] | None = None) -> Array:
     """What a phase is told: integers of ``1 / ERROR_STEPS``, clipped to ``LARGEST_ERROR``.
 

@@ -20,9 +20,7 @@ from diffcodec.diffusion.bound import chain_bound_bits, quantiser_of
 from diffcodec.diffusion.color import channels, to_domain
 from diffcodec.diffusion.phases import (
     Phased,
-    expected_x,
-    expected_z,
-    expected_z_1,
+    expected_of,
     first_bits,
     phased_bits,
     refined_everywhere,
@@ -30,6 +28,7 @@ from diffcodec.diffusion.phases import (
 )
 from diffcodec.diffusion.plan import Plan, geometric_plan
 from diffcodec.errors import UnsupportedError
+from diffcodec.images.samples import is_grey
 from diffcodec.models.model import Model
 from diffcodec.networks.experts import FloatNetwork
 from diffcodec.sampling.likelihood import ode_bits
@@ -99,8 +98,7 @@ def open_image(source: Source, color: str) -> Image.Image:
         DiffcodecError: if it cannot be read.
     """
     rgb = read_rgb(source) if isinstance(source, Path) else np.asarray(source)
-    is_grey = np.array_equal(rgb[0], rgb[1]) and np.array_equal(rgb[1], rgb[2])
-    if is_grey and coded_channels("L", color):
+    if is_grey(np.moveaxis(rgb, 0, -1)) and coded_channels("L", color):
         return Image.fromarray(np.ascontiguousarray(rgb[0]))
     return Image.fromarray(np.ascontiguousarray(rgb.transpose(1, 2, 0)))
 
@@ -194,15 +192,9 @@ class ModelInPhases:
         answer = self.model.begin_phases(which, z.numpy(), sigma)
         (xhat, v), shared = map(torch.from_numpy, answer[:2]), answer[2]
         multipliers = channels(self.model.domain.noise_multipliers, z)
-        if which == 0:
-            mean, unit = expected_x(xhat, v, torch.sqrt)
-        elif which == 1:
-            steps, sigma_1 = quantiser_of(self.model.domain, self.plan.quantiser, z)
-            sigmas = sigma_1, sigma * multipliers
-            mean, unit = expected_z_1(xhat, v, z, sigmas, steps, torch.sqrt)
-        else:
-            sigmas = below * multipliers, sigma * multipliers
-            mean, unit = expected_z(xhat, v, z, sigmas, torch.sqrt)
+        steps, sigma_1 = quantiser_of(self.model.domain, self.plan.quantiser, z)
+        sigmas = below * multipliers if below else sigma_1, sigma * multipliers
+        mean, unit = expected_of(which, xhat, v, z, sigmas, steps, torch.sqrt)
         errors, levels = ((variable - mean) / unit).numpy(), (below, sigma) if below else None
         parameters = [
             self.model.phase_parameters(which, number, own, told_planes(errors, number, levels))

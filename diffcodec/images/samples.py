@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from diffcodec.arrays import AnyArray
 from diffcodec.errors import UnsupportedError
 
 _MODES = {
@@ -38,6 +39,11 @@ def image_of_samples(source: object) -> Image.Image:
             "found a masked array, whose masked samples have no values: pass array.filled(value)"
         )
     return _of_array(source)
+
+
+def is_grey(samples: AnyArray) -> bool:
+    """Whether the samples of colours, [h, w, 3], are the same in all channels."""
+    return bool((samples == samples[:, :, :1]).all())
 
 
 def _channels_last(tensor: Any) -> np.ndarray[Any, Any]:

@@ -111,8 +111,8 @@ def open_network(source: str | os.PathLike[str]) -> Model:
 def serialise_calibrated(
     source: str | os.PathLike[str],
     folder: Path,
+    model: Model,
     table: VarianceTable,
-    plans: Mapping[str, Plan],
     about: Mapping[str, Any],
 ) -> bytes:
     """The file of a calibrated model: which network, its table, plans. The network stays a file.
@@ -120,18 +120,17 @@ def serialise_calibrated(
     Args:
         source: of the network: a folder of diffusers, or a model of ours.
         folder: where the file is to lie; the network is found from there.
+        model: of the network; the file has its plans.
         table: of its variances.
-        plans: by name.
         about: description, of JSON's types.
     """
-    model = open_network(source)
     path = Path(source) if Path(source).is_dir() else model_path(source)
     described = {
         "format": CALIBRATED,
         "source": os.path.relpath(path.resolve(), folder.resolve()),
         "identity": model.network.identity.hex(),
         "variances": table.to_dict(),
-        "plans": plans_to_dict(plans),
+        "plans": plans_to_dict(model.plans),
         "about": dict(about),
     }
     return json.dumps(described, indent=1).encode()

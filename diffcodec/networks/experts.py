@@ -14,9 +14,7 @@ from diffcodec.diffusion.phases import (
     ERROR_STEPS,
     LARGEST_ERROR,
     Phased,
-    expected_x,
-    expected_z,
-    expected_z_1,
+    expected_of,
     first_bits,
     phased_bits,
     refined_everywhere,
@@ -63,20 +61,15 @@ class ExpertDenoisers(nn.Module):
             It, and the mean and variance of x given z alone.
         """
         which, variable, below = told
-        unet, ratio = self.experts[self.config.expert_of(which)], None
+        unet = self.experts[self.config.expert_of(which)]
         features = unet.features(z, sigma)
         xhat, v = unet.read_out(features, z, sigma)
-        if which == 0:
-            mean, unit = expected_x(xhat, v, torch.sqrt)
-        elif which == 1:
-            steps, sigma_1 = quantiser_of(DOMAINS[self.config.color], self.config.quantiser, z)
-            sigmas = sigma_1, unet.noise_of(sigma)
-            mean, unit = expected_z_1(xhat, v, z, sigmas, steps, torch.sqrt)
-        else:
-            assert below is not None
-            ratio = torch.log(sigma / below)
-            sigmas = unet.noise_of(below), unet.noise_of(sigma)
-            mean, unit = expected_z(xhat, v, z, sigmas, torch.sqrt)
+        steps, sigma_1 = quantiser_of(DOMAINS[self.config.color], self.config.quantiser, z)
+        low, ratio = sigma_1, None
+        if below is not None:
+            low, ratio = unet.noise_of(below), torch.log(sigma / below)
+        sigmas = low, unet.noise_of(sigma)
+        mean, unit = expected_of(which, xhat, v, z, sigmas, steps, torch.sqrt)
         errors = ((variable - mean) / unit).clamp(-LARGEST_ERROR, LARGEST_ERROR)
         return Phased(mean, unit, self.phases[which](features, errors, ratio)), xhat, v
 
@@ -95,9 +88,13 @@ class ExpertDenoisers(nn.Module):
     def posterior_alone(
         self, z: Images, sigma: Float[Tensor, " batch"], labels: Labels | None = None
     ) -> tuple[Images, Images]:
-        """Mean and variance of x given z_t: see :meth:`UNet.posterior_x`."""
-        if len(self.experts) == 1:
-            return self.experts[0].posterior_x(z, sigma, labels)
+        """Mean and variance of x given z_t: see :meth:`UNet.posterior_x`.
+
+        Of a network in phases the last expert's: the others know noise of other kinds, the
+        quantiser's, at levels of their own.
+        """
+        if self.config.phases or len(self.experts) == 1:
+            return self.experts[-1].posterior_x(z, sigma, labels)
         which = self.config.expert_at(sigma)  # [batch]
         mean, v = torch.empty_like(z), torch.empty_like(z)
         for number, expert in enumerate(self.experts):

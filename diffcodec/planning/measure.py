@@ -185,13 +185,14 @@ def measure_costs(
     for j, level in enumerate(tqdm(levels, "noise levels", disable=None if progress else True)):
         noise = torch.randn(x.shape, generator=generator)
         z_t = q_sample(crops.z_1, above(level * crops.multipliers, crops.quantiser.sigma), noise)
-        xhat, v = batched(model, z_t, level)
-        measure_ends(costs, crops, j, z_t, xhat, v, phased)
+        told = phased or batched(model, z_t, level)
+        measure_ends(costs, crops, j, z_t, told)
         for i in range(0 if reach is None else max(0, j - reach), j):
-            posterior = xhat, v
-            if phased is not None:
+            if isinstance(told, tuple):
+                posterior = told
+            else:
                 z_s = draw_below(crops, (levels[i], level), z_t, generator)
-                posterior = refined(phased, z_s, z_t, levels[i], level)
+                posterior = refined(told, z_s, z_t, levels[i], level)
             measure_step(costs, crops, (i, j), z_t, *posterior)
     return costs
 
@@ -235,18 +236,19 @@ def measure_ends(
     crops: FirstLevel,
     j: int,
     z_t: Float[Tensor, "crops 3 height width"],
-    xhat: Float[Tensor, "crops 3 height width"],
-    v: Float[Tensor, "crops 3 height width"],
-    phased: PhasedModel | None,
+    told: PhasedModel | tuple[Tensor, Tensor],
 ) -> None:
-    """Fill in z_t at level j as a chain's second, p(z_1 | z_t), and as its last, p(z_t)."""
+    """Fill in z_t at level j as a chain's second, p(z_1 | z_t), and as its last, p(z_t).
+
+    The first by xhat and v, or in phases.
+    """
     (steps, first), sigma_t = crops.quantiser, float(costs.levels[j]) * crops.multipliers
     if costs.levels[j] <= second_sigmas(costs.quantiser)[1] or j == 0:
-        if phased is None:
-            p_1 = p_first(xhat, v, z_t, first, sigma_t, steps)
+        if isinstance(told, tuple):
+            p_1 = p_first(*told, z_t, first, sigma_t, steps)
             bits = coder_bits(crops.z_1, p_1, steps)
         else:
-            bits = first_bits(phased, crops.z_1, z_t, float(costs.levels[j]))
+            bits = first_bits(told, crops.z_1, z_t, float(costs.levels[j]))
         costs.jumps[j] = crops.mean(bits)
     prior = p_prior(crops.domain, sigma_t)
     around = Gaussian(crops.z_1, (sigma_t**2 - first**2).expand_as(z_t))

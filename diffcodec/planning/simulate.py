@@ -65,16 +65,17 @@ def simulate(
         z_t = delta[t] * torch.round(drawn / delta[t])
         q = Gaussian(z, (draw_std[t] ** 2).expand_as(z))
         changes.append(-coder_bits(z_t, q, delta[t]))
-        xhat, v = batched(model, z_t, plan.levels[t])
         if t == 1 and phased is not None:
             pushed = first_bits(phased, z, z_t, plan.levels[t])
         elif t == 1:
-            p = p_first(xhat, v, z_t, sigma[0], sigma[1], delta[0])
+            p = p_first(*batched(model, z_t, plan.levels[t]), z_t, sigma[0], sigma[1], delta[0])
             pushed = coder_bits(z, p, delta[0])
         else:
             if phased is not None:
-                xhat, v = refined(phased, z, z_t, plan.levels[t - 1], plan.levels[t])
-            step = p_reverse(xhat, v, z_t, sigma[t - 1], sigma[t])
+                posterior = refined(phased, z, z_t, plan.levels[t - 1], plan.levels[t])
+            else:
+                posterior = batched(model, z_t, plan.levels[t])
+            step = p_reverse(*posterior, z_t, sigma[t - 1], sigma[t])
             noise = above(sigma[t - 1], sigma[0]), above(sigma[t], sigma[0])
             sent.append(gaussian_kl_bits(q_posterior(z_1, z_t, *noise), step))
             pushed = coder_bits(z, on_lattice(step, delta[t - 1]), delta[t - 1])
