@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from diffcodec.archive.records import Source
-from diffcodec.codec.arguments import file_system, is_address, reading
+from diffcodec.system.addresses import file_system, is_address, reading
 
 EACH_SYSTEMS_OWN = (Exception,)  # errors of file systems
 

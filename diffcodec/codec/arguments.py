@@ -2,7 +2,6 @@
 
 import mmap
 import operator
-import re
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,15 +13,13 @@ from typing import Any, BinaryIO
 from PIL import Image
 
 from diffcodec.container.primitives import read_stream
-from diffcodec.errors import DiffcodecError
 from diffcodec.images.metadata import stripped
 from diffcodec.images.modes import as_image
 from diffcodec.images.reading import read_image
 from diffcodec.limits import Limits
+from diffcodec.system.addresses import is_address, opened_address, reading
 
 FileLike = str | PathLike[str] | bytes | bytearray | memoryview | mmap.mmap | BinaryIO
-AHEAD_BYTES = 1 << 16  # that are read beyond what is needed, where each reading is a request
-_ADDRESS = re.compile("[a-z][a-z0-9+.-]+://")
 _BUFFERS = (bytearray, memoryview, mmap.mmap)
 
 
@@ -113,7 +110,7 @@ def opened(data: Any, in_parts: bool) -> Iterator[bytes | BinaryIO]:
         in_parts: whether little of it is to be read: a path is opened then, not read whole.
     """
     if is_address(data):
-        with _opened_address(data) as stream:
+        with opened_address(data) as stream:
             yield stream
     elif in_parts and isinstance(data, (str, PathLike)):
         with ExitStack() as stack:
@@ -122,50 +119,6 @@ def opened(data: Any, in_parts: bool) -> Iterator[bytes | BinaryIO]:
             yield found
     else:
         yield file_source(data)
-
-
-def is_address(data: Any) -> bool:
-    """Whether this is an address that fsspec opens, and no path."""
-    return isinstance(data, str) and _ADDRESS.match(data) is not None
-
-
-def file_system(address: str) -> tuple[Any, str]:
-    """fsspec's file system for an address, and the path in it.
-
-    Raises:
-        DiffcodecError: fsspec is not there or does not know such addresses.
-    """
-    try:
-        from fsspec.core import url_to_fs
-
-        found: tuple[Any, str] = url_to_fs(address)
-    except (OSError, ValueError, ImportError) as error:
-        raise DiffcodecError(
-            f"cannot read {address}: {error}; pip install 'diffcodec[remote]', and what fsspec "
-            "needs for this kind of address, or give a path"
-        ) from error
-    return found
-
-
-@contextmanager
-def _opened_address(address: str) -> Iterator[BinaryIO]:
-    files, path = file_system(address)
-    with reading(address):
-        stream = files.open(path, "rb", block_size=AHEAD_BYTES, cache_type="readahead")
-    with stream:
-        yield stream
-
-
-@contextmanager
-def reading(
-    name: object, *, errors: tuple[type[Exception], ...] = (OSError, ValueError, ImportError)
-) -> Iterator[None]:
-    """What cannot be opened or read raises an error of ours."""
-    try:
-        yield
-    except errors as error:  # ValueError: a NUL in the path
-        reason = getattr(error, "strerror", None) or error
-        raise DiffcodecError(f"cannot read {name}: {reason}; check the path") from error
 
 
 def file_source(data: Any) -> bytes | BinaryIO:
@@ -181,7 +134,7 @@ def file_source(data: Any) -> bytes | BinaryIO:
         return bytes(memoryview(data))
     if isinstance(data, (str, PathLike)):
         if is_address(data):
-            with _opened_address(str(data)) as found:
+            with opened_address(str(data)) as found:
                 return read_stream(found)
         with reading(data):
             return Path(data).read_bytes()
