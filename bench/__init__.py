@@ -20,7 +20,7 @@ keep_freed_memory()  # as the commands do
 def chain_only() -> Iterator[None]:
     """Within it tiles are coded by the chain, or raw where that is smaller: never by WebP."""
     with mock.patch(
-        "diffcodec.codec.tiles.encode_fallback", lambda image: ("raw", image.tobytes())
+        "diffcodec.codec.tiles.encode_fallback", lambda image, *_: ("raw", image.tobytes())
     ):
         yield
 

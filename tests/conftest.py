@@ -29,7 +29,7 @@ settings.load_profile("diffcodec")
 @pytest.fixture
 def chain_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """The chain of a random network never wins: let the other coders fail to compress."""
-    monkeypatch.setattr(tiles, "encode_fallback", lambda image: ("raw", bytes(1 << 22)))
+    monkeypatch.setattr(tiles, "encode_fallback", lambda image, *_: ("raw", bytes(1 << 22)))
 
 
 @pytest.fixture(scope="session")

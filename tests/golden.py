@@ -171,6 +171,7 @@ FALLBACK = {
     "raw": lambda: Image.new("RGB", (1, 1), (1, 2, 3)),
     "raw-bilevel": lambda: Image.fromarray(np.eye(9, dtype=bool)),
     "png": lambda: Image.new("L", (1, 16400), 9),
+    "planes": lambda: converted(40, 30, "jfif"),
     "transparent-palette": with_transparency(bytes([0, 128])),
     "transparent-colour": with_transparency((1, 2, 3)),
     "fallback-metadata": lambda: with_metadata().convert("RGBA"),
@@ -232,7 +233,7 @@ def model_of(name):
 def coded(image, plan, path=MODEL, **options):
     """A file whose tiles are all chains."""
 
-    def large(image):
+    def large(image, *_):
         return "raw", image.tobytes() * 9 + bytes(99)
 
     marks, preview = options.pop(MARKS, False), options.pop(PREVIEW, 0)

@@ -220,6 +220,13 @@ def paste(out, mode, rgb, left, top):
 def fallback(coder, payload, mode, size):
     """WebP and PNG by Pillow: what they mean is not this format's to say."""
     samples = "L" if mode == "P" else mode
+    if coder == 3:
+        planes = Image.open(io.BytesIO(payload[1:])).convert("RGB")
+        assert mode == "RGB" and planes.size == size
+        u, y, v = np.asarray(planes).transpose(2, 0, 1)
+        luma, red, blue, green_u, green_v = conversion(payload[0])
+        sums = luma[y] + red[v], luma[y] + green_u[u] + green_v[v], luma[y] + blue[u]
+        return Image.fromarray(np.clip(np.stack(sums, -1) >> 16, 0, 255).astype(np.uint8))
     if coder == 0:
         return Image.frombytes(mode, size, payload)
     image = Image.open(io.BytesIO(payload))

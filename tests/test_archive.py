@@ -39,7 +39,7 @@ def models(tiny: Path, phased: Path) -> list[Model]:
     return [load_model(tiny), load_model(phased)]
 
 
-def large(image: Image.Image) -> Tile:
+def large(image: Image.Image, *_: object) -> Tile:
     """What a fallback coder makes, so that the chain wins."""
     return Tile("raw", bytes(1 << 22))
 
@@ -73,7 +73,7 @@ def test_images_that_are_smaller_otherwise_leave_the_stack(models: list[Model]) 
     flat = Image.new("RGB", (16, 16), (10, 200, 30))
     images = [smooth(16, 16), flat, smooth(16, 16, seed=1), flat]
 
-    def coded(image: Image.Image) -> Tile:
+    def coded(image: Image.Image, *_: object) -> Tile:
         return fallback_tile(image) if image == flat else large(image)
 
     with mock.patch.object(coding, "fallback_tile", coded):
@@ -92,7 +92,7 @@ def test_an_image_out_of_range_leaves_the_stack(models: list[Model]) -> None:
 
     with (
         mock.patch.object(coding, "integers", integers),
-        mock.patch.object(coding, "fallback_tile", lambda image: Tile("raw", image.tobytes())),
+        mock.patch.object(coding, "fallback_tile", lambda image, *_: Tile("raw", image.tobytes())),
         mock.patch.object(coding, "LEAST_GAIN", 1e9),
     ):
         content = encode_images(images, models[0], "fast")

@@ -474,7 +474,7 @@ def total_bits(found):
 @pytest.fixture
 def no_webp(monkeypatch):
     monkeypatch.setattr(
-        "diffcodec.codec.tiles.encode_fallback", lambda image: ("raw", bytes(1 << 16))
+        "diffcodec.codec.tiles.encode_fallback", lambda image, *_: ("raw", bytes(1 << 16))
     )
 
 

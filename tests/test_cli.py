@@ -41,7 +41,7 @@ def chain_only(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = fallback.encode_fallback
     large = ("raw", bytes(1 << 20))
     monkeypatch.setattr(
-        tiles, "encode_fallback", lambda image: large if image.mode == "RGB" else plain(image)
+        tiles, "encode_fallback", lambda image, *_: large if image.mode == "RGB" else plain(image)
     )
 
 
@@ -58,7 +58,7 @@ def files(tiny: Path, tiny_float: Path) -> dict[str, bytes]:
     frames = [picture(seed=i).quantize(8) for i in (1, 2)]
     frames[0].save(gif, "GIF", save_all=True, append_images=frames[1:])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiles, "encode_fallback", lambda image: ("raw", bytes(1 << 20)))
+        patch.setattr(tiles, "encode_fallback", lambda image, *_: ("raw", bytes(1 << 20)))
         dfc = encoding.encode(picture(), str(tiny))
         floating = encoding.encode(picture(), load_model(tiny_float, "float"))
         choices = Choices(marks_from_pixels=1)
@@ -551,7 +551,7 @@ def test_verify_of_the_structure_alone(folder: Path, files: dict[str, bytes]) ->
 
 def test_what_a_newer_writer_used(folder: Path, files: dict[str, bytes]) -> None:
     """Is told after the checksums, and is the file's fault all the same."""
-    head, content = files["alpha.dfc"][:16], b"\x03"
+    head, content = files["alpha.dfc"][:16], b"\x04"
     crc = zlib.crc32(head + bytes(8) + content)
     data = head + bytes([len(content)]) + content + struct.pack("<I", crc)
     (folder / "other.dfc").write_bytes(data)

@@ -402,7 +402,7 @@ def small(model: Model) -> Iterator[tuple[bytes, Image.Image]]:
     """A file of one chain tile, and its image."""
     image = smooth((4, 3))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiles, "encode_fallback", lambda image: ("raw", bytes(1 << 12)))
+        patch.setattr(tiles, "encode_fallback", lambda image, *_: ("raw", bytes(1 << 12)))
         data = encode(image, model)
     assert coders(data) == {"default"}
     assert len(data) < 200

@@ -450,7 +450,7 @@ def test_the_draw_of_a_tile() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (file(header(), b"\3"), "unknown coder of tile 1 of 1: 3"),
+        (file(header(), b"\4"), "unknown coder of tile 1 of 1: 4"),
         (file(header(model=1), b"\x13\0"), "unknown coder of tile 1 of 1: 19"),
         (file(header(model=1), b"\x17\1\0"), "unknown coder of tile 1 of 1: 19"),
         (file(header(0x0A, model=1) + b"\x14\1\2", b""), "unknown plan of the layers: 20"),
@@ -745,7 +745,7 @@ def test_a_whole_part_that_breaks_a_rule_is_refused() -> None:
     with pytest.raises(FormatError, match="tiles follow timestep 1"):
         salvage(file(header(0x0A, model=1) + b"\x10\2\1\0", b"", b"\0"))
     with pytest.raises(UnsupportedFileError, match="coder"):
-        salvage(file(header(), b"\3"))
+        salvage(file(header(), b"\4"))
 
 
 @quick

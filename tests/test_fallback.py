@@ -13,7 +13,9 @@ from samples import SIZES, make_image, saved
 from diffcodec.container.parts import MODES
 from diffcodec.errors import CorruptError, UnsupportedError
 from diffcodec.images import fallback
+from diffcodec.images.color_sets import CONVERSIONS, conversion
 from diffcodec.images.fallback import decode_fallback, encode_fallback
+from diffcodec.images.source_planes import from_planes, to_planes
 
 CODERS = ("webp", "png", "raw")
 
@@ -120,6 +122,32 @@ def test_each_webp_setting_wins_somewhere(monkeypatch):
     for mode, other in (("RGB", (6, 90)), ("L", (4, 80))):
         monkeypatch.setattr(fallback, "WEBP_SETTINGS", (other,))
         assert len(encode_fallback(kinds[mode])[1]) > best[mode]
+
+
+@pytest.mark.parametrize("name", CONVERSIONS)
+def test_any_image_of_a_conversion_has_planes(name):
+    """Clipped colours too, which have several sources."""
+    planes = make_image("RGB", (300, 200), 256, seed=0)
+    image = from_planes(planes, name)
+    assert from_planes(to_planes(image, name), name).tobytes() == image.tobytes()
+    rule, (u, y, v) = conversion(name), map(int, planes.getpixel((7, 5)))
+    sums = rule.red[v], rule.green_u[u] + rule.green_v[v], rule.blue[u]
+    expected = tuple(min(max(int(rule.luma[y] + each) >> 16, 0), 255) for each in sums)
+    assert image.getpixel((7, 5)) == expected
+
+
+@pytest.mark.parametrize(("size", "inner"), [((96, 96), b"RIFF"), ((16384, 2), b"\x89PNG")])
+def test_a_converted_image_is_coded_as_its_planes(size, inner):
+    planes = example("photograph").point(lambda value: value // 2 + 80).resize(size)
+    image = from_planes(planes, "jfif")
+    _, plain = encode_fallback(image)
+    coder, payload = encode_fallback(image, "jfif")
+    assert (coder, payload[0], payload[1:5]) == ("planes", CONVERSIONS["jfif"], inner)
+    assert len(payload) < 0.9 * len(plain)
+    assert decode_fallback(coder, payload, "RGB", size).tobytes() == image.tobytes()
+    for other, data in (("L", payload), ("RGB", b""), ("RGB", payload[1:]), ("RGB", b"\1")):
+        with pytest.raises((CorruptError, UnsupportedError), match=r"planes|damaged"):
+            decode_fallback("planes", data, other, size)
 
 
 # --- refusals

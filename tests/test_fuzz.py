@@ -37,7 +37,9 @@ def picture(mode: str = "RGB") -> Image.Image:
 
 def by_chain(patch: pytest.MonkeyPatch) -> None:
     """The chain of a random network never wins: let the other coders fail to compress."""
-    patch.setattr("diffcodec.codec.tiles.encode_fallback", lambda image: ("raw", bytes(1 << 16)))
+    patch.setattr(
+        "diffcodec.codec.tiles.encode_fallback", lambda image, *_: ("raw", bytes(1 << 16))
+    )
 
 
 def make_files() -> dict[str, bytes]:

@@ -169,7 +169,7 @@ def test_unknown_reconstruction(model: Model) -> None:
 def test_reconstructions_of_every_file(
     model: Model, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(tiles, "encode_fallback", lambda image: ("raw", bytes(1 << 22)))
+    monkeypatch.setattr(tiles, "encode_fallback", lambda image, *_: ("raw", bytes(1 << 22)))
     image = smooth((16, 12))
     data = encode(image, model, "fast", **options)
     for timestep in range(1 if options != {"timestep": 2} else 2, LAST + 1):
@@ -315,7 +315,7 @@ def test_small_lossy_files_have_little_overhead(model: Model) -> None:
 def small(model: Model) -> Iterator[bytes]:
     """Three layers and an exact tile."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiles, "encode_fallback", lambda image: ("raw", bytes(1 << 12)))
+        patch.setattr(tiles, "encode_fallback", lambda image, *_: ("raw", bytes(1 << 12)))
         image = Image.fromarray(np.asarray(smooth((5, 4))))
         data = encode(image, model, "fast", progressive=True, previews=[4, 3, 2])
     assert stops(data) == (4, 3, 2, 0)
@@ -390,7 +390,7 @@ def test_bytes_after_the_end(model: Model, small: bytes) -> None:
 
 
 def test_a_plain_file_has_no_beginnings(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiles, "encode_fallback", lambda image: ("raw", bytes(1 << 22)))
+    monkeypatch.setattr(tiles, "encode_fallback", lambda image, *_: ("raw", bytes(1 << 22)))
     data = encode(smooth((9, 9)), model)
     assert parse(data).layers is None
     with pytest.raises(TruncatedError):

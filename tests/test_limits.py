@@ -150,7 +150,7 @@ if sys.argv[4] == "program":
 side, timestep = int(sys.argv[1]), int(sys.argv[2])
 model = load_model(sys.argv[3])
 noise = np.random.default_rng(0).integers(100, 140, (side, side, 3)).astype(np.uint8)
-large = lambda image: ("raw", bytes(1 << 24))
+large = lambda image, *_: ("raw", bytes(1 << 24))
 with (
     mock.patch("diffcodec.codec.tiles.encode_fallback", large),
     mock.patch("diffcodec.codec.previews.KEPT_BYTES", 0),  # as of a large image

@@ -61,7 +61,7 @@ def by_chain(data: bytes) -> bool:
     return all(tile.plan for tile in parse(data).tiles)
 
 
-def large(image: Image.Image) -> tuple[str, bytes]:
+def large(image: Image.Image, *_: object) -> tuple[str, bytes]:
     """What other coders make, so that the chain wins."""
     return "raw", bytes(1 << 22)
 

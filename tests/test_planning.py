@@ -326,7 +326,7 @@ def coarse_grid(monkeypatch: pytest.MonkeyPatch) -> None:
 def chains_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """WebP is better than a model without training."""
     for module in (propose, tiles):
-        monkeypatch.setattr(module, "encode_fallback", lambda image: ("raw", image.tobytes()))
+        monkeypatch.setattr(module, "encode_fallback", lambda image, *_: ("raw", image.tobytes()))
 
 
 @pytest.fixture

@@ -84,7 +84,7 @@ def test_a_second_reader_knows_archives(tmp_path, request, kind, mode):
         images += [smooth(4, 3).convert("L").convert("RGB"), Image.new("RGB", (4, 3), (9, 9, 9))]
         images += [smooth(3, 4, seed=k).point(lambda value: value // 16 * 16) for k in range(2)]
 
-    def coded(image):
+    def coded(image, *_):
         return fallback_tile(image) if image == flat else Tile("raw", bytes(1 << 22))
 
     with (

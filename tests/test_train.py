@@ -578,7 +578,7 @@ def test_a_float_model_that_cannot_be_quantised(config, tmp_path):
 def test_the_model_of_a_run_codes_an_image_exactly(config, tmp_path, monkeypatch):
     Trainer(replace(config, steps=2), tmp_path).run()
     model = load_model(tmp_path / MODEL)
-    monkeypatch.setattr(tiles, "encode_fallback", lambda image: ("raw", bytes(1 << 20)))
+    monkeypatch.setattr(tiles, "encode_fallback", lambda image, *_: ("raw", bytes(1 << 20)))
     image = picture(7, (37, 21))
     coded = encoding.encode(image, model)
     assert {tile.coder for tile in parse(coded).tiles} <= set(PLAN_NAMES)

@@ -71,7 +71,7 @@ def _encode_shared(images: Sequence[Image.Image], model: Model, plan: str) -> Sh
     )
     mode = "L" if grey else first.mode
     colors = find_color_set(all_samples.convert(mode))
-    fallbacks = [fallback_tile(image) for image in images]
+    fallbacks = [fallback_tile(image, colors) for image in images]
     places, coded, is_second = list(range(len(images))), None, False
     while places and coded is None:
         chains = _chains(model, plan, mode, first.size, places, colors)

@@ -221,14 +221,14 @@ def _assemble(
         )
         return pack(container)
 
-    whole = fallback_tile(source)
+    whole = fallback_tile(source, colors)
     candidates = [file([whole], whole=True)]
     if coded_channels(source.mode, model.color):
         boxes = tile_grid(*source.size)
         has_marks = source.width * source.height >= choices.marks_from_pixels
         tiles = []
         for box, chain in zip(boxes, coded, strict=False):
-            fallback = whole if len(boxes) == 1 else fallback_tile(crop(source, box))
+            fallback = whole if len(boxes) == 1 else fallback_tile(crop(source, box), colors)
             tiles.append(smaller_tile(fallback, chain, plan, has_marks))
         candidates.append(file(tiles, whole=False))
     return min(candidates, key=len)

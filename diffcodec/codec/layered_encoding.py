@@ -142,7 +142,7 @@ class _File:
                 previews.decode_layer(payload, stop, 0)
         coded = previews.encode_rest(self.source)
         return [
-            smaller_tile(fallback_tile(crop(self.source, part.box)), chain, self.plan)
+            smaller_tile(fallback_tile(crop(self.source, part.box), self.colors), chain, self.plan)
             for part, chain in zip(previews.parts, coded, strict=True)
         ]
 

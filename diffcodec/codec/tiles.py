@@ -9,12 +9,13 @@ from diffcodec.codec.jobs import Part
 from diffcodec.codec.planes import paste
 from diffcodec.coding.bits_back import EncodedTile
 from diffcodec.container.parts import Box, Tile
+from diffcodec.images.color_sets import ColorSet
 from diffcodec.images.fallback import decode_fallback, encode_fallback
 
 
-def fallback_tile(image: Image.Image) -> Tile:
-    """A tile by the fallback coder that makes the least of it."""
-    return Tile(*encode_fallback(image))
+def fallback_tile(image: Image.Image, colors: ColorSet | None = None) -> Tile:
+    """A tile by the fallback coder that makes the least of it, and the colours of its image."""
+    return Tile(*encode_fallback(image, colors.conversion if colors else None))
 
 
 def smaller_tile(

@@ -1,7 +1,9 @@
 """Plain coders, for what the diffusion chain does not code or cannot beat.
 
 ``webp`` is lossless WebP, ``png`` is PNG (only where WebP does not reach: sides over 16383),
-``raw`` is the samples themselves. All code samples only; palette and metadata go beside them.
+``planes`` is one of these of the Y, U and V that an image was converted from, behind a byte that
+names the conversion, ``raw`` is the samples themselves. All code samples only; palette and metadata
+go beside them.
 """
 
 import io
@@ -12,21 +14,28 @@ from PIL import Image
 
 from diffcodec.container.parts import MODES
 from diffcodec.errors import CorruptError, UnsupportedError
+from diffcodec.images.color_sets import CONVERSIONS
 from diffcodec.images.formats import WEBP_MAX_SIDE
 from diffcodec.images.opening import open_image, webp_size
 from diffcodec.images.png import SIGNATURE
+from diffcodec.images.source_planes import from_planes, to_planes
 
 # WebP's (method, quality); none is always the best. Pillow's default wins on small photographs, by
 # 1 %; method 6 at 90 on larger ones, by 1 %, and on grey, by 3 %; each takes 1 to 3 seconds a
 # megapixel. Trying everything (6 at 100) gains 5 to 8 % on palettes at 25 seconds a megapixel; in
 # colour it gains 0.6 % at best, at 23 to 150.
 WEBP_SETTINGS = ((4, 80), (6, 90))
+WEBP_PLANES_SETTING = (6, 90)  # nearly always the smaller one of them
 WEBP_PALETTE_SETTING = (6, 100)
 WEBP_PALETTE_MAX_PIXELS = 2**18
 
 
-def encode_fallback(image: Image.Image) -> tuple[str, bytes]:
+def encode_fallback(image: Image.Image, conversion: str | None = None) -> tuple[str, bytes]:
     """Code the samples of an image in any of ``MODES`` by the smallest of the plain coders.
+
+    Args:
+        image: to code.
+        conversion: one of ``CONVERSIONS`` that reaches every pixel, if there is one.
 
     Returns:
         The coder's name, and the payload: never larger than the raw samples, nor than lossless
@@ -39,18 +48,27 @@ def encode_fallback(image: Image.Image) -> tuple[str, bytes]:
         raise UnsupportedError(f"found mode {image.mode}, expected one of {', '.join(MODES)}")
     raw = image.tobytes()
     samples = Image.frombytes(_sample_mode(image.mode), image.size, raw)
+    coder = "png" if max(image.size) > WEBP_MAX_SIDE else "webp"
     payloads = [("raw", raw)]  # first, so that it wins a tie
-    if max(image.size) > WEBP_MAX_SIDE:
-        payloads.append(("png", _save(samples, "PNG", optimize=True)))
-    else:
-        color = _to_color(samples)
-        for method, quality in _webp_settings(image):
-            options = {"lossless": True, "exact": True, "method": method, "quality": quality}
-            payloads.append(("webp", _save(color, "WEBP", **options)))
+    payloads += [(coder, _coded(samples, setting)) for setting in _webp_settings(image)]
+    if conversion not in (None, "grey"):  # WebP finds out itself that RGB is grey
+        planes = _coded(to_planes(image, conversion), WEBP_PLANES_SETTING)
+        payloads.append(("planes", bytes([CONVERSIONS[conversion]]) + planes))
     return min(payloads, key=lambda payload: len(payload[1]))
 
 
+def _coded(samples: Image.Image, setting: tuple[int, int]) -> bytes:
+    """WebP by these settings, or PNG where that does not reach."""
+    if max(samples.size) > WEBP_MAX_SIDE:
+        return _save(samples, "PNG", optimize=True)
+    method, quality = setting
+    options = {"lossless": True, "exact": True, "method": method, "quality": quality}
+    return _save(_to_color(samples), "WEBP", **options)
+
+
 def _webp_settings(image: Image.Image) -> tuple[tuple[int, int], ...]:
+    if max(image.size) > WEBP_MAX_SIDE:
+        return WEBP_SETTINGS[:1]  # PNG has none
     if image.mode == "P" and image.width * image.height <= WEBP_PALETTE_MAX_PIXELS:
         return (*WEBP_SETTINGS, WEBP_PALETTE_SETTING)
     return WEBP_SETTINGS
@@ -75,7 +93,7 @@ def decode_fallback(coder: str, payload: bytes, mode: str, size: tuple[int, int]
         CorruptError: the payload is malformed, or not an image of that mode and size.
         UnsupportedError: an unknown coder or mode.
     """
-    if coder not in ("webp", "png", "raw") or mode not in MODES:
+    if coder not in ("webp", "png", "planes", "raw") or mode not in MODES:
         raise UnsupportedError(f"found coder {coder} for mode {mode}: use a newer version")
     if min(size) < 1:
         raise CorruptError(f"found an image of size {size}, expected some pixels")
@@ -84,12 +102,26 @@ def decode_fallback(coder: str, payload: bytes, mode: str, size: tuple[int, int]
         if len(payload) != expected:
             raise CorruptError(f"found {len(payload)} bytes of samples, expected {expected}")
         return Image.frombytes(mode, size, payload)
+    if coder == "planes":
+        return _decode_planes(payload, mode, size)
     image = _open(coder, payload, size)
     if coder == "webp":
         image = _from_color(image, _sample_mode(mode))
     if image.mode != _sample_mode(mode):
         raise CorruptError(f"found {coder} of mode {image.mode}, expected {_sample_mode(mode)}")
     return Image.frombytes(mode, size, image.tobytes())
+
+
+def _decode_planes(payload: bytes, mode: str, size: tuple[int, int]) -> Image.Image:
+    names = {number: name for name, number in CONVERSIONS.items()}
+    if mode != "RGB":
+        raise CorruptError(f"found planes of an image of mode {mode}, expected RGB")
+    if not payload:
+        raise CorruptError("found no conversion of planes, expected a byte that names it")
+    if payload[0] not in names:
+        raise UnsupportedError(f"found the conversion {payload[0]} of planes: use a newer version")
+    coder = "png" if payload[1:].startswith(SIGNATURE) else "webp"
+    return from_planes(decode_fallback(coder, payload[1:], mode, size), names[payload[0]])
 
 
 def _sample_mode(mode: str) -> str:
