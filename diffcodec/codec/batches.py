@@ -1,16 +1,26 @@
-"""Driving many coroutines side by side through a model."""
+"""Driving many coroutines side by side through a model.
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+On a GPU two groups of them take turns: it computes what one asked for while the CPU codes the
+other.
+"""
+
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from typing import Any, Generic
 
 from tqdm import tqdm
 
 from diffcodec.codec.jobs import Job, Part, Result
 from diffcodec.coding.chain import Answer, Asked, Request
-from diffcodec.models.answering import answer, is_usable
+from diffcodec.models.answering import ask, is_usable
 from diffcodec.models.model import Model
+from diffcodec.networks.devices import free_bytes
 
 BATCH_PIXELS = 1 << 18  # of the tiles that go through the network together
+MOST_BATCH_PIXELS, DEVICE_PIXEL_BYTES = 1 << 20, 1 << 14  # of those on a GPU, and what each takes
+GROUPS_IN_FLIGHT = 2  # on a GPU
+
+Group = Sequence[tuple[Job[Result], str]]  # coroutines, each with its plan
 
 
 def count_evaluations(parts: Sequence[Part], model: Model) -> int:
@@ -25,27 +35,86 @@ def progress_bar(evaluations: int, progress: bool) -> "tqdm[Any]":
     )
 
 
+def batch_pixels(model: Model) -> int:
+    """Pixels that go through the network together: on a GPU what two groups have memory for."""
+    if model.device.type == "cpu":
+        return BATCH_PIXELS
+    room = free_bytes(model.device) // (GROUPS_IN_FLIGHT * DEVICE_PIXEL_BYTES)
+    return max(1, min(MOST_BATCH_PIXELS, room))
+
+
 def run(
     jobs: Iterable[Job[Result]], parts: Sequence[Part], model: Model, bar: "tqdm[Any]"
 ) -> Iterator[Result]:
     """Drive the coroutines of many tiles, in groups of bounded size, results in order."""
+    groups = _groups(jobs, parts, batch_pixels(model))
+    in_flight = 1 if model.device.type == "cpu" else GROUPS_IN_FLIGHT
+    yield from _in_turn((_Flight(group, model, bar) for group in groups), in_flight)
+
+
+def _groups(
+    jobs: Iterable[Job[Result]], parts: Sequence[Part], pixels: int
+) -> Iterator[list[tuple[Job[Result], str]]]:
+    """Coroutines with their plans, of so many pixels at most, or one."""
     group: list[tuple[Job[Result], str]] = []
     held = 0
     for job, part in zip(jobs, parts, strict=True):
-        if group and held + part.pixels > BATCH_PIXELS:
-            yield from _run_group(group, model, bar)
+        if group and held + part.pixels > pixels:
+            yield group
             group, held = [], 0
         group.append((job, part.plan))
         held += part.pixels
-    yield from _run_group(group, model, bar)
+    yield group
+
+
+class _Flight(Generic[Result]):
+    """A group on its way: what it has asked for, and what has come out."""
+
+    def __init__(self, group: Group[Result], model: Model, bar: "tqdm[Any]"):
+        self.results: list[Result] | None = None
+        self._turns = _run_group(group, model, bar)
+
+    def go_on(self) -> None:
+        """Take what was asked for, work on it, and ask for more; nothing if it has landed."""
+        try:
+            if self.results is None:
+                next(self._turns)
+        except StopIteration as stop:
+            self.results = stop.value
+
+
+def _in_turn(flights: Iterator[_Flight[Result]], most: int) -> Iterator[Result]:
+    """The results of groups in order, so many of which are on their way at a time."""
+    held: deque[_Flight[Result]] = deque()
+
+    def on_their_way() -> list[_Flight[Result]]:
+        return [flight for flight in held if flight.results is None]
+
+    def start_others() -> None:
+        while len(on_their_way()) < most and (flight := next(flights, None)):
+            held.append(flight)
+            flight.go_on()
+
+    start_others()
+    while held:
+        for flight in on_their_way():
+            flight.go_on()
+            start_others()
+        while held and (results := held[0].results) is not None:
+            held.popleft()
+            yield from results
+        start_others()
 
 
 def _run_group(
-    jobs: Sequence[tuple[Job[Result], str]],
+    jobs: Group[Result],
     model: Model,
     bar: "tqdm[Any]",
-) -> list[Result]:
-    """Drive coroutines side by side: requests of one plan and kind share a batch."""
+) -> Generator[None, None, list[Result]]:
+    """Drive coroutines side by side: requests of one plan and kind share a batch.
+
+    It pauses while a device computes one.
+    """
     results: dict[int, Result] = {}
     waiting: dict[int, Asked] = {}
 
@@ -71,7 +140,8 @@ def _run_group(
             requests = [waiting.pop(i) for i in members]
             if isinstance(requests[0], Request):
                 bar.update(len(requests) * requests[0].z[0].size)
-            found = answer(model, model.plans[plan], requests)
-            for i, each in zip(members, found, strict=True):
+            answers = ask(model, model.plans[plan], requests)
+            yield
+            for i, each in zip(members, answers(), strict=True):
                 advance(i, each)
     return [results[i] for i in range(len(jobs))]

@@ -1,6 +1,7 @@
 """A model's answers to what chains ask."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,22 +13,44 @@ from diffcodec.models.model import Model, is_posterior
 
 def answer(model: Model, plan: Plan, requests: Sequence[Asked]) -> list[Answer]:
     """Of a model to requests of one kind, by chains of one plan."""
+    method, arguments, answers = _question(model, plan, requests)
+    return answers(getattr(model, method)(*arguments))
+
+
+def ask(model: Model, plan: Plan, requests: Sequence[Asked]) -> Callable[[], list[Answer]]:
+    """The same, begun: a device goes on with it until what is returned is called."""
+    if model.device.type == "cpu":
+        found = answer(model, plan, requests)
+        return lambda: found
+    method, arguments, answers = _question(model, plan, requests)
+    answered = getattr(model, f"ask_{method}")(*arguments)
+    return lambda: answers(answered())
+
+
+def _question(
+    model: Model, plan: Plan, requests: Sequence[Asked]
+) -> tuple[str, tuple[Any, ...], Callable[[Any], list[Answer]]]:
+    """A method of the model, its arguments, and how the answers come out of what it returns."""
     phase = [request for request in requests if isinstance(request, PhaseRequest)]
     if phase:
         shared = torch.stack([request.shared for request in phase])
         told = np.stack([request.told for request in phase])
         which = model.told_in_phases(plan, phase[0].timestep)
         assert which is not None
-        return list(model.phase_parameters(which, phase[0].number, shared, told))
+        return "phase_parameters", (which, phase[0].number, shared, told), list
     whole = [request for request in requests if isinstance(request, Request)]
     z, timestep = np.stack([request.z for request in whole]), whole[0].timestep
     sigma = plan.levels[timestep - 1]
     which = model.told_in_phases(plan, timestep - 1)
-    if which is not None:
-        mean, variance, made = model.begin_phases(which, z, sigma)
+    if which is None:
+        return "posterior_x", (z, sigma), lambda found: list(map(Posterior, *found[:2]))
+
+    def posteriors(found: Any) -> list[Answer]:
+        mean, variance, made = found
         rows = [[each[k] for each in made] for k in range(len(z))]
         return list(map(Posterior, mean, variance, rows))
-    return list(map(Posterior, *model.posterior_x(z, sigma)))
+
+    return "begin_phases", (which, z, sigma), posteriors
 
 
 def is_usable(answer: Answer) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import cached_property, lru_cache
 from os import PathLike
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from diffcodec.models.file import (
 )
 from diffcodec.models.layout import read_tensors
 from diffcodec.networks.config import NetworkConfig
-from diffcodec.networks.devices import CPU, describe_device, find_device
+from diffcodec.networks.devices import CPU, Arriving, describe_device, find_device, to_device
 from diffcodec.networks.experts import ExpertDenoisers, float_network
 from diffcodec.networks.integer import IntegerNetwork
 from diffcodec.networks.protocol import PhasedNetwork, PosteriorNetwork
@@ -50,6 +50,9 @@ INVALID = (  # what tensors and descriptions that are none of a model raise
     TypeError,
     ValueError,
 )
+
+
+Answered = tuple[NDArray[np.float64], NDArray[np.float64], list[Tensor]]
 
 
 class Model:
@@ -162,10 +165,14 @@ class Model:
             z: the one above it.
             sigma: its noise level.
         """
+        return self.ask_begin_phases(which, z, sigma)()
+
+    def ask_begin_phases(
+        self, which: int, z: NDArray[np.float64], sigma: float
+    ) -> Callable[[], Answered]:
+        """The same, begun: a device goes on with it until what is returned is called."""
         network = self._phased_network
-        answer = self._ask(z, lambda padded: network.begin_phases(which, padded, sigma))
-        mean, v, *shared = answer
-        return mean, v, shared[0] if shared else []
+        return self._ask(z, lambda padded: network.begin_phases(which, padded, sigma))
 
     def phase_parameters(
         self, which: int, number: int, shared: Tensor, told: NDArray[np.float64]
@@ -181,18 +188,24 @@ class Model:
         Returns:
             [batch, parameters, rows, columns], rows and columns those of ``shared``.
         """
+        return self.ask_phase_parameters(which, number, shared, told)()
+
+    def ask_phase_parameters(
+        self, which: int, number: int, shared: Tensor, told: NDArray[np.float64]
+    ) -> Callable[[], NDArray[np.float32]]:
+        """The same, begun: see :meth:`ask_begin_phases`."""
         height, width = told.shape[2:]
         rows, columns = shared.shape[2:]
         padding = (0, 2 * columns - width, 0, 2 * rows - height)
         try:
             with torch.inference_mode():
-                padded = F.pad(torch.from_numpy(told).to(self.device), padding)
+                padded = F.pad(to_device(told, self.device), padding)
                 parameters = self._phased_network.phase_parameters(which, number, shared, padded)
         except OverflowError:  # of a broken model; is_usable tells the caller
             parameters = torch.full((len(told), 1, rows, columns), torch.nan)
         HEAP.release_unused()
-        found: NDArray[np.float32] = parameters.cpu().numpy()
-        return found
+        arriving = Arriving([parameters])
+        return lambda: arriving.arrays()[0]
 
     def posterior_x(
         self, z: NDArray[np.float64], sigma: float
@@ -208,26 +221,39 @@ class Model:
         Guarantee: the same numbers for an image alone or in a batch; of an integer model also on
         every machine.
         """
-        mean, v = self._ask(z, lambda padded: self.network.posterior_x(padded, sigma))
-        return mean, v
+        return self.ask_posterior_x(z, sigma)()[:2]
 
-    def _ask(self, z: NDArray[np.float64], network: Callable[[Tensor], tuple[Any, ...]]) -> Any:
-        """What a network says to z, padded; the mean and the variance, cut, come first.
+    def ask_posterior_x(self, z: NDArray[np.float64], sigma: float) -> Callable[[], Answered]:
+        """The same, begun, with an empty list: see :meth:`ask_begin_phases`."""
+        return self._ask(z, lambda padded: (*self.network.posterior_x(padded, sigma), []))
 
-        Alone, and not numbers, if the network's overflow; is_posterior tells the caller.
+    def _ask(
+        self,
+        z: NDArray[np.float64],
+        network: Callable[[Tensor], tuple[Tensor, Tensor, list[Tensor]]],
+    ) -> Callable[[], Answered]:
+        """What a network says to z, padded; the mean and the variance are cut.
+
+        Not numbers, with an empty list, if the network's overflow; is_posterior tells the caller.
         """
         height, width = z.shape[2:]
         m = self.network.multiple
-        padded = torch.from_numpy(z).to(self.device)
+        padded = to_device(z, self.device)
         if width % m or height % m:
             padded = F.pad(padded, (0, -width % m, 0, -height % m), mode="replicate")
         try:
             with torch.inference_mode():
-                mean, v, *others = network(padded)
+                mean, v, shared = network(padded)
         except OverflowError:
-            mean, v, *others = (torch.full_like(padded, torch.nan),) * 2
+            mean, v, shared = *(torch.full_like(padded, torch.nan),) * 2, []
         HEAP.release_unused()
-        return (*(field[:, :, :height, :width].cpu().numpy() for field in (mean, v)), *others)
+        arriving = Arriving([field[:, :, :height, :width] for field in (mean, v)])
+
+        def answered() -> Answered:
+            mean, v = arriving.arrays()
+            return mean, v, shared
+
+        return answered
 
 
 def is_posterior(mean: NDArray[np.float64], variance: NDArray[np.float64]) -> bool:

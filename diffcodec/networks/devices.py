@@ -1,8 +1,17 @@
-"""Where networks compute."""
+"""Where networks compute, and the way there and back.
+
+A GPU works while its program goes on, unless that waits: for a number, or for a copy between
+memories. So copies go by memory that is pinned, which take no waiting.
+"""
 
 import os
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from diffcodec.errors import DiffcodecError, UnsupportedError
 from diffcodec.networks.config import DEVICES
@@ -34,3 +43,38 @@ def find_device(name: str) -> torch.device:
 def describe_device(device: torch.device) -> str:
     """Its name, for people."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory of a GPU that is to be had."""
+    free: int = torch.cuda.mem_get_info(device)[0]
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return free + held
+
+
+def to_device(array: NDArray[Any] | Tensor, device: torch.device) -> Tensor:
+    """Numbers of the CPU's memory on a device, which is not waited for."""
+    tensor = torch.from_numpy(array) if isinstance(array, np.ndarray) else array
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
+class Arriving:
+    """Tensors on their way from a device to the CPU's memory, behind the work that makes them."""
+
+    def __init__(self, tensors: Sequence[Tensor]):
+        self._event: torch.cuda.Event | None = None
+        self._tensors = list(tensors)
+        if tensors[0].device.type == "cpu":
+            return
+        self._tensors = [
+            torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True)
+            for t in tensors
+        ]
+        self._event = torch.cuda.Event()
+        self._event.record()
+
+    def arrays(self) -> list[NDArray[Any]]:
+        """Theirs, waited for."""
+        if self._event is not None:
+            self._event.synchronize()
+        return [tensor.numpy() for tensor in self._tensors]

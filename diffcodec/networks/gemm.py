@@ -14,8 +14,9 @@ from torch import Tensor
 
 DIGIT_BITS = 8
 MOST_DIGITS = 3
-MULTIPLE = 8  # of the columns of both matrices; what a GPU's product asks for
-LEAST_ROWS = 17  # of the first; the same
+MULTIPLE = 16  # of the columns of both matrices: a GPU's product asks for 8, loads 16 bytes
+LEAST_ROWS = 17  # of the first; what it asks for
+MOST_BYTES = 1 << 28  # of the first, from more than one image
 SHAPES = ((1, 1), (2, 2), (3, 1))  # kernels and strides in use
 
 
@@ -35,14 +36,21 @@ class GemmConv:
         self._weight_digits = count_digits(int(weight.long().abs().max()))
         matrix = weight.int().permute(2, 3, 1, 0).flatten(0, 2)  # [k k in, out], as windows lie
         matrix = F.pad(matrix, (0, -matrix.shape[1] % MULTIPLE, 0, -matrix.shape[0] % MULTIPLE))
-        both = torch.cat(signed_digits(matrix, self._weight_digits), 1).to(device)
-        self._matrix = both.T.contiguous().T  # column by column, as a GPU's product is fastest
+        both = torch.cat(signed_digits(matrix, self._weight_digits), 1)
+        self._matrix = by_columns(both.to(device))
 
     def sums(self, x: Tensor, stride: int = 1) -> Tensor:
         """Of integers [batch, in, height, width], padded to their size if the stride is 1.
 
         Exact where the sums of the integers are below 2^24.
         """
+        each = self._input_digits * self._matrix.shape[0] * x[0, 0].numel() // stride**2
+        parts = x.split(max(1, MOST_BYTES // max(1, each)))
+        sums = [self._sums(part, stride) for part in parts]
+        return sums[0] if len(sums) == 1 else torch.cat(sums)
+
+    def _sums(self, x: Tensor, stride: int) -> Tensor:
+        """Of images whose windows are in memory together."""
         images = F.pad(x, ((self._kernel - 1) // 2,) * 4).int().permute(0, 2, 3, 1)
         digits = torch.cat(signed_digits(images, self._input_digits))
         windows = digits.unfold(1, self._kernel, stride).unfold(2, self._kernel, stride)
@@ -65,6 +73,11 @@ class GemmConv:
     def _matrix_columns(self) -> int:
         """Of one digit of the weight."""
         return self._matrix.shape[1] // self._weight_digits
+
+
+def by_columns(matrix: Tensor) -> Tensor:
+    """A matrix in the order in which a GPU's product takes the second: column after column."""
+    return matrix.t().contiguous().t()
 
 
 def count_digits(largest: int) -> int:
@@ -110,7 +123,7 @@ def _multiplies_bytes(device: torch.device) -> bool:
     full = [[torch.full(size, value) for size in sizes] for value in (-128, 127)]
     for a in (random[0], full[0][0], full[1][0]):
         for b in (random[1], full[0][1], full[1][1]):
-            found = torch._int_mm(a.to(device, torch.int8), b.to(device, torch.int8))
+            found = torch._int_mm(a.to(device, torch.int8), by_columns(b.to(device, torch.int8)))
             if found.dtype != torch.int32 or not torch.equal(found.cpu().long(), a @ b):
                 return False
     return True

@@ -140,7 +140,7 @@ class IntegerUNet(IntegerLayers):
         level = self.levels.index(sigma)
         scales = scaling(sigma * self._multipliers, self._data_std, np.sqrt)
         c_skip, c_out, total, center = (
-            torch.from_numpy(factor).to(self.device) for factor in (*scales, self._center)
+            self._constant(factor) for factor in (*scales, self._center)
         )
         centered = z - center
         h = self._input(z, centered / total)
@@ -163,7 +163,7 @@ class IntegerUNet(IntegerLayers):
         mean = (c_skip * centered + c_out * field.double()) + center
         index = self._indices(log_ratio * VARIANCE_STEPS, VARIANCE_RANGE * VARIANCE_STEPS)
         v = (c_out * c_out) * self._variance[index]
-        self._check_numbers()
+        self._mark_invalid(mean)
         return mean, v, h
 
     def _input(self, z: Tensor, normalised: Tensor) -> Tensor:
@@ -211,7 +211,7 @@ class IntegerPhases(IntegerLayers):
         x = self._activate(name, 0, stream * self._steps(name, 0))
         folded = F.pixel_unshuffle(x, self.fold).contiguous(memory_format=torch.channels_last)
         sums = self._scaled(self._convs[name], 0, self._sums(name, folded))
-        self._check_numbers()
+        self._mark_invalid(sums)
         return [part.contiguous(memory_format=torch.channels_last) for part in sums.chunk(4, 1)]
 
     def parameters_of(self, number: int, shared: Tensor, told: Planes) -> Tensor:
@@ -224,5 +224,5 @@ class IntegerPhases(IntegerLayers):
         for block in range(self.blocks):
             h = self._block(f"{phase}.blocks.{block}", 0, h)
         parameters = self._output(f"{phase}.out", 0, h)
-        self._check_numbers()
+        self._mark_invalid(parameters)
         return parameters

@@ -145,6 +145,7 @@ class IntegerLayers:
             if name.endswith(".affine.table")
         }
         self._tables: dict[tuple[str, int], Tensor] = {}
+        self._constants: dict[tuple[str, bytes], Tensor] = {}
         self._convs = {name: self._conv(name, tensors) for name in names}
 
     def _conv(self, name: str, tensors: Mapping[str, Tensor]) -> IntegerConv:
@@ -179,8 +180,15 @@ class IntegerLayers:
     def _per_channel(self, values: NDArray[np.float64]) -> Tensor:
         """[c] -> float32 [1, c, 1, 1]; infinite what a hostile model has beyond that."""
         with np.errstate(over="ignore"):
-            floats = torch.from_numpy(values.astype(np.float32))
-        return floats[None, :, None, None].to(self.device)
+            floats = values.astype(np.float32)
+        return self._constant(floats[None, :, None, None])
+
+    def _constant(self, values: NDArray[np.floating]) -> Tensor:
+        """Numbers on the device, brought there once: it is waited for then."""
+        key = str(values.dtype), values.tobytes()
+        if key not in self._constants:
+            self._constants[key] = torch.from_numpy(values.copy()).to(self.device)
+        return self._constants[key]
 
     def _block(self, name: str, level: int, h: Tensor) -> Tensor:
         """Residual block; overwrites h unless it is the skip connection's."""
@@ -245,25 +253,28 @@ class IntegerLayers:
         """
         index = u.clamp_(-half, half).round_().add_(half)
         if by_products(self.device):
-            self._invalid |= index.isnan().any()
+            self._note_invalid(index)
             index.nan_to_num_()
         return index.long()
 
-    def _check_numbers(self) -> None:
-        """Say so late: a device is not waited for at every layer.
+    def _note_invalid(self, x: Tensor) -> None:
+        """What would be integers and is no number; on a CPU it comes out as such."""
+        if by_products(self.device):
+            self._invalid |= x.isnan().any()
 
-        Raises:
-            OverflowError: if any index was out of range since the last time.
-        """
-        if by_products(self.device) and self._invalid:
+    def _mark_invalid(self, *fields: Tensor) -> None:
+        """Make no number of all if any index was out of range: a device is not waited for."""
+        if by_products(self.device):
+            for field in fields:
+                field.masked_fill_(self._invalid, torch.nan)
             self._invalid.zero_()
-            raise OverflowError("an input is not a number")
 
     def _resample(self, name: str, level: int, h: Tensor, stride: int) -> Tensor:
         """A convolution of the rounded stream itself."""
         conv = self._convs[name]
         limit = conv.limits[level]
         x = (h * (1 / conv.units[level])).round_().clamp_(-limit, limit)
+        self._note_invalid(x)
         return self._scaled(conv, level, conv.sums(x, stride))
 
     def _output(self, name: str, level: int, h: Tensor) -> Tensor:
