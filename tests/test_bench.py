@@ -32,11 +32,13 @@ from bench import (
     fashion_mnist,
     finetune,
     gate,
+    jpegs,
     lossless,
     metrics,
     mri,
     overhead,
     pictures,
+    planes,
     rd,
     reconstructions,
     report,
@@ -52,6 +54,8 @@ from diffcodec.codec.jobs import Choices
 from diffcodec.container.reader import parse
 from diffcodec.diffusion.plan import PLANS
 from diffcodec.evaluation.measure import open_image
+from diffcodec.images.color_sets import find_color_set
+from diffcodec.images.source_planes import to_planes
 from diffcodec.networks.config import one_network
 from diffcodec.networks.experts import ExpertDenoisers
 from diffcodec.networks.unet import Conv
@@ -276,6 +280,35 @@ def test_files_without_color_sets(tiny):
     with bench.no_color_sets():
         files.append(encode(image, load_model(tiny)))
     assert ["Colors" in parse(data).metadata for data in files] == [True, False]
+
+
+def test_interpolated_chroma_is_what_the_decoder_makes_of_its_own():
+    image = bench.middle(Image.open(FOLDER / "examples" / "kodim23.png"), 96)
+    jpeg, decoded, chroma = planes.as_jpeg(image, 90)
+    with Image.open(io.BytesIO(jpeg)) as opened:
+        opened.draft("YCbCr", None)
+        expected = np.asarray(opened).transpose(2, 0, 1)[1:]
+    assert chroma.shape == (2, 48, 48)
+    for half, full in zip(chroma, expected, strict=True):
+        assert np.array_equal(planes.upsampled(half, (96, 96)), full)
+    u, _, v = np.asarray(to_planes(decoded, "jfif")).transpose(2, 0, 1)
+    assert np.mean([u, v] == expected) > 0.98  # but where colours are clipped
+
+
+def test_files_that_have_been_jpeg_or_video_have_a_set(tmp_path):
+    pytest.importorskip("av")
+    source = bench.middle(Image.open(FOLDER / "examples" / "kodim23.png"), 128)
+    (tmp_path / "in").mkdir()
+    source.save(tmp_path / "in" / "parrots.png")
+    for options, expected in (("", "jfif"), ("--video", "bt601-420")):
+        arguments = f"--data {tmp_path / 'in'} --out {tmp_path / 'out'} {options}".split()
+        assert CliRunner().invoke(jpegs.main, arguments).exit_code == 0
+        colors = find_color_set(Image.open(tmp_path / "out" / "parrots.png"))
+        assert colors is not None and colors.conversion == expected
+    command = ["--quality", "90", str(tmp_path / "in")]
+    rows = CliRunner().invoke(planes.main, command).output.splitlines()
+    webp, webp_planes, xl, xl_planes, halved = map(float, rows[-1].split("|")[2:7])
+    assert webp_planes < webp and halved < xl_planes < xl
 
 
 def test_bound_of_an_image_has_every_part(photo, tiny):

@@ -8,6 +8,7 @@ import pytest
 from golden import converted, stepped
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import make_image
 
 from diffcodec.codec import encoding
 from diffcodec.codec.decoding import decode
@@ -75,6 +76,16 @@ def test_one_pixel_outside_and_there_is_no_set(model: Model, name: str) -> None:
     data = encode(image, model, "fast")
     assert set_of(data) != find_color_set(IMAGES[name])
     assert decode(data, model=model).tobytes() == image.tobytes()
+
+
+@pytest.mark.usefixtures("chain_only")
+def test_without_a_set_the_file_is_what_it_would_be_without_looking(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = make_image("RGB", (33, 31))
+    data = encode(image, model, "fast")
+    monkeypatch.setattr(encoding, "find_color_set", lambda image: None)
+    assert encode(image, model, "fast") == data
 
 
 @pytest.mark.usefixtures("chain_only")
