@@ -629,7 +629,7 @@ class Chain:
         told = np.concatenate([planes, np.full((1, *self.shape[1:]), length)])
         row, start = PHASES[number]
         xhat, v = (field[:, row::2, start::2] for field in (xhat, v))
-        p = self.model.parameters(2, number, shared[number], told)
+        p = self.model.parameters(number, shared[number], told)
         p = p[:, : xhat.shape[1], : xhat.shape[2]].astype(np.float64)
         scale = np.vectorize(lambda t: exponential(t, -5, 3))(p[3:])
         return xhat + np.sqrt(v) * p[:3], (np.sqrt(v) * scale) ** 2
@@ -707,7 +707,7 @@ class Chain:
             if not places:
                 continue
             errors = np.clip(np.rint((z - mean) / unit * 128), -768, 768) * before
-            parameters = self.model.parameters(t, number, shared[number], errors)
+            parameters = self.model.parameters(number, shared[number], errors)
             for c in range(self.coded):
                 tables = known(c, z, places, parameters) if known else {}
                 with self.turn():
@@ -1037,17 +1037,20 @@ class Model:
     def begin(self, which, z, sigma):
         """The same, and what each phase makes of z."""
         height, width = z.shape[1:]
-        expert = self.experts[min(which, len(self.experts) - 1)]
+        self.teller = which
+        if which == 2 and len(self.experts) > 2:
+            self.teller += sum(sigma > limit for limit, _, _ in self.experts[2:-1])
+        expert = self.experts[min(self.teller, len(self.experts) - 1)]
         mean, v, h = self.posterior_of_view(self.continued(z), sigma, expert)
         fold = 2 // expert[1]["patch"]
-        self.tensors, self.level = self.named(f"phases.{which}."), 0
+        self.tensors, self.level = self.named(f"phases.{self.teller}."), 0
         x = self.activated("features", h * F32(self.steps("features")))
         shared = self.scaled("features", self.sums("features", apart(x, fold)))
         return mean[:, :height, :width], v[:, :height, :width], np.split(shared, 4)
 
-    def parameters(self, which, number, shared, errors):
-        """Of the distributions of a phase."""
-        self.tensors, self.level = self.named(f"phases.{which}."), 0
+    def parameters(self, number, shared, errors):
+        """Of the distributions of a phase of what was begun last."""
+        self.tensors, self.level = self.named(f"phases.{self.teller}."), 0
         name, (_, rows, columns) = f"phases.{number}", shared.shape
         sides = (0, 2 * rows - errors.shape[1]), (0, 2 * columns - errors.shape[2])
         errors = apart(np.pad(errors, ((0, 0), *sides)), 2)

@@ -162,8 +162,8 @@ def test_what_is_no_number_is_told_late_but_told(like_a_gpu, request, which):
         part._convs[name] = conv._replace(scale=np.full_like(conv.scale, np.nan))
     assert not is_posterior(*model.posterior_x(z, sigma))
     if model.phased:
-        shared = torch.zeros(1, 4, 4, 4)
-        assert not np.isfinite(model.phase_parameters(0, 0, shared, z)).any()
+        shared = torch.zeros(1, 8, 4, 4)
+        assert not np.isfinite(model.phase_parameters(0, sigma, 0, shared, z)).any()
 
 
 def test_a_file_is_the_same(like_a_gpu, chain_only, tiny):

@@ -424,15 +424,16 @@ def integer(tensors: dict[str, Tensor]) -> IntegerNetwork:
     return IntegerNetwork(PHASED, tensors)
 
 
-LEVELS = PHASED_PLANS["default"].levels[:3]
+LEVELS = PHASED_PLANS["default"].levels
+TELLERS = range(PHASED.tellers)  # of x, of z_1, and of those above up to 50 and beyond
 
 
-def noisy(which: int, batch: int = 3, side: int = 16) -> Tensor:
-    """z_1, z_2 or z_3 of waves."""
+def noisy(teller: int, batch: int = 3, side: int = 16) -> Tensor:
+    """z_1, z_2, z_3 or z_4 of waves."""
     y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     waves = torch.stack([torch.sin(x / 5 + k) + torch.cos(y / (6 + k)) for k in range(3 * batch)])
     center = torch.tensor([127.0, 0.0, 0.0])[:, None, None]
-    noise = LEVELS[which] * drawn(batch, 3, side, side, seed=which)
+    noise = LEVELS[teller] * drawn(batch, 3, side, side, seed=teller)
     return center + 20 * waves.view(batch, 3, side, side).double() + noise
 
 
@@ -441,26 +442,28 @@ def told_errors(batch: int = 3, side: int = 16) -> Tensor:
     return (0.7 * ERROR_STEPS * drawn(batch, 3, side, side, seed=9)).clamp(-limit, limit).round()
 
 
-def told_by(which: int, number: int, errors: Tensor) -> Tensor:
+def told_by(teller: int, number: int, errors: Tensor) -> Tensor:
     """What a phase is told of errors that are integers already."""
-    levels = (LEVELS[1], LEVELS[2]) if which == 2 else None
+    levels = (LEVELS[teller - 1], LEVELS[teller]) if teller >= 2 else None
     return torch.from_numpy(told_planes(errors.numpy() / ERROR_STEPS, number, levels))
 
 
-def answers(network, which: int, z: Tensor, errors: Tensor) -> list[Tensor]:
+def answers(network, teller: int, z: Tensor, errors: Tensor) -> list[Tensor]:
     """Mean and variance, and the parameters of every phase."""
-    mean, v, shared = network.begin_phases(which, z, LEVELS[which])
-    told = [told_by(which, number, errors) for number in range(4)]
+    which, sigma = min(teller, 2), LEVELS[teller]
+    mean, v, shared = network.begin_phases(which, z, sigma)
+    told = [told_by(teller, number, errors) for number in range(4)]
     pairs = enumerate(zip(shared, told, strict=True))
-    return [mean, v, *(network.phase_parameters(which, n, *pair) for n, pair in pairs)]
+    return [mean, v, *(network.phase_parameters(which, sigma, n, *pair) for n, pair in pairs)]
 
 
-@pytest.mark.parametrize("which", [0, 1, 2])
-def test_a_phase_sees_the_phases_before_alone(phased_float: Path, which: int) -> None:
-    networks = load_model(phased_float, "float").module.phases[which]
-    features = drawn(1, 8, *((16, 16) if which == 0 else (8, 8))).float()
+@pytest.mark.parametrize("teller", TELLERS)
+def test_a_phase_sees_the_phases_before_alone(phased_float: Path, teller: int) -> None:
+    networks = load_model(phased_float, "float").module.phases[teller]
+    side = 16 // PHASED.experts[teller][1].patch
+    features = drawn(1, 8, side, side).float()
     errors = drawn(1, 3, 16, 16, seed=1).float()
-    ratio = torch.ones(1) if which == 2 else None
+    ratio = torch.ones(1) if teller >= 2 else None
     before = networks(features, errors, ratio)
     for number in range(4):
         changed = errors.clone()
@@ -471,102 +474,103 @@ def test_a_phase_sees_the_phases_before_alone(phased_float: Path, which: int) ->
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("which", [0, 1, 2])
-def test_a_float_model_answers_as_its_module(phased_float: Path, which: int) -> None:
+@pytest.mark.parametrize("teller", TELLERS)
+def test_a_float_model_answers_as_its_module(phased_float: Path, teller: int) -> None:
     model = load_model(phased_float, "float")
     assert model.phased
-    z, errors = noisy(which).float().double(), told_errors()
-    found = answers(model.network, which, z, errors)[2:]
-    unet, networks = model.module.experts[min(which, 1)], model.module.phases[which]
-    features = unet.features(z.float(), torch.full((len(z),), LEVELS[which]))
-    length = math.log(LEVELS[2] / LEVELS[1])
-    ratio = torch.full((len(z),), length) if which == 2 else None
+    z, errors = noisy(teller).float().double(), told_errors()
+    found = answers(model.network, teller, z, errors)[2:]
+    unet, networks = model.module.experts[teller], model.module.phases[teller]
+    features = unet.features(z.float(), torch.full((len(z),), LEVELS[teller]))
+    length = math.log(LEVELS[teller] / LEVELS[teller - 1])
+    ratio = torch.full((len(z),), length) if teller >= 2 else None
     for a, b in zip(found, networks(features, errors.float() / ERROR_STEPS, ratio), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
 
 
 @torch.inference_mode()
-def test_the_plain_posterior_is_the_last_experts_at_all_noise_levels(phased_float: Path) -> None:
+def test_the_plain_posterior_is_that_of_the_experts_above(phased_float: Path) -> None:
     model = load_model(phased_float, "float")
-    for sigma in (1.0, LEVELS[0], LEVELS[1], 100.0):
+    for sigma, expert in ((1.0, 2), (LEVELS[0], 2), (LEVELS[1], 2), (50.0, 2), (100.0, 3)):
         z = noisy(0).float().contiguous(memory_format=torch.channels_last)
-        expected = model.module.experts[-1].posterior_x(z, torch.full((len(z),), sigma))
+        expected = model.module.experts[expert].posterior_x(z, torch.full((len(z),), sigma))
         found = model.network.posterior_x(z.double(), sigma)
         for a, b in zip(found, expected, strict=True):
             torch.testing.assert_close(a.float(), b, rtol=1e-4, atol=1e-4)
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize("teller", TELLERS)
 def test_integers_are_close_to_the_float_networks(
-    phased: Path, phased_float: Path, integer: IntegerNetwork, which: int
+    phased: Path, phased_float: Path, integer: IntegerNetwork, teller: int
 ) -> None:
-    z, errors = noisy(which), told_errors()
-    found = answers(integer, which, z, errors)
+    z, errors = noisy(teller), told_errors()
+    found = answers(integer, teller, z, errors)
     for other in (phased_float, phased):  # before it was quantised, and its weights in floats
-        expected = answers(load_model(other, "float").network, which, z, errors)
+        expected = answers(load_model(other, "float").network, teller, z, errors)
         for a, b in zip(found[2:], expected[2:], strict=True):
             alive, error = b.std((0, 2, 3)).mean(), (a - b).std((0, 2, 3)).mean()
             assert alive > 0.03  # the network says something
-            assert error < 0.015 * alive
+            # These errors are larger than those that the last one's limits were made for.
+            assert error < (0.05 if teller == 3 else 0.015) * alive
         assert (found[0] - expected[0]).abs().mean() < 0.03 * expected[1].sqrt().mean()
 
 
 def test_means_in_phases_are_those_of_the_posterior(integer: IntegerNetwork) -> None:
-    for which, sigma in enumerate(LEVELS):
-        z = noisy(which)
-        pairs = zip(
-            integer.begin_phases(which, z, sigma)[:2], integer.posterior_x(z, sigma), strict=True
-        )
+    for teller, sigma in enumerate(LEVELS):
+        z = noisy(teller)
+        found = integer.begin_phases(min(teller, 2), z, sigma)[:2]
+        pairs = zip(found, integer.posterior_x(z, sigma), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
 
 
 @pytest.mark.filterwarnings("ignore:TF32 acceleration")  # of mkldnn.flags itself
 @torch.inference_mode()
-@pytest.mark.parametrize("which", [0, 1, 2])
-def test_nothing_but_the_input_decides_the_result(integer: IntegerNetwork, which: int) -> None:
-    z, errors = noisy(which), told_errors()
-    expected = answers(integer, which, z, errors)
+@pytest.mark.parametrize("teller", TELLERS)
+def test_nothing_but_the_input_decides_the_result(integer: IntegerNetwork, teller: int) -> None:
+    z, errors = noisy(teller), told_errors()
+    expected = answers(integer, teller, z, errors)
 
     def same(found: list[Tensor]) -> bool:
         return all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
-    alone = [answers(integer, which, z[i : i + 1], errors[i : i + 1]) for i in range(len(z))]
+    alone = [answers(integer, teller, z[i : i + 1], errors[i : i + 1]) for i in range(len(z))]
     assert same([torch.cat(field) for field in zip(*alone, strict=True)])
-    assert same([f.flip(0) for f in answers(integer, which, z.flip(0), errors.flip(0))])
-    shared = integer.begin_phases(which, z, LEVELS[which])[2][3]
-    told = told_by(which, 3, errors)
+    assert same([f.flip(0) for f in answers(integer, teller, z.flip(0), errors.flip(0))])
+    which, sigma = min(teller, 2), LEVELS[teller]
+    shared = integer.begin_phases(which, z, sigma)[2][3]
+    told = told_by(teller, 3, errors)
     for _ in range(2):  # what is shared is not overwritten
-        assert torch.equal(integer.phase_parameters(which, 3, shared, told), expected[-1])
+        assert torch.equal(integer.phase_parameters(which, sigma, 3, shared, told), expected[-1])
     with threads(2):
-        assert same(answers(integer, which, z, errors))
+        assert same(answers(integer, teller, z, errors))
     with torch.backends.mkldnn.flags(enabled=False):
-        assert same(answers(integer, which, z, errors))
+        assert same(answers(integer, teller, z, errors))
 
 
 @pytest.mark.skipif(not kernels_work(), reason="no 8-bit kernels on this machine")
-@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize("teller", TELLERS)
 def test_kernels_of_8_bits_give_the_same_result(
-    tensors: dict[str, Tensor], integer: IntegerNetwork, which: int
+    tensors: dict[str, Tensor], integer: IntegerNetwork, teller: int
 ) -> None:
     with mock.patch("diffcodec.networks.integer_layers.kernels_work", lambda: False):
         in_float32 = IntegerNetwork(PHASED, tensors)
-    convs = integer.phases[which]._convs
+    convs = integer.phases[teller]._convs
     in_bytes = {name for name, conv in convs.items() if conv.in_bytes is not None}
     assert in_bytes == {n for n in convs if is_behind_silu(n) and not is_last(n)}
     assert "features" in in_bytes
-    assert all(c.in_bytes is None for c in in_float32.phases[which]._convs.values())
-    for z, errors in ((noisy(which), told_errors()), (1e6 * noisy(which).sign(), -told_errors())):
+    assert all(c.in_bytes is None for c in in_float32.phases[teller]._convs.values())
+    for z, errors in ((noisy(teller), told_errors()), (1e6 * noisy(teller).sign(), -told_errors())):
         pairs = zip(
-            answers(integer, which, z, errors), answers(in_float32, which, z, errors), strict=True
+            answers(integer, teller, z, errors), answers(in_float32, teller, z, errors), strict=True
         )
         assert all(torch.equal(a, b) for a, b in pairs)
 
 
-@pytest.mark.parametrize("which", [0, 1, 2])
-def test_sums_are_exact_for_extreme_errors(integer: IntegerNetwork, which: int) -> None:
+@pytest.mark.parametrize("teller", TELLERS)
+def test_sums_are_exact_for_extreme_errors(integer: IntegerNetwork, teller: int) -> None:
     limit = round(ERROR_STEPS * LARGEST_ERROR)
-    for name, conv in integer.phases[which]._convs.items():
+    for name, conv in integer.phases[teller]._convs.items():
         if not name.endswith("known"):
             continue
         largest = limit * conv.weight.sign()
@@ -632,7 +636,7 @@ def test_weights_of_an_integer_model_are_those_it_was_made_of(
 
 def test_missing_tensors_are_refused(rewritten, tensors) -> None:
     names = [name for name in tensors if name.startswith("phases")]
-    assert len(names) == 3 * 4 * (1 + 4 * (1 + 2 * PHASES.blocks + 1))
+    assert len(names) == 4 * 4 * (1 + 4 * (1 + 2 * PHASES.blocks + 1))
     for name in names[::7]:
         with pytest.raises(ModelMismatchError, match="not a diffcodec model file"):
             load_model(rewritten(lambda tensors, name=name: tensors.pop(name)))
@@ -668,7 +672,7 @@ def test_tampered_tensors_are_refused(rewritten, change) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"experts": ((math.inf, TINY),)}, r"patches \[2\]: expected two or three"),
+        ({"experts": ((math.inf, TINY),)}, r"patches \[2\]: expected two or more"),
         ({"experts": ((3.0, replace(TINY, patch=4)), (math.inf, TINY))}, r"patches \[4, 2\]"),
         ({"experts": ((2.0, TINY), (math.inf, TINY))}, "first level is not the first expert's"),
         *(
@@ -697,7 +701,7 @@ def test_phases_of_no_size(change: dict[str, int]) -> None:
         ({"blocks": 10**9}, "1000000000 blocks, but only"),
         ({"channels": 10**9}, "expected|overflow"),
         ({"components": 10**9}, "expected|overflow"),
-        ({"components": 3}, r"out.weight is \[21, 4, 3, 3\], expected \[30, 4, 3, 3\]"),
+        ({"components": 3}, r"out.weight is \[21, 8, 3, 3\], expected \[30, 8, 3, 3\]"),
         ({"quantiser": 20}, "first level is not the first expert's"),
         ({"more": 1}, "unexpected keyword"),
     ],
@@ -736,7 +740,7 @@ def test_plans_of_another_first_level(tmp_path, plan: str, first: int, message: 
 @pytest.mark.parametrize("network", [PHASED, NetworkConfig(self_ensemble="mirror")])
 def test_multiplications_are_those_of_all_convolutions(network: NetworkConfig) -> None:
     """Each counted as it is called, on a square of as many pixels as are divided by."""
-    plan, side, counted = shipped_plan(first_sigma(network.quantiser), 9.0, 40.0), 16, [0]
+    plan, side, counted = shipped_plan(first_sigma(network.quantiser), 9.0, 40.0, 100.0), 16, [0]
 
     def count(module: torch.nn.Module, _: object, output: Tensor) -> None:
         if isinstance(module, Conv):
@@ -750,10 +754,11 @@ def test_multiplications_are_those_of_all_convolutions(network: NetworkConfig) -
             if not network.phases:
                 floats.posterior_x(z, sigma)
                 continue
-            *_, shared = floats.begin_phases(below, z, sigma)
-            told = torch.zeros(1, PLANES[below], side, side, dtype=torch.float64)
+            which = min(below, 2)
+            *_, shared = floats.begin_phases(which, z, sigma)
+            told = torch.zeros(1, PLANES[which], side, side, dtype=torch.float64)
             for number, each in enumerate(shared):
-                floats.phase_parameters(below, number, each, told)
+                floats.phase_parameters(which, sigma, number, each, told)
     assert network.multiplications(plan) == pytest.approx(counted[0] / side**2)
 
 

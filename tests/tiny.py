@@ -16,9 +16,11 @@ from diffcodec.networks.experts import ExpertDenoisers
 
 TINY = UNetConfig(channels=(8, 8), blocks=(1, 1), patch=2, embedding=16)
 TIMESTEPS = {"fast": 4, "default": 6, "best": 8}
-PHASES = PhasesConfig(quantiser=8, channels=4, blocks=1, components=2)
-# The networks of x stand behind an expert of patch 1, those of z_1 behind one of 2.
-PHASED = NetworkConfig(((3.0, replace(TINY, patch=1)), (math.inf, TINY)), phases=PHASES)
+PHASES = PhasesConfig(quantiser=8, channels=8, blocks=1, components=2)
+# The networks of x stand behind an expert of patch 1, those of z_1 behind one of 2, those of the
+# variables above behind one of 1 up to the noise level 50 and one of 2 beyond.
+FULL = replace(TINY, patch=1)
+PHASED = NetworkConfig(((3.0, FULL), (10.0, TINY), (50.0, FULL), (math.inf, TINY)), phases=PHASES)
 PHASED_PLANS = {
     name: shipped_plan(first_sigma(PHASES.quantiser), *levels)
     for name, levels in (("fast", (12.0, 200.0)), ("default", (9.0, 40.0, 300.0)))

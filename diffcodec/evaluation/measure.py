@@ -196,11 +196,12 @@ class ModelInPhases:
         sigmas = below * multipliers if below else sigma_1, sigma * multipliers
         mean, unit = expected_of(which, xhat, v, z, sigmas, steps, torch.sqrt)
         errors, levels = ((variable - mean) / unit).numpy(), (below, sigma) if below else None
-        parameters = [
-            self.model.phase_parameters(which, number, own, told_planes(errors, number, levels))
-            for number, own in enumerate(shared)
-        ]
-        return Phased(mean, unit, list(map(torch.from_numpy, parameters))), xhat, v
+        parameters = []
+        for number, own in enumerate(shared):
+            planes = told_planes(errors, number, levels)
+            found = self.model.phase_parameters(which, sigma, number, own, planes)
+            parameters.append(torch.from_numpy(found))
+        return Phased(mean, unit, parameters), xhat, v
 
     def _steps(self, like: Tensor) -> Tensor:
         return quantiser_of(self.model.domain, self.plan.quantiser, like).steps

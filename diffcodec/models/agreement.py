@@ -65,5 +65,5 @@ def _answers(model: "Model") -> Iterator[tuple[str, NDArray[np.floating]]]:
         for number, shared in enumerate(model.begin_phases(which, z, sigma)[2]):
             shape = (SHAPE[0], PLANES[which], *SHAPE[2:])
             told = rng.integers(-ERROR_LIMIT, ERROR_LIMIT + 1, shape).astype(np.float64)
-            parameters = model.phase_parameters(which, number, shared, told)
+            parameters = model.phase_parameters(which, sigma, number, shared, told)
             yield f"phase {number} at the noise level {sigma}", parameters

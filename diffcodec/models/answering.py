@@ -35,9 +35,10 @@ def _question(
     if phase:
         shared = torch.stack([request.shared for request in phase])
         told = np.stack([request.told for request in phase])
-        which = model.told_in_phases(plan, phase[0].timestep)
+        timestep, number = phase[0].timestep, phase[0].number
+        which, sigma = model.told_in_phases(plan, timestep), plan.levels[timestep]
         assert which is not None
-        return "phase_parameters", (which, phase[0].number, shared, told), list
+        return "phase_parameters", (which, sigma, number, shared, told), list
     whole = [request for request in requests if isinstance(request, Request)]
     z, timestep = np.stack([request.z for request in whole]), whole[0].timestep
     sigma = plan.levels[timestep - 1]

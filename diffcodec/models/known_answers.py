@@ -127,7 +127,7 @@ def _network_outputs(model: "Model", x: Array) -> Iterator[Array]:
         yield from fields
         told = np.zeros((1, PLANES[which], HEIGHT, WIDTH))
         for number, each in enumerate(shared):
-            yield model.phase_parameters(which, number, each, told).astype(np.float64)
+            yield model.phase_parameters(which, sigma, number, each, told).astype(np.float64)
 
 
 def _coded_words() -> NDArray[np.uint32]:

@@ -137,7 +137,7 @@ class Model:
         return bool(getattr(self.network, "phases", ()))
 
     def told_in_phases(self, plan: Plan, timestep: int) -> int | None:
-        """By which of its networks of phases the variable of a timestep is told; None by none."""
+        """Which variable of its phases that of a timestep is; None if it is not in phases."""
         quantiser = self._phased_network.quantiser if self.phased else 0
         return phased_variable(plan, quantiser, timestep) if self.phased else None
 
@@ -175,12 +175,13 @@ class Model:
         return self._ask(z, lambda padded: network.begin_phases(which, padded, sigma))
 
     def phase_parameters(
-        self, which: int, number: int, shared: Tensor, told: NDArray[np.float64]
+        self, which: int, sigma: float, number: int, shared: Tensor, told: NDArray[np.float64]
     ) -> NDArray[np.float32]:
         """Of the distributions of a phase; see ``PhasedNetwork``.
 
         Args:
             which: variable, as above.
+            sigma: the noise level of the variable above.
             number: of the phase.
             shared: what it made of the variable above.
             told: [batch, planes, height, width], of any height and width.
@@ -188,19 +189,20 @@ class Model:
         Returns:
             [batch, parameters, rows, columns], rows and columns those of ``shared``.
         """
-        return self.ask_phase_parameters(which, number, shared, told)()
+        return self.ask_phase_parameters(which, sigma, number, shared, told)()
 
     def ask_phase_parameters(
-        self, which: int, number: int, shared: Tensor, told: NDArray[np.float64]
+        self, which: int, sigma: float, number: int, shared: Tensor, told: NDArray[np.float64]
     ) -> Callable[[], NDArray[np.float32]]:
         """The same, begun: see :meth:`ask_begin_phases`."""
         height, width = told.shape[2:]
         rows, columns = shared.shape[2:]
         padding = (0, 2 * columns - width, 0, 2 * rows - height)
+        network = self._phased_network
         try:
             with torch.inference_mode():
                 padded = F.pad(to_device(told, self.device), padding)
-                parameters = self._phased_network.phase_parameters(which, number, shared, padded)
+                parameters = network.phase_parameters(which, sigma, number, shared, padded)
         except OverflowError:  # of a broken model; is_usable tells the caller
             parameters = torch.full((len(told), 1, rows, columns), torch.nan)
         HEAP.release_unused()

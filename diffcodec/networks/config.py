@@ -77,7 +77,7 @@ class PhasesConfig:
 
     Attributes:
         quantiser: M of luma at the first level that they are for.
-        channels: of each.
+        channels: of each; half as many behind a U-Net of patch 2.
         blocks: residual blocks of each.
         components: logistics of a mixture of x.
     """
@@ -96,12 +96,17 @@ class PhasesConfig:
         if min(self.quantiser, self.channels, self.components) < 1 or self.blocks < 0:
             raise ValueError(f"{self}: expected 1 or more of each, and no fewer than 0 blocks")
 
+    def channels_behind(self, unet: UNetConfig) -> int:
+        """Of each behind a U-Net."""
+        return max(1, self.channels // unet.patch)
+
     def multiplications(self, which: int, unet: UNetConfig) -> float:
         """Of one variable's, behind a U-Net, for each pixel of the image."""
         told, parameters = ((12, 9 * self.components + 3), (12, 9), (16, 6))[which]
         features = 4 * unet.channels[0] // unet.patch**2
-        convolutions = features + told + 2 * self.blocks * self.channels + parameters
-        return 9 * self.channels * convolutions  # of four phases, at half the resolution
+        channels = self.channels_behind(unet)
+        convolutions = features + told + 2 * self.blocks * channels + parameters
+        return 9 * channels * convolutions  # of four phases, at half the resolution
 
 
 @dataclass(frozen=True)
@@ -115,9 +120,10 @@ class NetworkConfig:
             of x is averaged with (geometric self-ensemble, Lim et al. 2017, section 3.5).
         self_ensemble_up_to: the noise level up to which it is.
         phases: of small networks behind the first expert for x given z_1, behind the second for
-            z_1 given z_2, and behind the last for z above; or None, where all are coded by the
-            posterior alone. The first expert is then for the first level alone, the second for the
-            second, and a third, if there is one, for those above.
+            z_1 given z_2, and behind each of the others, or the second where it is the last, for z
+            above; or None, where all are coded by the posterior alone. The first expert is then
+            for the first level alone, the second for the second, and the others answer by their
+            limits at those above, the lowest of them at all of a plan for lossy files below too.
     """
 
     experts: tuple[tuple[float, UNetConfig], ...] = ((math.inf, UNetConfig()),)
@@ -151,13 +157,13 @@ class NetworkConfig:
 
     def _check_phases(self) -> None:
         patches = [shape.patch for _, shape in self.experts]
-        if len(patches) not in (2, 3) or not set(patches) <= {1, 2}:
+        if len(patches) < 2 or not set(patches) <= {1, 2}:
             raise ValueError(
-                f"phases behind experts of patches {patches}: expected two or three of 1 or 2"
+                f"phases behind experts of patches {patches}: expected two or more of 1 or 2"
             )
         if self.classes:
             raise ValueError("phases of a network with classes: expected one or the other")
-        if self.expert_at(first_sigma(self.quantiser)) or self.ensemble_axes(0):
+        if first_sigma(self.quantiser) > self.experts[0][0] or self.ensemble_axes(0):
             raise ValueError(
                 "phases whose first level is not the first expert's, or with a self-ensemble"
             )
@@ -189,28 +195,48 @@ class NetworkConfig:
         return self.phases.quantiser if self.phases else 2
 
     def expert_at(self, sigma: Any) -> Any:
-        """The number of the expert that answers at a noise level; of each level, of a tensor."""
-        return sum(sigma > up_to for up_to, _ in self.experts[:-1])
+        """The number of the expert that answers alone at a noise level; of each, of a tensor.
 
-    def told_at(self, plans: Mapping[str, Plan]) -> list[set[float]]:
-        """The noise levels at which plans ask for x, for z_1 and for those above, in phases."""
-        levels: list[set[float]] = [set(), set(), set()]
+        Of a network in phases none of the first two, unless it is the last: they know noise of
+        other kinds, the quantiser's, at levels of their own.
+        """
+        first = self.expert_of(2) if self.phases else 0
+        return first + sum(sigma > up_to for up_to, _ in self.experts[first:-1])
+
+    def teller_at(self, which: int, sigma: Any) -> Any:
+        """The number of the networks of phases that tell a variable, by the level above it.
+
+        Args:
+            which: 0 for x, 1 for z_1, 2 for those above.
+            sigma: the noise level of the variable above; or a tensor of such.
+        """
+        return which if which < 2 or len(self.experts) == 2 else self.expert_at(sigma)
+
+    @property
+    def tellers(self) -> int:
+        """How many networks of phases there are."""
+        return max(3, len(self.experts)) if self.phases else 0
+
+    def told_at(self, plans: Mapping[str, Plan]) -> list[list[float]]:
+        """The noise levels at which plans ask each of the networks of phases, increasing."""
+        levels: list[set[float]] = [set() for _ in range(self.tellers)]
         for plan in plans.values():
             for below, sigma in enumerate(plan.levels):
-                levels[phased_variable(plan, self.quantiser, below)].add(sigma)
-        return levels
+                which = phased_variable(plan, self.quantiser, below)
+                levels[self.teller_at(which, sigma)].add(sigma)
+        return list(map(sorted, levels))
 
     def answered_at(self, plans: Mapping[str, Plan]) -> list[list[float]]:
         """The noise levels at which plans ask each expert, increasing."""
         asked = [(self.expert_at(s), s) for plan in plans.values() for s in plan.levels]
         if self.phases:
             told = enumerate(self.told_at(plans))
-            asked = [(self.expert_of(which), s) for which, levels in told for s in levels]
+            asked = [(self.expert_of(teller), s) for teller, levels in told for s in levels]
         return [sorted({s for k, s in asked if k == i}) for i in range(len(self.experts))]
 
-    def expert_of(self, which: int) -> int:
-        """The number of the expert by which a variable is told in phases."""
-        return min(which, len(self.experts) - 1)
+    def expert_of(self, teller: int) -> int:
+        """The number of the expert behind which a network of phases stands."""
+        return min(teller, len(self.experts) - 1)
 
     def multiplications(self, plan: Plan) -> float:
         """Of all evaluations of a chain, for each pixel of a colour image."""
@@ -220,9 +246,9 @@ class NetworkConfig:
                 shape = self.experts[self.expert_at(sigma)][1]
                 total += shape.multiplications * (2 if self.ensemble_axes(sigma) else 1)
             return total
-        for below in range(len(plan.levels)):
+        for below, sigma in enumerate(plan.levels):
             which = phased_variable(plan, self.quantiser, below)
-            shape = self.experts[self.expert_of(which)][1]
+            shape = self.experts[self.expert_of(self.teller_at(which, sigma))][1]
             total += shape.multiplications + self.phases.multiplications(which, shape)
         return total
 

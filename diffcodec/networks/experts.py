@@ -60,8 +60,28 @@ class ExpertDenoisers(nn.Module):
         Returns:
             It, and the mean and variance of x given z alone.
         """
+        teller = self.config.teller_at(told.which, sigma)
+        if isinstance(teller, int):
+            return self._told_by(teller, told, z, sigma)
+        rows = [torch.nonzero(teller == number)[:, 0] for number in range(self.config.tellers)]
+        parts = [
+            self._told_by(number, told.of(some), z[some], sigma[some])
+            for number, some in enumerate(rows)
+            if len(some)
+        ]
+        order = torch.cat(rows).argsort()
+        predicted, xhat, v = zip(*parts, strict=True)
+        mean, unit, parameters = zip(*predicted, strict=True)
+        whole = [torch.cat(each)[order] for each in (mean, unit, *zip(*parameters, strict=True))]
+        phased = Phased(whole[0], whole[1], whole[2:])
+        return phased, torch.cat(xhat)[order], torch.cat(v)[order]
+
+    def _told_by(
+        self, teller: int, told: "Told", z: Images, sigma: Float[Tensor, " batch"]
+    ) -> tuple[Phased, Images, Images]:
+        """As :meth:`in_phases`, by the networks of this number."""
         which, variable, below = told
-        unet = self.experts[self.config.expert_of(which)]
+        unet = self.experts[self.config.expert_of(teller)]
         features = unet.features(z, sigma)
         xhat, v = unet.read_out(features, z, sigma)
         steps, sigma_1 = quantiser_of(DOMAINS[self.config.color], self.config.quantiser, z)
@@ -71,7 +91,7 @@ class ExpertDenoisers(nn.Module):
         sigmas = low, unet.noise_of(sigma)
         mean, unit = expected_of(which, xhat, v, z, sigmas, steps, torch.sqrt)
         errors = ((variable - mean) / unit).clamp(-LARGEST_ERROR, LARGEST_ERROR)
-        return Phased(mean, unit, self.phases[which](features, errors, ratio)), xhat, v
+        return Phased(mean, unit, self.phases[teller](features, errors, ratio)), xhat, v
 
     def forward(
         self,
@@ -88,14 +108,10 @@ class ExpertDenoisers(nn.Module):
     def posterior_alone(
         self, z: Images, sigma: Float[Tensor, " batch"], labels: Labels | None = None
     ) -> tuple[Images, Images]:
-        """Mean and variance of x given z_t: see :meth:`UNet.posterior_x`.
-
-        Of a network in phases the last expert's: the others know noise of other kinds, the
-        quantiser's, at levels of their own.
-        """
-        if self.config.phases or len(self.experts) == 1:
-            return self.experts[-1].posterior_x(z, sigma, labels)
-        which = self.config.expert_at(sigma)  # [batch]
+        """Mean and variance of x given z_t: see :meth:`UNet.posterior_x`."""
+        which = self.config.expert_at(sigma)  # [batch], or of all
+        if isinstance(which, int):
+            return self.experts[which].posterior_x(z, sigma, labels)
         mean, v = torch.empty_like(z), torch.empty_like(z)
         for number, expert in enumerate(self.experts):
             rows = which == number
@@ -137,6 +153,11 @@ class Told(NamedTuple):
     which: int
     variable: Images
     below: Tensor | None = None
+
+    def of(self, rows: Tensor) -> "Told":
+        """That of some images of the batch."""
+        below = None if self.below is None else self.below[rows]
+        return Told(self.which, self.variable[rows], below)
 
 
 class PhasedBits:
@@ -227,8 +248,8 @@ class FloatNetwork:
     def begin_phases(self, which: int, z: Field, sigma: float) -> tuple[Field, Field, list[Tensor]]:
         """See ``PhasedNetwork``."""
         level = torch.tensor([float(sigma)], device=z.device)
-        experts, phases, answers = self.module.experts, self.phases[which], []
-        unet = experts[self.config.expert_of(which)]
+        teller, answers = self.config.teller_at(which, sigma), []
+        unet, phases = self.module.experts[self.config.expert_of(teller)], self.phases[teller]
         for i, image in enumerate(z.float().contiguous(memory_format=CHANNELS_LAST).split(1)):
             label = None if self._labels is None else self._labels[i : i + 1]
             features = unet.features(image, level, label)
@@ -237,12 +258,15 @@ class FloatNetwork:
         mean, v, *shared = map(torch.cat, zip(*answers, strict=True))
         return mean, v, shared
 
-    def phase_parameters(self, which: int, number: int, shared: Tensor, told: Planes) -> Tensor:
+    def phase_parameters(
+        self, which: int, sigma: float, number: int, shared: Tensor, told: Planes
+    ) -> Tensor:
         """See ``PhasedNetwork``."""
         planes = (told.float() / ERROR_STEPS).split(1)
+        phases = self.phases[self.config.teller_at(which, sigma)]
         return torch.cat(
             [
-                self.phases[which].parameters_of(number, *each)
+                phases.parameters_of(number, *each)
                 for each in zip(shared.split(1), planes, strict=True)
             ]
         )

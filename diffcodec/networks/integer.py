@@ -101,13 +101,16 @@ class IntegerNetwork:
 
     def begin_phases(self, which: int, z: Field, sigma: float) -> tuple[Field, Field, list[Tensor]]:
         """See ``PhasedNetwork``."""
-        expert = self.experts[self.config.expert_of(which)]
-        mean, v, stream = expert.evaluate(z, sigma)
-        return mean, v, self.phases[which].shared(stream)
+        teller = self.config.teller_at(which, sigma)
+        mean, v, stream = self.experts[self.config.expert_of(teller)].evaluate(z, sigma)
+        return mean, v, self.phases[teller].shared(stream)
 
-    def phase_parameters(self, which: int, number: int, shared: Tensor, told: Planes) -> Tensor:
+    def phase_parameters(
+        self, which: int, sigma: float, number: int, shared: Tensor, told: Planes
+    ) -> Tensor:
         """See ``PhasedNetwork``."""
-        return self.phases[which].parameters_of(number, shared, told)
+        phases: IntegerPhases = self.phases[self.config.teller_at(which, sigma)]
+        return phases.parameters_of(number, shared, told)
 
 
 class IntegerUNet(IntegerLayers):

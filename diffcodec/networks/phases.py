@@ -45,11 +45,11 @@ class Block(nn.Module):
 class Phase(nn.Module):
     """The network of one phase."""
 
-    def __init__(self, config: PhasesConfig, planes: int, parameters: int):
+    def __init__(self, channels: int, blocks: int, planes: int, parameters: int):
         super().__init__()
-        self.known = Conv(4 * planes, config.channels, 3)
-        self.blocks = nn.Sequential(*(Block(config.channels) for _ in range(config.blocks)))
-        self.out = Conv(config.channels, parameters, 3, gain=0.0)
+        self.known = Conv(4 * planes, channels, 3)
+        self.blocks = nn.Sequential(*(Block(channels) for _ in range(blocks)))
+        self.out = Conv(channels, parameters, 3, gain=0.0)
 
     def spread(self, components: int) -> "Phase":
         """Itself, at the start with logistics beside each other, about as wide as the posterior."""
@@ -74,8 +74,9 @@ class PhaseNetworks(nn.Module):
         counts = mixture_parameters(config.components), GAUSSIAN_PARAMETERS, REFINED_PARAMETERS
         self.fold = 2 // unet.patch  # of the features, to half the resolution
         features = unet.channels[0] * self.fold**2
-        self.features = Conv(features, len(PHASES) * config.channels, 3)
-        shape = config, PLANES[variable], counts[variable]
+        channels = config.channels_behind(unet)
+        self.features = Conv(features, len(PHASES) * channels, 3)
+        shape = channels, config.blocks, PLANES[variable], counts[variable]
         phases = [Phase(*shape) for _ in PHASES]
         if variable == 0:
             phases = [phase.spread(config.components) for phase in phases]
@@ -127,11 +128,12 @@ class PhaseNetworks(nn.Module):
 
 
 def phase_networks(config: NetworkConfig) -> Sequence[PhaseNetworks]:
-    """Those for x, behind the first expert, for z_1, behind the second, and for z above."""
+    """For x behind the first expert, for z_1 behind the second, for z above behind the others."""
     networks, shape = [], config.phases
     if shape is not None:
-        unets = (config.experts[0][1], config.experts[1][1], config.main)
-        networks = [PhaseNetworks(shape, unet, i) for i, unet in enumerate(unets)]
+        for teller in range(config.tellers):
+            unet = config.experts[config.expert_of(teller)][1]
+            networks.append(PhaseNetworks(shape, unet, min(teller, 2)))
     modules: Sequence[PhaseNetworks] = nn.ModuleList(networks)  # type: ignore[assignment]
     return modules
 

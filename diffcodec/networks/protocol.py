@@ -78,11 +78,14 @@ class PhasedNetwork(PosteriorNetwork, Protocol):
         """
         ...
 
-    def phase_parameters(self, which: int, number: int, shared: Tensor, told: Planes) -> Tensor:
+    def phase_parameters(
+        self, which: int, sigma: float, number: int, shared: Tensor, told: Planes
+    ) -> Tensor:
         """The parameters of a phase, float32 [batch, parameters, rows, columns].
 
         Args:
             which: variable, as above.
+            sigma: the noise level of the variable above.
             number: of the phase.
             shared: what it made of the variable above.
             told: errors of the mean in units, as integers of ``1 / ERROR_STEPS``, clipped to

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from diffcodec.diffusion.bound import above, draw_dither, quantiser_of
 from diffcodec.diffusion.color import DOMAINS
 from diffcodec.diffusion.phases import ERROR_LIMIT, ERROR_STEPS
-from diffcodec.diffusion.plan import Plan
+from diffcodec.diffusion.plan import Plan, phased_variable
 from diffcodec.diffusion.process import dithered_quantise, q_sample
 from diffcodec.networks.config import NetworkConfig
 from diffcodec.networks.exact import EXACT_LIMIT, largest_sum
@@ -41,7 +41,6 @@ COVARIANCE_LEVELS, COVARIANCE_IMAGES = 8, 8  # of the calibration
 DAMPING = 0.01  # of the mean of the covariance's diagonal, added to it
 SILU_MINIMUM = 0.2785  # -silu is at most this
 LARGEST_INPUT = 4095  # the SiLU table is no finer
-CALIBRATION_RATIO = 2.0  # sigma_t / sigma_s of steps in phases
 HEADROOM = 1.25  # clipping point over the largest input seen: clipping costs more than rounding
 
 
@@ -177,19 +176,28 @@ def quantize_phases(
             calibration, draw_dither(calibration.shape, steps, generator), steps
         )
         ones = torch.ones(len(z_1))
-        remainder, first, above_first = map(sorted, config.told_at(plans))
+        remainder, first, *_ = config.told_at(plans)
         for level in remainder:
             network.in_phases(Told(0, calibration), z_1, level * ones)
         for level in first:
             z_2 = add_noise(z_1, sigma_1, level * multipliers)
             network.in_phases(Told(1, z_1), z_2, level * ones)
-        for level in above_first:
-            below = level / CALIBRATION_RATIO
+        for below, level in _steps(plans, config.quantiser):
             z_s = add_noise(calibration, 0 * sigma_1, below * multipliers)
             z_t = add_noise(z_s, below * multipliers, level * multipliers)
             network.in_phases(Told(2, z_s, below * ones), z_t, level * ones)
     pairs = zip(network.phases, seen, strict=True)
     return [_quantize_phases(phases, statistics) for phases, statistics in pairs]
+
+
+def _steps(plans: Mapping[str, Plan], quantiser: int) -> list[tuple[float, float]]:
+    """The noise levels of z_s and z_t of all steps that plans take in phases, above z_1."""
+    steps = set()
+    for plan in plans.values():
+        for s, sigma in enumerate(plan.levels):
+            if phased_variable(plan, quantiser, s) == 2:
+                steps.add((plan.levels[s - 1] if s else sigma / 2, sigma))
+    return sorted(steps)
 
 
 def _quantize_phases(phases: PhaseNetworks, seen: InputStatistics) -> dict[str, Tensor]:
@@ -243,7 +251,7 @@ def is_embedding(name: str) -> bool:
 def float_weights(tensors: Mapping[str, Tensor], config: NetworkConfig) -> dict[str, Tensor]:
     """State of a float network from the tensors of a quantised one."""
     experts = map(_unet_weights, split_experts(tensors, len(config.experts)))
-    phases = split_phases(tensors, 3 if config.phases else 0)
+    phases = split_phases(tensors, config.tellers)
     return join_experts(list(experts), list(map(_conv_weights, phases)))
 
 
