@@ -3,12 +3,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from checked import check_calls
 from hypothesis import settings
-from jaxtyping import install_import_hook
 
-# Before the package is imported: calls are held against the shapes in its signatures.
-NUMERICAL = [f"diffcodec.{room}" for room in ("diffusion", "networks", "coding", "planning")]
-install_import_hook(NUMERICAL, "checked.checked")
+check_calls()  # against the shapes in signatures, from before the package is imported
 
 from tiny import phased_model, tiny_model  # noqa: E402
 

@@ -8,9 +8,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import diffcodec
+from diffcodec.coding.ans import Stack
+from diffcodec.coding.relative_entropy.step import surprise_bits
+from diffcodec.planning.costs import Course
 
 PACKAGE = Path(diffcodec.__file__).parent
 # From the ground up; each may import what stands before it.
@@ -121,3 +125,13 @@ def test_coding_loads_no_compiler(tiny: Path, phased: Path) -> None:
         cwd=PACKAGE.parent,
         timeout=100,
     )
+
+
+def test_calls_are_held_against_the_shapes_in_signatures() -> None:
+    """Of functions, methods and dataclasses: lengths that are the same, and types of elements."""
+    with pytest.raises(TypeError, match="surprise_bits: expected gain"):
+        surprise_bits(np.zeros(3), np.zeros(4))
+    with pytest.raises(TypeError, match="push_categorical: expected table"):
+        Stack(np.ones(2, np.uint32)).push_categorical(np.zeros(3, np.int32), np.ones((4, 2)))
+    with pytest.raises(TypeError, match="__init__: expected sent"):
+        Course(heights=np.zeros((3, 2)), sent=np.zeros((2, 5)))

@@ -59,8 +59,9 @@ def torch_posterior(color: str) -> PosteriorModel:
     """The same for the bound."""
 
     def model(z: torch.Tensor, sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        mean, variance, _ = posterior(color, z.numpy(), float(sigma[0]))
-        return torch.from_numpy(mean), torch.from_numpy(variance)
+        each = [posterior(color, image, float(sigma[0])) for image in z.numpy()]
+        means, variances = (np.stack(parts) for parts in list(zip(*each, strict=True))[:2])
+        return torch.from_numpy(means), torch.from_numpy(variances)
 
     return model
 

@@ -124,6 +124,8 @@ def split(data: bytes, most_profile_bytes: int) -> Parts:
             others.append((name, _scaled(content, bits) if is_grey_level else content))
         elif name not in _OF_THE_CODE:
             lost.append(f"chunk {name.decode('latin-1')!r}")
+    if not any(kind == b"IDAT" for kind, _ in pixels):
+        raise FormatError("damaged PNG: it has no chunk 'IDAT', of pixels; get a whole copy")
     if size < len(data):
         lost.append(f"{len(data) - size} bytes behind the end of the PNG")
     fields |= {"png_chunks": tuple(others), "not_kept": tuple(lost)}
