@@ -36,6 +36,7 @@ from diffcodec.networks.config import PRESETS, NetworkConfig, UNetConfig
 from diffcodec.networks.experts import split_experts
 from diffcodec.networks.unet import UNet
 from diffcodec.training import crops, validation
+from diffcodec.training import steps as steps_module
 from diffcodec.training import trainer as trainer_module
 from diffcodec.training.config import INIT_WARMUP, TrainConfig
 from diffcodec.training.crops import CropSampler, calibration_images, domain_batch
@@ -167,7 +168,7 @@ def test_every_step_of_every_seed_has_crops_and_noise_of_its_own(config, tmp_pat
         seen.append((x.numpy().tobytes(), generator.initial_seed()))
         return model(x, torch.ones(len(x)))[0].mean()
 
-    monkeypatch.setitem(trainer_module.LOSSES, "vlb", record)
+    monkeypatch.setitem(steps_module.LOSSES, "vlb", record)
     for seed in (0, 1):
         losses(Trainer(replace(config, seed=seed), tmp_path), 3)
     crops, seeds = zip(*seen, strict=True)
@@ -227,7 +228,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path, monkeypatch, 
     trainer = Trainer(config, tmp_path)
     losses(trainer, 3)
     before = {k: v.clone() for k, v in state(trainer).items()}
-    monkeypatch.setitem(trainer_module.LOSSES, "vlb", wrong)
+    monkeypatch.setitem(steps_module.LOSSES, "vlb", wrong)
     with pytest.raises(DiffcodecError, match="not finite at step 4; lower --learning-rate"):
         trainer.run()
     assert_same_weights(state(trainer), before, exact=True)
@@ -243,7 +244,7 @@ def test_a_learning_rate_that_is_far_too_high_stops_the_run(config, tmp_path):
 # --- a batch in shares ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("loss", trainer_module.LOSSES)
+@pytest.mark.parametrize("loss", steps_module.LOSSES)
 def test_a_batch_in_several_passes_gives_the_same_gradients(
     config, tmp_path, loss, monkeypatch, double
 ):
@@ -253,7 +254,7 @@ def test_a_batch_in_several_passes_gives_the_same_gradients(
         gradients.append([p.grad.clone() for p in parameters])
         return torch.tensor(1.0)
 
-    monkeypatch.setattr(trainer_module.nn.utils, "clip_grad_norm_", record)
+    monkeypatch.setattr(steps_module.nn.utils, "clip_grad_norm_", record)
     config = replace(config, loss=loss, batch=16)
     whole, parts = (Trainer(replace(config, accumulate=n), tmp_path) for n in (1, 4))
     assert losses(parts, 3) == pytest.approx(losses(whole, 3), rel=1e-9)

@@ -198,6 +198,7 @@ def test_it_says_what_it_does(
     patterns = (
         f"{data}: 20 images to train on, 1 held out",
         "timing a few steps",
+        "rehearsing what follows the last step",
         rf"{steps:,} steps, about \d seconds",
         rf"all {steps:,} steps done; measuring the held-out bound",
         "quantising the model, which may take some minutes",

@@ -89,13 +89,13 @@ def _files_options() -> Iterable[Described]:
 
 def _recipe_options() -> Iterable[Described]:
     from diffcodec.training.crops import AUGMENTATIONS
-    from diffcodec.training.trainer import LOSSES
+    from diffcodec.training.steps import LOSSES
 
     return (
         ("--steps", "Updates of the weights.", {"type": POSITIVE}),
         (
             "--minutes",
-            "As many steps as take so long here; validation does not count.",
+            "Instead: that the run takes, compiling, validations and the quantised model counted.",
             {"type": POSITIVE_NUMBER},
         ),
         ("--batch", "Crops in each update.", {"type": click.IntRange(min=8)}),
@@ -221,7 +221,7 @@ def train(
             if resume:
                 _resume(trainer)
             elif minutes is not None:
-                trainer.plan_steps(minutes)
+                trainer.finish_within(minutes)
             trainer.run()
 
 

@@ -64,14 +64,22 @@ class PhasedModel(Protocol):
 
 
 def remainder_bits(
-    remainder: Tensor, z_1: Tensor, xhat: Tensor, v: Tensor, steps: Tensor
+    remainder: Tensor,
+    z_1: Tensor,
+    xhat: Tensor,
+    v: Tensor,
+    steps: Tensor,
+    most: int | None = None,
 ) -> Tensor:
-    """Code length of x given z_1: discretized Gaussian truncated to the M candidates."""
+    """Code length of x given z_1: discretized Gaussian truncated to the M candidates.
+
+    ``most`` is the greatest M, lest a device be waited for.
+    """
     lowest = z_1 - (steps - 1) / 2
     chosen = log_bin_mass(xhat, v, lowest + remainder, 1.0)
     candidates = [
         log_bin_mass(xhat, v, lowest + j, 1.0).masked_fill(j >= steps, -torch.inf)
-        for j in range(int(steps.max().item()))
+        for j in range(most or int(steps.max().item()))
     ]
     return LOG2_E * (torch.logsumexp(torch.stack(candidates), 0) - chosen)
 

@@ -54,7 +54,10 @@ DOMAINS = {
 def channels(values: Sequence[float], like: Numbers) -> Numbers:
     """Per-channel constants, [3, 1, 1], that broadcast over images of the same kind."""
     if isinstance(like, torch.Tensor):
-        return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]
+        if like.device.type == "cpu":
+            return torch.tensor(values, dtype=like.dtype)[:, None, None]
+        # numbers of the CPU's memory would be waited for
+        return torch.stack([like.new_full((), value) for value in values])[:, None, None]
     return np.array(values, dtype=np.float64)[:, None, None]
 
 

@@ -118,8 +118,10 @@ class NoisyImages:
 
     def remainder_bits(self, xhat: Tensor, v: Tensor) -> Tensor:
         """Of the images at the first level, by their posterior alone."""
-        a = self.ends[0]
-        return remainder_bits(self.remainder[:a], self.z_1[:a], xhat[:a], v[:a], self.first.steps)
+        a, steps = self.ends[0], self.first.steps
+        most = max(DOMAINS[self.color].quantiser_steps(self.quantiser))
+        fields = self.remainder[:a], self.z_1[:a], xhat[:a], v[:a]
+        return remainder_bits(*fields, steps, most)
 
     def first_bits(self, xhat: Tensor, v: Tensor) -> Tensor:
         """Of z_1 of the images at the second level, by the posterior of all images."""
@@ -147,13 +149,14 @@ class NoisyImages:
         """
         rows, lossy = slice(self.ends[1], None), self.is_lossy
         given = torch.where(lossy[:, None, None, None], self.x, self.z_1)[rows]
-        away = torch.where(lossy[:, None, None, None], 0, self.first.sigma)[rows]
+        away = self.first.sigma * ~lossy[:, None, None, None][rows]
         z, sigma, sigma_t = (field[rows] for field in (self.z, self.sigma, self.noise))
         batch, device = share.count * len(self.z), generator.device
         uniform = torch.rand(batch, generator=generator, device=device)[share.rows][rows]
         noise = torch.randn((batch, *z.shape[1:]), generator=generator, device=device)
         low, high = PHASED_RATIOS
-        least = torch.where(lossy[rows], first_sigma(2), second_sigmas(self.quantiser)[0])
+        least = torch.full_like(sigma, second_sigmas(self.quantiser)[0])
+        least = least.masked_fill(lossy[rows], first_sigma(2))
         length = math.log(low) + uniform * math.log(high / low)
         length = torch.minimum(length, torch.log(sigma / least))
         below = sigma * torch.exp(-length)
@@ -315,7 +318,7 @@ def v_loss(
     That of epsilon times ``1 + u^2``, u the noise in DDPM's unit; see :func:`simple_loss`.
     """
     sigma = _uniform_in_log(_strata(x, generator, share), quantiser)
-    return _epsilon_error(model, x, color, generator, share, sigma, 1 + _units(sigma, color) ** 2)
+    return _epsilon_error(model, x, color, generator, share, sigma, 1 + (sigma * _unit(color)) ** 2)
 
 
 def flow_matching_loss(
@@ -333,11 +336,11 @@ def flow_matching_loss(
     ``(1 + u)^2``; see :func:`simple_loss`.
     """
     strata = _strata(x, generator, share)
-    ends = torch.tensor([first_sigma(quantiser), MAX_SIGMA], device=strata.device)
-    low, high = (u / (1 + u) for u in _units(ends, color))
+    ends = (sigma * _unit(color) for sigma in (first_sigma(quantiser), MAX_SIGMA))
+    low, high = (u / (1 + u) for u in ends)
     t = low + (high - low) * strata
     u = t / (1 - t)
-    sigma = u / _units(torch.ones_like(u), color)
+    sigma = u / _unit(color)
     return _epsilon_error(model, x, color, generator, share, sigma, (1 + u) ** 2)
 
 
@@ -353,10 +356,10 @@ def _uniform_in_log(strata: Tensor, quantiser: int) -> Tensor:
     return lowest * torch.exp(strata * math.log(MAX_SIGMA / lowest))
 
 
-def _units(sigma: Tensor, color: str) -> Tensor:
-    """Noise levels in DDPM's unit, by the volume of the noise of all channels."""
+def _unit(color: str) -> float:
+    """What a noise level of 1 is in DDPM's unit, by the volume of the noise of all channels."""
     multipliers = DOMAINS[color].noise_multipliers
-    return sigma * math.prod(multipliers) ** (1 / len(multipliers)) / GREY_LEVELS_PER_UNIT
+    return float(math.prod(multipliers) ** (1 / len(multipliers)) / GREY_LEVELS_PER_UNIT)
 
 
 def _epsilon_error(

@@ -237,7 +237,7 @@ class FloatNetwork:
         """Mean and variance of x given z_t: see ``PosteriorNetwork``."""
         images = z.float().contiguous(memory_format=CHANNELS_LAST).split(1)
         labels = [None] * len(images) if self._labels is None else self._labels.split(1)
-        level = torch.tensor([float(sigma)], device=z.device)
+        level = torch.full((1,), float(sigma), device=z.device)
         fields = [
             self.module.posterior_x(image, level, label)
             for image, label in zip(images, labels, strict=True)
@@ -247,7 +247,7 @@ class FloatNetwork:
 
     def begin_phases(self, which: int, z: Field, sigma: float) -> tuple[Field, Field, list[Tensor]]:
         """See ``PhasedNetwork``."""
-        level = torch.tensor([float(sigma)], device=z.device)
+        level = torch.full((1,), float(sigma), device=z.device)
         teller, answers = self.config.teller_at(which, sigma), []
         unet, phases = self.module.experts[self.config.expert_of(teller)], self.phases[teller]
         for i, image in enumerate(z.float().contiguous(memory_format=CHANNELS_LAST).split(1)):

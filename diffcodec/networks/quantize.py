@@ -110,7 +110,8 @@ def round_weights(weight: Tensor, scale: Tensor, largest: int, covariance: Tenso
     """
     rest = weight.flatten(1).double()
     h = covariance.double()
-    h = h + DAMPING * h.diagonal().mean().clamp_min(1e-12) * torch.eye(len(h), dtype=h.dtype)
+    unit = torch.eye(len(h), dtype=h.dtype, device=h.device)
+    h = h + DAMPING * h.diagonal().mean().clamp_min(1e-12) * unit
     factor = torch.linalg.cholesky(torch.linalg.inv(h), upper=True)
     integers = torch.empty_like(rest)
     for j in range(len(h)):
@@ -131,16 +132,17 @@ def quantize(
     calibration: Float[Tensor, "batch 3 height width"],
     plans: Mapping[str, Plan],
 ) -> dict[str, Tensor]:
-    """The tensors of an :class:`.IntegerNetwork`, and the noise embedding's own.
+    """The tensors of an :class:`.IntegerNetwork`, and the noise embedding's own, on the CPU.
 
     Args:
-        network: trained.
+        network: trained, on any device.
         calibration: integers of the colour domain as floats.
         plans: that evaluate the network, whose noise levels it gets tables for.
 
     Raises:
         ValueError: if an expert has no level.
     """
+    calibration = calibration.to(network.experts[0].center.device)
     levels = network.config.answered_at(plans)
     if not all(levels):
         limits = [up_to for up_to, _ in network.config.experts]
@@ -150,7 +152,8 @@ def quantize(
         )
     pairs = zip(network.experts, levels, strict=True)
     parts = [quantize_unet(expert, calibration, own) for expert, own in pairs]
-    return join_experts(parts, quantize_phases(network, calibration, plans))
+    tensors = join_experts(parts, quantize_phases(network, calibration, plans))
+    return {name: tensor.cpu() for name, tensor in tensors.items()}
 
 
 def quantize_phases(
@@ -169,13 +172,13 @@ def quantize_phases(
 
     def add_noise(z: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """From a noise level by channel to another."""
-        return q_sample(z, above(high, low), torch.randn(z.shape, generator=generator))
+        noise = torch.randn(z.shape, generator=generator).to(z.device)
+        return q_sample(z, above(high, low), noise)
 
     with torch.inference_mode():
-        z_1, _ = dithered_quantise(
-            calibration, draw_dither(calibration.shape, steps, generator), steps
-        )
-        ones = torch.ones(len(z_1))
+        dither = draw_dither(calibration.shape, steps.cpu(), generator).to(steps.device)
+        z_1, _ = dithered_quantise(calibration, dither, steps)
+        ones = z_1.new_ones(len(z_1))
         remainder, first, *_ = config.told_at(plans)
         for level in remainder:
             network.in_phases(Told(0, calibration), z_1, level * ones)
@@ -225,13 +228,13 @@ def quantize_unet(
     with torch.inference_mode():
         for i, sigma in enumerate(levels):
             seen.sees_patches = i % max(1, len(levels) // COVARIANCE_LEVELS) == 0
-            noise = torch.randn(calibration.shape, generator=generator)
+            noise = torch.randn(calibration.shape, generator=generator).to(calibration.device)
             z = q_sample(calibration, sigma * network.noise_multipliers, noise)
-            network(z, torch.full((len(z),), float(sigma)))
+            network(z, z.new_full((len(z),), float(sigma)))
         seen.close()
         tensors = {"levels": torch.tensor(levels, dtype=torch.float64)}
         tensors |= {k: t.half() for k, t in network.state_dict().items() if is_embedding(k)}
-        emb = network.embed(torch.tensor(levels, dtype=torch.float32))
+        emb = network.embed(torch.tensor(levels, dtype=torch.float32).to(calibration.device))
         for name, module in network.named_modules():
             if isinstance(module, ResidualBlock):
                 tensors[f"{name}.affine.table"] = module.affine(emb)

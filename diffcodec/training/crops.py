@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int16, Int64
+from jaxtyping import Float32, Int16, Int64, Integer
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
@@ -110,10 +110,10 @@ class CropSampler:
 
 
 def domain_batch(
-    rgb: Int16[Tensor, "crops 3 side side"], color: str
+    rgb: Integer[Tensor, "crops 3 side side"], color: str
 ) -> Float32[Tensor, "crops 3 side side"]:
     """Crops in the colour domain as float32, channels last in memory."""
-    x = to_domain(rgb, color).float()
+    x = to_domain(rgb.short(), color).float()
     return x.contiguous(memory_format=torch.channels_last)
 
 

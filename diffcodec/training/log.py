@@ -53,10 +53,15 @@ class Log:
             dynamic_ncols=True,
         )
 
-    def advance(self, loss: float) -> None:
-        """Let the bar go on by a step."""
-        self.bar.set_postfix_str(f"loss {loss:.3f}{self.held_out}", refresh=False)
+    def advance(self, loss: float | None) -> None:
+        """Let the bar go on by a step, whose loss may not be known yet."""
+        if loss is not None:
+            self.bar.set_postfix_str(f"loss {loss:.3f}{self.held_out}", refresh=False)
         self.bar.update()
+
+    def set_steps(self, steps: int) -> None:
+        """How many it will be."""
+        self.bar.total = steps
 
     def write(self, record: Record) -> None:
         """Append a line and show it."""

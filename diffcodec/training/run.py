@@ -28,7 +28,8 @@ def train(
         data: a folder of images, or a file of them.
         out: the folder of the run, which must not hold one.
         init: a model to start from, in its shape.
-        minutes: as many steps as take so long on this machine, instead of ``steps``.
+        minutes: that the run takes, compiling, validations and the quantised model counted, instead
+            of ``steps``.
         quiet: whether to say nothing of it: neither lines of the log nor a progress bar.
         settings: of :class:`diffcodec.training.config.TrainConfig`, such as ``steps``.
 
@@ -52,6 +53,6 @@ def train(
     trainer = Trainer(config, folder, weights, quiet)
     folder.mkdir(parents=True, exist_ok=True)
     if minutes is not None:
-        trainer.plan_steps(minutes)
+        trainer.finish_within(minutes)
     trainer.run()
     return folder / MODEL

@@ -1,75 +1,44 @@
-"""Training of the epsilon-model with the codec's own code length as the loss."""
+"""Runs of training in a folder."""
 
 import contextlib
 import copy
 import io
 import json
-import math
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
-from diffcodec.diffusion.losses import (
-    Share,
-    code_length_loss,
-    flow_matching_loss,
-    hybrid_loss,
-    simple_loss,
-    v_loss,
-)
 from diffcodec.diffusion.plan import plans_from
-from diffcodec.errors import DiffcodecError
 from diffcodec.models.export import serialise_float_model, serialise_model
-from diffcodec.networks.devices import find_device
-from diffcodec.networks.experts import ExpertDenoisers, PhasedBits
 from diffcodec.system.files import write_file
-from diffcodec.system.process import uninterrupted
-from diffcodec.training.config import TrainConfig, with_experts
-from diffcodec.training.crops import CropSampler, calibration_crops, domain_batch
-from diffcodec.training.data import check_labels, find_images, hold_out, read_labels, split_held_out
-from diffcodec.training.devices import autocast
-from diffcodec.training.log import Log, Record, read_log, say
-from diffcodec.training.optimizers import make_optimizers
+from diffcodec.training.budget import MARGIN, MARGIN_SECONDS, Budget, expected_seconds
+from diffcodec.training.config import TrainConfig
+from diffcodec.training.crops import calibration_crops
+from diffcodec.training.log import Log, Record, read_log
 from diffcodec.training.pictures import draw_curve, draw_split
+from diffcodec.training.steps import TrainingSteps
 from diffcodec.training.validation import validate
 
-LOSSES = {
-    "vlb": code_length_loss,
-    "simple": simple_loss,
-    "hybrid": hybrid_loss,
-    "v": v_loss,
-    "flow": flow_matching_loss,
-}
 UNITS = {"vlb": "bpd", "simple": "mse", "hybrid": "loss", "v": "mse", "flow": "mse"}  # in the log
 CHECKPOINT, CONFIG = "checkpoint.pt", "config.json"
 CURVE, SPLIT = "curve.png", "split.png"
 MODEL, FLOAT_MODEL = "model.safetensors", "float.safetensors"
 UNTIMED_STEPS, TIMED_STEPS = 5, (3, 20)  # the first ones compile; how many for a time budget
 FIRST_VALIDATION_SECONDS = 300
-UNLABELLED = 0.1  # of the images: so that the network can do without labels
+LOG_EVERY = 50  # steps
+REHEARSED_SHARE = 0.25  # of a validation
 
 
-class Trainer:
+class Trainer(TrainingSteps):
     """A run in a folder: checkpoint, log, curve, and a usable model of the averaged weights.
 
-    Every random draw follows from the seed and the step, so a run that was stopped and resumed
-    equals an uninterrupted one up to floating point, and so does one in several processes or with
-    the batch in several passes. (The draws of a GPU are others than a CPU's.)
-
-    In the processes of :func:`joined_processes`, each has one of these; the first alone writes.
-
-    Raises:
-        DiffcodecError: if there are no usable images, the labels do not fit them, the batch cannot
-            be divided, or the device is not there.
+    See :class:`.TrainingSteps`. Of several processes the first alone writes.
     """
 
     def __init__(
@@ -79,99 +48,30 @@ class Trainer:
         init: dict[str, Tensor] | None = None,
         quiet: bool = False,
     ):
-        self.config, self.quiet = config, quiet
-        self.plans = plans_from(config.network.quantiser)
-        self.out = out
-        self.rank, self.processes = (
-            (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        )
-        shares = self.processes * config.accumulate
-        if config.batch % shares:
-            raise DiffcodecError(
-                f"a batch of {config.batch} cannot be divided into {config.accumulate} passes of "
-                f"{self.processes} processes; give --batch a multiple of {shares}"
-            )
-        if config.network.phases and self.processes > 1:  # which exchange one pass's gradients
-            raise DiffcodecError("a network with phases in several processes: expected one")
-        self.device = find_device(config.device)
-        torch.manual_seed(config.seed)
-        self.model = ExpertDenoisers(config.network)
-        if init is not None:  # of a model that may have no classes and other experts
-            begin = with_experts(init, len(config.network.experts))
-            self.model.load_state_dict(self.model.state_dict() | begin)
-        if config.network.phases and config.loss != "vlb":
-            raise DiffcodecError(
-                f"the loss {config.loss!r} of a network with phases: expected 'vlb'; leave out one"
-            )
-        if config.variance != "learned":
-            for expert in self.model.experts:
-                expert.reset_variance()
-        self.model.to(self.device)
-        self.ema = {k: p.detach().clone() for k, p in self.model.named_parameters()}
-        self.optimizers = make_optimizers(self.model, config)
-        self.step, self.seconds = 0, 0.0
+        self.begun = time.monotonic()
+        super().__init__(config, init, quiet)
+        self.out, self.plans = out, plans_from(config.network.quantiser)
+        self.budget: Budget | None = None
         self.is_timed = False  # and the user told how long it will take
-        train, held_out = split_held_out(find_images(Path(config.data)))
-        self.say(f"{config.data}: {len(train):,} images to train on, {len(held_out):,} held out")
-        labels: tuple[list[int] | None, list[int] | None] = None, None
-        if config.labels is not None:
-            read = read_labels(Path(config.labels))
-            check_labels(read, [*train, *held_out], config.network.classes)
-            labels = hold_out(read.tolist())
-        self.train_data = CropSampler(
-            train, config.crop, config.augment, labels=labels[0], quiet=quiet
-        )
-        self.held_out = CropSampler(held_out, config.crop, "none", labels=labels[1], quiet=quiet)
-
-    @cached_property
-    def forward(self) -> nn.Module:
-        """The network as it is trained: compiled if so configured, its gradients exchanged."""
-        if self.config.compile:
-            self.say("compiling the network, which may take some minutes")
-            self.model.compile()
-        if self.processes == 1:
-            return self.model
-        # a process's images may all be at noise levels of one of several experts
-        several = len(self.config.network.experts) > 1
-        return DistributedDataParallel(self.model, find_unused_parameters=several)
 
     def resume(self) -> None:
-        """Continue from the folder's checkpoint."""
-        self.load_state(
-            torch.load(self.out / CHECKPOINT, weights_only=True, map_location=self.device)
-        )
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint holds; the tensors are the run's own."""
-        return {
-            "model": self.model.state_dict(),
-            "ema": self.ema,
-            "optimizers": [o.state_dict() for o in self.optimizers],
-            "step": self.step,
-            "seconds": self.seconds,
-            "network": self.config.network.to_dict(),
-        }
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Inverse of :meth:`state`."""
-        self.model.load_state_dict(state["model"])
-        self.ema = state["ema"]
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        self.step, self.seconds = state["step"], state["seconds"]
+        """Continue from the folder's checkpoint, of whatever device."""
+        self.load_state(torch.load(self.out / CHECKPOINT, weights_only=True, map_location="cpu"))
 
     def save(self) -> None:
-        """Write the checkpoint and the model so far, each atomically."""
+        """Write the checkpoint and the model so far, each atomically.
+
+        Raises:
+            DiffcodecError: if an average of the weights is not finite; the last checkpoint stays.
+        """
+        if not torch.stack(torch._foreach_norm(list(self.ema.values()))).isfinite().all():
+            raise self.not_finite(self.step)
+        if self.budget is not None:
+            self.write_config()
         buffer = io.BytesIO()
         torch.save(self.state(), buffer)
         write_file(self.out / CHECKPOINT, buffer.getvalue(), force=True)
         self.write_model({}, final=False)
-
-    def averaged_network(self) -> ExpertDenoisers:
-        """The network with the exponential moving average of the weights, on the CPU."""
-        network = ExpertDenoisers(self.config.network)
-        network.load_state_dict(self.ema)
-        return network
 
     def write_model(self, validation: Record, final: bool = True) -> None:
         """Write the averaged weights as model files, each atomically.
@@ -195,8 +95,14 @@ class Trainer:
         if not final:
             return
         calibration = calibration_crops(self.train_data, c.network.color)
-        data = serialise_model(network, calibration, self.plans, about)
+        data = serialise_model(network.to(self.device), calibration, self.plans, about)
         write_file(self.out / MODEL, data, force=True)
+
+    def write_config(self) -> None:
+        """Write what the run was told."""
+        c = self.config
+        text = json.dumps(asdict(c) | {"network": c.network.to_dict()}, indent=2) + "\n"
+        write_file(self.out / CONFIG, text.encode(), force=True)
 
     def draw_pictures(self, validation: Record) -> None:
         """Draw the log, and the bound by noise level, if matplotlib is there."""
@@ -206,92 +112,10 @@ class Trainer:
             draw_curve(read_log(self.out), len(levels), self.out / CURVE)
             draw_split(parts, levels, self.out / SPLIT)
 
-    def learning_rate(self) -> float:
-        """Linear warm-up, then cosine decay to a hundredth of the peak."""
-        c = self.config
-        warm = min(1.0, (self.step + 1) / c.warmup)
-        progress = min(1.0, self.step / c.steps)
-        return c.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
-
-    def train_step(self) -> float:
-        """One update; returns the loss, in bits per dimension if it is the code length.
-
-        Raises:
-            DiffcodecError: if the loss or its gradient is not finite; the weights stay as they are.
-        """
-        c = self.config
-        total = torch.zeros((), device=self.device)
-        for k in range(c.accumulate):
-            with self.exchanging(k == c.accumulate - 1):
-                loss = self.loss(Share(self.rank * c.accumulate + k, self.processes * c.accumulate))
-                (self.processes * loss).backward()  # what is exchanged is the mean
-            total += loss.detach()
-        if self.processes > 1:
-            dist.all_reduce(total)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), c.clip)
-        if not (total.isfinite() and norm.isfinite()):
-            raise DiffcodecError(
-                f"the loss is not finite at step {self.step + 1}; lower --learning-rate and "
-                "resume from the last checkpoint"
-            )
-        with uninterrupted():  # so that what a signal ends can be saved
-            self.update()
-        return total.item()
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Change the weights and their averages by the gradients that are there."""
-        rate = self.learning_rate()
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
-        names, params = zip(*self.model.named_parameters(), strict=True)
-        torch._foreach_lerp_([self.ema[n] for n in names], params, 1 - decay)
-
-    def exchanging(self, last: bool) -> contextlib.AbstractContextManager[None]:
-        """A pass's context: the processes exchange gradients in the last pass of a batch only."""
-        if isinstance(self.forward, DistributedDataParallel) and not last:
-            return self.forward.no_sync()
-        return contextlib.nullcontext()
-
-    def loss(self, share: Share) -> Tensor:
-        """The loss of a share of the step's batch."""
-        c = self.config
-        generator = torch.Generator(self.device).manual_seed(hash_seed(c.seed, self.step))
-        rgb = self.train_data.batch(c.batch, c.seed, self.step, share.rows)
-        x = domain_batch(rgb.to(self.device, non_blocking=True), c.network.color)
-        with autocast(self.device, c.precision):
-            labels = self.train_labels(share)
-            model = self.forward if labels is None else partial(self.forward, labels=labels)
-            loss: Callable[..., Tensor] = LOSSES[c.loss]
-            if c.network.phases:
-                loss = partial(code_length_loss, phased=PhasedBits(c.network, self.forward))
-            same = (model, x, c.network.color, generator, share, c.variance)
-            return loss(*same, quantiser=c.network.quantiser)
-
-    def train_labels(self, share: Share) -> Tensor | None:
-        """The labels of a share of the step's batch, some left out, if the network has classes."""
-        c = self.config
-        if not c.network.classes:
-            return None
-        labels = self.train_data.labels(c.batch, c.seed, self.step)
-        generator = torch.Generator().manual_seed(hash_seed(c.seed, self.step))
-        dropped = torch.rand(len(labels), generator=generator) < UNLABELLED
-        return labels.masked_fill(dropped, -1)[share.rows].to(self.device)
-
     def validate(self) -> Record:
         """The averaged weights' bound on held-out crops; see :func:`.validation.validate`."""
         network = self.averaged_network().to(self.device)
         return validate(network, self.held_out, self.plans["default"], self.config)
-
-    def say(self, text: str) -> None:
-        """Tell the user what goes on, once for all processes."""
-        if self.rank == 0 and not self.quiet:
-            say(text)
 
     def say_length(self, seconds: float) -> None:
         """Tell how long the rest takes if a step takes so long."""
@@ -302,8 +126,45 @@ class Trainer:
     def plan_steps(self, minutes: float) -> None:
         """Set the number of steps to what so many minutes of training hold, on this machine now.
 
-        A few steps are timed after some that compile, in a tenth of these minutes if three can be,
-        and undone. Validation does not count.
+        Neither compiling nor validation count.
+        """
+        seconds = self.time_steps(minutes)
+        self.config = replace(self.config, steps=max(1, round(60 * minutes / seconds)))
+        self.say_length(seconds)
+
+    def finish_within(self, minutes: float) -> None:
+        """Have the whole run, from when this object was made, take so many minutes.
+
+        Compiling, validations and the quantised model count; what follows the last step is
+        rehearsed. How many steps there is time for is told again and again.
+        """
+        seconds = self.time_steps(minutes)
+        self.say("rehearsing what follows the last step")
+        begin = time.monotonic()
+        network = self.averaged_network().to(self.device)
+        validate(network, self.held_out, self.plans["default"], self.config, REHEARSED_SHARE)
+        validation = (time.monotonic() - begin) / REHEARSED_SHARE
+        calibration = calibration_crops(self.train_data, self.config.network.color)
+
+        def quantise(crops: int) -> None:
+            serialise_model(network, calibration[:crops], self.plans, {})
+
+        after = validation + expected_seconds(quantise, len(calibration))
+        end = self.begun + 60 * minutes - (1 + MARGIN) * after - MARGIN_SECONDS
+        budget = Budget(end, seconds, validation)
+        steps = torch.tensor(max(1, budget.steps_left()), device=self.device)
+        if self.processes > 1:  # which must agree
+            dist.broadcast(steps, 0)
+        else:
+            self.budget = budget
+        self.config = replace(self.config, steps=self.step + int(steps.item()))
+        self.say_length(seconds)
+
+    def time_steps(self, minutes: float) -> float:
+        """Seconds of a step, on this machine now.
+
+        A few are timed after some that compile, in a tenth of these minutes if three can be, and
+        undone.
         """
         before = copy.deepcopy(self.state())
         for _ in range(UNTIMED_STEPS):
@@ -313,15 +174,16 @@ class Trainer:
         count = round(60 * minutes / 10 / self.step_seconds(1))
         seconds = self.step_seconds(min(max(count, least), most))
         self.load_state(before)
-        self.config = replace(self.config, steps=max(1, round(60 * minutes / seconds)))
-        self.say_length(seconds)
+        return seconds
 
     def step_seconds(self, count: int) -> float:
         """The median time of so many steps, the same in all processes."""
         times = []
         for _ in range(count):
             begin = time.monotonic()
-            self.train_step()
+            loss = self.train_step()
+            if isinstance(loss, Tensor):
+                loss.item()  # waits for the device
             times.append(time.monotonic() - begin)
         seconds = torch.tensor(sorted(times)[count // 2], device=self.device)
         if self.processes > 1:
@@ -346,8 +208,7 @@ class Trainer:
             while self.step < c.steps:
                 self.train_step()
             return
-        config = json.dumps(asdict(c) | {"network": c.network.to_dict()}, indent=2) + "\n"
-        write_file(self.out / CONFIG, config.encode(), force=True)
+        self.write_config()
         log = Log(self.out, self.step, c.steps, tensorboard=c.tensorboard, quiet=self.quiet)
         try:
             last = self.train_on(log, validate_every, save_every_seconds)
@@ -360,24 +221,34 @@ class Trainer:
 
     def train_on(self, log: Log, validate_every: int, save_every_seconds: float) -> Record:
         """Train to the last step and save it; returns the log's line of it, not yet written."""
-        losses: list[float] = []
-        first, timed, saved, is_validated = self.step, self.seconds, time.monotonic(), False
+        losses: list[float] = []  # since the last line
+        waiting: list[float | Tensor] = []  # for a device, after those
+        first, timed, waited = self.step, self.seconds, self.seconds
+        saved, is_validated = time.monotonic(), False
         record: Record = {"step": self.step, "seconds": round(self.seconds, 1)}
         while self.step < self.config.steps:
             begin = time.monotonic()
-            losses.append(self.train_step())
+            waiting.append(self.train_step())
+            if waits := self.waits_at(self.step - first, validate_every):
+                losses += self.numbers(waiting)
             now = time.monotonic()
             self.seconds += now - begin
-            log.advance(sum(losses) / len(losses))
+            log.advance(sum(losses) / len(losses) if waits else None)
+            if not waits:
+                continue
             if not self.is_timed and self.step == first + UNTIMED_STEPS + 1:
                 self.say_length(now - begin)
-            last = self.step == self.config.steps
+            self.keep_to_budget(len(waiting), self.seconds - waited, log)
+            waiting, waited = [], self.seconds
+            last = self.step >= self.config.steps
             if last or now - saved > save_every_seconds:
                 self.save()
                 saved = now
             is_due = not is_validated and self.seconds > FIRST_VALIDATION_SECONDS
             validates = not last and (self.step % validate_every == 0 or is_due)
-            if self.step % 50 and not (last or validates):
+            if validates and self.budget is not None:
+                validates = self.budget.has_time_to_validate()
+            if self.step % LOG_EVERY and not (last or validates):
                 continue
             record = self.record(losses, self.seconds - timed)
             if validates:
@@ -390,6 +261,19 @@ class Trainer:
                 self.draw_pictures(record)
             losses, timed = [], self.seconds
         return record
+
+    def waits_at(self, steps: int, validate_every: int) -> bool:
+        """Whether the losses are looked at after so many steps of this process."""
+        is_marked = any(self.step % every == 0 for every in (LOG_EVERY, validate_every))
+        is_timed = 0 <= steps - UNTIMED_STEPS <= 1
+        return self.is_waited_for or is_marked or is_timed or self.step >= self.config.steps
+
+    def keep_to_budget(self, steps: int, seconds: float, log: Log) -> None:
+        """Set the number of steps anew by what the latest took, if all is to end in time."""
+        if self.budget is not None:
+            self.budget.note(steps, seconds)
+            self.config = replace(self.config, steps=self.step + self.budget.steps_left())
+            log.set_steps(self.config.steps)
 
     def record(self, losses: Sequence[float], seconds: float) -> Record:
         """The log's line of the latest steps."""
@@ -431,8 +315,3 @@ def _duration(seconds: float) -> str:
         if seconds >= 1.5 * length:
             return f"{seconds / length:.2g} {unit}"
     return f"{seconds:.0f} seconds"
-
-
-def hash_seed(seed: int, step: int) -> int:
-    """A 63-bit seed for one step of one run."""
-    return (seed * 1_000_003 + step * 7_919 + 1) % (1 << 63)
