@@ -218,7 +218,11 @@ def test_a_loaded_model_stays_where_it_is(monkeypatch, tiny):
 
 @without_gpu
 @pytest.mark.parametrize(
-    "command", ["encode in.png", "decode in.dfc", "show in.dfc", "evaluate --data ."]
+    "command",
+    [
+        *("encode in.png", "decode in.dfc", "show in.dfc", "evaluate --data .", "doctor"),
+        *("plan --data .", "quantize in.safetensors --data ."),
+    ],
 )
 def test_commands_take_a_device(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -13,8 +13,12 @@ from bench.gpu import by_the_chain
 from diffcodec import decode, encode, encode_many, load_model
 from diffcodec.codec import batches
 from diffcodec.models import answering
+from diffcodec.models.export import quantize_model
 from diffcodec.models.model import is_posterior
 from diffcodec.networks.gemm import GemmConv
+from diffcodec.planning import propose
+from diffcodec.planning.simulate import predict_files
+from diffcodec.training.crops import domain_batch
 
 MODELS = [FOLDER / "model.safetensors", FOLDER / "phased.safetensors"]
 
@@ -110,3 +114,26 @@ def test_windows_are_in_memory_part_by_part(monkeypatch):
     )
     assert torch.equal(GemmConv(weight, 4095, torch.device("cpu")).sums(x), whole)
     assert len(calls) > 1 and sum(calls) == 5
+
+
+@pytest.mark.parametrize("which", ["tiny_float", "phased_float"])
+def test_models_are_quantised_and_plans_searched_there(request, which):
+    """As on the CPU: of a search the network alone computes there."""
+    path = request.getfixturevalue(which)
+    rgb = torch.from_numpy(picture(16)[:, :16].transpose(2, 0, 1).astype(np.int16))
+    crops = domain_batch(rgb[None].repeat(2, 1, 1, 1), "ycocg")
+
+    def found(model):
+        network, color, phased, _ = propose._asked(model)
+        others = propose.fallback_bpd(crops, color)
+        plan = model.plans["fast"]
+        return predict_files(network, crops, color, plan, others, phased=phased)
+
+    here = load_model(path, "float")
+    expected = quantize_model(here, crops), found(here)
+    with emulated_gpu() as gpu:
+        there = load_model(path, "float", "cuda")
+        gpu.calls.clear()
+        assert quantize_model(there, crops) == expected[0]
+        assert "linalg_cholesky_ex" in gpu.calls
+        assert np.array_equal(found(there), expected[1])

@@ -9,6 +9,7 @@ import click
 
 from diffcodec.cli.decode import decode_data
 from diffcodec.cli.options import (
+    device_option,
     file_model_option,
     json_option,
     limit_options,
@@ -17,6 +18,7 @@ from diffcodec.cli.options import (
 from diffcodec.cli.program import cli, examples
 from diffcodec.cli.running import (
     EXIT_FAILURE,
+    check_device,
     failing_as,
     for_each,
     load_given,
@@ -163,13 +165,15 @@ def models(*, as_json: bool) -> None:
     epilog=examples("diffcodec doctor"),
 )
 @click.argument("names", nargs=-1, metavar="[MODEL]...")
+@device_option
 @json_option
-def doctor(names: tuple[str, ...], as_json: bool) -> None:
+def doctor(names: tuple[str, ...], device: str, as_json: bool) -> None:
     """Check that this machine computes what others compute, for the shipped models or those given.
 
     Files decode wherever the known answers come out: those of the parts that all models share,
     and of each model's network and chain. Exits with 1 where one does not.
     """
+    check_device(device)
     from diffcodec.models.known_answers import (
         SHARED_ANSWERS,
         differing,
@@ -178,15 +182,18 @@ def doctor(names: tuple[str, ...], as_json: bool) -> None:
         shared_answers,
     )
     from diffcodec.models.model import load_model
+    from diffcodec.networks.devices import describe_device, find_device
 
     wrong_parts = differing(shared_answers(), SHARED_ANSWERS)
-    results: dict[str, Any] = {"environment": environment(), "shared": wrong_parts, "models": {}}
+    where = {"device": describe_device(find_device(device))}
+    results: dict[str, Any] = {"environment": environment() | where, "shared": wrong_parts}
+    results["models"] = {}
     if not as_json:
         rows = results["environment"] | {"shared parts": _verdict(SHARED_ANSWERS, wrong_parts)}
         print_line("\n".join(f"{key:14} {value}" for key, value in rows.items()))
 
     def work(name: str) -> None:
-        model = load_model(name)
+        model = load_model(name, device=device)
         expected = model.info.answers
         if not expected:
             raise ModelMismatchError("its file has no known answers; export it again")

@@ -9,13 +9,14 @@ import click
 from diffcodec.cli.options import (
     crop_option,
     data_option,
+    device_option,
     force_option,
     parse_numbers,
     quiet_option,
     used_model_option,
 )
 from diffcodec.cli.program import cli, examples
-from diffcodec.cli.running import failing_as, print_line, say
+from diffcodec.cli.running import check_device, failing_as, print_line, say
 from diffcodec.container.parts import PLAN_NAMES
 from diffcodec.errors import ModelMismatchError
 from diffcodec.models.file import DEFAULT_MODEL, ModelInfo, model_info, model_path
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     help="How many to search on, and how many to predict files for.",
 )
 @crop_option
+@device_option
 @force_option
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object, plans and all.")
 @quiet_option
@@ -65,6 +67,7 @@ def find_plans(
     timesteps: tuple[int, ...] | None,
     crops: int,
     crop: int | None,
+    device: str,
     force: bool,
     as_json: bool,
     quiet: bool,
@@ -78,6 +81,7 @@ def find_plans(
         raise click.UsageError("--json needs standard output for itself; give another --out")
     if timesteps is not None and len(timesteps) != len(PLAN_NAMES):
         raise click.UsageError(f"--timesteps takes {len(PLAN_NAMES)} numbers: N,N,N")
+    check_device(device)
     name = model or DEFAULT_MODEL
     with failing_as(name):
         path = model_path(name)
@@ -88,7 +92,7 @@ def find_plans(
         from diffcodec.models.model import load_model
         from diffcodec.planning import propose
 
-        loaded = load_model(path, "float")
+        loaded = load_model(path, "float", device)
     _check_timesteps(timesteps)
     side = _calibration_side(crop, info, loaded)
     with failing_as(data):
@@ -178,12 +182,16 @@ QUANTIZED = ".integer.safetensors"
 @click.argument("output", metavar="[OUT]", required=False)
 @data_option
 @crop_option
+@device_option
 @force_option
-def quantize(*, source: str, output: str | None, data: str, crop: int | None, force: bool) -> None:
+def quantize(
+    *, source: str, output: str | None, data: str, crop: int | None, device: str, force: bool
+) -> None:
     """Make an integer model of a float one, by images like those that it was trained on.
 
     OUT is FLOAT_MODEL with the suffix .integer.safetensors if it is not given.
     """
+    check_device(device)
     with failing_as(source):
         path = model_path(source)
         target = output or str(Path(source).with_suffix(QUANTIZED))
@@ -198,7 +206,7 @@ def quantize(*, source: str, output: str | None, data: str, crop: int | None, fo
         from diffcodec.models.export import quantize_model
         from diffcodec.models.model import load_model
 
-        model = load_model(path, "float")
+        model = load_model(path, "float", device)
     side = _calibration_side(crop, info, model)
     _write_model(
         model,

@@ -122,13 +122,18 @@ def image_format(target: str) -> str:
         raise CommandError(str(e), path=target) from e
 
 
-def load_given(model: str | None, arithmetic: str | None = None, device: str = "cpu") -> None:
-    """Let a wrong --device or --model fail once, by its own name; what is loaded stays loaded."""
+def check_device(device: str) -> None:
+    """Let a wrong --device fail by its own name."""
     if device == "cuda":
         from diffcodec.networks.devices import find_device
 
         with failing_as("--device"):
             find_device(device)
+
+
+def load_given(model: str | None, arithmetic: str | None = None, device: str = "cpu") -> None:
+    """Let a wrong --device or --model fail once, by its own name; what is loaded stays loaded."""
+    check_device(device)
     if model is not None:
         from diffcodec.models.model import load_model
 

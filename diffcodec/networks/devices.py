@@ -5,7 +5,7 @@ memories. So copies go by memory that is pinned, which take no waiting.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,25 @@ def to_device(array: NDArray[Any] | Tensor, device: torch.device) -> Tensor:
     """Numbers of the CPU's memory on a device, which is not waited for."""
     tensor = torch.from_numpy(array) if isinstance(array, np.ndarray) else array
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
+def elsewhere(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+    """A function whose tensors, in tuples and lists too, go to a device and come back."""
+
+    def computed(*given: Any, **named: Any) -> Any:
+        there = [_moved(x, device) for x in given]
+        return _moved(function(*there, **{k: _moved(x, device) for k, x in named.items()}), CPU)
+
+    return computed
+
+
+def _moved(x: Any, device: torch.device) -> Any:
+    if isinstance(x, Tensor):
+        return x.to(device)
+    if isinstance(x, list | tuple):
+        parts = [_moved(part, device) for part in x]
+        return type(x)(*parts) if hasattr(x, "_fields") else type(x)(parts)
+    return x
 
 
 class Arriving:

@@ -23,6 +23,8 @@ from diffcodec.intervals import format_interval, mean_interval
 from diffcodec.models.export import serialise_float_model, serialise_model
 from diffcodec.models.file import plan_to_dict, plans_to_dict
 from diffcodec.models.model import Model
+from diffcodec.networks.devices import elsewhere
+from diffcodec.networks.experts import PhasedBits
 from diffcodec.planning.grid import grid_levels, grid_spacings
 from diffcodec.planning.measure import REACH, channels_coded, measure_costs
 from diffcodec.planning.search import FoundPlan, find_plans
@@ -193,8 +195,11 @@ def _asked(model: Model) -> tuple[PosteriorModel, str, PhasedModel | None, int]:
     if model.network.levels is None and not hasattr(model.network, "module"):
         quantiser = min((plan.quantiser for plan in model.plans.values()), default=2)
         return torch_posterior(model), model.color, None, quantiser
-    module = model.module
-    return module.posterior_x, model.color, module.phased, module.config.quantiser
+    module, device = model.module, model.device
+    if device.type == "cpu":
+        return module.posterior_x, model.color, module.phased, module.config.quantiser
+    phased = PhasedBits(module.config, elsewhere(module, device)) if module.phased else None
+    return elsewhere(module.posterior_x, device), model.color, phased, module.config.quantiser
 
 
 def replace_plans(model: Model, plans: Mapping[str, Plan], calibration: Tensor) -> bytes:
