@@ -31,7 +31,7 @@ from diffcodec import decode, load_model
 from diffcodec.codec.encoding import encode_many
 from diffcodec.models.model import Model
 from diffcodec.networks.config import NetworkConfig
-from diffcodec.networks.int8 import ByteConv, kernels_work, shifted
+from diffcodec.networks.int8 import ByteConv, digits, kernels_work
 from diffcodec.training.data import find_images
 
 TILE, REPEATS, TURNS = 256, 5, 21
@@ -119,9 +119,9 @@ def compare_kernels(channels: Sequence[int], patch: int) -> None:
         x = torch.randint(0, 1000, (1, c, side, side), generator=generator).float()
         w = torch.randint(-127, 128, (c, c, 3, 3), generator=generator).float()
         x, w = (t.contiguous(memory_format=torch.channels_last) for t in (x, w))
-        bits, conv = shifted(x), ByteConv(w)
+        of_digits, conv = digits(x), ByteConv(w)
         floating = median_seconds(lambda x=x, w=w: F.conv2d(x, w, padding=1))  # type: ignore[misc]
-        in_bytes = median_seconds(lambda b=bits, c=conv: c.sums(b))  # type: ignore[misc]
+        in_bytes = median_seconds(lambda b=of_digits, c=conv: c.sums(b))  # type: ignore[misc]
         times = (f"{1000 * floating:.2f}", f"{1000 * in_bytes:.2f}", f"{floating / in_bytes:.1f}")
         lines.append([str(c), f"{side} x {side}", *times])
     click.echo("\n" + markdown(columns, lines))

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from diffcodec.networks import int8
-from diffcodec.networks.int8 import DIGIT, HIGH_ZERO, LOW_ZERO, ByteConv, kernels_work, shifted
+from diffcodec.networks.int8 import DIGIT, HIGH_ZERO, LOW_ZERO, ByteConv, digits, kernels_work
 
 with_kernels = pytest.mark.skipif(not kernels_work(), reason="no 8-bit kernels on this machine")
 
@@ -20,9 +20,7 @@ def afresh():
 
 def test_digits_stand_for_their_integer():
     integers = torch.arange(-4096, 4096)
-    bits = shifted(integers)
-    high, low = bits >> 7, bits & 127
-    assert bits.dtype == torch.int16
+    high, low = (digit.long() for digit in digits(integers))
     assert high.min() >= 0 and high.max() < DIGIT  # 7 bits, so that no kernel saturates
     assert torch.equal(DIGIT * (high - HIGH_ZERO) + low - LOW_ZERO, integers)
 
@@ -44,8 +42,8 @@ def test_sums_are_those_of_integers(kernel, shape):
     weight = torch.randint(-20, 21, (56, shape[1], kernel, kernel), generator=generator)
     expected = F.conv2d(x.double(), weight.double(), padding=kernel // 2)
     assert expected.abs().max() < 2**24
-    bits = shifted(x).contiguous(memory_format=torch.channels_last)
-    assert torch.equal(ByteConv(weight).sums(bits).double(), expected)
+    of_digits = digits(x.contiguous(memory_format=torch.channels_last))
+    assert torch.equal(sum(ByteConv(weight).sums(of_digits)).double(), expected)
 
 
 @with_kernels

@@ -37,7 +37,7 @@ from diffcodec.networks.experts import (
     join_experts,
     split_experts,
 )
-from diffcodec.networks.int8 import kernels_work, shifted
+from diffcodec.networks.int8 import digits, kernels_work
 from diffcodec.networks.integer import (
     VARIANCE_STEPS,
     IntegerNetwork,
@@ -206,8 +206,8 @@ def test_every_convolution_is_exact_for_extreme_inputs(
         expected = exact_sums(conv.weight, x, stride)
         assert torch.equal(found.double(), expected.double()), name
         if conv.in_bytes is not None:
-            bits = shifted(x).contiguous(memory_format=torch.channels_last)
-            assert torch.equal(conv.in_bytes.sums(bits), found), name
+            of_digits = digits(x.contiguous(memory_format=torch.channels_last))
+            assert torch.equal(sum(conv.in_bytes.sums(of_digits)), found), name
         assert expected.abs().max() <= largest_sum(conv.weight.long(), low, high) < EXACT_LIMIT
     assert len(integer._convs) == 3 + 2 * 2 * sum(SHAPE.blocks) + 2
 

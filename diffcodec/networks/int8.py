@@ -5,6 +5,7 @@ the time (with AVX-512 VNNI). Inputs of up to 12 bits are cut into two digits of
 processors without VNNI add pairs of products in 16 bits, which 127 * 127 * 2 still fits.
 """
 
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -31,14 +32,16 @@ class ByteConv:
             *([1, 1], self._padding, [1, 1], 1),
         )
 
-    def sums(self, x: Tensor) -> Tensor:
-        """Of integers that were :func:`shifted`, [batch, in, height, width], channels last.
+    def sums(self, digits: Sequence[Tensor]) -> list[Tensor]:
+        """Of integers, by their :func:`digits`, [batch, in, height, width], channels last.
 
-        Exact where the sums of the integers and those of their lower digits are below 2^24.
+        Returns:
+            Those of either digit, whose sum is exact where the sums of the integers and those of
+            their lower digits are below 2^24.
         """
-        high, low = digits(x)
+        high, low = digits
         # A power of two as the unit changes no digit of a float.
-        return self.digit_sums(high, HIGH_ZERO, DIGIT).add_(self.digit_sums(low, LOW_ZERO, 1))
+        return [self.digit_sums(high, HIGH_ZERO, DIGIT), self.digit_sums(low, LOW_ZERO, 1)]
 
     def digit_sums(self, x: Tensor, zero: int, unit: int) -> Tensor:
         """Of ``unit (x - zero)``, x uint8."""
@@ -50,14 +53,10 @@ class ByteConv:
         return out
 
 
-def shifted(integers: Tensor) -> Tensor:
-    """Integers -4096..4095 as int16 whose bits are the two digits, each with its zero."""
-    return (integers + (DIGIT * HIGH_ZERO + LOW_ZERO)).to(torch.int16)
-
-
-def digits(bits: Tensor) -> tuple[Tensor, Tensor]:
-    """The two of integers that were :func:`shifted`, the upper one first, uint8."""
-    return (bits >> DIGIT_BITS).to(torch.uint8), (bits & (DIGIT - 1)).to(torch.uint8)
+def digits(integers: Tensor) -> list[Tensor]:
+    """The two of integers -4096..4095, the upper one first, each with its zero, uint8."""
+    bits = (integers + (DIGIT * HIGH_ZERO + LOW_ZERO)).to(torch.int16)
+    return [(bits >> DIGIT_BITS).to(torch.uint8), (bits & (DIGIT - 1)).to(torch.uint8)]
 
 
 @cache
@@ -80,7 +79,7 @@ def _is_exact(kernel: int) -> bool:
         conv = ByteConv(weight)
         inputs = torch.randint(-4096, 4096, image, generator=generator)
         for x in (inputs, torch.full(image, 4095), torch.full(image, -4096)):
-            high, low = digits(shifted(x).contiguous(memory_format=torch.channels_last))
+            high, low = digits(x.contiguous(memory_format=torch.channels_last))
             for digit, zero, unit in ((high, HIGH_ZERO, DIGIT), (low, LOW_ZERO, 1)):
                 found = conv.digit_sums(digit, zero, unit)
                 value = unit * (digit.double() - zero)

@@ -202,7 +202,7 @@ class IntegerPhases(IntegerLayers):
     def __init__(
         self, outline: PhaseNetworks, tensors: Mapping[str, Tensor], device: torch.device = CPU
     ):
-        super().__init__(outline, tensors, [0.0], device)
+        super().__init__(outline, _folded_alike(tensors, outline.fold), [0.0], device)
         self.fold, self.blocks = outline.fold, len(outline.phases[0].blocks)
         none = np.zeros((1, 4 * outline.phases[0].known.shape[0]))  # they know no noise level
         for number in range(len(PHASES)):
@@ -211,21 +211,35 @@ class IntegerPhases(IntegerLayers):
     def shared(self, stream: Tensor) -> list[Tensor]:
         """What each phase makes of the U-Net's stream; see ``PhaseNetworks.shared``."""
         name = "features"
-        x = self._activate(name, 0, stream * self._steps(name, 0))
-        folded = F.pixel_unshuffle(x, self.fold).contiguous(memory_format=torch.channels_last)
-        sums = self._scaled(self._convs[name], 0, self._sums(name, folded))
+        folded = [_fold(digit, self.fold) for digit in self._silu_alone(name, 0, stream)]
+        sums = self._scaled(name, 0, self._sums(name, folded))
         self._mark_invalid(sums)
         return [part.contiguous(memory_format=torch.channels_last) for part in sums.chunk(4, 1)]
 
     def parameters_of(self, number: int, shared: Tensor, told: Planes) -> Tensor:
         """See ``PhaseNetworks.parameters_of``; what is told are integers of 1 / 128."""
         phase = f"phases.{number}"
-        conv = self._convs[f"{phase}.known"]
+        known = f"{phase}.known"
         folded = F.pixel_unshuffle(told.float(), 2)
-        sums = conv.sums(folded.contiguous(memory_format=torch.channels_last))
-        h = self._scaled(conv, 0, sums).add_(shared)
+        sums = self._convs[known].sums(folded.contiguous(memory_format=torch.channels_last))
+        h = self._scaled(known, 0, [sums], shared)
         for block in range(self.blocks):
             h = self._block(f"{phase}.blocks.{block}", 0, h)
         parameters = self._output(f"{phase}.out", 0, h)
         self._mark_invalid(parameters)
         return parameters
+
+
+def _fold(x: Tensor, side: int) -> Tensor:
+    """Squares of pixels to channels, row by row, each with all its own: whole runs are moved."""
+    n, c, height, width = x.shape
+    squares = x.permute(0, 2, 3, 1).reshape(n, height // side, side, width // side, side * c)
+    rows = squares.transpose(2, 3).reshape(n, height // side, width // side, side * side * c)
+    return rows.permute(0, 3, 1, 2)
+
+
+def _folded_alike(tensors: Mapping[str, Tensor], side: int) -> dict[str, Tensor]:
+    """The tensors, the channels that the convolution of the features takes as :func:`_fold` has."""
+    weight = tensors["features.weight"]
+    channels = weight.unflatten(1, (-1, side * side)).transpose(1, 2).flatten(1, 2)
+    return dict(tensors) | {"features.weight": channels.contiguous()}

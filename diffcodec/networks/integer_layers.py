@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from diffcodec.arrays import round_significant
 from diffcodec.diffusion.phases import ERROR_LIMIT
+from diffcodec.networks import kernels
 from diffcodec.networks.devices import CPU
 from diffcodec.networks.exact import EXACT_LIMIT, check_exact, largest_sum
 from diffcodec.networks.gemm import GemmConv
-from diffcodec.networks.int8 import LOWER_DIGITS, ByteConv, kernels_work, shifted
+from diffcodec.networks.int8 import LOWER_DIGITS, ByteConv, digits, kernels_work
 from diffcodec.networks.unet import Conv
 
 FLOAT32_BITS = 24  # of the tables
@@ -144,7 +145,7 @@ class IntegerLayers:
             for name, t in tensors.items()
             if name.endswith(".affine.table")
         }
-        self._tables: dict[tuple[str, int], Tensor] = {}
+        self._tables: dict[tuple[str, int], list[Tensor]] = {}
         self._constants: dict[tuple[str, bytes], Tensor] = {}
         self._convs = {name: self._conv(name, tensors) for name in names}
 
@@ -191,31 +192,39 @@ class IntegerLayers:
         return self._constants[key]
 
     def _block(self, name: str, level: int, h: Tensor) -> Tensor:
-        """Residual block; overwrites h unless it is the skip connection's."""
+        """Residual block."""
         scale1, shift1, scale2, shift2 = np.split(self._affine[name][level], 4)
         name1, name2 = f"{name}.conv1", f"{name}.conv2"
-        conv1, conv2 = self._convs[name1], self._convs[name2]
+        conv = self._convs[name1]
         steps1, steps2 = self._steps(name1, level), self._steps(name2, level)
-        u = (h * self._per_channel((1 + scale1) * steps1)).add_(self._per_channel(shift1 * steps1))
-        sums = self._sums_of_silu(name1, level, u)
+        x = self._activate(name1, level, [h], (1 + scale1) * steps1, shift1 * steps1)
         factor = (1 + scale2) * steps2
-        u = sums.mul_(self._per_channel(factor * (conv1.scale * conv1.units[level])))
-        u = u.add_(self._per_channel(factor * conv1.bias + shift2 * steps2))
-        return self._scaled(conv2, level, self._sums_of_silu(name2, level, u)).add_(h)
+        x = self._activate(
+            *(name2, level, self._sums(name1, x)),
+            *(factor * (conv.scale * conv.units[level]), factor * conv.bias + shift2 * steps2),
+        )
+        return self._scaled(name2, level, self._sums(name2, x), h)
 
-    def _sums_of_silu(self, name: str, level: int, u: Tensor) -> Tensor:
-        """The named convolution's sums for u in table steps; overwrites u."""
-        return self._sums(name, self._activate(name, level, u))
-
-    def _sums(self, name: str, x: Tensor) -> Tensor:
-        """The named convolution's sums for what :meth:`_activate` gives."""
+    def _sums(self, name: str, x: Sequence[Tensor]) -> list[Tensor]:
+        """Parts that add up to the named convolution's sums, for what :meth:`_activate` gives."""
         conv = self._convs[name]
-        return conv.sums(x) if conv.in_bytes is None else conv.in_bytes.sums(x)
+        if conv.in_bytes is not None:
+            return conv.in_bytes.sums(x)
+        if is_last(name):
+            return [conv.sums(x[0]).mul_(OUTPUT_DIGIT), conv.sums(x[1])]
+        return [conv.sums(x[0])]
 
-    def _scaled(self, conv: IntegerConv, level: int, sums: Tensor) -> Tensor:
-        """What the sums stand for; overwrites them."""
+    def _scaled(
+        self, name: str, level: int, sums: Sequence[Tensor], plus: Tensor | None = None
+    ) -> Tensor:
+        """What the named convolution's sums stand for, and something more; overwrites them."""
+        conv = self._convs[name]
         factor = self._per_channel(conv.scale * conv.units[level])
-        return sums.mul_(factor).add_(self._per_channel(conv.bias))
+        offset = self._per_channel(conv.bias)
+        if plus is not None and kernels.are_for(plus):
+            return kernels.scaled(sums, factor, offset, plus)
+        found = _added(sums).mul_(factor).add_(offset)
+        return found if plus is None else found.add_(plus)
 
     def _steps(self, name: str, level: int) -> int:
         """Entries per unit of the SiLU table before the named convolution."""
@@ -224,27 +233,60 @@ class IntegerLayers:
 
     def _silu_integers(self, name: str, level: int) -> Tensor:
         """SiLU from table steps to the integers that the named convolution takes, [8193]."""
+        conv = self._convs[name]
+        stride = SILU_STEPS // self._steps(name, level)
+        middle, reach = len(self._silu) // 2, SILU_HALF * stride
+        silu = self._silu[middle - reach : middle + reach + 1 : stride]
+        entries = np.minimum(np.rint(silu / conv.units[level]), conv.limits[level])
+        return torch.from_numpy(entries).float()
+
+    def _digits_of_silu(self, name: str, level: int) -> list[Tensor]:
+        """The same in the one or two digits that the convolution takes."""
         if (name, level) not in self._tables:
-            conv = self._convs[name]
-            stride = SILU_STEPS // self._steps(name, level)
-            middle, reach = len(self._silu) // 2, SILU_HALF * stride
-            silu = self._silu[middle - reach : middle + reach + 1 : stride]
-            entries = np.minimum(np.rint(silu / conv.units[level]), conv.limits[level])
-            integers = torch.from_numpy(entries).float()
-            table = integers if conv.in_bytes is None else shifted(integers)
-            self._tables[name, level] = table.to(self.device)
+            integers = self._silu_integers(name, level)
+            tables = [integers]
+            if self._convs[name].in_bytes is not None:
+                tables = digits(integers)
+            elif is_last(name):
+                high = (integers / OUTPUT_DIGIT).floor()
+                tables = [high, integers - OUTPUT_DIGIT * high]
+            self._tables[name, level] = [table.to(self.device) for table in tables]
         return self._tables[name, level]
 
-    def _activate(self, name: str, level: int, u: Tensor) -> Tensor:
-        """SiLU by table to the integers that the named convolution takes; overwrites u."""
-        index = self._indices(u, SILU_HALF)
+    def _activate(
+        self,
+        name: str,
+        level: int,
+        parts: Sequence[Tensor],
+        factor: NDArray[np.float64],
+        offset: NDArray[np.float64],
+    ) -> list[Tensor]:
+        """SiLU of the parts' sum, scaled to table steps, in the named convolution's digits.
+
+        Raises:
+            OverflowError: if an input is not a number; of another device than the CPU the network's
+                answer is no number then.
+        """
+        tables = self._digits_of_silu(name, level)
+        factors, offsets = self._per_channel(factor), self._per_channel(offset)
+        if kernels.are_for(parts[0]):
+            found = kernels.look_up(parts, factors, offsets, tables)
+            if found is None:
+                raise OverflowError(f"the input of {name} is not a number")
+            return found
+        u = (_added(parts) * factors).add_(offsets)
         n, c, height, width = u.shape
-        flat = index.permute(0, 2, 3, 1).reshape(-1)  # memory order
+        flat = self._indices(u, SILU_HALF).permute(0, 2, 3, 1).reshape(-1)  # memory order
         try:  # gather takes all threads, which index_select does not
-            looked_up = self._silu_integers(name, level).gather(0, flat)
+            looked_up = [table.gather(0, flat) for table in tables]
         except RuntimeError as e:  # an index out of range
             raise OverflowError(f"the input of {name} is not a number") from e
-        return looked_up.view(n, height, width, c).permute(0, 3, 1, 2)
+        return [each.view(n, height, width, c).permute(0, 3, 1, 2) for each in looked_up]
+
+    def _silu_alone(self, name: str, level: int, h: Tensor) -> list[Tensor]:
+        """As :meth:`_activate`, of what is not scaled."""
+        steps = np.full(h.shape[1], float(self._steps(name, level)))
+        return self._activate(name, level, [h], steps, np.zeros(len(steps)))
 
     def _indices(self, u: Tensor, half: int) -> Tensor:
         """Of a table's entries -half..half; overwrites u.
@@ -275,16 +317,16 @@ class IntegerLayers:
         limit = conv.limits[level]
         x = (h * (1 / conv.units[level])).round_().clamp_(-limit, limit)
         self._note_invalid(x)
-        return self._scaled(conv, level, conv.sums(x, stride))
+        return self._scaled(name, level, [conv.sums(x, stride)])
 
     def _output(self, name: str, level: int, h: Tensor) -> Tensor:
-        """Last convolution, its input in two digits."""
-        conv = self._convs[name]
-        x = self._activate(name, level, h * self._steps(name, level))
-        high = (x * (1 / OUTPUT_DIGIT)).floor_()
-        low = x.sub_(high * OUTPUT_DIGIT)
-        sums = conv.sums(high).mul_(OUTPUT_DIGIT).add_(conv.sums(low))
-        return self._scaled(conv, level, sums)
+        """Last convolution."""
+        return self._scaled(name, level, self._sums(name, self._silu_alone(name, level, h)))
+
+
+def _added(parts: Sequence[Tensor]) -> Tensor:
+    """Their sum; overwrites the first of two."""
+    return parts[0] if len(parts) == 1 else parts[0].add_(parts[1])
 
 
 def _checked_names(outline: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
