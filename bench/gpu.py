@@ -2,10 +2,12 @@
 
 python -m bench gpu                        on the GPU
 python -m bench gpu --device cpu --quick   the same in small, in under a minute
+python bench/bare.py WHEELS gpu            where packages are missing: from a folder of wheels
 
-It needs nothing but this checkout. Everything goes into gpu.json; it exits with 1 if the device
-gives other bytes than the CPU, or fails. What is expected to go beyond --minutes is left out, and
-named. On a GPU models are the shipped ones; --quick takes the small ones of tests/golden.
+It needs nothing but this checkout and what diffcodec depends on. Everything goes into gpu.json; it
+exits with 1 if the device gives other bytes than the CPU, or fails. What is expected to go beyond
+--minutes is left out, and named. On a GPU models are the shipped ones; --quick takes the small ones
+of tests/golden.
 """
 
 import hashlib
@@ -15,6 +17,8 @@ import resource
 import sys
 import tempfile
 import time
+import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -31,7 +35,7 @@ from bench.report import OUT
 from bench.store import Row, write_json
 from diffcodec import DiffcodecError, decode, encode, encode_many, load_model
 from diffcodec.container.reader import parse
-from diffcodec.models.file import shipped_models
+from diffcodec.models.file import model_info, model_path, shipped_models
 from diffcodec.models.known_answers import differing, environment, model_answers
 from diffcodec.networks.config import DEVICES, PRESETS, NetworkConfig, UNetConfig
 from diffcodec.networks.devices import describe_device, find_device
@@ -41,6 +45,7 @@ from diffcodec.training.trainer import Trainer
 
 GOLDEN = FOLDER / "tests" / "golden"
 CROPS, CROP_SIDE = 24, 64
+IMAGES, IMAGE_SIDE = 100, 32  # that are coded on both together
 MINUTES = 10.0
 SHAPES = ((32, 32), (512, 512))  # height and width of what the network is asked
 BATCHES = (1, 4, 16, 64, 256)
@@ -123,6 +128,43 @@ def check_crops(device: str, crops: int, model: str) -> Iterator[Row]:
         }
 
 
+def check_images(device: str, images: int, model: str) -> Iterator[Row]:
+    """Small images in batches, coded here and there."""
+    here, there = (load_model(model, device=d) for d in ("cpu", device))
+    many = [_crop(1000 + i, IMAGE_SIDE) for i in range(images)]
+    with by_the_chain():
+        one, other = (encode_many(many, used, "fast") for used in (here, there))
+    yield {"images": images, "same_bytes": one == other}
+
+
+def find_waits(device: torch.device, model: str, quick: bool) -> Iterator[Row]:
+    """Where the program waits for the device, in the midst of its work, beside for answers."""
+    used, image = load_model(model, device=device.type), _crop(0, IMAGE_SIDE)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = _trainer(Path(folder), device, _shapes(quick)[0][1], TRAINING_BATCHES[0])
+        for name, work in (
+            ("coding", lambda: encode(image, used, "fast")),
+            ("a step of training", trainer.train_step),
+        ):
+            work()
+            yield {"work": name, "waits": _waits(work, device)}
+
+
+def _waits(work: Callable[[], object], device: torch.device) -> list[str] | None:
+    """The places, of a GPU alone."""
+    if device.type != "cuda":
+        return None
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            work()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    found = (w for w in caught if "synchroniz" in str(w.message))
+    return sorted({f"{Path(w.filename).name}:{w.lineno}" for w in found})
+
+
 def check_answers(device: str, models: Sequence[str | Path]) -> Iterator[Row]:
     """The digests in model files, from the machines that exported them."""
     for name in models:
@@ -150,7 +192,8 @@ def time_network(device: torch.device, name: str, quick: bool) -> Iterator[Row]:
                     continue
                 z = np.random.default_rng(0).normal(0, sigma, (batch, 3, height, width))
                 row = {"arithmetic": arithmetic, "height": height, "width": width, "batch": batch}
-                yield row | measured(partial(model.posterior_x, z, sigma), device, batch)
+                work = partial(model.posterior_x, z, sigma)
+                yield row | measured(partial(lambda x: x, work), device, batch)
 
 
 def time_files(device: torch.device, name: str, quick: bool, end: float) -> Iterator[Row]:
@@ -187,31 +230,83 @@ def time_files(device: torch.device, name: str, quick: bool, end: float) -> Iter
         yield row | times | {"bytes": sum(map(len, coded)), "decodes": same}
 
 
+def _shapes(quick: bool) -> list[tuple[str, NetworkConfig]]:
+    """What is trained: the shipped model's network and those of the presets."""
+    if quick:
+        tiny = UNetConfig(channels=(8, 8), blocks=(1, 1), patch=2)
+        return [("tiny", NetworkConfig(((math.inf, tiny),)))]
+    shipped = model_info(model_path("photo")).network
+    presets = [(name, NetworkConfig(((math.inf, shape),))) for name, shape in PRESETS.items()]
+    return [*([("photo", shipped)] if shipped else []), *presets]
+
+
+def _trainer(folder: Path, device: torch.device, network: NetworkConfig, batch: int) -> Trainer:
+    settings: Row = {"batch": batch, "compile": False, "device": device.type}
+    return Trainer(TrainConfig(str(EXAMPLES), **settings, network=network), folder, quiet=True)
+
+
 def time_training(device: torch.device, quick: bool, end: float) -> Iterator[Row]:
-    """Crops of 64 x 64 a second by preset and batch, in bfloat16, compiled and not."""
-    tiny = {"tiny": UNetConfig(channels=(8, 8), blocks=(1, 1), patch=2)}
-    for name, shape in (tiny if quick else PRESETS).items():
-        for compiled in (False,) if quick else (False, True):
-            for batch in TRAINING_BATCHES[: 1 if quick else None]:
-                row = {"preset": name, "compiled": compiled, "batch": batch}
+    """Crops of 64 x 64 a second by network and batch, in bfloat16.
+
+    As it is, compiled, and compiled with CUDA graphs, which may not work; first what takes no
+    compiling.
+    """
+    batches = TRAINING_BATCHES[: 1 if quick else None]
+    kinds = [("eager", batches), ("compiled", batches[1:2]), ("graphs", batches[1:2])]
+    for kind, sizes in kinds:
+        for name, network in _shapes(quick):
+            for batch in sizes:
+                row = {"network": name, "kind": kind, "batch": batch}
                 if time.perf_counter() > end:
                     yield row | {"left_out": True}
                     continue
-                settings: Row = {"batch": batch, "compile": compiled, "device": device.type}
-                network = NetworkConfig(((math.inf, shape),))
-                config = TrainConfig(str(EXAMPLES), **settings, network=network)
                 with tempfile.TemporaryDirectory() as folder:
-                    trainer = Trainer(config, Path(folder), quiet=True)
-                    yield row | measured(trainer.train_step, device, batch)
+                    work = partial(_training_step, device, network, batch, kind, Path(folder))
+                    yield row | measured(work, device, batch)
 
 
-def measured(work: Callable[[], object], device: torch.device, count: int) -> Row:
-    """How many a second and how much memory, or that there was not enough."""
+def _training_step(
+    device: torch.device, network: NetworkConfig, batch: int, kind: str, folder: Path
+) -> Callable[[], object]:
+    """What makes a step."""
+    trainer = _trainer(folder, device, network, batch)
+    if kind == "compiled":
+        trainer.model.compile(dynamic=False)
+    if kind != "graphs":
+        return trainer.train_step
+    trainer.model.compile(mode="reduce-overhead", dynamic=False)
+
+    def step() -> object:
+        torch.compiler.cudagraph_mark_step_begin()
+        return trainer.train_step()
+
+    return step
+
+
+def measured(prepare: Callable[[], Callable[[], object]], device: torch.device, count: int) -> Row:
+    """How many a second and how much memory, or that there was not enough, or what failed."""
+    begin = time.perf_counter()
     try:
+        work = prepare()
+        work()
+        first = time.perf_counter() - begin
         took = seconds(work, device)
     except (torch.OutOfMemoryError, MemoryError):
         return {"out_of_memory": True}
-    return {"seconds": took, "per_second": count / took, "peak_gib": peak_gib(device)}
+    except Exception as e:  # of compilers may be anything; the rest is to be measured all the same
+        return {"failure": f"{type(e).__name__}: {str(e)[:500]}"}
+    return {
+        "first_seconds": first,
+        "seconds": took,
+        "per_second": count / took,
+        "peak_gib": peak_gib(device),
+    }
+
+
+def _fails(row: Row) -> bool:
+    """Whether something is not as it must be; CUDA graphs need not work."""
+    broken = row.get("error") or (row.get("failure") and row.get("kind") != "graphs")
+    return bool(broken) or any(row.get(proof) is False for proof in PROOFS)
 
 
 @click.command()
@@ -233,6 +328,8 @@ def main(device: str, quick: bool, minutes: float, out: Path) -> None:
         "answers": lambda: check_answers(found.type, answers),
         "golden": lambda: check_golden(found.type),
         "crops": lambda: check_crops(found.type, 2 if quick else CROPS, model),
+        "images": lambda: check_images(found.type, 3 if quick else IMAGES, model),
+        "waits": lambda: find_waits(found, model, quick),
         "network": lambda: time_network(found, model, quick),
         "files": lambda: time_files(found, model, quick, end - 60 * minutes / 3),
         "training": lambda: time_training(found, quick, end),
@@ -245,15 +342,10 @@ def main(device: str, quick: bool, minutes: float, out: Path) -> None:
             for row in work():
                 rows.append(row)
                 click.echo(f"{name}: {json.dumps(row)}")
-        except (
-            DiffcodecError,
-            RuntimeError,
-        ) as e:  # what else there is to learn comes all the same
-            rows.append({"error": str(e)})
+        except Exception as e:  # what else there is to learn comes all the same
+            rows.append({"error": f"{type(e).__name__}: {e}", "trace": traceback.format_exc()})
             click.echo(f"{name}: {e}", err=True)
-        failed += [
-            name for row in rows if row.get("error") or any(row.get(k) is False for k in PROOFS)
-        ]
+        failed += [name for row in rows if _fails(row)]
         results |= {name: rows}
         results["seconds"][name] = time.perf_counter() - begin
         write_json(out / "gpu.json", results)

@@ -5,6 +5,7 @@ import resource
 import subprocess
 import sys
 import time
+import zipfile
 from contextlib import suppress
 from functools import partial
 
@@ -19,7 +20,10 @@ from diffcodec.models.model import Model
 
 MODEL = str(gpu.GOLDEN / "model.safetensors")
 CPU = torch.device("cpu")
-PARTS = ("products", "answers", "golden", "crops", "network", "files", "training")
+PARTS = (
+    *("products", "answers", "golden", "crops", "images"),
+    *("waits", "network", "files", "training"),
+)
 
 
 def run(folder, *arguments):
@@ -48,6 +52,8 @@ def test_all_is_exact(found):
     names = {path.stem for path in gpu.GOLDEN.glob("*.dfc")}
     assert {row["name"] for row in found["golden"]} == names
     assert all(row["decodes"] and row["same_bytes"] for row in found["golden"] + found["crops"])
+    assert found["images"] == [{"images": 3, "same_bytes": True}]
+    assert [row["waits"] for row in found["waits"]] == [None, None]  # of a CPU
 
 
 def test_speed_is_measured(found):
@@ -62,7 +68,9 @@ def test_speed_is_measured(found):
 @pytest.fixture
 def short(monkeypatch):
     """Without what takes long."""
-    for name in ("check_answers", "check_crops", "time_network", "time_files", "time_training"):
+    checks = [f"check_{name}" for name in ("answers", "crops", "images")]
+    times = [f"time_{name}" for name in ("network", "files", "training")]
+    for name in ("find_waits", *checks, *times):
         monkeypatch.setattr(gpu, name, lambda *_: iter(()))
     monkeypatch.setattr(gpu, "check_golden", lambda *_: iter([{"decodes": True}]))
 
@@ -131,7 +139,35 @@ def test_too_little_memory_is_told():
     def work():
         raise torch.OutOfMemoryError
 
-    assert gpu.measured(work, CPU, 1) == {"out_of_memory": True}
+    assert gpu.measured(lambda: work, CPU, 1) == {"out_of_memory": True}
+
+
+def test_what_a_compiler_does_not_like_is_told_and_the_rest_measured():
+    def work():
+        raise AssertionError("no such pass")
+
+    row = gpu.measured(lambda: work, CPU, 1)
+    assert row == {"failure": "AssertionError: no such pass"}
+    assert gpu._fails(row | {"kind": "compiled"}) and not gpu._fails(row | {"kind": "graphs"})
+
+
+def test_wheels_of_a_folder_are_installed_first(tmp_path):
+    def bare(*arguments):
+        command = [sys.executable, gpu.FOLDER / "bench" / "bare.py", *arguments]
+        return subprocess.run(command, check=False, capture_output=True, text=True)
+
+    missing = bare(tmp_path, "gpu")
+    assert missing.returncode == 1 and "no wheels in it" in missing.stderr
+    about = "Metadata-Version: 2.1\nName: carried\nVersion: 1\n"
+    kind = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    with zipfile.ZipFile(tmp_path / "carried-1-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("sitecustomize.py", "print('carried')")
+        wheel.writestr("carried-1.dist-info/METADATA", about)
+        wheel.writestr("carried-1.dist-info/WHEEL", kind)
+        wheel.writestr("carried-1.dist-info/RECORD", "")
+    helped = bare(tmp_path, "gpu", "--help")
+    assert helped.stdout.startswith("carried\n")
+    assert helped.returncode == 0 and "on a GPU" in helped.stdout
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="of machines without a GPU")
