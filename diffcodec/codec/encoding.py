@@ -21,10 +21,10 @@ from diffcodec.codec.batches import count_evaluations, progress_bar, run
 from diffcodec.codec.estimates import expected_bytes
 from diffcodec.codec.jobs import DEFAULT_CHOICES, Choices, Job, Part, encode_job, make_chain
 from diffcodec.codec.layered_encoding import Target, encode_layers
-from diffcodec.codec.planes import coded_channels, colors_entry, crop, integers
-from diffcodec.codec.tiles import fallback_tile, smaller_tile
+from diffcodec.codec.planes import coded_channels, colors_entry, integers
+from diffcodec.codec.tiles import fallback_tiles, smaller_tile
 from diffcodec.coding.bits_back import EncodedTile
-from diffcodec.container.parts import MOST_DRAW, PLAN_NAMES, Container, Tile, tile_grid
+from diffcodec.container.parts import MOST_DRAW, PLAN_NAMES, Box, Container, Tile, tile_grid
 from diffcodec.container.writer import pack
 from diffcodec.errors import UnsupportedError
 from diffcodec.images.color_sets import ColorSet, find_color_set
@@ -221,14 +221,16 @@ def _assemble(
         )
         return pack(container)
 
-    whole = fallback_tile(source, colors)
-    candidates = [file([whole], whole=True)]
-    if coded_channels(source.mode, model.color):
-        boxes = tile_grid(*source.size)
-        has_marks = source.width * source.height >= choices.marks_from_pixels
-        tiles = []
-        for box, chain in zip(boxes, coded, strict=False):
-            fallback = whole if len(boxes) == 1 else fallback_tile(crop(source, box), colors)
-            tiles.append(smaller_tile(fallback, chain, plan, has_marks))
+    everything = Box(0, 0, *source.size)
+    boxes = tile_grid(*source.size) if coded_channels(source.mode, model.color) else ()
+    has_marks = source.width * source.height >= choices.marks_from_pixels
+    others = [box for box in boxes if box != everything]
+    with fallback_tiles(source, [everything, *others], colors) as (whole, *fallbacks):
+        tiles = [
+            smaller_tile(fallback.result(), chain, plan, has_marks)
+            for fallback, chain in zip((fallbacks or [whole])[: len(boxes)], coded, strict=False)
+        ]
+        candidates = [file([whole.result()], whole=True)]
+    if tiles:
         candidates.append(file(tiles, whole=False))
     return min(candidates, key=len)

@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from diffcodec.arrays import Bits
 from diffcodec.codec.batches import progress_bar
-from diffcodec.codec.planes import coded_channels, colors_entry, crop
+from diffcodec.codec.planes import coded_channels, colors_entry
 from diffcodec.codec.previews import Previews
-from diffcodec.codec.tiles import fallback_tile, smaller_tile
+from diffcodec.codec.tiles import fallback_tiles, smaller_tile
 from diffcodec.container.parts import LEAST_PREVIEW, Container, Layers, Tile
 from diffcodec.container.writer import pack
 from diffcodec.diffusion.plan import Plan
@@ -140,11 +140,14 @@ class _File:
             previews = self.begin()
             for payload, stop in zip(layers.payloads, layers.stops, strict=True):
                 previews.decode_layer(payload, stop, 0)
-        coded = previews.encode_rest(self.source)
-        return [
-            smaller_tile(fallback_tile(crop(self.source, part.box), self.colors), chain, self.plan)
-            for part, chain in zip(previews.parts, coded, strict=True)
-        ]
+        boxes = [part.box for part in previews.parts]
+        with fallback_tiles(self.source, boxes, self.colors) as fallbacks:
+            return [
+                smaller_tile(fallback.result(), chain, self.plan)
+                for fallback, chain in zip(
+                    fallbacks, previews.encode_rest(self.source), strict=True
+                )
+            ]
 
 
 def _encode_steps(file: _File, previews: Previews, end: int) -> tuple[_Steps, Image.Image]:

@@ -1,12 +1,14 @@
 """What becomes of a tile: a chain, or what a fallback coder makes of it where that is smaller."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 
 from PIL import Image
 
 from diffcodec.arrays import Array
 from diffcodec.codec.jobs import Part
-from diffcodec.codec.planes import paste
+from diffcodec.codec.planes import crop, paste
 from diffcodec.coding.bits_back import EncodedTile
 from diffcodec.container.parts import Box, Tile
 from diffcodec.images.color_sets import ColorSet
@@ -16,6 +18,21 @@ from diffcodec.images.fallback import decode_fallback, encode_fallback
 def fallback_tile(image: Image.Image, colors: ColorSet | None = None) -> Tile:
     """A tile by the fallback coder that makes the least of it, and the colours of its image."""
     return Tile(*encode_fallback(image, colors.conversion if colors else None))
+
+
+@contextmanager
+def fallback_tiles(
+    image: Image.Image, boxes: Sequence[Box], colors: ColorSet | None
+) -> Iterator[list[Future[Tile]]]:
+    """Of each box :func:`fallback_tile`, by a thread beside the chains.
+
+    The plain coders leave Python to others, and while a chain codes, one processor is idle.
+    """
+    pool = ThreadPoolExecutor(1, "diffcodec-fallback")
+    try:
+        yield [pool.submit(lambda box: fallback_tile(crop(image, box), colors), b) for b in boxes]
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def smaller_tile(

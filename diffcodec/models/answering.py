@@ -33,7 +33,8 @@ def _question(
     """A method of the model, its arguments, and how the answers come out of what it returns."""
     phase = [request for request in requests if isinstance(request, PhaseRequest)]
     if phase:
-        shared = torch.stack([request.shared for request in phase])
+        rows = [request.shared[None] for request in phase]
+        shared = torch.cat(rows) if len(rows) > 1 else rows[0]
         told = np.stack([request.told for request in phase])
         timestep, number = phase[0].timestep, phase[0].number
         which, sigma = model.told_in_phases(plan, timestep), plan.levels[timestep]

@@ -201,7 +201,9 @@ class Model:
         network = self._phased_network
         try:
             with torch.inference_mode():
-                padded = F.pad(to_device(told, self.device), padding)
+                padded = to_device(told, self.device)
+                if any(padding):
+                    padded = F.pad(padded, padding)
                 parameters = network.phase_parameters(which, sigma, number, shared, padded)
         except OverflowError:  # of a broken model; is_usable tells the caller
             parameters = torch.full((len(told), 1, rows, columns), torch.nan)
