@@ -2,6 +2,7 @@
 
 import ast
 import pydoc
+import re
 import rlcompleter
 import subprocess
 import sys
@@ -29,6 +30,7 @@ FLOORS = (
 BESIDE = {("training", "codec")}  # training and coding stand side by side
 LONGEST_FILE, LONGEST_FUNCTION = 500, 60
 FILES = sorted(PACKAGE.rglob("*.py"))
+DOCS = [PACKAGE.parent / "README.md", *sorted((PACKAGE.parent / "docs").glob("*.md"))]
 BENCH = sorted((PACKAGE.parent / "bench").glob("*.py"))
 
 
@@ -135,3 +137,15 @@ def test_calls_are_held_against_the_shapes_in_signatures() -> None:
         Stack(np.ones(2, np.uint32)).push_categorical(np.zeros(3, np.int32), np.ones((4, 2)))
     with pytest.raises(TypeError, match="__init__: expected sent"):
         Course(heights=np.zeros((3, 2)), sent=np.zeros((2, 5)))
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda path: path.name)
+def test_tests_that_the_docs_name_exist(page: Path) -> None:
+    """``file.py``, ``file.py::name``, and ``::name`` of the file named before it in the line."""
+    for line in page.read_text().splitlines():
+        file = ""
+        for found, name in re.findall(r"`(?:tests/)?(test_\w+\.py)?(?:::(\w+))?`", line):
+            file = found or file
+            if found or name:
+                text = (Path(__file__).parent / file).read_text()
+                assert re.search(rf"^(def |class )?{name}\b" if name else "", text, re.M), name
