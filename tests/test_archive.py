@@ -415,7 +415,7 @@ def test_what_is_no_archive_is_refused(written: Path, tmp_path: Path) -> None:
     path.write_bytes(written.read_bytes()[:6])
     with pytest.raises(CorruptError, match="no whole index"):
         open_archive(path)
-    with pytest.raises(FileExistsError):
+    with pytest.raises(DiffcodecError, match="it exists already"):
         open_archive(path, "x")
     with pytest.raises(UnsupportedError, match="mode"):
         open_archive(path, "w")

@@ -221,5 +221,5 @@ def test_a_command_that_is_killed_leaves_what_was_complete(
         process.wait()
     assert process.returncode == -getattr(signal, how)
     with open_archive(packed, model=tiny) as archive:
-        assert 2 <= len(archive) < 4000 and len(archive) % 2 == 0
+        assert 2 <= len(archive) < 4000
         assert all(same(archive[k], Image.fromarray(images[k % 16])) for k in range(len(archive)))

@@ -219,6 +219,10 @@ VIEWS = {
     "reconstruct": st.sampled_from(["mean", "flow", "sample"]) | ANYTHING,
     "seed": NUMBERS | ANYTHING,
     "limits": st.just(Limits()) | ANYTHING,
+    "region": st.tuples(NUMBERS, st.just(2), NUMBERS, st.just(3)) | ANYTHING,
+    "scale": NUMBERS | ANYTHING,
+    "device": ANYTHING,
+    "fill": ANYTHING,
 }
 
 
@@ -248,14 +252,15 @@ def test_encode_many_of_anything(model, images, options):
 @given(st.integers(0, 1), NUMBERS | ANYTHING, some(VIEWS), ANYTHING, st.booleans())
 def test_decoding_of_anything(model, files, which, timestep, options, junk, is_file):
     source = files[which] if is_file else junk
+    own = {n: v for n, v in options.items() if n != "fill"}
     with suppress(*ALLOWED):
-        assert isinstance(diffcodec.decode(source, timestep, model, **options), Image.Image)
+        assert isinstance(diffcodec.decode(source, timestep, model, **own), Image.Image)
     with suppress(*ALLOWED):
         assert isinstance(diffcodec.decode(files[which], model=junk), Image.Image)
-    own = {n: v for n, v in options.items() if n in ("reconstruct", "seed", "limits")}
+    own = {n: v for n, v in options.items() if n in ("reconstruct", "seed", "limits", "device")}
     with suppress(*ALLOWED):
         assert list(diffcodec.iter_decode(source, model, **own))
-    own = {n: v for n, v in options.items() if n in ("progress", "limits")}
+    own = {n: v for n, v in options.items() if n in ("progress", "limits", "fill", "device")}
     with suppress(*ALLOWED):
         assert diffcodec.recover(source, model, **own).image
 

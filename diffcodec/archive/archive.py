@@ -14,7 +14,7 @@ from diffcodec.archive.reading import ArchiveReader
 from diffcodec.archive.records import HEADER, ROOT, find_root, record, tail
 from diffcodec.archive.sources import LocalSource, open_source
 from diffcodec.archive.writing import GROUP_IMAGES, ArchiveWriter
-from diffcodec.errors import UnsupportedError
+from diffcodec.errors import DiffcodecError, UnsupportedError
 from diffcodec.limits import DEFAULT_LIMITS, Limits
 from diffcodec.models.file import DEFAULT_MODEL, file_id, model_path
 from diffcodec.system.files import write_file
@@ -234,12 +234,15 @@ def open_archive(
         jobs: how many.
 
     Raises:
-        DiffcodecError: there is no such file, it is no archive, or damaged; another mode.
-        OSError: the file cannot be made, or another process appends to it.
+        DiffcodecError: there is no such file, it is no archive, or damaged; another mode; the file
+            cannot be made, or is there already.
     """
     if mode not in MODES:
         raise UnsupportedError(f"mode {mode!r}: expected one of {MODES}")
     options: dict[str, Any] = {"plan": plan, "group": group, "strip": strip, "limits": limits}
     options |= {"device": device, "executor": executor, "jobs": jobs}
     options["model"] = DEFAULT_MODEL if model is None and mode != "r" else model
-    return Archive(path, mode, **options)
+    try:
+        return Archive(path, mode, **options)
+    except OSError as error:
+        raise DiffcodecError(f"{path}: {error.strerror or error}; check the path") from error

@@ -1,11 +1,9 @@
 """What callers of the library give, held against what it takes."""
 
 import mmap
-import operator
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from numbers import Real
 from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,53 +16,10 @@ from diffcodec.images.modes import as_image
 from diffcodec.images.reading import read_image
 from diffcodec.limits import Limits
 from diffcodec.system.addresses import is_address, opened_address, reading
+from diffcodec.values import check_limits, flag
 
 FileLike = str | PathLike[str] | bytes | bytearray | memoryview | mmap.mmap | BinaryIO
 _BUFFERS = (bytearray, memoryview, mmap.mmap)
-
-
-def check_limits(limits: object) -> None:
-    """Refuse what are no limits.
-
-    Raises:
-        TypeError: so.
-    """
-    if not isinstance(limits, Limits):
-        raise TypeError(f"limits: found {type(limits).__name__}, expected diffcodec.Limits(...)")
-
-
-def integer(name: str, value: Any) -> int:
-    """A value that is an integer of Python's or NumPy's.
-
-    Raises:
-        TypeError: it is another.
-    """
-    try:
-        return operator.index(value)
-    except TypeError as error:
-        found = type(value).__name__
-        raise TypeError(f"{name}: found {found}, expected an integer") from error
-
-
-def optional_integer(name: str, value: Any) -> int | None:
-    """As :func:`integer`, or None."""
-    return None if value is None else integer(name, value)
-
-
-def number(name: str, value: Any) -> float | None:
-    """A value that is a number, or None.
-
-    Raises:
-        TypeError: it is another.
-    """
-    if value is None:
-        return None
-    if not isinstance(value, Real):
-        raise TypeError(f"{name}: found {type(value).__name__}, expected a number")
-    try:
-        return float(value)
-    except OverflowError as error:
-        raise ValueError(f"{name}: found {value}, expected a number of reasonable size") from error
 
 
 def find_source(image: Any, limits: Limits, strip: bool) -> Image.Image:
@@ -80,7 +35,7 @@ def find_source(image: Any, limits: Limits, strip: bool) -> Image.Image:
         source = read_image(image, limits)
     else:
         source = as_image(image, limits)
-    if strip:
+    if flag("strip", strip):
         return stripped(source)
     if lost := source.info.get("not_kept"):
         warnings.warn(f"not kept of the image's file: {', '.join(lost)}", stacklevel=4)

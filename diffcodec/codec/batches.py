@@ -15,6 +15,7 @@ from diffcodec.coding.chain import Answer, Asked, Request
 from diffcodec.models.answering import ask, is_usable
 from diffcodec.models.model import Model
 from diffcodec.networks.devices import free_bytes
+from diffcodec.values import flag
 
 BATCH_PIXELS = 1 << 18  # of the tiles that go through the network together
 MOST_BATCH_PIXELS, DEVICE_PIXEL_BYTES = 1 << 20, 1 << 14  # of those on a GPU, and what each takes
@@ -31,7 +32,11 @@ def count_evaluations(parts: Sequence[Part], model: Model) -> int:
 def progress_bar(evaluations: int, progress: bool) -> "tqdm[Any]":
     """Of so many pixels through the network; seen on a terminal, if it takes over two seconds."""
     return tqdm(
-        total=evaluations, unit="px", unit_scale=True, delay=2, disable=None if progress else True
+        total=evaluations,
+        unit="px",
+        unit_scale=True,
+        delay=2,
+        disable=None if flag("progress", progress) else True,
     )
 
 

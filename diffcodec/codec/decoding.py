@@ -7,7 +7,7 @@ from os import PathLike
 from PIL import Image
 
 from diffcodec.arrays import Array
-from diffcodec.codec.arguments import FileLike, file_source, integer, opened, optional_integer
+from diffcodec.codec.arguments import FileLike, file_source, opened
 from diffcodec.codec.batches import count_evaluations, progress_bar, run
 from diffcodec.codec.jobs import EXACT, Job, Part, View, chain_parts, decode_job, make_chain
 from diffcodec.codec.layered_decoding import decode_layers, iter_layers
@@ -20,6 +20,7 @@ from diffcodec.images.fallback import decode_fallback
 from diffcodec.images.metadata import apply_metadata
 from diffcodec.limits import DEFAULT_LIMITS, Limits
 from diffcodec.models.model import Model
+from diffcodec.values import flag, integer, optional_integer
 
 
 def decode(
@@ -72,7 +73,7 @@ def decode(
         timestep,
         model,
         progress,
-        allow_partial=allow_partial,
+        allow_partial=flag("allow_partial", allow_partial),
         reconstruct=reconstruct,
         seed=seed,
         region=region,

@@ -10,13 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from diffcodec.codec.arguments import (
-    find_source,
-    integer,
-    list_images,
-    number,
-    optional_integer,
-)
+from diffcodec.codec.arguments import find_source, list_images
 from diffcodec.codec.batches import count_evaluations, progress_bar, run
 from diffcodec.codec.estimates import expected_bytes
 from diffcodec.codec.jobs import DEFAULT_CHOICES, Choices, Job, Part, encode_job, make_chain
@@ -33,6 +27,7 @@ from diffcodec.images.modes import pixel_crc
 from diffcodec.limits import DEFAULT_LIMITS, Limits
 from diffcodec.models.file import DEFAULT_MODEL
 from diffcodec.models.model import Model, loaded
+from diffcodec.values import check_limits, flag, integer, number, optional_integer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -109,7 +104,7 @@ def _target(timestep: Any, bpp: Any, psnr: Any, progressive: Any, previews: Any)
         optional_integer("timestep", timestep),
         number("bpp", bpp),
         number("psnr", psnr),
-        bool(progressive),
+        flag("progressive", progressive),
         None if previews is None else tuple(integer("previews", t) for t in previews),
     )
 
@@ -134,6 +129,7 @@ def encode_many(
     """
     if not 1 <= integer("draws", draws) <= MOST_DRAW + 1:
         raise UnsupportedError(f"{draws} draws: expected 1 to {MOST_DRAW + 1}")
+    check_limits(limits)
     model = load_planned(model, plan, device)
     sources = [find_source(image, limits, strip) for image in list_images(images)]
     pixels = sum(source.width * source.height for source in sources)

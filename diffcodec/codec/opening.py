@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import BinaryIO
 
-from diffcodec.codec.arguments import check_limits
 from diffcodec.codec.estimates import check_memory
 from diffcodec.codec.windows import Window, find_window
 from diffcodec.container.parts import Container
@@ -14,6 +13,7 @@ from diffcodec.errors import CorruptError, ModelMismatchError
 from diffcodec.limits import Limits
 from diffcodec.models.file import find_model_path, model_info, model_path
 from diffcodec.models.model import Model, loaded
+from diffcodec.values import check_limits
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from diffcodec.arrays import Array
-from diffcodec.codec.arguments import FileLike, check_limits, file_source
+from diffcodec.codec.arguments import FileLike, file_source
 from diffcodec.codec.batches import count_evaluations, progress_bar, run
 from diffcodec.codec.estimates import check_memory
 from diffcodec.codec.jobs import Job, Part, decode_job, decoding, make_chain
@@ -25,6 +25,7 @@ from diffcodec.images.metadata import apply_metadata
 from diffcodec.limits import DEFAULT_LIMITS, Limits
 from diffcodec.models.model import Model
 from diffcodec.sampling.edits import inpaint
+from diffcodec.values import check_limits, flag
 
 SQUARE = 8  # pixels of a side in the checkerboard
 DARK, LIGHT = 85, 170
@@ -83,7 +84,7 @@ def recover(
             paste_chains(image, parts, run(jobs, parts, used, bar), used.color)
     paste_fallbacks(image, zip(container.boxes(), found.tiles, strict=False))
     boxes = {part.tile: part.box for part in found.damage if part.box is not None}
-    if fill and boxes:
+    if flag("fill", fill) and boxes:
         if container.mode not in ("RGB", "L"):
             raise UnsupportedError(
                 f"lost tiles of an image in the mode {container.mode} cannot be filled, only those "

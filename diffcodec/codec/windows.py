@@ -6,9 +6,9 @@ from typing import Any
 
 from PIL import Image
 
-from diffcodec.codec.arguments import integer
 from diffcodec.container.parts import Box, Container
 from diffcodec.errors import UnsupportedError
+from diffcodec.values import integer
 
 SCALES = (1, 2, 4, 8)
 # Noise up to which a timestep is fine enough for the mean of so many by so many pixels: at the

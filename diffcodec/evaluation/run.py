@@ -4,11 +4,13 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from diffcodec.errors import UnsupportedError
 from diffcodec.evaluation import measure
 from diffcodec.evaluation.summary import summarise
 from diffcodec.models.file import DEFAULT_MODEL
 from diffcodec.models.model import Model, loaded
 from diffcodec.training.data import find_images, list_images
+from diffcodec.values import flag, integer
 
 
 def evaluate(
@@ -40,9 +42,13 @@ def evaluate(
         DiffcodecError: if there are no images, no such model, or no such plan.
         TypeError: for anything but the types above.
     """
+    if limit is not None and integer("limit", limit) < 1:
+        raise UnsupportedError(f"limit {limit}: expected 1 or more images")
     used = loaded(model, device=device)
     chosen = measure.find_plan(used, plan)
     sources = list_images(find_images(Path(data)))[:limit]
-    files_plan = None if bound_only else plan
-    evaluations = measure.evaluate(used, sources, chosen, files_plan=files_plan, progress=progress)
+    files_plan = None if flag("bound_only", bound_only) else plan
+    evaluations = measure.evaluate(
+        used, sources, chosen, files_plan=files_plan, progress=flag("progress", progress)
+    )
     return summarise(list(evaluations), chosen)

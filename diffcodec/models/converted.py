@@ -5,10 +5,12 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
 
+from diffcodec.container.parts import LAYER_PLANS
 from diffcodec.diffusion.parametrisation import SCHEDULES, NoisePath
 from diffcodec.diffusion.plan import Plan, falling_lattices, geometric_plan
 from diffcodec.diffusion.schedule import GREY_LEVELS_PER_UNIT
@@ -18,8 +20,10 @@ from diffcodec.models.model import Model, load_model
 from diffcodec.networks.calibrated import CalibratedNetwork, VarianceTable
 from diffcodec.networks.converted import Conversion, ConvertedNetwork
 from diffcodec.networks.devices import CPU
+from diffcodec.values import integer
 
 TIMESTEPS = {"fast": 10, "default": 20, "best": 40}  # of the plans
+MOST_TIMESTEPS = 1 << 16
 SIGMA_MAX = 600.0  # of the plans, where a schedule goes beyond
 
 
@@ -58,10 +62,13 @@ def from_epsilon(
     Raises:
         ValueError: if there is no such schedule, prediction or variance.
     """
+    _check_types(schedule=schedule, variance=variance, plans=plans, name=name, identity=identity)
     if isinstance(schedule, str):
         if schedule not in SCHEDULES:
             raise ValueError(f"schedule {schedule!r}: expected one of {', '.join(SCHEDULES)}")
-        schedule = SCHEDULES[schedule](timesteps)
+        if not 2 <= integer("timesteps", timesteps) <= MOST_TIMESTEPS:
+            raise ValueError(f"timesteps {timesteps}: expected 2 to {MOST_TIMESTEPS}")
+        schedule = SCHEDULES[schedule](integer("timesteps", timesteps))
     fixed = variance if isinstance(variance, str) else "fixed-large"
     conversion = Conversion(schedule, prediction, fixed, scale, **more)
     converted = ConvertedNetwork(network, conversion, identity)
@@ -69,6 +76,23 @@ def from_epsilon(
     if isinstance(variance, VarianceTable):
         return Model(CalibratedNetwork(converted, variance), chosen, name)
     return Model(converted, chosen, name)
+
+
+def _check_types(**given: Any) -> None:
+    kinds: dict[str, Any] = {
+        "schedule": (str, NoisePath),
+        "variance": (str, VarianceTable),
+        "plans": (Mapping, NoneType),
+        "name": (str,),
+        "identity": (bytes, NoneType),
+    }
+    for key, value in given.items():
+        if not isinstance(value, kinds[key]):
+            expected = " or ".join(kind.__name__ for kind in kinds[key])
+            raise TypeError(f"{key}: found {type(value).__name__}, expected {expected}")
+    for key, plan in (given["plans"] or {}).items():
+        if key not in LAYER_PLANS or not isinstance(plan, Plan):
+            raise ValueError(f"plans: found {key!r}: {plan!r}, expected a Plan by its name")
 
 
 def plans_of(path: NoisePath, scale: float = GREY_LEVELS_PER_UNIT) -> dict[str, Plan]:

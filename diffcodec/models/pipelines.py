@@ -162,6 +162,8 @@ def to_diffusers(model: Model) -> Any:
         ModelMismatchError: if it is an integer model, or a network of others.
         DiffcodecError: if diffusers is missing.
     """
+    if not isinstance(model, Model):
+        raise TypeError(f"model: found {type(model).__name__}, expected a loaded model")
     library = diffusers_library()
     from diffcodec.models.exported import ExportedPipeline, ExportedUNet
 

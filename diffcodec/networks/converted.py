@@ -13,11 +13,13 @@ from diffcodec.diffusion.quantiser import first_sigma
 from diffcodec.diffusion.schedule import GREY_LEVELS_PER_UNIT
 from diffcodec.networks.devices import CPU
 from diffcodec.networks.protocol import Field, digest
+from diffcodec.values import integer, number
 
 CENTRE = 127.5  # the grey level of their 0
 LARGEST = 255.0
 FIXED_VARIANCES = ("fixed-small", "fixed-large", "learned-range")
 SMALL_ABOVE = 5 * first_sigma(2)  # grey levels: below are the chain's ends, that have no Q
+MOST_SIDE = 1 << 12  # of images that a network takes; in multiples of it others are padded
 LEAST_SHARE = 1e-3  # of the large variance, for the small one: files have none of zero
 
 
@@ -51,6 +53,7 @@ class Conversion:
 
         Raises:
             ValueError: if a prediction or variance is none, or a number is out of range.
+            TypeError: if a number is none.
         """
         if self.prediction not in PREDICTIONS:
             names = ", ".join(PREDICTIONS)
@@ -58,12 +61,22 @@ class Conversion:
         if self.variance not in FIXED_VARIANCES:
             names = ", ".join(FIXED_VARIANCES)
             raise ValueError(f"variance {self.variance!r}: expected one of {names}")
+        scale, size = number("scale", self.scale), integer("size", self.size)
+        multiple = integer("multiple", self.multiple)
+        if not isinstance(self.more, Mapping):
+            raise TypeError(f"more: found {type(self.more).__name__}, expected a mapping")
+        for name, value in self.more.items():
+            integer(f"more[{name!r}]", value)
         if self.variance == "learned-range" and len(self.path.noise) < 2:
             raise ValueError("a learned range of variances is between those of discrete timesteps")
-        if self.scale <= 0 or self.size < 0 or self.multiple < 1:
+        if (
+            not 0 < (scale or 0) < 1e6
+            or not 0 <= size <= MOST_SIDE
+            or not 1 <= multiple <= MOST_SIDE
+        ):
             raise ValueError(
                 f"scale {self.scale}, size {self.size}, multiple {self.multiple}: expected a scale "
-                "above 0, a size of 0 or more, a multiple of 1 or more"
+                f"above 0, a size of 0 to {MOST_SIDE}, a multiple of 1 to {MOST_SIDE}"
             )
 
 

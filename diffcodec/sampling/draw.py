@@ -1,5 +1,6 @@
 """Images drawn from a model, for Python and the command sample."""
 
+from math import isfinite
 from os import PathLike
 from typing import Any
 
@@ -8,10 +9,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from diffcodec.errors import UnsupportedError
+from diffcodec.limits import Limits
 from diffcodec.models.file import DEFAULT_MODEL
 from diffcodec.models.model import Model, loaded
 from diffcodec.sampling.denoiser import Denoiser, Guidance, Noise, to_images
 from diffcodec.sampling.samplers import SAMPLERS, draw_prior, go_down
+from diffcodec.values import flag, integer, number, optional_integer
+
+MOST_SEED, MOST_STEPS = 1 << 63, 10_000
 
 
 def sample(
@@ -56,21 +61,38 @@ def sample(
     Raises:
         DiffcodecError: if there is no such model, sampler or class, or the numbers are no sizes.
     """
-    if sampler not in SAMPLERS:
-        raise UnsupportedError(f"sampler {sampler!r}: expected one of {', '.join(SAMPLERS)}")
-    if min(n, *size) < 1 or (steps is not None and steps < 2) or corrector_steps < 0 or seed < 0:
-        raise UnsupportedError(
-            f"{n} images of {size[0]} x {size[1]} in {steps} steps, {corrector_steps} corrector "
-            f"steps, seed {seed}: expected sizes above 0, 2 or more steps, no negative numbers"
-        )
+    n, (width, height) = integer("n", n), (integer("size", side) for side in size)
+    seed, label = integer("seed", seed), optional_integer("label", label)
+    if min(n, width, height) < 1 or not 0 <= seed <= MOST_SEED - n:
+        found = f"{n} images of {width} x {height}, seed {seed}"
+        raise UnsupportedError(f"{found}: expected sizes above 0, seeds below {MOST_SEED}")
+    Limits().check_image(width, height * n)
+    _check_way(sampler, steps, corrector_steps, eta, {"guidance": guidance, **more})
     used = loaded(model, "float", device)
     denoiser = Denoiser(used, Guidance(label, guidance, **more))
     levels, noise = denoiser.levels(steps), Noise(seed, n)
-    width, height = size
     z = draw_prior(denoiser, levels[0], noise(height, width))
     options: dict[str, Any] = {"sampler": sampler, "eta": eta, "corrector_steps": corrector_steps}
-    x = go_down(denoiser, z, levels, noise, **options, progress=progress)
+    x = go_down(denoiser, z, levels, noise, **options, progress=flag("progress", progress))
     return np.stack([np.asarray(image) for image in to_images(x, used)])
+
+
+def _check_way(
+    sampler: str, steps: int | None, corrector_steps: int, eta: float, more: dict[str, Any]
+) -> None:
+    if sampler not in SAMPLERS:
+        raise UnsupportedError(f"sampler {sampler!r}: expected one of {', '.join(SAMPLERS)}")
+    few = optional_integer("steps", steps), integer("corrector_steps", corrector_steps)
+    if not 2 <= (few[0] or 2) <= MOST_STEPS or steps == 0 or not 0 <= few[1] <= MOST_STEPS:
+        raise UnsupportedError(
+            f"{steps} steps, {corrector_steps} corrector steps: expected 2 to {MOST_STEPS}, and "
+            f"0 to {MOST_STEPS}"
+        )
+    if not 0 <= (number("eta", eta) or 0) <= 1:
+        raise UnsupportedError(f"eta {eta}: expected 0 to 1")
+    for name, value in more.items():
+        if name != "classifier" and not isfinite(number(name, value) or 0):
+            raise UnsupportedError(f"{name} {value}: expected a finite number")
 
 
 def grid(images: NDArray[np.uint8], columns: int | None = None, gap: int = 2) -> Image.Image:

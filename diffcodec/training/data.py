@@ -29,11 +29,15 @@ def find_images(data: Path) -> list[Path]:
     """
     suffixes = ARRAY_SUFFIXES | set(SUFFIXES)
     kinds = ", ".join(sorted(suffixes))
-    if data.is_file():
+    try:
+        is_file, is_folder = data.is_file(), data.is_dir()
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise DiffcodecError(f"{data}: {error.strerror}; check the path") from error
+    if is_file:
         if data.suffix.lower() not in suffixes:
             raise DiffcodecError(f"{data}: not a file of images ({kinds}), nor a folder of them")
         return [data]
-    if not data.is_dir():
+    if not is_folder:
         raise DiffcodecError(
             f"{data}: no such folder; --data takes a folder of images, or a .npy or .npz file"
         )

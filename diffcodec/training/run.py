@@ -1,16 +1,58 @@
 """What the command ``train`` does, for Python."""
 
+import math
 from dataclasses import fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from diffcodec.errors import DiffcodecError
+from diffcodec.diffusion.variances import VARIANCES
+from diffcodec.errors import DiffcodecError, UnsupportedError
 from diffcodec.models.model import load_weights
+from diffcodec.networks.config import DEVICES, NetworkConfig
 from diffcodec.training.config import INIT_WARMUP, TrainConfig
-from diffcodec.training.trainer import CHECKPOINT, MODEL, Trainer
+from diffcodec.training.crops import AUGMENTATIONS
+from diffcodec.training.trainer import CHECKPOINT, LOSSES, MODEL, Trainer
+from diffcodec.values import flag, integer, number
 
 SETTINGS = tuple(field.name for field in fields(TrainConfig) if field.name != "data")
+CHOICES = {
+    "augment": AUGMENTATIONS,
+    "loss": tuple(LOSSES),
+    "optimizer": ("muon", "adamw"),
+    "variance": VARIANCES,
+    "precision": ("bfloat16", "float32"),
+    "device": DEVICES,
+}
+RANGES = {  # of the others from 0 up
+    **dict.fromkeys(("steps", "batch", "accumulate", "crop"), (1, 1 << 32)),
+    "ema": (0, 1),
+    "seed": (0, (1 << 63) - 1),
+}
+
+
+def check_settings(config: TrainConfig) -> None:
+    """Refuse what no run can have.
+
+    Raises:
+        UnsupportedError: a value that is none of those to choose from, or out of range.
+        TypeError: one of another type.
+    """
+    for field in fields(TrainConfig):
+        name, value, kind = field.name, getattr(config, field.name), type(field.default)
+        if name in CHOICES and (not isinstance(value, str) or value not in CHOICES[name]):
+            raise UnsupportedError(f"{name} {value!r}: expected one of {', '.join(CHOICES[name])}")
+        if kind is bool and not isinstance(value, bool):
+            raise TypeError(f"{name}: found {type(value).__name__}, expected True or False")
+        if kind in (int, float):
+            found = (integer if kind is int else number)(name, value)
+            least, most = RANGES.get(name, (0, 1 << 32))
+            if found is None or not least <= found <= most:
+                raise UnsupportedError(f"{name} {value}: expected {least} to {most}")
+    if not isinstance(config.network, NetworkConfig):
+        raise TypeError(f"network: found {type(config.network).__name__}, expected a NetworkConfig")
+    if not isinstance(config.labels, str | PathLike | None):
+        raise TypeError(f"labels: found {type(config.labels).__name__}, expected a path")
 
 
 def train(
@@ -43,14 +85,20 @@ def train(
     if unknown := settings.keys() - set(SETTINGS):
         raise TypeError(f"found {', '.join(sorted(unknown))}, expected {', '.join(SETTINGS)}")
     folder, weights = Path(out), None
-    if (folder / CHECKPOINT).exists() or (folder.exists() and not folder.is_dir()):
-        raise DiffcodecError(f"{folder}: it holds a run already, or is no folder; give another")
+    try:
+        if (folder / CHECKPOINT).exists() or (folder.exists() and not folder.is_dir()):
+            raise DiffcodecError(f"{folder}: it holds a run already, or is no folder; give another")
+    except OSError as error:
+        raise DiffcodecError(f"{folder}: {error.strerror}; check the path") from error
     config = TrainConfig(str(Path(data)), **settings)
+    check_settings(config)
+    if minutes is not None and not 0 < (number("minutes", minutes) or 0) < math.inf:
+        raise UnsupportedError(f"minutes {minutes}: expected a number above 0")
     if init is not None:
-        network, weights = load_weights(str(init))
+        network, weights = load_weights(str(Path(init)))
         warmup = settings.get("warmup", INIT_WARMUP)
         config = replace(config, network=network, warmup=warmup)
-    trainer = Trainer(config, folder, weights, quiet)
+    trainer = Trainer(config, folder, weights, flag("quiet", quiet))
     folder.mkdir(parents=True, exist_ok=True)
     if minutes is not None:
         trainer.finish_within(minutes)
