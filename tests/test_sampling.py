@@ -278,7 +278,9 @@ def test_large_images_are_evaluated_in_windows(monkeypatch):
 
 def test_what_cannot_be_drawn_is_refused():
     for wrong in ({"n": 0}, {"size": (0, 4)}, {"steps": 1}, {"seed": -1}, {"corrector_steps": -1}):
-        with pytest.raises(UnsupportedError, match="expected (sizes above 0, seeds below|2 to 10000)"):
+        with pytest.raises(
+            UnsupportedError, match=r"expected (sizes above 0, seeds below|2 to 10000)"
+        ):
             sample(model(), **wrong)
     with pytest.raises(UnsupportedError, match="expected one of ancestral, ddim, heun"):
         sample(model(), sampler="euler")
