@@ -12,7 +12,8 @@ from diffcodec.models.model import load_weights
 from diffcodec.networks.config import DEVICES, NetworkConfig
 from diffcodec.training.config import INIT_WARMUP, TrainConfig
 from diffcodec.training.crops import AUGMENTATIONS
-from diffcodec.training.trainer import CHECKPOINT, LOSSES, MODEL, Trainer
+from diffcodec.training.steps import LOSSES
+from diffcodec.training.trainer import CHECKPOINT, MODEL, Trainer
 from diffcodec.values import flag, integer, number
 
 SETTINGS = tuple(field.name for field in fields(TrainConfig) if field.name != "data")
