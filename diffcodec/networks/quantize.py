@@ -38,6 +38,7 @@ from diffcodec.networks.unet import Conv, ResidualBlock, UNet
 
 HIDDEN_BITS = 8
 COVARIANCE_LEVELS, COVARIANCE_IMAGES = 8, 8  # of the calibration
+CALIBRATION_STEP_CROPS = 16  # of the crops, for each of the many steps in phases
 DAMPING = 0.01  # of the mean of the covariance's diagonal, added to it
 SILU_MINIMUM = 0.2785  # -silu is at most this
 LARGEST_INPUT = 4095  # the SiLU table is no finer
@@ -185,9 +186,12 @@ def quantize_phases(
         for level in first:
             z_2 = add_noise(z_1, sigma_1, level * multipliers)
             network.in_phases(Told(1, z_1), z_2, level * ones)
-        for below, level in _steps(plans, config.quantiser):
-            z_s = add_noise(calibration, 0 * sigma_1, below * multipliers)
+        shares = max(1, len(calibration) // CALIBRATION_STEP_CROPS)
+        for i, (below, level) in enumerate(_steps(plans, config.quantiser)):
+            x = calibration[i % shares :: shares]  # there are many steps
+            z_s = add_noise(x, 0 * sigma_1, below * multipliers)
             z_t = add_noise(z_s, below * multipliers, level * multipliers)
+            ones = torch.ones(len(x))
             network.in_phases(Told(2, z_s, below * ones), z_t, level * ones)
     pairs = zip(network.phases, seen, strict=True)
     return [_quantize_phases(phases, statistics) for phases, statistics in pairs]
