@@ -271,10 +271,10 @@ def _training_step(
     """What makes a step."""
     trainer = _trainer(folder, device, network, batch)
     if kind == "compiled":
-        trainer.model.compile(dynamic=False)
+        trainer.compile()
     if kind != "graphs":
         return trainer.train_step
-    trainer.model.compile(mode="reduce-overhead", dynamic=False)
+    trainer.compile(mode="reduce-overhead")
 
     def step() -> object:
         torch.compiler.cudagraph_mark_step_begin()

@@ -111,15 +111,25 @@ class TrainingSteps:
         """Whether the loss of every step is seen at once, as on a CPU, or with the log's lines."""
         return self.device.type == "cpu"
 
+    def compile(self, **options: str) -> None:
+        """Have torch compile the network when it is first called.
+
+        On a GPU each shape by itself, since known sizes make it faster, if there are few: not where
+        experts share a batch.
+        """
+        network = self.config.network
+        shares = len(network.experts) > 1 and network.tellers != 3
+        if self.is_waited_for or shares:
+            self.model.compile(**options)
+        else:
+            self.model.compile(dynamic=False, **options)
+
     @cached_property
     def forward(self) -> nn.Module:
         """The network as it is trained: compiled if so configured, its gradients exchanged."""
         if self.config.compile:
             self.say("compiling the network, which may take some minutes")
-            if self.is_waited_for:
-                self.model.compile()
-            else:  # each shape by itself: there are few, and known sizes make it faster
-                self.model.compile(dynamic=False)
+            self.compile()
         if self.processes == 1:
             return self.model
         # a process's images may all be at noise levels of one of several experts
