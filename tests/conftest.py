@@ -11,6 +11,7 @@ check_calls()  # against the shapes in signatures, from before the package is im
 from tiny import phased_model, tiny_model  # noqa: E402
 
 from diffcodec.codec import tiles  # noqa: E402
+from diffcodec.planning import grid  # noqa: E402
 
 # Under nohup hangups are ignored, and what a test starts would inherit that.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -28,6 +29,13 @@ settings.load_profile("diffcodec")
 def chain_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """The chain of a random network never wins: let the other coders fail to compress."""
     monkeypatch.setattr(tiles, "encode_fallback", lambda image, *_: ("raw", bytes(1 << 22)))
+
+
+@pytest.fixture
+def coarse_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans are searched among few levels and lattices."""
+    monkeypatch.setattr(grid, "GRID_RATIO", 1.5)
+    monkeypatch.setattr(grid, "SPACINGS", (2.3, 0.9, 4))
 
 
 @pytest.fixture(scope="session")

@@ -301,7 +301,7 @@ def previewed(
 
     monkeypatch.setattr("diffcodec.coding.top_down._expected_below", expected_below)
     monkeypatch.setattr(EncodedTile, "size", property(lambda tile: -tile.preview))
-    return smooth((530, 20))
+    return smooth((516, 6))
 
 
 def test_tiles_with_previews_of_their_own(model: Model, previewed: Image.Image) -> None:

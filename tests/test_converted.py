@@ -161,7 +161,7 @@ def test_networks_of_one_size_are_given_squares_of_it():
     assert np.array_equal(alone, xhat[1:, :, :8, 8:16])
 
 
-@pytest.mark.usefixtures("chain_only")
+@pytest.mark.usefixtures("chain_only", "coarse_grid")
 def test_they_encode_decode_and_are_evaluated_and_planned_for():
     network = Gaussian("linear", "epsilon")
     images = gaussian_images()
@@ -169,7 +169,7 @@ def test_they_encode_decode_and_are_evaluated_and_planned_for():
     data = encode(images[0], model)
     assert parse(data).float_arithmetic and parse(data).model == model.info.id
     assert np.array_equal(np.asarray(decode(data, model=model)), images[0])
-    layered = encode(images[1], model, progressive=True)
+    layered = encode(images[1], model, "fast", progressive=True)
     *previews, last = list(iter_decode(layered, model))
     assert previews and np.array_equal(np.asarray(last[1]), images[1])
     rgb = list(images.transpose(0, 3, 1, 2))

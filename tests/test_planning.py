@@ -29,7 +29,7 @@ from diffcodec.models.export import quantize_model, serialise_float_model, seria
 from diffcodec.models.model import load_model, load_weights
 from diffcodec.networks.config import one_network
 from diffcodec.networks.experts import ExpertDenoisers
-from diffcodec.planning import grid, propose, search
+from diffcodec.planning import propose, search
 from diffcodec.planning.costs import PREVIEW_OVERHEAD, Costs, Course
 from diffcodec.planning.grid import (
     draw_lattice,
@@ -314,12 +314,6 @@ def test_grids_that_cannot_be_measured(levels: list[float], count: int, message:
 
 
 # --- the command ----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def coarse_grid(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grid, "GRID_RATIO", 1.5)
-    monkeypatch.setattr(grid, "SPACINGS", (2.3, 0.9, 4))
 
 
 @pytest.fixture

@@ -988,7 +988,7 @@ def test_experts_of_any_shape_train_and_code(arguments, tmp_path):
     shapes = [(up_to, s.channels, s.blocks, s.patch) for up_to, s in model.info.network.experts]
     assert shapes[:2] == [(0.6, (8,), (2,), 1), (20, (16, 8), (1, 1), 1)]
     assert b"diffcodec-model-1" in (tmp_path / "run" / MODEL).read_bytes()
-    image = picture(7, (37, 21))
+    image = picture(7, (13, 11))
     data = encoding.encode(image, model, progressive=True)
     assert decoding.decode(data, model=model).tobytes() == image.tobytes()
     assert load_weights(tmp_path / "run" / FLOAT_MODEL)[0] == model.info.network
