@@ -116,10 +116,8 @@ def test_windows_are_in_memory_part_by_part(monkeypatch):
     assert len(calls) > 1 and sum(calls) == 5
 
 
-@pytest.mark.parametrize("which", ["tiny_float", "phased_float"])
-def test_models_are_quantised_and_plans_searched_there(request, which):
+def test_models_are_quantised_and_plans_searched_there(phased_float):
     """As on the CPU: of a search the network alone computes there."""
-    path = request.getfixturevalue(which)
     rgb = torch.from_numpy(picture(16)[:, :16].transpose(2, 0, 1).astype(np.int16))
     crops = domain_batch(rgb[None].repeat(2, 1, 1, 1), "ycocg")
 
@@ -129,10 +127,10 @@ def test_models_are_quantised_and_plans_searched_there(request, which):
         plan = model.plans["fast"]
         return predict_files(network, crops, color, plan, others, phased=phased)
 
-    here = load_model(path, "float")
+    here = load_model(phased_float, "float")
     expected = quantize_model(here, crops), found(here)
     with emulated_gpu() as gpu:
-        there = load_model(path, "float", "cuda")
+        there = load_model(phased_float, "float", "cuda")
         gpu.calls.clear()
         assert quantize_model(there, crops) == expected[0]
         assert "linalg_cholesky_ex" in gpu.calls

@@ -191,7 +191,7 @@ def quantize_phases(
             x = calibration[i % shares :: shares]  # there are many steps
             z_s = add_noise(x, 0 * sigma_1, below * multipliers)
             z_t = add_noise(z_s, below * multipliers, level * multipliers)
-            ones = torch.ones(len(x))
+            ones = x.new_ones(len(x))
             network.in_phases(Told(2, z_s, below * ones), z_t, level * ones)
     pairs = zip(network.phases, seen, strict=True)
     return [_quantize_phases(phases, statistics) for phases, statistics in pairs]
