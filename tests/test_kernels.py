@@ -4,11 +4,14 @@ import math
 import os
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from tiny import PHASED_PLANS
 from torch import Tensor
 
+from diffcodec import compiled
+from diffcodec.coding import mixtures
 from diffcodec.models.model import load_model
 from diffcodec.networks import kernels
 
@@ -106,6 +109,21 @@ def test_a_network_answers_the_same(monkeypatch, phased):
 
 
 def test_a_fork_has_threads_of_its_own():
-    ours = kernels._threads(os.getpid(), 2)
-    assert kernels._threads(os.getpid(), 2) is ours
-    assert kernels._threads(os.getpid() + 1, 2) is not ours
+    ours = compiled._threads(os.getpid(), 2)
+    assert compiled._threads(os.getpid(), 2) is ours
+    assert compiled._threads(os.getpid() + 1, 2) is not ours
+
+
+@pytest.mark.parametrize("components", [1, 3])
+def test_tables_of_mixtures_are_those_of_arrays(components):
+    rng = np.random.default_rng(0)
+    n = mixtures.LEAST_COMPILED
+    weights, means, log_scales = (s * rng.standard_normal((components, n)) for s in (9, 40, 4))
+    given = weights, means, log_scales, -9 * rng.random(n), 0.3 + rng.random(n)
+    assert mixtures._loop_works()
+    expected = mixtures._by_arrays(*given, 9)
+    with mock.patch.object(mixtures, "_by_arrays", side_effect=AssertionError):
+        assert np.array_equal(mixtures.mixture_table(*given, 9), expected)
+    means[0, 5] = np.inf  # of a broken model: as ever
+    with mock.patch.object(mixtures, "_by_loop", side_effect=AssertionError):
+        mixtures.mixture_table(*given, 9)

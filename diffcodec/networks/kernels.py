@@ -1,15 +1,10 @@
-"""Element-wise steps between convolutions, each in one pass over the memory, compiled by Numba.
+"""Element-wise steps between convolutions, each in one compiled pass over the memory.
 
-The same IEEE operations in the same order as torch does one by one, each of which reads and writes
-all of a tensor: nothing is fused, for Numba lets LLVM contract no operations. Small tensors go
-through torch, so that what codes small images alone need not load the compiler.
+Small tensors go through torch, so that what codes small images alone need not load the compiler.
 """
 
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache, lru_cache
-from inspect import unwrap
+from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from diffcodec.compiled import by_threads, compiled, works
+
 LEAST_ELEMENTS = 1 << 17  # of a tensor that kernels are for
-EACH_THREADS_ELEMENTS = 1 << 16
 F32 = np.float32
 
 Rows = NDArray[Any]  # [pixels, channels]
@@ -38,10 +34,11 @@ def look_up(
         What is found in each, None where an index is not a number.
     """
     out = [torch.empty_like(parts[0], dtype=table.dtype) for table in tables]
-    found = _by_threads(
-        _kernels()["look_up"],
+    found = by_threads(
+        compiled(_look_up),
         [*_first_and_last(parts), *_first_and_last(out)],
         [len(parts) == 2, *_flat([factor, offset, tables[0], tables[-1]])],
+        torch.get_num_threads(),
     )
     return out if all(found) else None
 
@@ -49,10 +46,11 @@ def look_up(
 def scaled(parts: Sequence[Tensor], factor: Tensor, offset: Tensor, plus: Tensor) -> Tensor:
     """``sum of parts * factor + offset + plus``, arguments as above; may overwrite the parts."""
     parts = [part.contiguous(memory_format=torch.channels_last) for part in parts]
-    _by_threads(
-        _kernels()["scaled"],
+    by_threads(
+        compiled(_scaled),
         [*_first_and_last(parts), _rows(plus)],
         [len(parts) == 2, *_flat([factor, offset])],
+        torch.get_num_threads(),
     )
     return parts[0]
 
@@ -69,11 +67,8 @@ def are_for(x: Tensor) -> bool:
 
 @cache
 def kernels_compile() -> bool:
-    """Whether Numba is there and its kernels give what torch gives, bit for bit."""
-    try:
-        return _are_exact()
-    except Exception:  # whatever a compiler may meet on a machine that it does not suit
-        return False
+    """Whether there is a compiler and its kernels give what torch gives, bit for bit."""
+    return works(_are_exact)
 
 
 def _are_exact() -> bool:
@@ -107,34 +102,6 @@ def _first_and_last(parts: Sequence[Tensor]) -> list[Rows]:
 
 def _flat(tensors: Sequence[Tensor]) -> list[NDArray[Any]]:
     return [tensor.flatten().numpy() for tensor in tensors]
-
-
-def _by_threads(
-    kernel: Callable[..., Any], rows: Sequence[Rows], others: Sequence[Any]
-) -> list[Any]:
-    """What a kernel says to parts of the rows, each by a thread of torch's number."""
-    count = min(torch.get_num_threads(), 1 + rows[0].size // EACH_THREADS_ELEMENTS)
-    if count == 1:
-        return [kernel(*rows, *others)]
-    parts = zip(*(np.array_split(each, count) for each in rows), strict=True)
-    calls = [_threads(os.getpid(), count).submit(kernel, *part, *others) for part in parts]
-    return [call.result() for call in calls]
-
-
-@lru_cache(maxsize=2)
-def _threads(process: int, count: int) -> ThreadPoolExecutor:
-    """Of a process: a fork has none of its parent's."""
-    return ThreadPoolExecutor(count, f"diffcodec-{process}")
-
-
-@cache
-def _kernels() -> dict[str, Callable[..., Any]]:
-    from numba import njit
-
-    compiled = njit(nogil=True, cache=True, error_model="numpy")
-    # As written, without what a checker of signatures may have put around them.
-    loops = {"look_up": unwrap(_look_up), "scaled": unwrap(_scaled)}
-    return {name: compiled(loop) for name, loop in loops.items()}
 
 
 def _look_up(
