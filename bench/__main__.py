@@ -28,6 +28,7 @@ COMMANDS = {  # name: module and what it does; modules are loaded when they are 
     "determinism": ("determinism", "Whether the same bytes come out in every setting."),
     "color-sets": ("color_sets", "Which colours images keep to, and what each conversion reaches."),
     "planes": ("planes", "What coders make of the planes that images were converted from."),
+    "seams": ("seams", "Steps across the borders of tiles in what is shown."),
     "jpegs": ("jpegs", "PNG files of photographs that have been JPEG, for colour sets."),
     "rooms": ("rooms", "The package's floor plan in figures."),
     "cifar10": ("cifar10", "CIFAR-10 as arrays, checked."),

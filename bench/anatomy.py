@@ -250,7 +250,7 @@ def dissect_layers(data: bytes, container: Container, model: Model) -> list[Row]
         descents.append(MeasuredDescent(chain))
         return descents[-1]
 
-    with mock.patch("diffcodec.codec.previews.Descent", measured):
+    with mock.patch("diffcodec.codec.descents.Descent", measured):
         decode(data, layers.timesteps[-1], model)
     rows: list[Row] = []
     for t, payloads in zip(layers.timesteps, layers.payloads, strict=True):

@@ -53,7 +53,7 @@ def coded(model: Model, effort: str, image: Image.Image) -> Array:
     for sigma in reversed(model.plans[effort].levels):
         bits += sum(map(len, previews.encode_step(image)))
         noise = (previews.descent(previews.parts[0]).z - x) / (sigma * multipliers)
-        shown = psnr(previews.show(), image)
+        shown = psnr(previews.picture(), image)
         rows.append((bits / x[0].size, shown, float(np.mean(noise**2))))
     return np.array(rows)
 

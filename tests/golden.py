@@ -96,7 +96,8 @@ def multiples(step, channels):
 
 
 two_tiles, grey_tiles = sized(520, 5), sized(5, 520, "L")
-MARKS, PREVIEW, COLORS = "marks", "tile_preview", "colors"  # options of this file alone
+# options of this file alone
+MARKS, PREVIEW, COLORS, SEAMS = "marks", "tile_preview", "colors", "seams"
 
 # name: image, plan, options; coded by the chain
 CHAIN = {
@@ -113,7 +114,9 @@ CHAIN = {
     "progressive": (with_metadata, "best", {"progressive": True}),
     "progressive-tiles": (two_tiles, "fast", {"progressive": True, "previews": (4, 3)}),
     "progressive-grey": (sized(17, 13, "L"), "default", {"progressive": True, "timestep": 5}),
-    "lossy-tiles": (grey_tiles, "fast", {"timestep": 2, "previews": (4, 3)}),
+    "lossy-tiles": (grey_tiles, "fast", {"timestep": 2, "previews": (4, 3), SEAMS: False}),
+    "lossy-seams": (two_tiles, "fast", {"timestep": 3}),
+    "lossy-seams-grey": (grey_tiles, "fast", {"timestep": 2}),
     "grey-one-pixel": (sized(1, 1, "L"), "best", {}),
     "grey-tiles": (grey_tiles, "default", {}),
     "marks": (sized(19, 11), "default", {MARKS: True}),
@@ -237,7 +240,7 @@ def coded(image, plan, path=MODEL, **options):
         return "raw", image.tobytes() * 9 + bytes(99)
 
     marks, preview = options.pop(MARKS, False), options.pop(PREVIEW, 0)
-    colors = options.pop(COLORS, None)
+    colors, seams = options.pop(COLORS, None), options.pop(SEAMS, True)
     choices = Choices(
         marks_from_pixels=1 if marks else Choices.marks_from_pixels,
         seed_share=-1 if preview else Choices.seed_share,
@@ -246,6 +249,8 @@ def coded(image, plan, path=MODEL, **options):
         for module in ("encoding", "layered_encoding"):
             found = mock.patch(f"diffcodec.codec.{module}.find_color_set", lambda image: colors)
             patches.enter_context(found)
+        shows = mock.patch("diffcodec.codec.layered_encoding.SHOWS_SEAMS", seams)
+        patches.enter_context(shows)
         patches.enter_context(mock.patch("diffcodec.codec.tiles.encode_fallback", large))
         if preview:  # as if the stack ran empty down to there
             below = mock.patch(

@@ -67,7 +67,7 @@ def decode(data, model):
     mode = MODES[flags & 7]
     width, height = file.varint(), file.varint()
     identity, checksum = file.take(4), file.u32()
-    colors = read_metadata(file, mode) if flags & 32 else None
+    colors, shows_seams = read_metadata(file, mode) if flags & 32 else (None, False)
     plan, stops = None, []
     if flags & 8:
         plan = PLANS[file.u8() - 16]
@@ -87,6 +87,7 @@ def decode(data, model):
     assert file.at == len(data)
 
     out = Image.new(mode, (width, height))
+    z, last = np.zeros((3, height, width)), None
     for tile, (left, top, right, bottom) in enumerate(boxes):
         size = (right - left, bottom - top)
         above = None
@@ -98,6 +99,7 @@ def decode(data, model):
             above = chain.descend(layers, ends)
             if stops[-1]:
                 paste(out, mode, chain.to_samples(chain.network(above, ends[-1])[0]), left, top)
+                z[:, top:bottom, left:right], last = above, chain
                 continue
         content = Bytes(sections[-1][tile])
         coder = content.u8()
@@ -124,19 +126,48 @@ def decode(data, model):
         words = list(struct.unpack(f"<{len(payload) // 4}I", payload))
         x = chain.ascend(words, seed_words, preview, above)
         paste(out, mode, chain.to_samples(x), left, top)
+    assert not shows_seams or (stops and stops[-1] and len(boxes) > 1)
+    for window, core in seams(xs, ys) if shows_seams else ():
+        (x0, x1), (y0, y1) = window
+        (left, right), (top, bottom) = core
+        mean = last.network(z[:, y0:y1, x0:x1], stops[-1])[0]
+        inner = mean[:, top - y0 : bottom - y0, left - x0 : right - x0]
+        paste(out, mode, last.to_samples(inner), left, top)
     samples = out.tobytes()
     assert zlib.crc32(samples) == checksum
     return mode, (width, height), samples
 
 
+def spans(edges):
+    """Of one side: window, core, and whether it is across a border."""
+    found, borders = [], edges[1:-1]
+    for start, end in pairwise(edges):
+        core = start + 32 * (start in borders), end - 32 * (end in borders)
+        found.append(((start, end), core, False))
+    for before, at, after in zip(edges, borders, edges[2:], strict=False):
+        window, core = ((max(before, at - reach), min(after, at + reach)) for reach in (64, 32))
+        found.append((window, core, True))
+    return sorted(found)
+
+
+def seams(xs, ys):
+    for y_window, y_core, y_across in spans(ys):
+        for x_window, x_core, x_across in spans(xs):
+            if (x_across or y_across) and x_core[0] < x_core[1] and y_core[0] < y_core[1]:
+                yield (x_window, y_window), (x_core, y_core)
+
+
 def read_metadata(file, mode):
-    """Which colours can occur, if the file tells."""
-    colors = None
+    """Which colours can occur, if the file tells, and whether it shows seams."""
+    colors, shows_seams = None, False
     for _ in range(file.u8()):
         name = file.take(file.u8())
         value = file.take(file.varint())
         if name == b"Colors":
             colors = color_set(value, 3 if mode == "RGB" else 1)
+        elif name == b"Seams":
+            assert not value
+            shows_seams = True
         elif name in (b"chunks", b"text"):
             chunks = Bytes(zlib.decompress(value))
             while rest := chunks.rest():
@@ -147,7 +178,7 @@ def read_metadata(file, mode):
                 chunks = Bytes(rest[8 + length :])
         else:
             assert chr(name[0]).islower()
-    return colors
+    return colors, shows_seams
 
 
 def color_set(value, channels):

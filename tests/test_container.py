@@ -26,6 +26,7 @@ from diffcodec.container.parts import (
     MODES,
     MOST_DRAW,
     PLAN_NAMES,
+    SEAMS,
     TILE_SIDE,
     Box,
     Container,
@@ -150,7 +151,9 @@ def containers(draw: st.DrawFn) -> Container:
         layers = replace(layers, payloads=tuple(payloads))
         drawn = drawn if layers.is_exact else ()
     uses_model = layers is not None or any(tile.plan for tile in drawn)
-    known = [name for name in METADATA_NAMES if uses_model or name != COLOR_SET]
+    known = [name for name in METADATA_NAMES if name != SEAMS and (uses_model or name != COLOR_SET)]
+    is_lossy = layers is not None and not layers.is_exact and count > 1
+    seams = {SEAMS: b""} if is_lossy and draw(st.booleans()) else {}
     names = st.sampled_from(known) | st.from_regex(r"\A[a-z][A-Za-z0-9-]{0,9}\Z")
     return Container(
         mode=mode,
@@ -159,7 +162,7 @@ def containers(draw: st.DrawFn) -> Container:
         model=draw(st.binary(min_size=4, max_size=4)) if uses_model else bytes(4),
         pixel_crc=draw(st.integers(0, 2**32 - 1)),
         whole=whole,
-        metadata=draw(st.dictionaries(names, st.binary(max_size=200))),
+        metadata=draw(st.dictionaries(names, st.binary(max_size=200))) | seams,
         tiles=drawn,
         float_arithmetic=uses_model and draw(st.booleans()),
         layers=layers,

@@ -56,8 +56,8 @@ def test_the_corpus_is_whole():
     assert {part.is_exact for part in layers} == {True, False}
     assert {container.whole for container in containers} == {True, False}
     names = {name for container in containers for name in container.metadata}
-    known = {"Colors", "chunks", "dpi", "exif", "icc", "palette", "text", "transparency", "xmp"}
-    assert names == known | {"x-note"}
+    critical, described = {"Colors", "Seams"}, {"chunks", "dpi", "exif", "icc", "text", "xmp"}
+    assert names == critical | described | {"palette", "transparency", "x-note"}
     assert not any(container.float_arithmetic for container in containers)
 
 

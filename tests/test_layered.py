@@ -18,7 +18,7 @@ from PIL import Image
 from tiny import TIMESTEPS
 
 from diffcodec import decode, encode, iter_decode, load_model
-from diffcodec.codec import decoding, layered_encoding, previews, tiles
+from diffcodec.codec import decoding, descents, layered_encoding, tiles
 from diffcodec.container.parts import Tile
 from diffcodec.container.reader import FileReader, parse
 from diffcodec.container.writer import pack
@@ -257,7 +257,7 @@ def test_large_images_are_coded_alike_in_less_memory(
     monkeypatch.setattr(Model, "posterior_x", watched)
     assert encode(image, model, "fast", **options) == data
     before = len(asked)
-    monkeypatch.setattr(previews, "KEPT_BYTES", 0)
+    monkeypatch.setattr(descents, "KEPT_BYTES", 0)
     assert encode(image, model, "fast", **options) == data
     if "psnr" in options:
         assert len(asked) - before > before  # what is not kept is asked for once more

@@ -153,7 +153,7 @@ noise = np.random.default_rng(0).integers(100, 140, (side, side, 3)).astype(np.u
 large = lambda image, *_: ("raw", bytes(1 << 24))
 with (
     mock.patch("diffcodec.codec.tiles.encode_fallback", large),
-    mock.patch("diffcodec.codec.previews.KEPT_BYTES", 0),  # as of a large image
+    mock.patch("diffcodec.codec.descents.KEPT_BYTES", 0),  # as of a large image
 ):
     data = encode(Image.fromarray(noise), model, "fast", timestep=timestep or None)
     decode(data, model=model)

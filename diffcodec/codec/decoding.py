@@ -9,7 +9,8 @@ from PIL import Image
 from diffcodec.arrays import Array
 from diffcodec.codec.arguments import FileLike, file_source, opened
 from diffcodec.codec.batches import count_evaluations, progress_bar, run
-from diffcodec.codec.jobs import EXACT, Job, Part, View, chain_parts, decode_job, make_chain
+from diffcodec.codec.descents import Descents
+from diffcodec.codec.jobs import EXACT, Job, Part, View, chain_parts
 from diffcodec.codec.layered_decoding import decode_layers, iter_layers
 from diffcodec.codec.opening import OpenFile, open_file
 from diffcodec.codec.planes import check_pixels, color_set
@@ -101,7 +102,8 @@ def decode_finest(
     view = View(optional_integer("timestep", timestep) or 0, reconstruct, integer("seed", seed))
     check_scale(scale)
     with opened(data, in_parts=region is not None) as source:
-        file = open_file(source, model, progress, limits, device, region)
+        shows_preview = view.timestep > 0 or scale > 1
+        file = open_file(source, model, progress, limits, device, region, shows_preview)
         layers = file.container.layers
         if timestep is None:
             view = replace(view, timestep=_finest(file, scale))
@@ -155,7 +157,7 @@ def iter_decode(
 def decode_tiles(
     file: OpenFile,
     view: View = EXACT,
-    watch: Callable[[Part, Job[Array]], Job[Array]] = lambda part, job: job,
+    watch: Callable[[Part, Job[Array | None]], Job[Array | None]] = lambda part, job: job,
 ) -> Image.Image:
     """The image of a file without layers; ``watch`` wraps the jobs of its chains."""
     container, model, window = file.container, file.model, file.window
@@ -173,21 +175,15 @@ def decode_tiles(
     # Pasting needs the palette in place.
     apply_metadata(image, container.metadata, file.reader.limits)
     if model is not None:
-        colors = color_set(container)
-        jobs = (
-            watch(
-                part,
-                decode_job(
-                    model,
-                    make_chain(model, container.mode, part, colors),
-                    container.tiles[part.index],
-                    view,
-                ),
-            )
-            for part in parts
-        )
         with progress_bar(count_evaluations(parts, model), file.progress) as bar:
+            colors = color_set(container)
+            tiles = Descents(model, container.mode, parts, bar, colors, boxes=window.boxes)
+            jobs = (
+                watch(part, tiles.land(part, container.tiles[part.index], view)) for part in parts
+            )
             paste_chains(image, parts, run(jobs, parts, model, bar), model.color)
+            if view.timestep:
+                tiles.show_landed(image, view)
     if not container.whole:
         wanted = window.boxes.items()
         paste_fallbacks(image, ((box, container.tiles[index]) for index, box in wanted))

@@ -185,19 +185,16 @@ def encode_job(
 
 
 def decode_job(
-    model: Model, chain: TileChain, tile: Tile, view: View = EXACT
-) -> Job[Float64[Array, "3 height width"]]:
-    """What a chain tile shows, in the colour domain."""
+    model: Model, chain: TileChain, tile: Tile, timestep: int = 0
+) -> Job[Float64[Array, "3 height width"] | Descent]:
+    """A chain tile at a timestep; its exact x in the colour domain if its plan has no such one."""
     words = np.frombuffer(tile.payload, "<u4") if len(tile.payload) % 4 == 0 else np.zeros(0)
     with decoding(model, chain.tile):
         if tile.preview:
             descent = Descent(chain)
-            yield from descent.decode_layer(tile.preview_payload, tile.preview, view.timestep)
-            if view.timestep >= tile.preview:
-                return (yield from descent.continued(view.reconstruct, view.seed))
+            yield from descent.decode_layer(tile.preview_payload, tile.preview, timestep)
+            if timestep >= tile.preview:
+                return descent
             chain = descent.below()
-        x = yield from decode_tile(chain, words.astype(np.uint32), tile.seed_words, view.timestep)
-        if view.timestep and view.reconstruct != "mean":
-            descent = Descent(chain, view.timestep)
-            x = yield from descent.continued(view.reconstruct, view.seed)
-    return x
+        x = yield from decode_tile(chain, words.astype(np.uint32), tile.seed_words, timestep)
+    return Descent(chain, timestep) if timestep and timestep in chain.z else x

@@ -12,7 +12,7 @@ from diffcodec.codec.jobs import EXACT, View
 from diffcodec.codec.opening import OpenFile
 from diffcodec.codec.planes import check_pixels, color_set
 from diffcodec.codec.previews import Previews
-from diffcodec.container.parts import Layers
+from diffcodec.container.parts import SEAMS, Layers
 from diffcodec.errors import FormatError, UnsupportedError
 from diffcodec.images.metadata import apply_metadata
 
@@ -112,12 +112,15 @@ class _LayeredDescent:
 
     def shown(self) -> Image.Image:
         """What the layers show; at the end of a lossy file held against its checksum."""
+        container = self.file.container
         ends = self.timestep == _layers(self.file).stops[-1]
         if ends and self.file.window.is_whole:
-            image = self.previews.show()
-            check_pixels(image, self.file.container)
-        if self.view.reconstruct != "mean" or not (ends and self.file.window.is_whole):
-            image = self.previews.show(self.view)
+            image = self.previews.picture(seams=SEAMS in container.metadata)
+            check_pixels(image, container)
+        is_mean = self.view.reconstruct == "mean"
+        if not (is_mean and ends and self.file.window.is_whole):
+            seams = SEAMS in container.metadata or not (is_mean and ends)
+            image = self.previews.picture(self.view, seams)
         return self._with_metadata(image)
 
     def below_layers(self, view: View) -> Image.Image:

@@ -18,7 +18,7 @@ from diffcodec.codec.batches import progress_bar
 from diffcodec.codec.planes import coded_channels, colors_entry
 from diffcodec.codec.previews import Previews
 from diffcodec.codec.tiles import fallback_tiles, smaller_tile
-from diffcodec.container.parts import LEAST_PREVIEW, Container, Layers, Tile
+from diffcodec.container.parts import LEAST_PREVIEW, SEAMS, Container, Layers, Tile, tile_grid
 from diffcodec.container.writer import pack
 from diffcodec.diffusion.plan import Plan
 from diffcodec.errors import UnsupportedError
@@ -28,6 +28,7 @@ from diffcodec.images.modes import pixel_crc, psnr
 from diffcodec.models.model import Model
 
 LAYER_BYTES = 100  # of a layer at least, for each tile: a length and a CRC cost 6
+SHOWS_SEAMS = True  # in lossy files; those from before don't
 PREVIEW_SIGMA = 9.0  # grey levels: where previews end and bits-back coding is cheaper
 _Steps = list[list[Bits]]  # by timestep from T down, then by tile
 
@@ -122,12 +123,17 @@ class _File:
             model=self.model.info.id,
             pixel_crc=pixel_crc(last),
             whole=False,
-            metadata=get_metadata(self.source) | colors_entry(colors),
+            metadata=get_metadata(self.source) | colors_entry(colors) | self._seams_entry(),
             tiles=tuple(tiles),
             float_arithmetic=self.model.arithmetic == "float",
             layers=replace(layers, stops=(*layers.stops, 0)) if tiles else layers,
         )
         return pack(container)
+
+    def _seams_entry(self) -> dict[str, bytes]:
+        """That what a lossy file shows is seen across the borders of its tiles."""
+        shows = SHOWS_SEAMS and not self.target.exact and len(tile_grid(*self.source.size)) > 1
+        return {SEAMS: b""} if shows else {}
 
     def size(self, steps: _Steps) -> int:
         """Bytes down to the end of these steps; the 0 that says that tiles follow is one too."""
@@ -177,12 +183,12 @@ def _encode_steps(file: _File, previews: Previews, end: int) -> tuple[_Steps, Im
                 )
             return steps[:-1], shown
         if target.psnr is not None:
-            shown = previews.show()
+            shown = previews.picture(seams=SHOWS_SEAMS)
             quality = psnr(shown, source)
             if quality >= target.psnr:
                 return steps, shown
         elif not target.exact and (target.bpp is not None or previews.timestep == end):
-            shown = previews.show()
+            shown = previews.picture(seams=SHOWS_SEAMS)
     if target.psnr is not None:
         raise UnsupportedError(
             f"{target.psnr} dB: timestep {end}, the last, has {quality:.2f}; give less, or code "

@@ -6,6 +6,7 @@ from os import PathLike
 from typing import BinaryIO
 
 from diffcodec.codec.estimates import check_memory
+from diffcodec.codec.seams import MARGIN
 from diffcodec.codec.windows import Window, find_window
 from diffcodec.container.parts import Container
 from diffcodec.container.reader import FileReader
@@ -45,17 +46,20 @@ def open_file(
     limits: Limits,
     device: str | None = None,
     region: Sequence[int] | None = None,
+    shows_preview: bool = False,
 ) -> OpenFile:
     """Read a file as far as its first layer, or whole if it has none; of a region only its tiles.
 
-    Until then no claim of the header is to be trusted.
+    Of a preview these are also those beside it, which are seen along their borders. Until then no
+    claim of the header is to be trusted.
 
     Raises:
         DiffcodecError: see :func:`diffcodec.decode`.
     """
     check_limits(limits)
     reader = FileReader(source, limits)
-    window = find_window(reader.container, region)
+    seams = shows_preview or not reader.container.has_tiles
+    window = find_window(reader.container, region, MARGIN if seams else 0)
     if not window.is_whole:
         reader.wanted = window.boxes
     if reader.container.layers is None:

@@ -15,9 +15,11 @@ from diffcodec.codec.estimates import check_memory
 from diffcodec.codec.jobs import Job, Part, decode_job, decoding, make_chain
 from diffcodec.codec.opening import find_model
 from diffcodec.codec.planes import check_pixels, color_set
+from diffcodec.codec.seams import Seam, Strips, paste_seam
 from diffcodec.codec.tiles import paste_chains, paste_fallbacks
+from diffcodec.coding.chain import TileChain
 from diffcodec.coding.top_down import Descent
-from diffcodec.container.parts import Box
+from diffcodec.container.parts import SEAMS, Box, Tile
 from diffcodec.container.primitives import read_stream
 from diffcodec.container.salvage import Damage, Salvage, salvage
 from diffcodec.errors import UnsupportedError
@@ -78,10 +80,7 @@ def recover(
     apply_metadata(image, container.metadata, limits)
     if container.uses_model:
         used = find_model(container, model, device)
-        parts = list(_chain_parts(found))
-        jobs = (_decode(used, found, part) for part in parts)
-        with progress_bar(count_evaluations(parts, used), progress) as bar:
-            paste_chains(image, parts, run(jobs, parts, used, bar), used.color)
+        _paste_chains(image, found, used, progress)
     paste_fallbacks(image, zip(container.boxes(), found.tiles, strict=False))
     boxes = {part.tile: part.box for part in found.damage if part.box is not None}
     if flag("fill", fill) and boxes:
@@ -94,6 +93,23 @@ def recover(
     if all(damage.tile is None for damage in found.damage):
         check_pixels(image, container)
     return Recovered(image, found.damage)
+
+
+def _paste_chains(image: Image.Image, found: Salvage, model: Model, progress: bool) -> None:
+    """Put the tiles that are chains in their places, as far down as they go."""
+    parts, tiles = list(_chain_parts(found)), dict(enumerate(found.container.boxes()))
+    strips, ends = Strips(tiles), dict[int, int]()  # the timesteps of tiles that show previews
+    jobs = (_decode(model, found, part, strips, ends) for part in parts)
+
+    def ends_at(timestep: int, seam: Seam) -> list[int]:
+        return [index for index in seam.tiles if ends.get(index) == timestep]
+
+    with progress_bar(count_evaluations(parts, model), progress) as bar:
+        paste_chains(image, parts, run(jobs, parts, model, bar), model.color)
+        if found.damage or SEAMS in found.container.metadata:
+            for t, seam, p in strips.seen(model, bar, lambda t, seam: bool(ends_at(t, seam))):
+                for index in ends_at(t, seam):
+                    paste_seam(image, seam, p.mean, model.color, tiles[index])
 
 
 def _fill(image: Image.Image, boxes: Sequence[Box], model: Model) -> None:
@@ -123,13 +139,15 @@ def _chain_parts(found: Salvage) -> Iterator[Part]:
             yield Part(plan, index, box, tile.draw if tile else 0)
 
 
-def _decode(model: Model, found: Salvage, part: Part) -> Job[Array | None]:
+def _decode(
+    model: Model, found: Salvage, part: Part, strips: Strips, ends: dict[int, int]
+) -> Job[Array | None]:
     """A tile as far down as it goes, in the colour domain; None where there is nothing of it."""
     mode, layers, colors = found.container.mode, found.container.layers, color_set(found.container)
     tile = found.tiles[part.index] if found.tiles else None
     if layers is None:
         assert tile is not None
-        return (yield from decode_job(model, make_chain(model, mode, part, colors), tile))
+        return (yield from _exact(model, make_chain(model, mode, part, colors), tile))
     descent = Descent(make_chain(model, mode, part, colors, layers.is_exact))
     for end, payloads in zip(layers.timesteps, found.payloads, strict=True):
         payload = payloads[part.index]
@@ -137,12 +155,20 @@ def _decode(model: Model, found: Salvage, part: Part) -> Job[Array | None]:
             break
         with decoding(model, part.index):
             yield from descent.decode_layer(payload, end)
+        strips.add(part, end, descent.z)
     if tile is not None and descent.timestep == layers.timesteps[-1]:
-        return (yield from decode_job(model, descent.below(), tile))
+        return (yield from _exact(model, descent.below(), tile))
     if descent.timestep > layers.timesteps[0]:
         return None
+    ends[part.index] = descent.timestep
     with decoding(model, part.index):
         return (yield from descent.mean())
+
+
+def _exact(model: Model, chain: TileChain, tile: Tile) -> Job[Array]:
+    x = yield from decode_job(model, chain, tile)
+    assert not isinstance(x, Descent)
+    return x
 
 
 def _checkerboard(mode: str, size: tuple[int, int]) -> Image.Image:

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import numpy as np
 from PIL import Image
 
 from diffcodec.arrays import Array
@@ -12,7 +11,8 @@ from diffcodec.codec.encoding import encode_part
 from diffcodec.codec.estimates import check_memory
 from diffcodec.codec.jobs import Job, Part, chain_parts, decoding
 from diffcodec.codec.opening import open_file
-from diffcodec.codec.planes import coded_channels, color_set, paste
+from diffcodec.codec.planes import coded_channels, color_set, image_of
+from diffcodec.codec.seams import Strips, paste_seam
 from diffcodec.coding.chain import Request
 from diffcodec.container.parts import Container
 from diffcodec.container.reader import parse
@@ -44,10 +44,11 @@ def decode_timesteps(
     file = open_file(data, model, progress, limits, device)
     container, used = file.container, file.model
     timesteps = last_timestep(chain_parts(container), used)
-    check_memory(container, limits, 2 * timesteps)  # each also by its tiles
+    check_memory(container, limits, 6 * timesteps)  # each also by its tiles, and z at their borders
     seen: dict[int, list[tuple[Part, Image.Image]]] = {}
+    strips = Strips(dict(enumerate(container.boxes())))
 
-    def watch(part: Part, job: Job[Array]) -> Job[Array]:
+    def watch(part: Part, job: Job[Array | None]) -> Job[Array | None]:
         assert used is not None
         coded = coded_channels(container.mode, used.color)
         with decoding(used, part.index):
@@ -55,15 +56,15 @@ def decode_timesteps(
             while True:
                 answer = yield request
                 if isinstance(request, Request):  # of a whole z_t
-                    shown = Image.new(container.mode, (part.box.width, part.box.height))
-                    x = np.zeros(answer.mean.shape)  # channels that are known are zero
-                    x[:coded] = answer.mean[:coded]
-                    paste(shown, part.box._replace(left=0, top=0), x, used.color)
+                    strips.add(part, request.timestep, request.z)
+                    x = answer.mean.copy()
+                    x[coded:] = 0  # channels that are known are zero
+                    shown = image_of(x, container.mode, used.color)
                     seen.setdefault(request.timestep, []).append((part, shown))
                 try:
                     request = job.send(answer)
                 except StopIteration as stop:
-                    exact: Array = stop.value
+                    exact: Array | None = stop.value
                     return exact
 
     exact = decode_tiles(file, watch=watch)
@@ -73,6 +74,10 @@ def decode_timesteps(
         for part, shown in seen[timestep]:
             image.paste(shown, (part.box.left, part.box.top))
         images.insert(0, (timestep, image))
+    if used is not None:
+        of_timestep = dict(images)
+        for timestep, seam, p in strips.seen(used, progress_bar(0, False)):
+            paste_seam(of_timestep[timestep], seam, p.mean, used.color)
     return images
 
 

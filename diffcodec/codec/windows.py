@@ -45,8 +45,8 @@ class Window:
         return frame.crop((left, top, left + self.region.width, top + self.region.height))
 
 
-def find_window(container: Container, region: Sequence[int] | None) -> Window:
-    """The tiles that a region of an image takes, or all of them.
+def find_window(container: Container, region: Sequence[int] | None, margin: int = 0) -> Window:
+    """The tiles that a region of an image takes with a margin around it, or all of them.
 
     Raises:
         UnsupportedError: if it is none within the image.
@@ -57,10 +57,10 @@ def find_window(container: Container, region: Sequence[int] | None) -> Window:
     touched = {
         index: tile
         for index, tile in enumerate(container.boxes())
-        if tile.left < box.left + box.width
-        and box.left < tile.left + tile.width
-        and tile.top < box.top + box.height
-        and box.top < tile.top + tile.height
+        if tile.left < box.left + box.width + margin
+        and box.left - margin < tile.left + tile.width
+        and tile.top < box.top + box.height + margin
+        and box.top - margin < tile.top + tile.height
     }
     first, last = touched[min(touched)], touched[max(touched)]
     frame = Box(

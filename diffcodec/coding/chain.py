@@ -146,6 +146,11 @@ class TileChain:
             self._answered = self.z[t], (yield Request(self.z[t], t))
         return self._answered[1]
 
+    def amend(self, posterior: Posterior) -> None:
+        """Take another for the answer to what was asked last."""
+        assert self._answered is not None
+        self._answered = self._answered[0], posterior
+
     def phase_parameters(
         self, timestep: int, number: int, is_step: bool
     ) -> Generator[Asked, Answer, PhaseParameters]:

@@ -48,6 +48,19 @@ class Transition(NamedTuple):
     excess: Array  # W
 
 
+class Piece(NamedTuple):
+    """What is known better of the posterior of x in a part of a tile.
+
+    Attributes:
+        where: rows and columns.
+        mean, variance: of it.
+    """
+
+    where: tuple[slice, slice]
+    mean: Array
+    variance: Array
+
+
 class Descent:
     """A tile on its way down: z of the last timestep done, and what the model answered to it.
 
@@ -88,6 +101,14 @@ class Descent:
         """The posterior mean of x given z_t, [3, height, width]."""
         posterior = yield from self.posterior()
         return self._with_known(posterior.mean[: self.chain.coded], 0)
+
+    def amend(self, pieces: Sequence[Piece]) -> Generator[Asked, Answer, None]:
+        """Go on from a posterior of which parts are known better; not what either side codes by."""
+        posterior = yield from self.posterior()
+        mean, variance = posterior.mean.copy(), posterior.variance.copy()
+        for piece in pieces:
+            mean[:, *piece.where], variance[:, *piece.where] = piece.mean, piece.variance
+        self.chain.amend(posterior._replace(mean=mean, variance=variance))
 
     def encode_step(self, x: Float64[Array, "3 height width"]) -> Generator[Asked, Answer, Bits]:
         """One timestep down.
@@ -182,37 +203,44 @@ class Descent:
     def _with_known(self, coded: Array, timestep: int) -> Array:
         return np.concatenate([coded, self.chain.known_channels(timestep)])
 
-    def continued(self, how: str, seed: int = 0) -> Generator[Asked, Answer, Array]:
-        """What a decoder may show of x at z_t, without further bits, [3, height, width].
+    def lowest(self, how: str) -> int:
+        """The timestep down to which :meth:`go_on` leads without further bits.
 
         Args:
-            how: "mean", the posterior mean; "perceptual", the mean after the first steps of the
-                flow, sharper for little error; "flow", its continuation by the probability-flow ODE
-                down to z_1, ``z_s = xhat + (sigma_s / sigma_t) (z_t - xhat)`` (DDIM, eta = 0);
-                "sample", by ancestral sampling of p(z_s | z_t).
+            how: "mean", nowhere; "perceptual", the first steps of the flow, sharper for little
+                error; "flow", the probability-flow ODE, or "sample", ancestral sampling, down to
+                z_1.
+        """
+        # z_1 of an exact file in phases is no noise around x, but a lattice's
+        end = 2 if self.chain.phased and self.chain.around_first else 1
+        steps = {"mean": 0, "perceptual": PERCEPTUAL_STEPS}.get(how, self.timestep)
+        return max(min(end, self.timestep), self.timestep - steps)
+
+    def go_on(self, how: str, seed: int = 0) -> Generator[Asked, Answer, None]:
+        """A timestep down by what the decoder knows at z_t.
+
+        By the flow, ``z_s = xhat + (sigma_s / sigma_t) (z_t - xhat)`` (DDIM, eta = 0), or by a
+        sample of p(z_s | z_t).
+
+        Args:
+            how: see :meth:`lowest`.
             seed: of the sample.
         """
-        chain = self.chain
+        chain, s = self.chain, self.timestep - 1
         coded = (chain.coded, *chain.shape[1:])
-        # z_1 of an exact file in phases is no noise around x, but a lattice's
-        lowest = 2 if chain.phased and chain.around_first else 1
-        end = max(lowest, self.timestep - PERCEPTUAL_STEPS) if how == "perceptual" else lowest
-        while how != "mean" and self.timestep > end:
-            s = self.timestep - 1
-            if how == "sample":
-                noise = randomness.reconstruction_normals(seed, chain.tile, s, coded)
+        if how == "sample":
+            noise = randomness.reconstruction_normals(seed, chain.tile, s, coded)
 
-                def draw(key: int, part: Part, p: Transition, noise: Array = noise) -> Array:
-                    return p.mean + np.sqrt(p.variance + p.excess) * noise[part]
+            def draw(key: int, part: Part, p: Transition) -> Array:
+                return p.mean + np.sqrt(p.variance + p.excess) * noise[part]
 
-                yield from self._descend(draw)
-                continue
-            mean = (yield from self.posterior()).mean
-            sigma_s, sigma_t = (level.sigma for level in chain.levels[s - 1 : s + 1])
-            r = (sigma_s * sigma_s) / (sigma_t * sigma_t)
-            z = mean + np.sqrt(r) * (self.z - mean)
-            self._arrive(self._with_known(z[: chain.coded], s))
-        return (yield from self.mean())
+            yield from self._descend(draw)
+            return
+        mean = (yield from self.posterior()).mean
+        sigma_s, sigma_t = (level.sigma for level in chain.levels[s - 1 : s + 1])
+        r = (sigma_s * sigma_s) / (sigma_t * sigma_t)
+        z = mean + np.sqrt(r) * (self.z - mean)
+        self._arrive(self._with_known(z[: chain.coded], s))
 
 
 def encode_below_preview(

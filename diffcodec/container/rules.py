@@ -14,6 +14,7 @@ from diffcodec.container.parts import (
     MODES,
     MOST_DRAW,
     PLAN_NAMES,
+    SEAMS,
     Container,
     Tile,
     tile_count,
@@ -99,14 +100,27 @@ def check_container(container: Container) -> None:
             raise FormatError("the file names a model that no tile uses, expected 4 zero bytes")
         if container.float_arithmetic:
             raise FormatError("the file names float arithmetic, but no tile is a chain")
-        if COLOR_SET in container.metadata:
-            raise FormatError("the file has a set of colours, but no tile is a chain")
+    _check_entries(container)
     has_marks = any(tile.marks for tile in container.tiles)
     for index, tile in enumerate(container.tiles):
         where = f"tile {index + 1} of {count}"
         check_tile(tile, where, container)
         if has_marks and tile.plan and not tile.marks:
             raise FormatError(f"{where} has no step marks, but other tiles have")
+
+
+def _check_entries(container: Container) -> None:
+    """Refuse entries of the metadata that say what the rest of the file cannot be."""
+    layers, metadata = container.layers, container.metadata
+    if COLOR_SET in metadata and not container.uses_model:
+        raise FormatError("the file has a set of colours, but no tile is a chain")
+    if SEAMS in metadata:
+        count = tile_count(container.width, container.height, container.whole)
+        if layers is None or layers.is_exact or count < 2 or metadata[SEAMS]:
+            raise FormatError(
+                f"the file has seams ({len(metadata[SEAMS])} bytes) and {count} tiles, expected "
+                "none, or layers alone of two tiles or more"
+            )
 
 
 def check_tile(tile: Tile, where: str, container: Container) -> None:
