@@ -67,7 +67,7 @@ def decode(data, model):
     mode = MODES[flags & 7]
     width, height = file.varint(), file.varint()
     identity, checksum = file.take(4), file.u32()
-    colors, shows_seams = read_metadata(file, mode) if flags & 32 else (None, False)
+    colors, shows_seams, share = read_metadata(file, mode) if flags & 32 else (None, False, 65536)
     plan, stops = None, []
     if flags & 8:
         plan = PLANS[file.u8() - 16]
@@ -96,7 +96,8 @@ def decode(data, model):
             ends = [stop for stop in stops if stop]
             chain = Chain(model, plan, mode, tile, size, colors=colors, exact=not stops[-1])
             layers = [contents[tile] for contents in sections[: len(ends)]]
-            above = chain.descend(layers, ends)
+            assert not (stops[-1] == 0 and share < 65536)
+            above = chain.descend(layers, ends, share)
             if stops[-1]:
                 paste(out, mode, chain.to_samples(chain.network(above, ends[-1])[0]), left, top)
                 z[:, top:bottom, left:right], last = above, chain
@@ -159,7 +160,7 @@ def seams(xs, ys):
 
 def read_metadata(file, mode):
     """Which colours can occur, if the file tells, and whether it shows seams."""
-    colors, shows_seams = None, False
+    colors, shows_seams, share = None, False, 65536
     for _ in range(file.u8()):
         name = file.take(file.u8())
         value = file.take(file.varint())
@@ -168,6 +169,9 @@ def read_metadata(file, mode):
         elif name == b"Seams":
             assert not value
             shows_seams = True
+        elif name == b"End":
+            share = int.from_bytes(value, "little")
+            assert len(value) == 2 and share
         elif name in (b"chunks", b"text"):
             chunks = Bytes(zlib.decompress(value))
             while rest := chunks.rest():
@@ -178,7 +182,7 @@ def read_metadata(file, mode):
                 chunks = Bytes(rest[8 + length :])
         else:
             assert chr(name[0]).islower()
-    return colors, shows_seams
+    return colors, shows_seams, share
 
 
 def color_set(value, channels):
@@ -481,12 +485,20 @@ class Chain:
 
     # by relative entropy coding
 
-    def descend(self, layers, ends):
-        """z of the last end."""
+    def descend(self, layers, ends, share=65536):
+        """z of the last end, of the last step to which there is a share."""
         c, z, t, stretch = slice(0, self.coded), np.zeros(self.shape), self.top + 1, 0
         for layer, end in zip(layers, ends, strict=True):
             bits = Bits(layer)
             while t > end:
+                rows = [self.shape[1]]
+                if self.model.phases and t <= self.top:
+                    rows = [
+                        len(range(row, self.shape[1], 2))
+                        for row, column in PHASES
+                        if column < self.shape[2]
+                    ]
+                self.left = sum(rows) * (share if t - 1 == ends[-1] else 65536) // 65536
                 if self.model.phases and t <= self.top:
                     t -= 1
                     z, stretch = self.descend_in_phases(bits, z, t, stretch)
@@ -506,11 +518,22 @@ class Chain:
                     narrow = np.broadcast_to(s * s, z[c].shape)
                     q, w = narrow, w + (q - narrow)
                 t -= 1
-                step = Step(self.tile, t, q.ravel(), w.ravel())
-                sample, stretch = step.read(bits, stretch)
-                z = self.with_known(p.ravel() + sample, t)
+                p, stretch = self.first_rows(t, p, q, w, bits, stretch)
+                z = self.with_known(p, t)
             assert len(bits.bits) - bits.at < 8 and not any(bits.bits[bits.at :])
         return z
+
+    def first_rows(self, key, mean, q, w, bits, stretch):
+        """A part of z whose first rows are read, and the others are their mean."""
+        rows = min(self.left, mean.shape[1])
+        self.left -= rows
+        if not rows:
+            return mean, stretch
+        step = Step(self.tile, key, q[:, :rows].ravel(), w[:, :rows].ravel())
+        sample, stretch = step.read(bits, stretch)
+        part = mean.copy()
+        part[:, :rows] += sample.reshape(part[:, :rows].shape)
+        return part, stretch
 
     # by the stack
 
@@ -714,9 +737,8 @@ class Chain:
                 narrow = s * s * (1 - s * s / (high * high))
                 q, w = narrow, w + (q - narrow)
             q = np.broadcast_to(q, mean.shape)
-            step = Step(self.tile, key * 65536 + t, q.ravel(), w.ravel())
-            sample, stretch = step.read(bits, stretch)
-            return (mean.ravel() + sample).reshape(mean.shape)
+            read, stretch = self.first_rows(key * 65536 + t, mean, q, w, bits, stretch)
+            return read
 
         def sample(number, where, xhat, v):
             c = where[0]

@@ -22,6 +22,7 @@ from diffcodec.container.parts import (
     CHAIN_MODES,
     CODERS,
     COLOR_SET,
+    END,
     METADATA_NAMES,
     MODES,
     MOST_DRAW,
@@ -151,9 +152,15 @@ def containers(draw: st.DrawFn) -> Container:
         layers = replace(layers, payloads=tuple(payloads))
         drawn = drawn if layers.is_exact else ()
     uses_model = layers is not None or any(tile.plan for tile in drawn)
-    known = [name for name in METADATA_NAMES if name != SEAMS and (uses_model or name != COLOR_SET)]
-    is_lossy = layers is not None and not layers.is_exact and count > 1
-    seams = {SEAMS: b""} if is_lossy and draw(st.booleans()) else {}
+    known = [
+        name
+        for name in METADATA_NAMES
+        if name not in (END, SEAMS) and (uses_model or name != COLOR_SET)
+    ]
+    ends = {}
+    if layers is not None and not layers.is_exact:
+        ends |= {SEAMS: b""} if count > 1 and draw(st.booleans()) else {}
+        ends |= {END: draw(st.integers(1, 65535)).to_bytes(2)} if draw(st.booleans()) else {}
     names = st.sampled_from(known) | st.from_regex(r"\A[a-z][A-Za-z0-9-]{0,9}\Z")
     return Container(
         mode=mode,
@@ -162,7 +169,7 @@ def containers(draw: st.DrawFn) -> Container:
         model=draw(st.binary(min_size=4, max_size=4)) if uses_model else bytes(4),
         pixel_crc=draw(st.integers(0, 2**32 - 1)),
         whole=whole,
-        metadata=draw(st.dictionaries(names, st.binary(max_size=200))) | seams,
+        metadata=draw(st.dictionaries(names, st.binary(max_size=200))) | ends,
         tiles=drawn,
         float_arithmetic=uses_model and draw(st.booleans()),
         layers=layers,

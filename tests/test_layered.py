@@ -7,6 +7,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,7 +20,7 @@ from tiny import TIMESTEPS
 
 from diffcodec import decode, encode, iter_decode, load_model
 from diffcodec.codec import decoding, descents, layered_encoding, tiles
-from diffcodec.container.parts import Tile
+from diffcodec.container.parts import END, Tile
 from diffcodec.container.reader import FileReader, parse
 from diffcodec.container.writer import pack
 from diffcodec.errors import (
@@ -104,28 +105,44 @@ def test_the_image_comes_nearer(model: Model) -> None:
     assert found[0] > found[1] + 10
 
 
+def whole_timesteps(image: Image.Image, model: Model) -> list[tuple[int, float, bytes]]:
+    """Sizes and qualities of files that end with a timestep, the smallest first, and the files."""
+    files = [encode(image, model, "fast", timestep=t) for t in range(LAST, 0, -1)]
+    return [(len(data), psnr(decode(data, model=model), image), data) for data in files]
+
+
 def test_a_rate(model: Model) -> None:
+    """Within a timestep, where more of it shows."""
     image = smooth((40, 32))
-    sizes = {t: len(encode(image, model, "fast", timestep=t)) for t in range(1, LAST + 1)}
-    for t in range(1, LAST):
-        bpp = 8 * sizes[t] / (40 * 32)
-        assert len(encode(image, model, "fast", bpp=bpp)) == sizes[t]
-        assert len(encode(image, model, "fast", bpp=bpp - 1e-9)) == sizes[t + 1]
-    least = 8 * sizes[LAST] / (40 * 32)
-    assert encode(image, model, "fast", bpp=least) == encode(image, model, "fast", timestep=LAST)
+    files = whole_timesteps(image, model)
+    uses = []
+    for (less, quality, _), (more, _, data) in pairwise(files):
+        assert encode(image, model, "fast", bpp=8 * more / (40 * 32)) == data
+        for size in ((2 * less + more) // 3, (less + more) // 2, more - 1):
+            found = encode(image, model, "fast", bpp=8 * size / (40 * 32))
+            assert len(found) <= size
+            if END in parse(found).metadata:
+                uses.append(len(found) / size)
+                assert psnr(decode(found, model=model), image) > quality
+            else:
+                assert len(found) == less
+    assert len(uses) >= 3 and min(uses) > 0.95  # of 32 rows a step
     with pytest.raises(UnsupportedError, match="the first timestep alone takes"):
-        encode(image, model, "fast", bpp=least - 1e-9)
+        encode(image, model, "fast", bpp=8 * 30 / (40 * 32))
 
 
 def test_a_quality(model: Model) -> None:
     image = smooth((40, 32))
-    files = {t: encode(image, model, "fast", timestep=t) for t in range(1, LAST + 1)}
-    qualities = {t: psnr(decode(data, model=model), image) for t, data in files.items()}
-    for quality in (5.0, qualities[2] - 1e-9, qualities[1] - 1e-9):
-        t = max(t for t, q in qualities.items() if q >= quality)
-        assert encode(image, model, "fast", psnr=quality) == files[t]
+    files = whole_timesteps(image, model)
+    (less, low, _), (more, high, data) = next(
+        pair for pair in pairwise(files) if pair[1][1] > pair[0][1] + 1
+    )
+    assert encode(image, model, "fast", psnr=high - 1e-9) == data
+    found = encode(image, model, "fast", psnr=(low + high) / 2)
+    assert less < len(found) < more and END in parse(found).metadata
+    assert 0 <= psnr(decode(found, model=model), image) - (low + high) / 2 <= 0.1
     with pytest.raises(UnsupportedError, match="without loss"):
-        encode(image, model, "fast", psnr=max(qualities.values()) + 1e-6)
+        encode(image, model, "fast", psnr=max(quality for _, quality, _ in files) + 1e-6)
 
 
 @pytest.mark.parametrize(

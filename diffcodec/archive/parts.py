@@ -6,7 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from diffcodec.container.header import read_metadata
-from diffcodec.container.parts import CHAIN_MODES, CODERS, COLOR_SET, MODES, PLAN_NAMES, SEAMS, Tile
+from diffcodec.container.parts import (
+    CHAIN_MODES,
+    CODERS,
+    COLOR_SET,
+    END,
+    MODES,
+    PLAN_NAMES,
+    SEAMS,
+    Tile,
+)
 from diffcodec.container.primitives import WORD_BYTES, ByteReader, coder_of, mode_of, varint
 from diffcodec.container.rules import check_metadata
 from diffcodec.container.writer import pack_metadata
@@ -211,8 +220,8 @@ def _check_shared(group: SharedGroup) -> None:
         check_metadata(metadata)
         if COLOR_SET in metadata:
             raise FormatError("colours of one image of a group, expected of all")
-        if SEAMS in metadata:
-            raise FormatError("seams of an image of a group, expected none")
+        if SEAMS in metadata or END in metadata:
+            raise FormatError("seams or an end of an image of a group, expected none")
     if len(group.payload) % WORD_BYTES or bool(group.chains) != bool(group.payload):
         raise FormatError(
             f"a group of {len(group.chains)} chains has {len(group.payload)} bytes of words"

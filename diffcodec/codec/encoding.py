@@ -66,8 +66,8 @@ def encode(
         plan: "fast", "default" or "best", from few network evaluations per tile to many.
         progress: show a bar on a terminal when it takes over two seconds.
         timestep: stop at z_t. With ``progressive`` this and the next two say where previews end.
-        bpp: stop at the last timestep of no more bits per pixel, the whole file counted.
-        psnr: stop at the first timestep of at least so many dB.
+        bpp: stop at no more bits per pixel, the whole file counted; within a timestep if lossy.
+        psnr: stop where it is at least so many dB; within a timestep if lossy.
         progressive: previews first, then the exact image.
         previews: the timesteps that the file can be cut at, instead of about every 1.5 dB.
         draws: code each tile so many times, by other shared randomness each, and keep the smallest.

@@ -10,8 +10,9 @@ from tqdm import tqdm
 from diffcodec.codec.batches import progress_bar
 from diffcodec.codec.jobs import EXACT, View
 from diffcodec.codec.opening import OpenFile
-from diffcodec.codec.planes import check_pixels, color_set
+from diffcodec.codec.planes import check_pixels, color_set, last_share
 from diffcodec.codec.previews import Previews
+from diffcodec.coding.top_down import WHOLE
 from diffcodec.container.parts import SEAMS, Layers
 from diffcodec.errors import FormatError, UnsupportedError
 from diffcodec.images.metadata import apply_metadata
@@ -108,7 +109,8 @@ class _LayeredDescent:
         """Go down by the layer that was read last, but not below a timestep."""
         layers = _layers(self.file)
         end = layers.timesteps[len(layers.payloads) - 1]
-        self.previews.decode_layer(layers.payloads[-1], end, wanted)
+        share = last_share(self.file.container) if end == layers.stops[-1] else WHOLE
+        self.previews.decode_layer(layers.payloads[-1], end, wanted, share)
 
     def shown(self) -> Image.Image:
         """What the layers show; at the end of a lossy file held against its checksum."""

@@ -18,7 +18,8 @@ from diffcodec.codec.batches import progress_bar
 from diffcodec.codec.planes import coded_channels, colors_entry
 from diffcodec.codec.previews import Previews
 from diffcodec.codec.tiles import fallback_tiles, smaller_tile
-from diffcodec.container.parts import LEAST_PREVIEW, SEAMS, Container, Layers, Tile, tile_grid
+from diffcodec.coding.top_down import WHOLE
+from diffcodec.container.parts import END, LEAST_PREVIEW, SEAMS, Container, Layers, Tile, tile_grid
 from diffcodec.container.writer import pack
 from diffcodec.diffusion.plan import Plan
 from diffcodec.errors import UnsupportedError
@@ -28,6 +29,8 @@ from diffcodec.images.modes import pixel_crc, psnr
 from diffcodec.models.model import Model
 
 LAYER_BYTES = 100  # of a layer at least, for each tile: a length and a CRC cost 6
+TRIALS = 10  # of parts of a step
+LEAST_USE, MOST_OVER = 0.985, 0.05  # of a rate, and over a quality in dB: good enough
 SHOWS_SEAMS = True  # in lossy files; those from before don't
 PREVIEW_SIGMA = 9.0  # grey levels: where previews end and bits-back coding is cheaper
 _Steps = list[list[Bits]]  # by timestep from T down, then by tile
@@ -69,10 +72,10 @@ def encode_layers(
         colors = find_color_set(source) if target.exact and model.phased else None
         file = _File(source, model, plan, target, bar, colors)
         previews = file.begin()
-        steps, shown = _encode_steps(file, previews, end)
+        steps, shown, share = _encode_steps(file, previews, end)
         if target.exact:
             return file.pack(steps, source, file.rest(steps, previews))
-        return file.pack(steps, shown)
+        return file.pack(steps, shown, share=share)
 
 
 @dataclass(frozen=True)
@@ -106,13 +109,20 @@ class _File:
         stops = _stops(steps, plan, self.target.previews)
         return Layers(self.plan, stops, _payloads(steps, stops, len(plan.levels)))
 
-    def pack(self, steps: _Steps, last: Image.Image, tiles: Sequence[Tile] = ()) -> bytes:
+    def pack(
+        self,
+        steps: _Steps,
+        last: Image.Image,
+        tiles: Sequence[Tile] = (),
+        share: int = WHOLE,
+    ) -> bytes:
         """The bytes.
 
         Args:
             steps: of the layers.
             last: the image that the file ends with.
             tiles: that follow the layers.
+            share: how much of the last step there is.
         """
         layers = self.layers(steps)
         colors = self.colors if not tiles or any(tile.plan for tile in tiles) else None
@@ -123,21 +133,22 @@ class _File:
             model=self.model.info.id,
             pixel_crc=pixel_crc(last),
             whole=False,
-            metadata=get_metadata(self.source) | colors_entry(colors) | self._seams_entry(),
+            metadata=get_metadata(self.source) | colors_entry(colors) | self._entries(share),
             tiles=tuple(tiles),
             float_arithmetic=self.model.arithmetic == "float",
             layers=replace(layers, stops=(*layers.stops, 0)) if tiles else layers,
         )
         return pack(container)
 
-    def _seams_entry(self) -> dict[str, bytes]:
-        """That what a lossy file shows is seen across the borders of its tiles."""
+    def _entries(self, share: int) -> dict[str, bytes]:
+        """What the metadata of a lossy file say of its end."""
         shows = SHOWS_SEAMS and not self.target.exact and len(tile_grid(*self.source.size)) > 1
-        return {SEAMS: b""} if shows else {}
+        end = {END: share.to_bytes(2, "little")} if share < WHOLE else {}
+        return end | ({SEAMS: b""} if shows else {})
 
-    def size(self, steps: _Steps) -> int:
+    def size(self, steps: _Steps, share: int = WHOLE) -> int:
         """Bytes down to the end of these steps; the 0 that says that tiles follow is one too."""
-        return len(self.pack(steps, self.source)) + self.target.exact
+        return len(self.pack(steps, self.source, share=share)) + self.target.exact
 
     def rest(self, steps: _Steps, previews: Previews) -> list[Tile]:
         """The exact tiles below the steps; the previews may have come a step farther."""
@@ -156,10 +167,19 @@ class _File:
             ]
 
 
-def _encode_steps(file: _File, previews: Previews, end: int) -> tuple[_Steps, Image.Image]:
-    """The steps down to the target, and what the last of them shows.
+class _Coded(NamedTuple):
+    """Steps, what the last of them shows, and how much of that one there is.
 
-    The latter is the source where nobody asks for it.
+    What is shown is the source where nobody asks for it.
+    """
+
+    steps: _Steps
+    shown: Image.Image
+    share: int = WHOLE
+
+
+def _encode_steps(file: _File, previews: Previews, end: int) -> _Coded:
+    """The steps down to the target, the last of a lossy file as much as it takes.
 
     Args:
         file: that is to be.
@@ -171,30 +191,72 @@ def _encode_steps(file: _File, previews: Previews, end: int) -> tuple[_Steps, Im
     """
     source, target = file.source, file.target
     pixels = source.width * source.height
-    steps: _Steps = []
-    shown, quality = source, 0.0
+    coded, quality = _Coded([], source), 0.0
     while previews.timestep > end:
-        steps.append(previews.encode_step(source))
+        before = previews if target.exact or target.timestep is not None else previews.fork()
+        steps = [*coded.steps, previews.encode_step(source)]
         if target.bpp is not None and (bpp := 8 * file.size(steps) / pixels) > target.bpp:
-            if len(steps) == 1:
+            part = None if target.exact else _part_of_step(file, before, coded.steps)
+            if not (part or coded.steps):
                 raise UnsupportedError(
                     f"{target.bpp} bits per pixel: the first timestep alone takes {bpp:.4f}; give "
                     "more"
                 )
-            return steps[:-1], shown
+            return part or coded
+        coded = _Coded(steps, source)
+        if target.psnr is not None or not (
+            target.exact or (target.timestep is not None and previews.timestep > end)
+        ):
+            coded = coded._replace(shown=previews.picture(seams=SHOWS_SEAMS))
         if target.psnr is not None:
-            shown = previews.picture(seams=SHOWS_SEAMS)
-            quality = psnr(shown, source)
+            quality = psnr(coded.shown, source)
             if quality >= target.psnr:
-                return steps, shown
-        elif not target.exact and (target.bpp is not None or previews.timestep == end):
-            shown = previews.picture(seams=SHOWS_SEAMS)
+                part = None if target.exact else _part_of_step(file, before, steps[:-1])
+                return part or coded
     if target.psnr is not None:
         raise UnsupportedError(
             f"{target.psnr} dB: timestep {end}, the last, has {quality:.2f}; give less, or code "
             "the image without loss"
         )
-    return steps, shown
+    return coded
+
+
+def _part_of_step(file: _File, before: Previews, steps: _Steps) -> _Coded | None:
+    """As much of the next step as a rate has room for, or the least of it that has a quality.
+
+    Args:
+        file: that is to be, lossy.
+        before: the tiles before the step; they may go on from there.
+        steps: before it.
+
+    Returns:
+        None if no part of it does.
+    """
+    source, target = file.source, file.target
+    low, high, found = 0, WHOLE, None
+    for _ in range(TRIALS):
+        share, previews = (low + high) // 2, before.fork()
+        trial = _Coded([*steps, previews.encode_step(source, share)], source, share)
+        if target.bpp is not None:
+            used = 8 * file.size(trial.steps, share) / (source.width * source.height * target.bpp)
+            fits, is_more, is_near = used <= 1, used > 1, used > LEAST_USE
+        else:
+            assert target.psnr is not None
+            trial = trial._replace(shown=previews.picture(seams=SHOWS_SEAMS))
+            over = psnr(trial.shown, source) - target.psnr
+            fits, is_more, is_near = over >= 0, over >= 0, over < MOST_OVER
+        low, high = (low, share) if is_more else (share, high)
+        if fits:
+            found = trial, previews
+            if is_near:
+                break
+    if found is None:
+        return None
+    trial, previews = found
+    shown = previews.picture(seams=SHOWS_SEAMS)
+    if steps and psnr(shown, source) <= psnr(before.picture(seams=SHOWS_SEAMS), source):
+        return None
+    return trial._replace(shown=shown)
 
 
 def _check_target(target: Target, plan: Plan) -> int:

@@ -10,7 +10,8 @@ from PIL import Image
 from diffcodec.arrays import Array, Flags
 from diffcodec.coding.codecs import Allowed
 from diffcodec.coding.color_volume import MARGIN, ColorVolume
-from diffcodec.container.parts import CHAIN_MODES, COLOR_SET, MODES, Box, Container
+from diffcodec.coding.top_down import WHOLE
+from diffcodec.container.parts import CHAIN_MODES, COLOR_SET, END, MODES, Box, Container
 from diffcodec.diffusion.color import from_domain, to_domain
 from diffcodec.errors import CorruptError
 from diffcodec.images.color_sets import ColorSet
@@ -34,6 +35,11 @@ def color_set(container: Container) -> ColorSet | None:
     """
     data = container.metadata.get(COLOR_SET)
     return None if data is None else ColorSet.unpack(data, MODES[container.mode].channels)
+
+
+def last_share(container: Container) -> int:
+    """How much of the last step of its layers a file has, of ``WHOLE``."""
+    return int.from_bytes(container.metadata.get(END, b""), "little") or WHOLE
 
 
 def colors_entry(colors: ColorSet | None) -> dict[str, bytes]:

@@ -1,5 +1,6 @@
 """All tiles of an image on their way down."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from diffcodec.codec.jobs import EXACT, Job, Part, View, decoding, encode_job, e
 from diffcodec.codec.planes import integers
 from diffcodec.codec.tiles import paste_chains, paste_fallbacks
 from diffcodec.coding.bits_back import EncodedTile
-from diffcodec.coding.top_down import Descent
+from diffcodec.coding.top_down import WHOLE, Descent
 from diffcodec.container.parts import Box, Tile, tile_grid
 from diffcodec.images.color_sets import ColorSet
 from diffcodec.models.model import Model
@@ -55,24 +56,32 @@ class Previews(Descents):
         self.size = size
         self.timestep = len(model.plans[plan].levels) + 1  # of all tiles
 
-    def encode_step(self, source: Image.Image) -> list[Bits]:
-        """One timestep down: its bits by tile."""
+    def fork(self) -> "Previews":
+        """Others that go on from here by themselves."""
+        other = copy.copy(self)
+        other._descents = {index: each.fork() for index, each in self._descents.items()}
+        return other
+
+    def encode_step(self, source: Image.Image, share: int = WHOLE) -> list[Bits]:
+        """One timestep down, or a share of it: its bits by tile."""
 
         def job(part: Part, descent: Descent) -> Job[Bits]:
             x = integers(source, part.box, self.model.color).astype(np.float64)
             with encoding(self.model):
-                return (yield from descent.encode_step(x))
+                return (yield from descent.encode_step(x, share))
 
         bits = list(self.run(job))
         self.timestep -= 1
         return bits
 
-    def decode_layer(self, payloads: Sequence[bytes], end: int, timestep: int) -> None:
-        """Down to the end of a layer, or to a timestep above it."""
+    def decode_layer(
+        self, payloads: Sequence[bytes], end: int, timestep: int, share: int = WHOLE
+    ) -> None:
+        """Down to the end of a layer, of whose last step there is a share, or not so far."""
 
         def job(part: Part, descent: Descent) -> Job[None]:
             with decoding(self.model, part.index):
-                yield from descent.decode_layer(payloads[part.index], end, timestep)
+                yield from descent.decode_layer(payloads[part.index], end, timestep, share)
 
         list(self.run(job))
         self.timestep = max(end, timestep)

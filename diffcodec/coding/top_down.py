@@ -35,6 +35,7 @@ from diffcodec.container.parts import LEAST_PREVIEW
 from diffcodec.diffusion.color import channels
 from diffcodec.diffusion.process import LOG2_E, p_excess, q_posterior
 
+WHOLE = 1 << 16  # of a step
 PART_BITS = 16  # from where on the number of a part stands in the key of its randomness
 
 
@@ -46,6 +47,13 @@ class Transition(NamedTuple):
     mean: Array
     variance: Array  # Q
     excess: Array  # W
+
+    def first(self, rows: int) -> "Transition":
+        """Of the first rows."""
+        z, mean, variance, excess = (
+            field[..., :rows, :] for field in (self.z, self.mean, self.variance, self.excess)
+        )
+        return Transition(z, self.noise, mean, variance, excess)
 
 
 class Piece(NamedTuple):
@@ -110,11 +118,21 @@ class Descent:
             mean[:, *piece.where], variance[:, *piece.where] = piece.mean, piece.variance
         self.chain.amend(posterior._replace(mean=mean, variance=variance))
 
-    def encode_step(self, x: Float64[Array, "3 height width"]) -> Generator[Asked, Answer, Bits]:
+    def fork(self) -> "Descent":
+        """Another one that goes on from here by itself; what the model has answered is shared."""
+        other = copy.copy(self)
+        other.chain, other._encoder = copy.copy(self.chain), copy.copy(self._encoder)
+        other.chain.z = dict(self.chain.z)
+        return other
+
+    def encode_step(
+        self, x: Float64[Array, "3 height width"], share: int = WHOLE
+    ) -> Generator[Asked, Answer, Bits]:
         """One timestep down.
 
         Args:
             x: integers of the colour domain.
+            share: how much of it is sent, of ``WHOLE``.
 
         Raises:
             ValueError: if the model's numbers are out of range.
@@ -123,15 +141,16 @@ class Descent:
         self._encoder.writer = BitWriter()
 
         def send(key: int, part: Part, p: Transition) -> Array:
-            q_mean = q_posterior(given[part], p.z, *p.noise).mean
+            rows = p.mean.shape[-2]
+            q_mean = q_posterior(given[part][..., :rows, :], p.z, *p.noise).mean
             fields = (a.ravel() for a in (q_mean, p.mean, p.variance, p.excess))
             return self._encoder.encode_step(key, *fields)
 
-        yield from self._descend(send)
+        yield from self._descend(send, share)
         return self._encoder.writer.bits()
 
     def decode_layer(
-        self, data: bytes, end: int, timestep: int = 0
+        self, data: bytes, end: int, timestep: int = 0, share: int = WHOLE
     ) -> Generator[Asked, Answer, None]:
         """Down to a timestep by a layer.
 
@@ -139,6 +158,7 @@ class Descent:
             data: of the layer.
             end: the timestep that it reaches.
             timestep: where to stop, if that is above the end.
+            share: how much of its last step was sent, of ``WHOLE``.
 
         Raises:
             ValueError: if it cannot be what the encoder wrote.
@@ -150,22 +170,33 @@ class Descent:
             return self._decoder.decode_step(key, *fields)
 
         while self.timestep > max(end, timestep):
-            yield from self._descend(receive)
+            yield from self._descend(receive, share if self.timestep - 1 == end else WHOLE)
         if self.timestep == end and (reader.left >= 8 or reader.read(reader.left).any()):
             raise ValueError("bits are left over")
 
     def _descend(
-        self, sample: Callable[[int, Part, Transition], Array]
+        self, sample: Callable[[int, Part, Transition], Array], share: int = WHOLE
     ) -> Generator[Asked, Answer, None]:
-        """One timestep down, part by part, each by a sample that both sides agree on."""
+        """One timestep down, part by part, each by a sample that both sides agree on.
+
+        Of a share of it the first rows of all parts are sampled. The others are what is expected of
+        them, which tells the model nothing of x that z_t does not.
+        """
         chain, s = self.chain, self.timestep - 1
         step: Step = PhasedReverse(s) if chain.phased else Reverse(s)
         if s == len(chain.levels):
             step = Prior(s)
         z = chain.z[s] = self._with_known(np.zeros((chain.coded, *chain.shape[1:])), s)
-        for number, part in enumerate(step.parts(chain)):
+        parts = step.parts(chain)
+        left = sum(z[part].shape[-2] for part in parts) * share // WHOLE
+        for number, part in enumerate(parts):
             p = yield from self._transition(step, part)
-            z[part] = sample(number << PART_BITS | s, part, p).reshape(p.mean.shape)
+            z[part] = p.mean
+            if rows := min(left, p.mean.shape[-2]):
+                left -= rows
+                p = p.first(rows)
+                sampled = sample(number << PART_BITS | s, part, p)
+                z[part][..., :rows, :] = sampled.reshape(p.mean.shape)
         self._arrive(z)
 
     def _transition(self, step: Step, part: Part) -> Generator[Asked, Answer, Transition]:

@@ -11,8 +11,21 @@ MAGIC = b"\x89DFC"
 VERSION = 1
 COLOR_SET = "Colors"  # the metadata entry that tells which colours can occur
 SEAMS = "Seams"  # the one that says that a lossy image is seen across the borders of its tiles
+END = "End"  # the one that says how much of its last step a lossy file has
 METADATA_NAMES = (
-    *(COLOR_SET, SEAMS, "chunks", "dpi", "exif", "icc", "palette", "text", "transparency", "xmp"),
+    *(
+        COLOR_SET,
+        END,
+        SEAMS,
+        "chunks",
+        "dpi",
+        "exif",
+        "icc",
+        "palette",
+        "text",
+        "transparency",
+        "xmp",
+    ),
 )
 TILE_SIDE = 512
 MOST_DRAW = 255  # of the shared randomness, beyond the first
