@@ -229,8 +229,8 @@ def emulated_gpu(proves=False):
         if not proves:
             for name in ("check_products", "check_agreement"):
                 stack.enter_context(mock.patch.object(model, name, lambda *_: None))
-        model._load.cache_clear()
-        stack.callback(model._load.cache_clear)
-        stack.callback(products_work.cache_clear)
+        for cached in (model._load, products_work):
+            cached.cache_clear()
+            stack.callback(cached.cache_clear)
         stack.enter_context(gpu)
         yield gpu

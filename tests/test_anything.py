@@ -116,6 +116,7 @@ ARCHIVE = {
 }
 
 
+@settings(max_examples=15)
 @given(st.sampled_from(["r", "a", "x"]) | ANYTHING, some(ARCHIVE), ANYTHING, NUMBERS | ANYTHING)
 def test_open_archive_of_anything(model, folder, mode, options, junk, which):
     with suppress(*ALLOWED):

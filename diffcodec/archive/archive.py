@@ -18,6 +18,7 @@ from diffcodec.errors import DiffcodecError, UnsupportedError
 from diffcodec.limits import DEFAULT_LIMITS, Limits
 from diffcodec.models.file import DEFAULT_MODEL, file_id, model_path
 from diffcodec.system.files import write_file
+from diffcodec.values import check_limits
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -236,9 +237,11 @@ def open_archive(
     Raises:
         DiffcodecError: there is no such file, it is no archive, or damaged; another mode; the file
             cannot be made, or is there already.
+        TypeError: the limits are none.
     """
     if mode not in MODES:
         raise UnsupportedError(f"mode {mode!r}: expected one of {MODES}")
+    check_limits(limits)
     options: dict[str, Any] = {"plan": plan, "group": group, "strip": strip, "limits": limits}
     options |= {"device": device, "executor": executor, "jobs": jobs}
     options["model"] = DEFAULT_MODEL if model is None and mode != "r" else model

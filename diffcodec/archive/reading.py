@@ -20,6 +20,7 @@ from diffcodec.archive.records import (
 )
 from diffcodec.errors import CorruptError, ModelMismatchError
 from diffcodec.limits import DEFAULT_LIMITS, Limits
+from diffcodec.values import integer
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -120,6 +121,7 @@ class ArchiveReader:
 
         Raises:
             IndexError, KeyError: there is none.
+            TypeError: it is neither a number nor a name.
         """
         if isinstance(which, str):
             with self._lock:
@@ -130,9 +132,10 @@ class ArchiveReader:
                 if which not in self._numbers:
                     raise KeyError(f"no image {which!r} in the archive of {len(self)}")
                 return self._numbers[which]
-        if not -len(self) <= which < len(self):
-            raise IndexError(f"no image {which} in the archive of {len(self)}")
-        return int(which) % len(self)
+        found = integer("which", which)
+        if not -len(self) <= found < len(self):
+            raise IndexError(f"no image {found} in the archive of {len(self)}")
+        return found % len(self)
 
     def entry(self, which: int | str) -> Entry:
         """Name, label, mode and size of an image, without decoding it."""

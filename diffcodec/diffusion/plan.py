@@ -7,6 +7,7 @@ from itertools import pairwise
 from diffcodec.diffusion.quantiser import first_sigma
 
 QUANTISERS = range(2, 17, 2)  # M of luma that a first level may have
+LATTICE_IN_PHASES = 2.2
 LARGEST_NUMBER = 1e12  # of a plan; far above what any schedule comes to
 PREVIEW_RATIO = math.sqrt(2)  # of the noise of two previews, about 1.5 dB
 
@@ -100,6 +101,11 @@ def shipped_plan(*levels: float) -> Plan:
     return Plan(levels, falling_lattices(len(levels)))
 
 
+def plan_in_phases(*levels: float) -> Plan:
+    """A plan of levels with the same lattice at all: x, which goes first, fills the stack."""
+    return Plan(levels, (LATTICE_IN_PHASES,) * (len(levels) - 1))
+
+
 def plans_from(quantiser: int) -> dict[str, Plan]:
     """Plans of a model that is new: ``PLANS``, or such as suit a coarser first level in phases.
 
@@ -109,9 +115,9 @@ def plans_from(quantiser: int) -> dict[str, Plan]:
         return PLANS
     first = first_sigma(quantiser)
     return {
-        "fast": shipped_plan(first, *(first * ratio for ratio in (4, 11, 40, 150))),
-        "default": shipped_plan(first, *(first * ratio for ratio in (4, 8, 17, 48, 175))),
-        "best": shipped_plan(
+        "fast": plan_in_phases(first, *(first * ratio for ratio in (4, 11, 40, 150))),
+        "default": plan_in_phases(first, *(first * ratio for ratio in (4, 8, 17, 48, 175))),
+        "best": plan_in_phases(
             first, *(first * ratio for ratio in (3, 4.5, 6.3, 9, 12, 18, 26, 44, 83, 220))
         ),
         "lossy": shipped_plan(first_sigma(4), *PLANS["default"].levels[2:]),
