@@ -148,7 +148,10 @@ def _read_shared(reader: ByteReader, limits: Limits) -> SharedGroup:
             "pixels; raise the limit pixels if you trust the source"
         )
     return SharedGroup(  # read in the order of the record
-        *(mode, width, height, count),
+        mode=mode,
+        width=width,
+        height=height,
+        count=count,
         pixel_crc=reader.u32("the checksum of the pixels"),
         model=reader.take(4, "the model's identity"),
         plan=coder_of(reader.u8("the plan of a group"), "plan of a group"),

@@ -163,8 +163,14 @@ class Descents:
     def _gone_on(self, view: View) -> "Descents":
         """The tiles farther down, by what the decoder knows alone."""
         others = Descents(
-            *(self.model, self.mode, self.parts, self.bar, self.colors, self.exact, self.encodes),
-            self.boxes,
+            model=self.model,
+            mode=self.mode,
+            parts=self.parts,
+            bar=self.bar,
+            colors=self.colors,
+            exact=self.exact,
+            encodes=self.encodes,
+            boxes=self.boxes,
         )
         ends = {}
         for part in self.parts:

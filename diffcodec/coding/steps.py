@@ -136,7 +136,8 @@ class Remainder(Step):
         lowest = chain.z[1] - (candidates - 1) / 2
         tables = [
             truncated_gaussian(
-                *((mean[c] - lowest[c]).ravel(), np.sqrt(variance[c]).ravel()),
+                (mean[c] - lowest[c]).ravel(),
+                np.sqrt(variance[c]).ravel(),
                 count=int(candidates[c].item()),
             )
             for c in range(0 if chain.allowed else part, part + 1)
@@ -231,10 +232,12 @@ class PhasedRemainder(PhasedChannels):
                 for field in (weights[0, c], means[0, c] + shift, log_scales[0, c])
             ]
             table = mixture_table(
-                *(logistics[0], logistics[1], logistics[2]),
-                (lowest[c] - 0.5 - fields.mean[c]).ravel(),
-                fields.unit[c].ravel(),
-                int(steps[c].item()),
+                weights=logistics[0],
+                means=logistics[1],
+                log_scales=logistics[2],
+                low=(lowest[c] - 0.5 - fields.mean[c]).ravel(),
+                unit=fields.unit[c].ravel(),
+                count=int(steps[c].item()),
             )
             tables.append(table)
             if c + 1 < end:

@@ -199,10 +199,9 @@ class IntegerLayers:
         steps1, steps2 = self._steps(name1, level), self._steps(name2, level)
         x = self._activate(name1, level, [h], (1 + scale1) * steps1, shift1 * steps1)
         factor = (1 + scale2) * steps2
-        x = self._activate(
-            *(name2, level, self._sums(name1, x)),
-            *(factor * (conv.scale * conv.units[level]), factor * conv.bias + shift2 * steps2),
-        )
+        offset = factor * conv.bias + shift2 * steps2
+        factor = factor * (conv.scale * conv.units[level])
+        x = self._activate(name2, level, self._sums(name1, x), factor, offset)
         return self._scaled(name2, level, self._sums(name2, x), h)
 
     def _sums(self, name: str, x: Sequence[Tensor]) -> list[Tensor]:
