@@ -177,17 +177,13 @@ class UNet(nn.Module):
         scales = scaling(s, self.data_std, torch.sqrt)
         out = F.pixel_shuffle(self.conv_out(features).float(), self.config.patch)
         field, log_ratio = out.chunk(2, 1)
-        xhat = self.mean_of_x(field, z, s, scales)
+        xhat = self.center + scales.c_skip * (z - self.center) + scales.c_out * field
         limit = LOG_VARIANCE_RANGE
         return xhat, scales.c_out**2 * torch.exp(limit * torch.tanh(log_ratio / limit))
 
     def noise_of(self, sigma: Float[Tensor, " batch"]) -> Float[Tensor, "batch 3 1 1"]:
         """Of each channel."""
         return sigma[:, None, None, None] * self.noise_multipliers
-
-    def mean_of_x(self, field: Images, z: Images, s: Tensor, scales: Scaling[Tensor]) -> Images:
-        """From the output field; s the noise of each channel."""
-        return self.center + scales.c_skip * (z - self.center) + scales.c_out * field
 
     def posterior_x(
         self, z: Images, sigma: Float[Tensor, " batch"], labels: Labels | None = None
