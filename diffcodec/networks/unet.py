@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from diffcodec.diffusion.color import DOMAINS
 from diffcodec.diffusion.process import predict_x_from_eps
 from diffcodec.networks.config import UNetConfig
-from diffcodec.networks.scaling import Scaling, c_noise, scaling
+from diffcodec.networks.scaling import c_noise, scaling
 
 Images = Float[Tensor, "batch 3 height width"]
 Labels = Int[Tensor, " batch"]
