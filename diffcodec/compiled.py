@@ -58,5 +58,5 @@ def by_threads(
 
 @lru_cache(maxsize=2)
 def _threads(process: int, count: int) -> ThreadPoolExecutor:
-    """Of a process: a fork has none of its parent's."""
+    """The threads of a process: a fork has none of its parent's."""
     return ThreadPoolExecutor(count, f"diffcodec-{process}")

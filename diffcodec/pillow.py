@@ -37,7 +37,7 @@ class DfcImageFile(ImageFile.ImageFile):
         self._mode, self._size = container.mode, (container.width, container.height)
 
     def load(self) -> Any:
-        """Decode it.
+        """Decode the image.
 
         Raises:
             OSError: it is damaged, or its model is not a shipped one.

@@ -31,7 +31,7 @@ def integer(name: str, value: Any) -> int:
 
 
 def optional_integer(name: str, value: Any) -> int | None:
-    """As :func:`integer`, or None."""
+    """The value as :func:`integer` takes it, or None."""
     return None if value is None else integer(name, value)
 
 

@@ -35,11 +35,11 @@ class DiffCodec(ArrayBytesCodec):
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
-        """From the metadata of an array."""
+        """The codec from the metadata of an array."""
         return cls(**data.get("configuration", {}))
 
     def to_dict(self) -> dict[str, Any]:
-        """As the metadata of an array hold it."""
+        """The codec as the metadata of an array hold it."""
         lossy = {} if self.psnr is None else {"psnr": self.psnr}
         configuration = {"model": str(self.model), "plan": self.plan} | lossy
         return {"name": "diffcodec", "configuration": configuration}
@@ -58,7 +58,7 @@ class DiffCodec(ArrayBytesCodec):
             )
 
     def compute_encoded_size(self, input_byte_length: int, _chunk_spec: Any) -> int:
-        """Not known beforehand."""
+        """Raise NotImplementedError: the size is not known beforehand."""
         raise NotImplementedError
 
     async def _encode_single(self, chunk_array: Any, chunk_spec: Any) -> Any:

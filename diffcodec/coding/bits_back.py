@@ -46,7 +46,7 @@ class EncodedTile(NamedTuple):
 
     @property
     def size(self) -> int:
-        """In bytes, with those that tell the draw and the preview."""
+        """The tile's size in bytes, with those that tell the draw and the preview."""
         told = (self.draw > 0) + (2 + (len(self.preview_payload) > 127)) * (self.preview > 0)
         return 4 * len(self.words) + len(self.preview_payload) + told
 

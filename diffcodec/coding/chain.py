@@ -123,13 +123,13 @@ class TileChain:
 
     @cached_property
     def dither(self) -> Float64[Array, "3 height width"]:
-        """Of the first level."""
+        """The dither of the first level."""
         steps = self.domain.quantiser_steps(self.plan.quantiser)
         return randomness.dither(self.tile, self.shape, steps, self.draw)
 
     @property
     def first_offset(self) -> Float64[Array, "3 height width"]:
-        """Of the lattice of z_1."""
+        """The offset of the lattice of z_1."""
         return (self.levels[0].spacing - 1) / 2 - self.dither
 
     def set_image(self, x: Float64[Array, "3 height width"]) -> None:
@@ -141,7 +141,7 @@ class TileChain:
         return dithered_quantise(x, self.dither, self.levels[0].spacing)[0]
 
     def posterior(self, t: int) -> Generator[Asked, Answer, Posterior]:
-        """Of x given z_t, by the model; asked once, however many codecs need it."""
+        """The posterior of x given z_t, by the model; asked once, however many codecs need it."""
         if self._answered is None or self._answered[0] is not self.z[t]:
             self._answered = self.z[t], (yield Request(self.z[t], t))
         return self._answered[1]
@@ -154,7 +154,7 @@ class TileChain:
     def phase_parameters(
         self, timestep: int, number: int, is_step: bool
     ) -> Generator[Asked, Answer, PhaseParameters]:
-        """Of a phase, given those before; asked once, however many codecs need it.
+        """The parameters of a phase, given those before; asked once, however many codecs need them.
 
         Args:
             timestep: of the variable that is coded, of which it lies in ``expected`` what is

@@ -120,7 +120,7 @@ def restricted(
 def _weights(
     tables: Sequence[Array], lowest: Array, x: Array, allowed: Allowed
 ) -> list[Float64[Array, " n"]]:
-    """Of each candidate of the last table: p of it and of what can occur before it; changes x.
+    """The last table's candidates' weights: p of each and of what can occur before it; changes x.
 
     Sums go over the candidates from the first, so that they are the same on every machine.
     """

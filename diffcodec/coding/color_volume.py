@@ -59,7 +59,7 @@ class ColorVolume(NamedTuple):
         return np.where(weights.any(axis=0), weights, own)
 
     def _share(self, tables: Sequence[Array], index: Integers, strides: Sequence[int]) -> Array:
-        """Of the candidates from an index on: the probability of those that can occur."""
+        """The probability of those candidates from an index on that can occur."""
         if not tables:
             return self.flags.ravel()[index].astype(np.float64)
         total = np.zeros(index.shape)

@@ -50,7 +50,7 @@ def logistic(t: Float64[Array, "*shape"]) -> Float64[Array, "*shape"]:
 
 
 def exponential(logarithm: Float64[Array, "*shape"]) -> Float64[Array, "*shape"]:
-    """exp of it, clipped to ``LOG_SCALES``, in 64ths."""
+    """exp of a logarithm that is clipped to ``LOG_SCALES`` and rounded to 64ths."""
     return _exponential(_EXPONENTIALS, logarithm, *LOG_SCALES)
 
 
@@ -119,7 +119,7 @@ def _fill(
     exp_scales: Array,
     logistics: Array,
 ) -> None:
-    """As :func:`_by_arrays`, sample by sample; the last three are the tables of this module."""
+    """Fill the table as :func:`_by_arrays`, by samples; the last three are this module's tables."""
     components, n = weights.shape
     share, inverse = np.empty(components), np.empty(components)
     least, most = -LOG_SCALES[1], -LOG_SCALES[0]

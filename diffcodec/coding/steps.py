@@ -80,7 +80,7 @@ class Step(ABC):
 
     @abstractmethod
     def codec(self, chain: TileChain, part: Part) -> Generator[Asked, Answer, Codec]:
-        """Of a part; a coroutine that yields what it asks of the model."""
+        """The codec of a part; a coroutine that yields what it asks of the model."""
 
     def parts(self, chain: TileChain) -> list[Part]:
         """What is coded at once, in the decoder's order."""
@@ -169,13 +169,13 @@ class PhasedStep(Step):
 
 
 class PhasedChannels(PhasedStep):
-    """One that codes channel by channel: every channel knows those before it in its pixels."""
+    """A phased step channel by channel: every channel knows those before it in its pixels."""
 
     @abstractmethod
     def phase_codec(
         self, chain: TileChain, fields: PhaseFields, where: tuple[slice, slice]
     ) -> Codec:
-        """Of a channel of the pixels of a phase."""
+        """The codec of a channel of the pixels of a phase."""
 
     def parts(self, chain: TileChain) -> list[Part]:
         """See :meth:`Step.parts`."""
@@ -332,7 +332,7 @@ class PhasedReverse(PhasedStep):
     def refined(
         self, chain: TileChain, part: Part
     ) -> Generator[Asked, Answer, tuple[Array, Array, Array]]:
-        """Of a part the posterior of x that knows the phases before, and z_{t+1}."""
+        """The posterior of x in a part that knows the phases before, and z_{t+1} there."""
         parameters, (rows, columns) = yield from self.begin(chain, part)
         xhat, v, _ = yield from chain.posterior(self.timestep + 1)
         xhat, v, z = (f[:, rows, columns] for f in (xhat, v, chain.z[self.timestep + 1]))
@@ -394,7 +394,7 @@ def coding_steps(timesteps: int, preview: int = 0, phased: bool = False) -> list
 
 
 def reverse_step(t: int, phased: bool) -> Step:
-    """That of ``p(z_t | z_{t+1})``."""
+    """The step of ``p(z_t | z_{t+1})``."""
     if not phased:
         return Reverse(t)
     return PhasedFirst() if t == 1 else PhasedReverse(t)

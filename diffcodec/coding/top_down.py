@@ -49,7 +49,7 @@ class Transition(NamedTuple):
     excess: Array  # W
 
     def first(self, rows: int) -> "Transition":
-        """Of the first rows."""
+        """The transition of the first rows."""
         z, mean, variance, excess = (
             field[..., :rows, :] for field in (self.z, self.mean, self.variance, self.excess)
         )
@@ -85,7 +85,7 @@ class Descent:
         self._encoder, self._decoder = Encoder(chain.tile), Decoder(b"", chain.tile)
 
     def posterior(self) -> Generator[Asked, Answer, Posterior]:
-        """Of x given z_t, all channels; asked once."""
+        """The posterior of x given z_t, all channels; asked once."""
         return (yield from self.chain.posterior(self.timestep))
 
     def forget(self, chain: TileChain) -> None:
@@ -128,7 +128,7 @@ class Descent:
     def encode_step(
         self, x: Float64[Array, "3 height width"], share: int = WHOLE
     ) -> Generator[Asked, Answer, Bits]:
-        """One timestep down.
+        """Go one timestep down, and give the bits that tell it.
 
         Args:
             x: integers of the colour domain.
@@ -152,7 +152,7 @@ class Descent:
     def decode_layer(
         self, data: bytes, end: int, timestep: int = 0, share: int = WHOLE
     ) -> Generator[Asked, Answer, None]:
-        """Down to a timestep by a layer.
+        """Go down to a timestep by a layer.
 
         Args:
             data: of the layer.
@@ -177,7 +177,7 @@ class Descent:
     def _descend(
         self, sample: Callable[[int, Part, Transition], Array], share: int = WHOLE
     ) -> Generator[Asked, Answer, None]:
-        """One timestep down, part by part, each by a sample that both sides agree on.
+        """Go one timestep down, part by part, each by a sample that both sides agree on.
 
         Of a share of it the first rows of all parts are sampled. The others are what is expected of
         them, which tells the model nothing of x that z_t does not.
@@ -200,7 +200,7 @@ class Descent:
         self._arrive(z)
 
     def _transition(self, step: Step, part: Part) -> Generator[Asked, Answer, Transition]:
-        """Of a part of z_s."""
+        """The transition to a part of z_s."""
         chain, t, z = self.chain, self.timestep, self.z[part]
         which = part[0] if isinstance(part, tuple) else part  # channels
         sigma_s, first = (chain.levels[i].sigma[which] for i in (t - 2, 0))
@@ -226,7 +226,7 @@ class Descent:
         return Transition(z, noise, mean, np.broadcast_to(variance, mean.shape), excess)
 
     def _arrive(self, z: Array) -> None:
-        """At z_s, all channels."""
+        """Take z_s, all channels, for where the tile has come to."""
         self.chain.z.pop(self.timestep, None)
         self.timestep -= 1
         self.z = self.chain.z[self.timestep] = z

@@ -56,7 +56,7 @@ def describe(
 def _timesteps(
     container: Container, levels: Mapping[str, Sequence[float]]
 ) -> Iterator[dict[str, Any]]:
-    """For each timestep its noise level and the bits of all payloads that it takes.
+    """The noise level of each timestep, and the bits of all payloads that it takes.
 
     Tiles that are no chains have no timesteps; their bits count in full.
     """

@@ -1,4 +1,4 @@
-"""From the bytes, or a stream of them, to the parts."""
+"""The way from the bytes of a file, or a stream of them, to its parts."""
 
 from collections.abc import Collection
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""From the parts to the bytes."""
+"""The way from the parts of a file to its bytes."""
 
 import struct
 from collections.abc import Mapping

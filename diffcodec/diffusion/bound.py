@@ -97,7 +97,7 @@ class Quantiser(NamedTuple):
 
 
 def quantiser_of(domain: ColorDomain, quantiser: int, like: Tensor) -> Quantiser:
-    """That of M steps for luma; constants of the type and on the device of ``like``."""
+    """The quantiser of M steps for luma; constants of the type and on the device of ``like``."""
     steps = channels(domain.quantiser_steps(quantiser), like)
     return Quantiser(steps, ((steps * steps - 1) / 12).sqrt())
 

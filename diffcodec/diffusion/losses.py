@@ -65,7 +65,7 @@ class Share:
 
     @property
     def rows(self) -> slice:
-        """As an index into the batch."""
+        """The share as an index into the batch."""
         return slice(self.index, None, self.count)
 
     def size(self, end: int) -> int:
@@ -111,26 +111,26 @@ class NoisyImages:
 
     @property
     def noise(self) -> Float[Tensor, "images 3 1 1"]:
-        """Of each channel of each image above the first level."""
+        """The noise of each channel of each image above the first level."""
         return self.sigma[:, None, None, None] * channels(
             DOMAINS[self.color].noise_multipliers, self.z
         )
 
     def remainder_bits(self, xhat: Tensor, v: Tensor) -> Tensor:
-        """Of the images at the first level, by their posterior alone."""
+        """The bits of x given z_1 of the images at the first level, by their posterior alone."""
         a, steps = self.ends[0], self.first.steps
         most = max(DOMAINS[self.color].quantiser_steps(self.quantiser))
         fields = self.remainder[:a], self.z_1[:a], xhat[:a], v[:a]
         return remainder_bits(*fields, steps, most)
 
     def first_bits(self, xhat: Tensor, v: Tensor) -> Tensor:
-        """Of z_1 of the images at the second level, by the posterior of all images."""
+        """The bits of z_1 of the images at the second level, by the posterior of all images."""
         rows, (steps, sigma_1) = slice(*self.ends[:2]), self.first
         p = p_first(xhat[rows], v[rows], self.z[rows], sigma_1, self.noise[rows], steps)
         return discretized_gaussian_bits(self.z_1[rows], *p, steps)
 
     def step_bits(self, xhat: Tensor, v: Tensor, variance: str) -> Tensor:
-        """Of the images above the second level, by their posterior, the last of those given."""
+        """The bits of images above the second level, by their posterior, the last rows given."""
         rows, sigma_1 = slice(self.ends[1], None), self.first.sigma
         z_1, z, sigma_t = self.z_1[rows], self.z[rows], self.noise[rows]
         xhat, v = xhat[len(xhat) - len(z) :], v[len(v) - len(z) :]
@@ -330,7 +330,7 @@ def flow_matching_loss(
     variance: str = "learned",
     quantiser: int = 2,
 ) -> Float[Tensor, ""]:
-    """Flow matching's on the straight path (Lipman et al. 2023, eq. 23), its t uniform.
+    """Flow matching's loss on the straight path (Lipman et al. 2023, eq. 23), its t uniform.
 
     Squared error of the velocity ``eps - x``, with ``u = t / (1 - t)``: that of epsilon times
     ``(1 + u)^2``; see :func:`simple_loss`.

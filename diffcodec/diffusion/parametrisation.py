@@ -23,22 +23,22 @@ from diffcodec.diffusion.schedule import (
 
 
 def x_from_epsilon(x_t: Tensor, alpha: float, s: float, eps: Tensor) -> Tensor:
-    """From the noise (DDPM eq. 15): ``(x_t - s eps) / alpha``."""
+    """x_0 from the noise (DDPM eq. 15): ``(x_t - s eps) / alpha``."""
     return (x_t - s * eps) / alpha
 
 
 def x_from_x0(x_t: Tensor, alpha: float, s: float, x_0: Tensor) -> Tensor:
-    """From itself: EDM's denoiser D, whose scalings are its own (Karras et al. 2022, eq. 7)."""
+    """x_0 as it is: EDM's denoiser D, whose scalings are its own (Karras et al. 2022, eq. 7)."""
     return x_0
 
 
 def x_from_v(x_t: Tensor, alpha: float, s: float, v: Tensor) -> Tensor:
-    """From ``v = alpha eps - s x_0`` (Salimans and Ho 2022, section 4)."""
+    """x_0 from ``v = alpha eps - s x_0`` (Salimans and Ho 2022, section 4)."""
     return (alpha * x_t - s * v) / (alpha * alpha + s * s)
 
 
 def x_from_velocity(x_t: Tensor, alpha: float, s: float, velocity: Tensor) -> Tensor:
-    """From ``eps - x_0``, the slope of rectified flow's straight path (Liu et al. 2023, eq. 1).
+    """x_0 from ``eps - x_0``, the slope of rectified flow's straight path (Liu et al. 2023, eq. 1).
 
     Time runs from the image to the noise; a network that is trained the other way gives minus this.
     """
@@ -126,12 +126,12 @@ KINDS = ("variance-preserving", "variance-exploding", "straight")
 
 
 def discrete_path(levels: Array, kind: str = "variance-preserving") -> NoisePath:
-    """That of DDPM's timesteps, from their noise levels in grey levels."""
+    """The path of DDPM's timesteps, from their noise levels in grey levels."""
     return NoisePath(kind, tuple((levels / GREY_LEVELS_PER_UNIT).tolist()))
 
 
 def path_of_alphas(alphas_cumprod: Array) -> NoisePath:
-    """That of DDPM's timesteps, from their cumulative signal ``abar_t``."""
+    """The path of DDPM's timesteps, from their cumulative signal ``abar_t``."""
     return discrete_path(sigma_from_alphas_cumprod(alphas_cumprod))
 
 

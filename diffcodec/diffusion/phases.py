@@ -146,7 +146,7 @@ def told_planes(errors: Array, number: int, sigmas: tuple[float, float] | None =
 
 
 def mixture_parameters(components: int) -> int:
-    """Of a pixel: weights, means and log scales of each channel's logistics, and three shifts."""
+    """How many parameters a pixel has: weights, means, log scales by channel, and three shifts."""
     return 9 * components + 3
 
 
@@ -300,7 +300,7 @@ def first_bits(z_1: Images, predicted: Phased, steps: Tensor) -> Images:
 
 
 def clipped_exp(log_scales: Tensor) -> Tensor:
-    """exp of them, clipped to ``LOG_SCALES``."""
+    """exp of log scales, clipped to ``LOG_SCALES``."""
     return torch.exp(log_scales.clamp(*LOG_SCALES))
 
 
@@ -318,7 +318,7 @@ def refined_everywhere(
 
 
 def first_variance(scale: Numbers, steps: Numbers) -> Numbers:
-    """Of the density whose masses over bins of M make a variable of this standard deviation."""
+    """The variance of the density whose masses over bins of M have this standard deviation."""
     variance: Numbers = (scale * scale - steps * steps / 12).clip(min=steps * steps / 64)
     return variance
 

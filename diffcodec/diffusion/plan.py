@@ -64,7 +64,7 @@ class Plan:
 
 
 def phased_variable(plan: Plan, quantiser: int, timestep: int) -> int:
-    """By which networks a model in phases tells the variable of a timestep.
+    """Which networks of a model in phases tell the variable of a timestep.
 
     Args:
         plan: whose timestep it is.
@@ -83,7 +83,7 @@ def _are_positive(numbers: tuple[float, ...]) -> bool:
 
 
 def geometric_plan(timesteps: int, sigma_max: float = 600.0, quantiser: int = 2) -> Plan:
-    """From the noise of a quantiser a first jump of 2.5, then levels at constant ratio."""
+    """A plan from the noise of a quantiser by a jump of 2.5, then by levels at constant ratio."""
     from diffcodec.diffusion.schedule import geometric
 
     first = first_sigma(quantiser)
@@ -92,7 +92,7 @@ def geometric_plan(timesteps: int, sigma_max: float = 600.0, quantiser: int = 2)
 
 
 def falling_lattices(timesteps: int) -> tuple[float, ...]:
-    """Coarse at the bottom, where the stack is still empty, and finer the higher."""
+    """Lattices coarse at the bottom, where the stack is still empty, and finer the higher."""
     return tuple(3.1 - 1.3 * t / (timesteps - 1) for t in range(timesteps - 1))
 
 

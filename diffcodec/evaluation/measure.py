@@ -73,7 +73,7 @@ class Evaluation:
 
     @property
     def ode_bpd(self) -> float | None:
-        """Those of the ODE in bits per dimension."""
+        """The ODE's bits per dimension."""
         return None if self.ode_bits is None else self.ode_bits / self.dimensions
 
     def to_dict(self) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def webp_size(data: bytes) -> tuple[int, int]:
 
 
 def known_formats(data: bytes, formats: Sequence[str]) -> Iterator[str]:
-    """Those of the formats whose files begin so."""
+    """The formats, of those given, whose files begin so."""
     for name in formats:
         if name not in Image.OPEN:
             Image.init()

@@ -12,7 +12,7 @@ from diffcodec.models.model import Model, is_posterior
 
 
 def answer(model: Model, plan: Plan, requests: Sequence[Asked]) -> list[Answer]:
-    """Of a model to requests of one kind, by chains of one plan."""
+    """The answers of a model to requests of one kind, by chains of one plan."""
     method, arguments, answers = _question(model, plan, requests)
     return answers(getattr(model, method)(*arguments))
 

@@ -54,7 +54,7 @@ class ModelInfo:
     calibrated: dict[str, Any] | None = None
 
     def multiplications(self) -> dict[str, float]:
-        """Of the network for each pixel of a colour image, by the plans' names."""
+        """The network's multiplications for each pixel of a colour image, by the plans' names."""
         if self.network is None:
             return {}
         return {name: self.network.multiplications(plan) for name, plan in self.plans.items()}

@@ -143,7 +143,7 @@ def _coded_words() -> NDArray[np.uint32]:
 
 
 def _digest(*arrays: NDArray[np.generic]) -> str:
-    """Of the arrays' numbers in little-endian order."""
+    """The digest of the arrays' numbers in little-endian order."""
     sha = hashlib.sha256()
     for array in arrays:
         sha.update(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).tobytes())

@@ -177,7 +177,7 @@ class Model:
     def phase_parameters(
         self, which: int, sigma: float, number: int, shared: Tensor, told: NDArray[np.float64]
     ) -> NDArray[np.float32]:
-        """Of the distributions of a phase; see ``PhasedNetwork``.
+        """The parameters of the distributions of a phase; see ``PhasedNetwork``.
 
         Args:
             which: variable, as above.

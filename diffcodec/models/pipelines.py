@@ -178,7 +178,7 @@ def to_diffusers(model: Model) -> Any:
 
 
 def _betas(path: NoisePath) -> list[float]:
-    """DDPM's, of a path's noise."""
+    """DDPM's betas, of a path's noise."""
     abar = 1 / (1 + np.square(path.noise))
     before = np.concatenate([[1.0], abar[:-1]])
     betas: list[float] = (1 - abar / before).tolist()

@@ -5,7 +5,7 @@ import sys
 
 
 def _take_one_thread() -> None:
-    """In a forked child, if the parent has loaded torch.
+    """Have a forked child compute by one thread, if the parent has loaded torch.
 
     OpenMP's threads do not survive a fork, and a child that gives them work waits for ever. A
     single thread asks nothing of them, and codes the same bytes.

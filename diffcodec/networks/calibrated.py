@@ -62,7 +62,7 @@ class VarianceTable:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Of JSON's types."""
+        """The table as a dictionary of JSON's types."""
         return {name: getattr(self, name).tolist() for name in ("levels", "edges", "variances")}
 
     @staticmethod
@@ -86,7 +86,7 @@ def contrast(xhat: Field) -> Field:
 
 
 def classes_of(field: Field, edges: Array) -> Tensor:
-    """Between which edges each sample lies, 0 to classes - 1."""
+    """The class of each sample by the edges between which it lies, 0 to classes - 1."""
     limits = torch.from_numpy(edges).to(field.device)
     return (field[:, :, None] > limits[:, :, None, None]).sum(2)
 

@@ -62,7 +62,7 @@ class UNetConfig:
 
     @property
     def multiplications(self) -> float:
-        """Of its convolutions, for each pixel of the input."""
+        """The multiplications of its convolutions, for each pixel of the input."""
         c, total = self.channels, 9 * 15 * self.patch**2 * self.channels[0]  # the first, the last
         for i, (channels, blocks) in enumerate(zip(c, self.blocks, strict=True)):
             total += 2 * blocks * 2 * 9 * channels**2 / 4**i  # on the way down and up
@@ -97,11 +97,11 @@ class PhasesConfig:
             raise ValueError(f"{self}: expected 1 or more of each, and no fewer than 0 blocks")
 
     def channels_behind(self, unet: UNetConfig) -> int:
-        """Of each behind a U-Net."""
+        """The channels of each network behind a U-Net."""
         return max(1, self.channels // unet.patch)
 
     def multiplications(self, which: int, unet: UNetConfig) -> float:
-        """Of one variable's, behind a U-Net, for each pixel of the image."""
+        """The multiplications of one variable's networks behind a U-Net, for each pixel."""
         told, parameters = ((12, 9 * self.components + 3), (12, 9), (16, 6))[which]
         features = 4 * unet.channels[0] // unet.patch**2
         channels = self.channels_behind(unet)
@@ -180,7 +180,7 @@ class NetworkConfig:
 
     @property
     def classes(self) -> int:
-        """Of images that may have a label."""
+        """The number of classes of images that may have a label."""
         return self.main.classes
 
     @property
@@ -239,7 +239,7 @@ class NetworkConfig:
         return min(teller, len(self.experts) - 1)
 
     def multiplications(self, plan: Plan) -> float:
-        """Of all evaluations of a chain, for each pixel of a colour image."""
+        """The multiplications of all evaluations of a chain, for each pixel of a colour image."""
         total = 0.0
         if self.phases is None:
             for sigma in plan.levels:

@@ -136,7 +136,7 @@ class ConvertedNetwork:
         return _joined(mean, z, side), _joined(v, z, side)
 
     def _posterior(self, z: Field, sigma: float) -> tuple[Field, Field]:
-        """Of one image."""
+        """The posterior mean and variance of one image."""
         c = self.conversion
         u = sigma / c.scale
         alpha, s = c.path.factors(u)

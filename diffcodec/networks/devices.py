@@ -41,7 +41,7 @@ def find_device(name: str) -> torch.device:
 
 
 def describe_device(device: torch.device) -> str:
-    """Its name, for people."""
+    """The device's name, for people."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
@@ -93,7 +93,7 @@ class Arriving:
         self._event.record()
 
     def arrays(self) -> list[NDArray[Any]]:
-        """Theirs, waited for."""
+        """The tensors as arrays, waited for."""
         if self._event is not None:
             self._event.synchronize()
         return [tensor.numpy() for tensor in self._tensors]

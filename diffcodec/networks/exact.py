@@ -21,7 +21,7 @@ def largest_sum(weight: Tensor, low: float, high: float) -> float:
 
 
 def _sums_by_sign(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the positive and of the negative weights, by output channel."""
+    """The sums of the positive and of the negative weights, by output channel."""
     w = weight.flatten(1)
     return w.clamp_min(0).sum(1), -w.clamp_max(0).sum(1)
 

@@ -44,7 +44,7 @@ class ExpertDenoisers(nn.Module):
 
     @property
     def phased(self) -> "PhasedBits | None":
-        """Its code in phases, if it has one."""
+        """The network's code in phases, if it has one."""
         return PhasedBits(self.config, self) if self.phases else None
 
     def in_phases(
@@ -79,7 +79,7 @@ class ExpertDenoisers(nn.Module):
     def _told_by(
         self, teller: int, told: "Told", z: Images, sigma: Float[Tensor, " batch"]
     ) -> tuple[Phased, Images, Images]:
-        """As :meth:`in_phases`, by the networks of this number."""
+        """What :meth:`in_phases` gives, by the networks of this number."""
         which, variable, below = told
         unet = self.experts[self.config.expert_of(teller)]
         features = unet.features(z, sigma)
@@ -155,7 +155,7 @@ class Told(NamedTuple):
     below: Tensor | None = None
 
     def of(self, rows: Tensor) -> "Told":
-        """That of some images of the batch."""
+        """The variable of some images of the batch."""
         below = None if self.below is None else self.below[rows]
         return Told(self.which, self.variable[rows], below)
 

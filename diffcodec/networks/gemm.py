@@ -40,7 +40,7 @@ class GemmConv:
         self._matrix = by_columns(both.to(device))
 
     def sums(self, x: Tensor, stride: int = 1) -> Tensor:
-        """Of integers [batch, in, height, width], padded to their size if the stride is 1.
+        """The sums of integers [batch, in, height, width], padded to their size if the stride is 1.
 
         Exact where the sums of the integers are below 2^24.
         """
@@ -50,7 +50,7 @@ class GemmConv:
         return sums[0] if len(sums) == 1 else torch.cat(sums)
 
     def _sums(self, x: Tensor, stride: int) -> Tensor:
-        """Of images whose windows are in memory together."""
+        """The sums of images whose windows are in memory together."""
         images = F.pad(x, ((self._kernel - 1) // 2,) * 4).int().permute(0, 2, 3, 1)
         digits = torch.cat(signed_digits(images, self._input_digits))
         windows = digits.unfold(1, self._kernel, stride).unfold(2, self._kernel, stride)
@@ -71,7 +71,7 @@ class GemmConv:
 
     @property
     def _matrix_columns(self) -> int:
-        """Of one digit of the weight."""
+        """The matrix's columns for one digit of the weight."""
         return self._matrix.shape[1] // self._weight_digits
 
 
@@ -130,7 +130,7 @@ def _multiplies_bytes(device: torch.device) -> bool:
 
 
 def _is_exact(device: torch.device, kernel: int, stride: int) -> bool:
-    """For inputs of two digits and weights of three, whose products overflow on the way."""
+    """Whether sums are exact for inputs of two digits and weights of three: products overflow."""
     generator = torch.Generator().manual_seed(kernel)
     n_in, padding = 19, (kernel - 1) // 2
     few = torch.randint(-20, 21, (26, n_in, kernel, kernel), generator=generator)

@@ -33,7 +33,7 @@ class ByteConv:
         )
 
     def sums(self, digits: Sequence[Tensor]) -> list[Tensor]:
-        """Of integers, by their :func:`digits`, [batch, in, height, width], channels last.
+        """The sums of integers, by their :func:`digits`, [batch, in, height, width], channels last.
 
         Returns:
             Those of either digit, whose sum is exact where the sums of the integers and those of
@@ -44,7 +44,7 @@ class ByteConv:
         return [self.digit_sums(high, HIGH_ZERO, DIGIT), self.digit_sums(low, LOW_ZERO, 1)]
 
     def digit_sums(self, x: Tensor, zero: int, unit: int) -> Tensor:
-        """Of ``unit (x - zero)``, x uint8."""
+        """The sums of ``unit (x - zero)``, x uint8."""
         out: Tensor = torch.ops.onednn.qconv_pointwise(
             *(x, float(unit), zero, self._packed, self._scales, self._zeros, None),
             *([1, 1], self._padding, [1, 1], 1),

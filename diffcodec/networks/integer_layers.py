@@ -283,12 +283,12 @@ class IntegerLayers:
         return [each.view(n, height, width, c).permute(0, 3, 1, 2) for each in looked_up]
 
     def _silu_alone(self, name: str, level: int, h: Tensor) -> list[Tensor]:
-        """As :meth:`_activate`, of what is not scaled."""
+        """What :meth:`_activate` gives, of what is not scaled."""
         steps = np.full(h.shape[1], float(self._steps(name, level)))
         return self._activate(name, level, [h], steps, np.zeros(len(steps)))
 
     def _indices(self, u: Tensor, half: int) -> Tensor:
-        """Of a table's entries -half..half; overwrites u.
+        """The indices of a table's entries -half..half; overwrites u.
 
         One out of range, of what is no number, is an error on a CPU, but the end of a GPU's work.
         """
@@ -324,12 +324,12 @@ class IntegerLayers:
 
 
 def _added(parts: Sequence[Tensor]) -> Tensor:
-    """Their sum; overwrites the first of two."""
+    """The sum of parts; overwrites the first of two."""
     return parts[0] if len(parts) == 1 else parts[0].add_(parts[1])
 
 
 def _checked_names(outline: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
-    """Of the outline's convolutions, whose tensors are of its shapes.
+    """The names of the outline's convolutions, whose tensors are of its shapes.
 
     Raises:
         ValueError: if one is not.

@@ -52,7 +52,7 @@ class Phase(nn.Module):
         self.out = Conv(channels, parameters, 3, gain=0.0)
 
     def spread(self, components: int) -> "Phase":
-        """Itself, at the start with logistics beside each other, about as wide as the posterior."""
+        """The phase, its logistics at first beside each other and about as wide as the posterior."""
         with torch.no_grad():
             bias = self.out.bias[: 9 * components].view(3, 3, components)
             bias[:, 1] = torch.linspace(-0.3, 0.3, components)
@@ -90,7 +90,7 @@ class PhaseNetworks(nn.Module):
     def parameters_of(
         self, number: int, shared: HalfSize, told: Float[Tensor, "batch planes height width"]
     ) -> Parameters:
-        """Of a phase's distributions.
+        """The parameters of a phase's distributions.
 
         Args:
             number: of the phase.
@@ -128,7 +128,7 @@ class PhaseNetworks(nn.Module):
 
 
 def phase_networks(config: NetworkConfig) -> Sequence[PhaseNetworks]:
-    """For x behind the first expert, for z_1 behind the second, for z above behind the others."""
+    """The networks: x's behind the first expert, z_1's behind the second, others' behind the others."""
     networks, shape = [], config.phases
     if shape is not None:
         for teller in range(config.tellers):

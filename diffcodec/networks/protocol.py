@@ -57,7 +57,7 @@ class PosteriorNetwork(Protocol):
 
 
 class PhasedNetwork(PosteriorNetwork, Protocol):
-    """One that can also tell x given z_1, and z_s given z_t, in phases.
+    """A network that can also tell x given z_1, and z_s given z_t, in phases.
 
     See :mod:`diffcodec.diffusion.phases`. Plans begin at its quantiser's noise level.
     """

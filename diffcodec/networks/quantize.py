@@ -1,4 +1,4 @@
-"""From the trained float network to the integer one: post-training quantisation.
+"""The way from the trained float network to the integer one: post-training quantisation.
 
 Weights get a scale per output channel and are rounded one after another, each making up for the
 errors of those before (GPTQ, Frantar et al. 2022); the integer inputs of every convolution get as
@@ -172,7 +172,7 @@ def quantize_phases(
     generator = torch.Generator().manual_seed(0)
 
     def add_noise(z: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """From a noise level by channel to another."""
+        """Add the noise from a noise level by channel to another."""
         noise = torch.randn(z.shape, generator=generator).to(z.device)
         return q_sample(z, above(high, low), noise)
 

@@ -13,7 +13,7 @@ T = TypeVar("T", Tensor, Array)
 
 
 class Scaling(NamedTuple, Generic[T]):
-    """By channel: ``xhat = c_skip z + c_out F(z / total, c_noise)``, z centred."""
+    """The scalings by channel: ``xhat = c_skip z + c_out F(z / total, c_noise)``, z centred."""
 
     c_skip: T
     c_out: T

@@ -182,7 +182,7 @@ class UNet(nn.Module):
         return xhat, scales.c_out**2 * torch.exp(limit * torch.tanh(log_ratio / limit))
 
     def noise_of(self, sigma: Float[Tensor, " batch"]) -> Float[Tensor, "batch 3 1 1"]:
-        """Of each channel."""
+        """The noise of each channel."""
         return sigma[:, None, None, None] * self.noise_multipliers
 
     def posterior_x(

@@ -314,7 +314,7 @@ def lowest_bits(
     sigma: float,
     steps: Float[Tensor, "3 1 1"],
 ) -> Float[Tensor, "crops 3 height width"]:
-    """Those of x given z_1, at its noise level and of its M steps, a few crops at a time."""
+    """The bits of x given z_1, at its noise level and of its M steps, a few crops at a time."""
     if phased is not None:
         pairs = zip(x.split(BATCH), z_1.split(BATCH), strict=True)
         return torch.cat([phased.remainder_bits(*pair) for pair in pairs])
@@ -328,7 +328,7 @@ def first_bits(
     z_2: Float[Tensor, "crops 3 height width"],
     sigma: float,
 ) -> Float[Tensor, "crops 3 height width"]:
-    """Those of z_1 given z_2 at one noise level, a few crops at a time."""
+    """The bits of z_1 given z_2 at one noise level, a few crops at a time."""
     parts = [
         phased.first_bits(*pair, torch.full((len(pair[0]),), sigma, dtype=z_1.dtype))
         for pair in zip(z_1.split(BATCH), z_2.split(BATCH), strict=True)

@@ -115,7 +115,7 @@ class Denoiser:
         return xhat, v
 
     def noise_of(self, sigma: float, like: Tensor) -> Tensor:
-        """Of each channel, [3, 1, 1]."""
+        """The noise of each channel, [3, 1, 1]."""
         return sigma * channels(self.model.domain.noise_multipliers, like)
 
     def levels(self, steps: int | None = None, top: float = TOP_SIGMA) -> list[float]:

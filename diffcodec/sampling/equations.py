@@ -97,7 +97,7 @@ def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
 
 
 def _norm(field: Tensor) -> Tensor:
-    """Of each image, [images, 1, 1, 1]."""
+    """The norm of each image, [images, 1, 1, 1]."""
     norm: Tensor = (field * field).flatten(1).sum(1).sqrt()[:, None, None, None]
     return norm
 

@@ -78,7 +78,7 @@ def go_down(
 
 
 def _corrected(denoiser: Denoiser, z: Tensor, sigma: float, snr: float, noise: Tensor) -> Tensor:
-    """In coordinates where the noise of every channel is sigma."""
+    """z after a Langevin step in coordinates where the noise of every channel is sigma."""
     multipliers = denoiser.noise_of(1.0, z)
     gradient = score(denoiser(z, sigma)[0], z, sigma * multipliers) * multipliers
     return langevin_step(z / multipliers, gradient, snr, noise) * multipliers

@@ -149,7 +149,7 @@ def _temporary_name(process: int, token: str) -> str:
 
 
 def _status(source: str) -> os.stat_result | None:
-    """Of a file that an output is made from; a pipe has nothing to pass on."""
+    """The status of a file that an output is made from; a pipe has nothing to pass on."""
     try:
         status = Path(source).stat() if source != STANDARD else None
     except OSError:  # it has gone since it was read

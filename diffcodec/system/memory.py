@@ -36,7 +36,7 @@ def keep_freed_memory() -> None:
 
 
 class Heap:
-    """This process's, which may grow by so much over what it was left at the last time.
+    """This process's heap, which may grow by so much over what it was left at the last time.
 
     Args:
         is_ours: whether the process is, so that its memory may be given back.

@@ -81,7 +81,7 @@ class _Worker:
             self.connection.send(jobs)
 
     def outcome(self) -> Any:
-        """Of its first job, as it is done."""
+        """The outcome of its first job, as it is done."""
         try:
             return self.connection.recv()
         except (EOFError, ConnectionResetError):

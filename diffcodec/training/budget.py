@@ -28,7 +28,7 @@ class Budget:
         return max(0, round((self.end - time.monotonic()) / self.step_seconds))
 
     def note(self, steps: int, seconds: float) -> None:
-        """That the latest steps took so long."""
+        """Note that the latest steps took so long."""
         weight = min(1.0, steps / REMEMBERED_STEPS)
         self.step_seconds += weight * (seconds / steps - self.step_seconds)
 

@@ -16,7 +16,7 @@ Record = dict[str, Any]  # a line of the log
 
 
 def say(text: str) -> None:
-    """To standard error, above a progress bar. Where it cannot be written, that is no failure."""
+    """Write to standard error, above a progress bar. Where that cannot be, it is no failure."""
     with suppress(OSError):
         tqdm.write(text, sys.stderr)
         sys.stderr.flush()
@@ -60,7 +60,7 @@ class Log:
         self.bar.update()
 
     def set_steps(self, steps: int) -> None:
-        """How many it will be."""
+        """Tell the bar how many steps it will be."""
         self.bar.total = steps
 
     def write(self, record: Record) -> None:

@@ -50,7 +50,7 @@ class DeviceCrops:
         return self._images[places]
 
     def _places(self, crops: Sequence[Crop]) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
-        """Of the first byte of each crop, and from one plane, row and column to the next.
+        """The place of each crop's first byte, and the ways to the next plane, row and column.
 
         [4, crops, 1].
         """

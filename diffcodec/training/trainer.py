@@ -310,7 +310,7 @@ class Trainer(TrainingSteps):
 
 
 def _duration(seconds: float) -> str:
-    """For the eye."""
+    """The duration in words, for the eye."""
     for unit, length in (("hours", 3600), ("minutes", 60)):
         if seconds >= 1.5 * length:
             return f"{seconds / length:.2g} {unit}"

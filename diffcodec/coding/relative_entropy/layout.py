@@ -14,7 +14,7 @@ _LOG_STEPS = 4096
 
 
 def round30(values: Array) -> Array:
-    """To multiples of 2^-30, which every maths library agrees on."""
+    """Round to multiples of 2^-30, which every maths library agrees on."""
     rounded: Array = np.rint(values * 2.0**30) / 2.0**30
     return rounded
 

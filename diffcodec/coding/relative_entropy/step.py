@@ -89,7 +89,7 @@ class _Step:
         self.estimate[self.far] = self.weight * (self.width * (steps + 0.5 - self.dither))
 
     def stages(self, stretch: int) -> int:
-        """Of the path."""
+        """The number of the path's stages, by its stretch."""
         return self.trellis.stages(self.expected_bits * float(_STRETCHES[stretch + MOST_STRETCH]))
 
     def lay_out(self, stretch: int) -> tuple[Layout, Codebook]:

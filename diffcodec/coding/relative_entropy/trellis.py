@@ -38,11 +38,11 @@ class Trellis:
 
     @property
     def branches(self) -> int:
-        """Of a stage: the states, each with a further bit."""
+        """The branches of a stage: the states, each with a further bit."""
         return 2 << self.state_bits
 
     def stages(self, bits: float) -> int:
-        """Of a path that is worth so many bits."""
+        """The number of stages of a path that is worth so many bits."""
         return round(bits * self.rate + min(bits, START))
 
 
@@ -74,7 +74,7 @@ class Codebook:
         self.sequences = _NOISE[halves].reshape(sequences, trellis.branches)
 
     def noise(self, row: Int64[Integers, " n"], branch: Int64[Integers, " n"]) -> Int8[Int8s, " n"]:
-        """Elementwise."""
+        """The noise of each branch in its row, elementwise."""
         place = (branch + row // SEQUENCES) % self.trellis.branches
         noise: Int8s = self.sequences[row % SEQUENCES, place]
         return noise
