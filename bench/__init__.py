@@ -36,7 +36,7 @@ def no_color_sets() -> Iterator[None]:
 
 
 def evaluations(model: "Model", effort: str) -> int:
-    """Of the network for a tile: one for each timestep, two where it has self-ensemble."""
+    """Evaluations of the network for a tile: one a timestep, two where it has self-ensemble."""
     shape = model.info.network or NetworkConfig()
     return sum(2 if shape.ensemble_axes(sigma) else 1 for sigma in model.plans[effort].levels)
 

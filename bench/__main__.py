@@ -39,7 +39,7 @@ class Lazy(click.Group):
     """Loads a command's module when the command is run."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """In the order above."""
+        """The names of the commands, in the order above."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -50,7 +50,7 @@ class Lazy(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Without loading any."""
+        """Write the commands with what they are about, without loading any."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, about) for name, (_, about) in COMMANDS.items()])
 

@@ -39,7 +39,7 @@ MANY_STEPS, MANY_STEPS_CROPS = 250, 16
 
 
 def folder_name(variant: str) -> str:
-    """Of a variant's results."""
+    """The name of the folder of a variant's results."""
     return variant.replace(" ", "-").replace(",", "")
 
 
@@ -66,7 +66,7 @@ class DepthwiseBlock(ResidualBlock):
 
 
 class NormalisedBlock(ResidualBlock):
-    """With group normalisation before each activation, as in DDPM."""
+    """A residual block with group normalisation before each activation, as in DDPM."""
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """See :class:`ResidualBlock`."""
@@ -94,7 +94,7 @@ class ImageUNet(UNet):
 
 @dataclass(frozen=True)
 class Variant:
-    """What differs from the defaults."""
+    """A network and its training, by what differs from the defaults."""
 
     network: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
@@ -154,7 +154,7 @@ class MeasuredTrainer(Trainer):
     """Writes no model, so that any network will do."""
 
     def write_model(self, validation: dict[str, Any], final: bool = True) -> None:
-        """Nothing."""
+        """Write nothing."""
 
     @torch.inference_mode()
     def bound_of_many_steps(self) -> float:

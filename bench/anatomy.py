@@ -124,12 +124,12 @@ class MeasuredDescent(Descent):
 
 
 def channels_of(part: StepPart) -> int | slice:
-    """Of a part of a variable."""
+    """The channels of a part of a variable."""
     return part[0] if isinstance(part, tuple) else part
 
 
 def code_lengths(codec: Codec, values: Array) -> Array:
-    """What a codec pushes for each value, in bits."""
+    """The bits that a codec pushes for each value."""
     if isinstance(codec, Candidates):
         symbols = (values - codec.lowest).ravel().astype(int)
         picked = codec.table[np.arange(len(symbols)), symbols] / codec.table.sum(1)
@@ -149,7 +149,7 @@ def log_bin(centre: Array, width: Array) -> Array:
 
 
 def step_name(timestep: int, last: int) -> str:
-    """What the bits at a timestep buy."""
+    """The name of what the bits at a timestep buy."""
     if timestep == 0:
         return "remainder"
     return "prior" if timestep == last else f"z_{timestep}"

@@ -33,7 +33,7 @@ ZSTD_LEVEL = 19
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    """What it comes to, and the seconds of the processor that it takes."""
+    """What work comes to, and the seconds of the processor that it takes."""
     start = time.process_time()
     return work(), time.process_time() - start
 

@@ -61,7 +61,7 @@ SETTINGS = {
 
 
 def median_seconds(work: Callable[[], object]) -> float:
-    """Of a few runs, after one to warm up."""
+    """The median of a few runs, after one to warm up."""
     work()
     times = []
     for _ in range(REPEATS):

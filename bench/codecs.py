@@ -92,7 +92,7 @@ def _jpeg_xl(effort: int) -> Codec:
 
 
 def lossless_codecs() -> list[Codec]:
-    """Those at hand, weakest first."""
+    """The lossless codecs at hand, weakest first."""
     jpeg2000 = Codec(
         "jpeg2000",
         "JPEG 2000",
@@ -154,7 +154,7 @@ def _avif() -> Codec:
 
 
 def lossy_codecs() -> list[Codec]:
-    """Those at hand."""
+    """The lossy codecs at hand."""
     webp = Codec(
         "webp",
         "WebP",

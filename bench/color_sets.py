@@ -28,7 +28,7 @@ def described(colors: ColorSet | None) -> str:
 
 
 def shares(path: Path, reached: list[Flags]) -> list[float]:
-    """Of the pixels of an image, those in each of some tables of triples."""
+    """The share of an image's pixels that is in each of some tables of triples."""
     r, g, b = np.moveaxis(np.asarray(open_rgb(path)).astype(np.int64), -1, 0)
     colors, counts = np.unique(r << 16 | g << 8 | b, return_counts=True)
     return [float(counts[table[colors]].sum() / r.size) for table in reached]

@@ -205,7 +205,7 @@ def measure(
 
 
 def make_table(results: dict[int, dict[str, float]]) -> Table:
-    """As text, with the published figures."""
+    """The results as a table of text, with the published figures."""
     columns = ["steps done", "sigma", "DDPM: bits/dim", "RMSE", "ideal: bits/dim", "RMSE"]
     columns += ["files: payload, bits/dim", "whole, bits/dim", "RMSE"]
     lines = []

@@ -27,7 +27,7 @@ CIFAR_LOSSY_IMAGES = 200
 
 
 def run_examples(model: Model, quick: bool, out: Path) -> None:
-    """What needs no data but the repository's."""
+    """Run what needs no data but the repository's."""
     lossless.run(synthetic(), model, ("default",), False, False, out)
     lossless.run(dataset(EXAMPLES), model, ("default",), False, False, out)
     lossless.run(dataset(EXAMPLES, crop=32), model, EFFORTS, False, True, out)
@@ -36,7 +36,7 @@ def run_examples(model: Model, quick: bool, out: Path) -> None:
 
 
 def run_anatomy(model: Model, out: Path) -> None:
-    """Of a file without loss and one with previews, of the same square."""
+    """Dissect a file without loss and one with previews, of the same square."""
     photo = open_rgb(EXAMPLES / "kodim15.png").crop((300, 150, 428, 278))
     folder = out / "files"
     folder.mkdir(parents=True, exist_ok=True)

@@ -40,7 +40,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def crops() -> dict[str, Image.Image]:
-    """By a name that says where they are from."""
+    """The squares that are coded, by a name that says where they are from."""
     found = {}
     for name, left, top, side in CROPS:
         box = (left, top, left + side, top + side)

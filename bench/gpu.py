@@ -138,7 +138,7 @@ def check_images(device: str, images: int, model: str) -> Iterator[Row]:
 
 
 def find_waits(device: torch.device, model: str, quick: bool) -> Iterator[Row]:
-    """Where the program waits for the device, in the midst of its work, beside for answers."""
+    """The places where the program waits for the device in its work, other than for answers."""
     used, image = load_model(model, device=device.type), _crop(0, IMAGE_SIDE)
     with tempfile.TemporaryDirectory() as folder:
         trainer = _trainer(Path(folder), device, _shapes(quick)[0][1], TRAINING_BATCHES[0])
@@ -151,7 +151,7 @@ def find_waits(device: torch.device, model: str, quick: bool) -> Iterator[Row]:
 
 
 def _waits(work: Callable[[], object], device: torch.device) -> list[str] | None:
-    """The places, of a GPU alone."""
+    """The places where work waits for the device, if that is a GPU."""
     if device.type != "cuda":
         return None
     with warnings.catch_warnings(record=True) as caught:
@@ -231,7 +231,7 @@ def time_files(device: torch.device, name: str, quick: bool, end: float) -> Iter
 
 
 def _shapes(quick: bool) -> list[tuple[str, NetworkConfig]]:
-    """What is trained: the shipped model's network and those of the presets."""
+    """The networks that are trained, by name: the shipped model's and those of the presets."""
     if quick:
         tiny = UNetConfig(channels=(8, 8), blocks=(1, 1), patch=2)
         return [("tiny", NetworkConfig(((math.inf, tiny),)))]
@@ -268,7 +268,7 @@ def time_training(device: torch.device, quick: bool, end: float) -> Iterator[Row
 def _training_step(
     device: torch.device, network: NetworkConfig, batch: int, kind: str, folder: Path
 ) -> Callable[[], object]:
-    """What makes a step."""
+    """A function that makes one step of training."""
     trainer = _trainer(folder, device, network, batch)
     if kind == "compiled":
         trainer.compile()

@@ -47,7 +47,7 @@ class Dataset:
 
 
 def check_samples(path: Path, samples: bytes, expected: str) -> None:
-    """That the samples read from a package are those that figures were measured with.
+    """Check that the samples read from a package are those that figures were measured with.
 
     Raises:
         click.ClickException: if their SHA-256 is another.

@@ -21,7 +21,7 @@ VIDEO_FRAMES = 8
 
 
 def as_jpeg(image: Image.Image, quality: int, subsampling: str) -> Image.Image:
-    """What is left of an image."""
+    """What a JPEG leaves of an image."""
     jpeg = io.BytesIO()
     image.save(jpeg, "JPEG", quality=quality, subsampling=subsampling)
     return Image.open(jpeg)

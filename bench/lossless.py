@@ -68,7 +68,7 @@ def measure_codec(codec: Codec, image: Image.Image) -> Row:
 
 
 def measure(model: Model, effort: str, image: Image.Image, bound: bool) -> Row:
-    """What :func:`measure_codec` tells, of diffcodec; and the bound and the tiles' coders."""
+    """The same as :func:`measure_codec`, of diffcodec; and the bound and the tiles' coders."""
     coded = code_image(model, effort, image)
     container = parse(coded.data)
     return {
@@ -261,7 +261,7 @@ def draw(
 
 
 def section_name(data: Dataset, chain_only: bool) -> str:
-    """Of the folder of results."""
+    """The name of a section, and of the folder of its results."""
     return f"lossless/{data.name}-chain" if chain_only else f"lossless/{data.name}"
 
 

@@ -31,7 +31,7 @@ class Coded(NamedTuple):
     decode_seconds: float
 
     def seconds(self) -> Row:
-        """As fields of a row."""
+        """The seconds that both took, as fields of a row."""
         return {"encode_seconds": self.encode_seconds, "decode_seconds": self.decode_seconds}
 
 
@@ -75,7 +75,7 @@ def code_image(model: Model, effort: str, image: Image.Image, draws: int = 1) ->
 
 
 def described_images(data: Dataset) -> Iterator[tuple[Row, Image.Image]]:
-    """Each with its name, size and digest; shows progress."""
+    """Each image, with its name, size and digest; shows progress."""
     for name, image in tqdm(data.images(), data.name, len(data), disable=None):
         size = {"width": image.width, "height": image.height}
         yield {"name": name} | size | {"digest": pixels_digest(image)}, image
@@ -88,7 +88,7 @@ def our_key(model: Model, effort: str) -> Row:
 
 
 def measuring_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Which images, model and efforts, and where results go.
+    """Options of which images, model and efforts, and where results go.
 
     The command is given the images and the model themselves, as ``data`` and ``model``.
     """
@@ -130,12 +130,12 @@ def measuring_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def our_name(effort: str) -> str:
-    """Of the results of an effort."""
+    """The name of the results of an effort."""
     return f"diffcodec-{effort}"
 
 
 def our_label(effort: str) -> str:
-    """For tables and pictures."""
+    """The label of an effort in tables and pictures."""
     return f"diffcodec, {effort}"
 
 
@@ -148,7 +148,7 @@ def run_options(model: Model, efforts: Sequence[str]) -> str:
 
 
 def bits_per_dimension(rows: list[Row], images: list[Row], less: str | None = None) -> list[float]:
-    """Of each image; ``less`` names bytes to leave out."""
+    """The bits per dimension of each image; ``less`` names bytes to leave out."""
     return [
         8 * (r["bytes"] - (r[less] if less else 0)) / (3 * i["width"] * i["height"])
         for r, i in zip(rows, images, strict=True)

@@ -42,7 +42,7 @@ class Interval(NamedTuple):
 
 
 def similarity_name(size: tuple[int, int]) -> str:
-    """Which of the two an image is large enough for, by CompressAI's kind of name."""
+    """The name of the similarity that an image is large enough for, named as CompressAI does."""
     return "ms-ssim-rgb" if min(size) >= MS_SSIM_SIDE else "ssim-rgb"
 
 
@@ -64,7 +64,7 @@ def qualities(shown: NDArray[np.uint8], image: NDArray[np.uint8]) -> dict[str, f
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """Of the mean."""
+    """The mean of values and its interval."""
     data = np.asarray(values, np.float64)
     mean = float(data.mean())
     if len(data) < FEWEST or np.ptp(data) == 0:
@@ -75,7 +75,7 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def ratio_interval(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
-    """Of sum over sum, images drawn in pairs."""
+    """The ratio of two sums and its interval, images drawn in pairs."""
     pairs = (np.asarray(ours, np.float64), np.asarray(theirs, np.float64))
     ratio = float(pairs[0].sum() / pairs[1].sum())
     if len(pairs[0]) < FEWEST or np.ptp(pairs[0] / pairs[1]) == 0:

@@ -39,7 +39,7 @@ RUN_COLUMNS = ["bpp", "psnr", "noise of step", "noise of z"]  # coded, then by e
 
 
 class Quality(NamedTuple):
-    """Of samples."""
+    """How good samples are, and at what cost; see the module's text."""
 
     kl: float  # bits
     noise: float
@@ -47,7 +47,7 @@ class Quality(NamedTuple):
 
 
 def measure(q_mean: Array, p_mean: Array, variance: Array, excess: Array, z: Array) -> Quality:
-    """See :class:`Quality`. All [n]."""
+    """The :class:`Quality` of samples. All [n]."""
     e, d, total = z - q_mean, q_mean - p_mean, variance + excess
     kl = 0.5 * np.log2(total / variance) + 0.5 * LOG2_E * ((variance + d * d) / total - 1)
     delivered = 1 + np.sum(e * d / variance) / max(np.sum(d * d / variance), 1e-300)

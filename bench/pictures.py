@@ -44,7 +44,7 @@ PUBLISHED_LINES = ("--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))
 
 
 def colour(name: str) -> str:
-    """Of a codec by the name of its results."""
+    """The colour of a codec, by the name of its results."""
     if name.startswith("diffcodec"):
         return OURS
     if name.startswith("jpegxl"):
@@ -59,7 +59,7 @@ def figure(width: float, height: float, columns: int = 1, **options: Any) -> tup
 
 
 def save(drawn: Figure, folder: Path, name: str) -> str:
-    """As SVG and PNG; returns the name."""
+    """Save a figure as SVG and PNG; returns the name."""
     folder.mkdir(parents=True, exist_ok=True)
     drawn.savefig(folder / f"{name}.svg", metadata={"Date": None})
     drawn.savefig(folder / f"{name}.png", dpi=150)
@@ -116,7 +116,7 @@ def _bottom(group: Sequence[float]) -> float:
 
 
 def plain_ticks(axis: Axis, steps: Sequence[float] = (1, 2, 5)) -> None:
-    """Of a logarithmic axis, as plain numbers."""
+    """Give a logarithmic axis ticks that are plain numbers."""
     axis.set_major_locator(LogLocator(subs=steps))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())

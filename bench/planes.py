@@ -53,7 +53,7 @@ def as_jpeg(image: Image.Image, quality: int) -> tuple[bytes, Image.Image, Bytes
 
 
 def share_recovered(planes: Bytes, chroma: Bytes) -> float:
-    """Of the samples of chroma, those that interpolation of the JPEG's own chroma gives."""
+    """The share of the samples of chroma that interpolation of the JPEG's own chroma gives."""
     size = planes.shape[:2]
     same = [upsampled(half, size) == planes[..., c] for half, c in zip(chroma, (0, 2), strict=True)]
     return float(np.mean(same))

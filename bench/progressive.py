@@ -33,7 +33,7 @@ Command = Callable[..., None]
 
 
 def crops(data: Path, size: int, count: int) -> Iterator[Image.Image]:
-    """Of each photograph."""
+    """Squares from random places of each photograph."""
     for path in find_images(data):
         rng = np.random.default_rng(1)
         with Image.open(path) as image:
@@ -45,7 +45,7 @@ def crops(data: Path, size: int, count: int) -> Iterator[Image.Image]:
 
 
 def coded(model: Model, effort: str, image: Image.Image) -> Array:
-    """By timestep from T down: bits per pixel of the steps, PSNR, noise of z_t. [T, 3]"""
+    """Bits per pixel of the steps, PSNR and noise of z_t, by timestep from T down. [T, 3]"""
     x = to_domain(np.asarray(image).transpose(2, 0, 1).astype(np.int32), model.color)
     multipliers = np.array(model.domain.noise_multipliers)[:, None, None]
     rows, bits = [], 0
@@ -87,13 +87,13 @@ def main() -> None:
 
 
 def model_options(command: Command) -> Command:
-    """What to code with."""
+    """Options of what to code with."""
     command = click.option("--effort", default="default")(command)
     return click.option("--model", default="photo", help="Name or path.")(command)
 
 
 def crop_options(command: Command) -> Command:
-    """What to code: see :func:`crops`."""
+    """Options of what to code; see :func:`crops`."""
     path = click.Path(path_type=Path)
     command = click.option("--data", default=EXAMPLES, type=path, help="Photographs.")(command)
     command = click.option("--count", default=2, help="Crops of each photograph.")(command)

@@ -145,7 +145,7 @@ def measure_all(
 
 
 class Curves:
-    """Of one codec: bits per pixel and qualities, [images][points]."""
+    """The curves of one codec: bits per pixel and qualities, [images][points]."""
 
     def __init__(self, images: list[Row], points: list[list[Row]]):
         self.points = points
@@ -163,7 +163,7 @@ class Curves:
         ]
 
     def mean(self, name: str) -> list[float]:
-        """Over images, by setting."""
+        """The mean of a field over images, by setting."""
         return [float(value) for value in np.mean(self.of_images(name), 0)]
 
 
@@ -317,7 +317,7 @@ def _similarity_label(field: str) -> str:
 def _last_seen(
     rate: Sequence[float], quality: Sequence[float], left: float, right: float, highest: float
 ) -> tuple[float, float]:
-    """Where a curve leaves the picture."""
+    """The last point of a curve before it leaves the picture."""
     inside = [
         (r, q)
         for r, q in zip(rate, quality, strict=True)

@@ -60,11 +60,11 @@ class Table:
         return markdown(self.columns, self.rows)
 
     def captioned(self) -> str:
-        """In Markdown, under its caption."""
+        """The table in Markdown, under its caption."""
         return f"**{self.caption}**\n\n{self.markdown()}"
 
     def html(self) -> str:
-        """With its caption."""
+        """The table in HTML, with its caption."""
 
         def row(cells: list[str], kind: str) -> str:
             return "<tr>" + "".join(f"<{kind}>{html.escape(c)}</{kind}>" for c in cells) + "</tr>"
@@ -86,7 +86,7 @@ class Section:
     environment: dict[str, Any] = field(default_factory=environment)
 
     def write(self, folder: Path) -> None:
-        """Into the folder of the run."""
+        """Write the section into the folder of the run."""
         write_json(folder / "section.json", asdict(self))
         parts = [f"# {self.title}", f"    {self.command}", *self.paragraphs]
         parts += [table.captioned() for table in self.tables]
@@ -94,7 +94,7 @@ class Section:
         (folder / "tables.md").write_text("\n\n".join([*parts, describe(self.environment)]) + "\n")
 
     def publish(self, folder: Path) -> None:
-        """Into the folder of the run, and on the terminal."""
+        """Write the section into the folder of the run, and show it on the terminal."""
         self.write(folder)
         for paragraph in self.paragraphs:
             click.echo(paragraph)
@@ -119,7 +119,7 @@ def describe(found: dict[str, Any]) -> str:
 
 
 def sections(out: Path) -> dict[str, Section]:
-    """By folder, relative to ``out``."""
+    """All sections by their folders, relative to ``out``."""
     paths = sorted(out.rglob("section.json"))
     return {p.parent.relative_to(out).as_posix(): read_section(p) for p in paths}
 
@@ -141,7 +141,7 @@ def page(out: Path, found: dict[str, Section]) -> str:
 
 
 def _inline_svg(path: Path) -> str:
-    """Without the XML head, and with names of its own: those of two pictures would collide."""
+    """A picture without the XML head, its names made its own: those of two would collide."""
     svg = path.read_text()
     prefix = re.sub(r"\W", "-", path.as_posix()) + "-"
     svg = re.sub(r'\bid="', f'id="{prefix}', svg[svg.index("<svg") :])

@@ -28,13 +28,13 @@ BLANK |= {tokenize.ENDMARKER}
 
 
 def module_of(path: Path) -> str:
-    """Dotted, without the package's own name."""
+    """The dotted name of a file's module, without the package's own name."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def named_imports(tree: ast.AST) -> Iterator[str]:
-    """What a file names of the package."""
+    """The modules and members of the package that a file imports."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "diffcodec":
             module = ".".join((node.module or "").split(".")[1:])
@@ -43,7 +43,7 @@ def named_imports(tree: ast.AST) -> Iterator[str]:
 
 
 def import_graph(sources: dict[str, ast.Module]) -> Graph:
-    """By file: the files that it imports."""
+    """The files that each file imports."""
     return {
         name: {other for other in named_imports(tree) if other in sources and other != name} - {""}
         for name, tree in sources.items()
@@ -67,7 +67,7 @@ def in_circles(graph: Graph) -> list[str]:
 
 
 def of_folders(graph: Graph) -> Graph:
-    """The same by folder; files beside the folders are their own."""
+    """The same graph by folder; files beside the folders are their own."""
     folders: Graph = {}
     for name, others in graph.items():
         folder = name.split(".")[0]

@@ -144,7 +144,7 @@ def by_steps(photo: Image.Image, steps: tuple[int, ...], folder: Path, repeats: 
 
 
 def multiplications(network: ExpertDenoisers, side: int) -> int:
-    """Of one evaluation, per pixel."""
+    """The multiplications of one evaluation, per pixel."""
     counter = FlopCounterMode(display=False)
     with counter, torch.inference_mode():
         network.posterior_x(torch.zeros(1, 3, side, side), torch.ones(1))
@@ -225,7 +225,7 @@ def codec_table(rows: list[Row], ours: str) -> Table:
 
 
 def parameter_table(rows: list[Row]) -> Table:
-    """One evaluation."""
+    """The table of one evaluation, by parameters."""
     lines = [
         [
             ", ".join(map(str, r["channels"])),
@@ -244,14 +244,14 @@ def parameter_table(rows: list[Row]) -> Table:
 
 
 def memory_table(rows: list[Row]) -> Table:
-    """By pixels."""
+    """The table of peak memory by pixels."""
     lines = [[str(r["pixels"]), str(r["encode_mb"]), str(r["decode_mb"])] for r in rows]
     columns = ["pixels", "encoding, MB", "decoding, MB"]
     return Table("memory", "Peak memory of a process, the interpreter included", columns, lines)
 
 
 def outlook_table(found: Row, model: Model, per_pixel: int) -> Table:
-    """What the fits and the multiplications mean for many images."""
+    """The table of what the fits and the multiplications mean for many images."""
     intercept, slope = found["fits"]["pixels"]
     count = evaluations(model, "default")
     lines = []

@@ -69,7 +69,7 @@ def _canonical(key: Row) -> str:
 
 
 def pixels_digest(image: Image.Image) -> str:
-    """Of mode, size and samples."""
+    """The digest of an image's mode, size and samples."""
     text = f"{image.mode} {image.width} {image.height} ".encode()
     return hashlib.sha256(text + image.tobytes()).hexdigest()[:16]
 
@@ -83,7 +83,7 @@ def coding_sources() -> dict[str, Path]:
 
 @cache
 def source_digest() -> str:
-    """Of :func:`coding_sources`."""
+    """The digest of :func:`coding_sources`."""
     digest = hashlib.sha256()
     for place, path in coding_sources().items():
         digest.update(place.encode() + path.read_bytes())
@@ -141,7 +141,7 @@ def child_peak_mb(*arguments: str) -> int:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Readable, numbers of NumPy included; infinity as Python's ``json`` writes it."""
+    """Write readable JSON, of NumPy's numbers too; infinity as Python's ``json`` writes it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(data, indent=1, default=_plain) + "\n")
 

@@ -181,7 +181,7 @@ class Archive(ArchiveReader):
         super().close()
 
     def _take_over(self, root: Root) -> None:
-        """What was written since is there to be read."""
+        """Let what was written since be read."""
         self._root = root
         self._pages.clear()
         self._numbers = None

@@ -186,7 +186,7 @@ def _chains(
     places: Sequence[int],
     colors: ColorSet | None,
 ) -> list[TileChain]:
-    """Of images of a group, each with the shared randomness of a tile of its place's number."""
+    """The chains of images of a group, each with the shared randomness of its place's number."""
     box = Box(0, 0, *size)
     return [make_chain(model, mode, Part(plan, place, box), colors) for place in places]
 

@@ -27,7 +27,7 @@ class GroupEntry(NamedTuple):
 
     @property
     def place(self) -> Place:
-        """Of its record."""
+        """The place of the group's record."""
         return Place(self.offset, self.size)
 
 
@@ -49,7 +49,7 @@ class Entry:
 
     @property
     def mode(self) -> str:
-        """As Pillow has it."""
+        """The mode, as Pillow has it."""
         return self.group.mode
 
     @property
@@ -82,13 +82,13 @@ class Root:
     models: Mapping[bytes, Place] = field(default_factory=dict)
 
     def pack(self) -> bytes:
-        """As the content of a record."""
+        """The index as the content of a record."""
         models = {name.hex(): place for name, place in self.models.items()}
         return _pack({"images": self.images, "pages": self.pages, "models": models})
 
     @staticmethod
     def unpack(content: bytes) -> "Root":
-        """What :meth:`pack` gave.
+        """The root of which :meth:`pack` gave this content.
 
         Raises:
             FormatError: it is laid out in another way.
@@ -124,7 +124,7 @@ def pack_page(images: Sequence[Stored]) -> bytes:
 
 
 def unpack_page(content: bytes, count: int) -> list[Stored]:
-    """What :func:`pack_page` gave of so many images.
+    """The page of so many images of which :func:`pack_page` gave this content.
 
     Raises:
         FormatError: it is laid out in another way.

@@ -64,7 +64,7 @@ class SharedGroup:
 
     @property
     def chain_mode(self) -> str:
-        """Of the images as the chains code them."""
+        """The mode of the images as the chains code them."""
         return "L" if self.grey else self.mode
 
     @property

@@ -117,7 +117,7 @@ class ArchiveReader:
         return [found[i] for i in range(len(numbers))]
 
     def number(self, which: int | str) -> int:
-        """Of an image, from 0 on; numbers below 0 count from the end.
+        """The number of an image, from 0 on; numbers below 0 count from the end.
 
         Raises:
             IndexError, KeyError: there is none.
@@ -143,7 +143,7 @@ class ArchiveReader:
         return _entry(number, self._stored(number))
 
     def entries(self) -> Iterator[Entry]:
-        """Of all images, in their order."""
+        """The entries of all images, in their order."""
         for page in range(len(self._root.pages)):
             for k, stored in enumerate(self._page(page)):
                 yield _entry(page * PAGE_IMAGES + k, stored)

@@ -183,7 +183,7 @@ class ArchiveWriter:
 
     @contextmanager
     def _failing(self) -> Iterator[None]:
-        """What fails now costs a group's images: those behind them must not take their places."""
+        """Note a failure: it costs a group's images, whose places those behind must not take."""
         try:
             yield
         except BaseException:

@@ -106,7 +106,7 @@ def calibrate(
 
 
 def _bound_bpd(model: "Model", x: "Tensor") -> float:
-    """Of the default plan on crops; the mean."""
+    """The mean bound of the default plan on crops, in bits per dimension."""
     import torch
 
     from diffcodec.diffusion.bound import chain_bound_bits

@@ -254,7 +254,7 @@ class _Encoder:
 
     @property
     def most_pixels(self) -> int:
-        """Of images that are coded together."""
+        """The most pixels of images that are coded together."""
         # Lossy files are coded one at a time, and float arithmetic is not the same in every batch.
         lossy = any(self.goals[name] for name in ("timestep", "bpp", "psnr", "progressive"))
         return 0 if lossy or self.arithmetic == "float" else TOGETHER_PIXELS

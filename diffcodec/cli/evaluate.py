@@ -130,7 +130,7 @@ def evaluate(
 
 
 def _check_picture(path: str, data: str) -> None:
-    """Before anything is measured."""
+    """Check that the picture can be drawn, before anything is measured."""
     with failing_as(path):
         check_output(path, data, force=True)
         if find_spec("matplotlib") is None:

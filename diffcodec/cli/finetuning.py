@@ -41,7 +41,7 @@ class Comparison:
         return self.images >= self.pays_from
 
     def describe(self) -> str:
-        """In a line."""
+        """The comparison in a line."""
         if self.saved_bytes <= 0:
             return "fine-tuning saves nothing on these images; coded by the model as it was"
         saving = (

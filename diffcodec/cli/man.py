@@ -66,7 +66,7 @@ def _entries(rows: list[tuple[str, str]]) -> Iterator[str]:
 
 
 def _text(text: str) -> str:
-    """For roff: nothing of it is a request or an escape, and hyphens can be copied."""
+    """Text for roff: nothing of it is a request or an escape, and hyphens can be copied."""
     escaped = text.strip().replace("\\", "\\e").replace("-", "\\-")
     return "\\&" + escaped if escaped.startswith((".", "'")) else escaped
 

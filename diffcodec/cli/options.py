@@ -45,14 +45,14 @@ class ModelPath(click.Path):
 
 
 def model_option(description: str) -> Option:
-    """Which model."""
+    """The option that says which model."""
     return click.option(
         "--model", type=ModelPath(readable=False), metavar="NAME_OR_PATH", help=description
     )
 
 
 def effort_option(description: str) -> Option:
-    """Which of the model's plans."""
+    """The option that says which of the model's plans."""
     return click.option(
         "--effort",
         type=click.Choice(PLAN_NAMES),
@@ -88,7 +88,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print a JSON
 
 
 def jobs_option(name: str, text: str) -> Option:
-    """How many processes to work in: the option, by the name of its argument and its help."""
+    """The option of how many processes to work in, by the name of its argument and its help."""
     return click.option(
         "-j",
         "--jobs",
@@ -206,7 +206,7 @@ _LIMITS = {  # of Limits: the unit of its option, and what is refused
 
 
 def limit_options(command: Command) -> Command:
-    """What to refuse: the command gets ``limits``."""
+    """Options that say what to refuse: the command gets ``limits``."""
 
     @wraps(command)
     def given(**options: Any) -> None:
@@ -239,7 +239,7 @@ class Finite(click.FloatRange):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        """From text."""
+        """Convert text to a finite number."""
         number: float = super().convert(value, param, ctx)
         if not math.isfinite(number):
             self.fail(f"{value} is no finite number.", param, ctx)

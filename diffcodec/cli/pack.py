@@ -275,7 +275,7 @@ class _Adding:
             yield attempt(self._add, picture, label)
 
     def _add(self, picture: Picture, label: Any) -> None:
-        """One image.
+        """Add one image.
 
         Raises:
             FileExistsError, CommandError: the archive has one of its name.
@@ -340,7 +340,7 @@ def _samples(entry: Entry) -> int:
 
 
 def _copy(image: Any) -> Any:
-    """Of a view of a file that is mapped into memory."""
+    """A copy of an array that is a view of a file mapped into memory."""
     import numpy as np
 
     return np.array(image)

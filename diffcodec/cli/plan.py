@@ -128,7 +128,7 @@ def _check_timesteps(timesteps: tuple[int, ...] | None) -> None:
 
 
 def _calibration_side(crop: int | None, info: ModelInfo, model: "Model") -> int:
-    """Of crops: as given, or as in training."""
+    """The side of the crops to calibrate with: as given, or as in training."""
     side, multiple = crop or info.about.get("crop"), model.network.multiple
     if not isinstance(side, int) or side < 1 or side % multiple:
         raise click.UsageError(f"give --crop, a multiple of {multiple} for this network")

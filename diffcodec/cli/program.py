@@ -91,5 +91,5 @@ def cli() -> None:
 
 
 def examples(*lines: str) -> str:
-    """Of a command, to stand at the end of its help."""
+    """Examples of a command, to stand at the end of its help."""
     return "\b\n" + "\n  ".join(["Examples:" if len(lines) > 1 else "Example:", *lines])

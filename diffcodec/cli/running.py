@@ -55,12 +55,12 @@ Work = Callable[[Iterable[Job]], Iterator[Any]]  # a result for each job, or why
 
 
 def print_line(text: str) -> None:
-    """To standard output; names that are not UTF-8 as the bytes that they are."""
+    """Print to standard output; names that are not UTF-8 as the bytes that they are."""
     write_standard_output(f"{text}\n".encode(errors="surrogateescape"))
 
 
 def say(text: str) -> None:
-    """To standard error. Where it cannot be written, that is no failure of the work itself."""
+    """Print to standard error; where that cannot be written, the work itself does not fail."""
     with suppress(OSError):
         click.echo(text, err=True)
 
@@ -113,7 +113,7 @@ class Files:
 
 
 def image_format(target: str) -> str:
-    """Of an output, by its suffix."""
+    """The image format of an output, by its suffix."""
     if target == STANDARD:
         return "PNG"
     try:
@@ -173,7 +173,7 @@ def _one_by_one(work: Callable[..., Any], jobs: Iterable[Job]) -> Iterator[Any]:
 
 
 def attempt(work: Callable[..., Any], *arguments: Any) -> Any | Exception:
-    """What it returns or raises."""
+    """What work returns, or the exception that it raises."""
     try:
         return work(*arguments)
     except Exception as e:
@@ -232,7 +232,7 @@ def for_each(
 
 
 def _bar(files: int, is_wanted: bool) -> AbstractContextManager[Any]:
-    """Over so many files; seen on a terminal, if it takes over two seconds."""
+    """A progress bar over so many files; seen on a terminal, if it takes over two seconds."""
     if not (is_wanted and sys.stderr.isatty()):
         return nullcontext()  # tqdm takes a while to load
     from tqdm import tqdm

@@ -73,7 +73,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def _check(out: str, force: bool, *sources: str) -> None:
-    """Of the output, before anything is computed."""
+    """Check the output, before anything is computed."""
     if out != STANDARD and not out.lower().endswith(".png"):
         raise click.UsageError(f"--out {out}: expected a name that ends with .png, or -")
     with failing_as(out):
@@ -91,7 +91,7 @@ def _load(name: str | None, device: str) -> "Model":
 
 
 def _read(path: str, mode: str = "RGB") -> "Image.Image":
-    """An image, converted."""
+    """Read an image, and convert it."""
     with failing_as(path):
         from diffcodec.images.reading import read_image
 
@@ -99,7 +99,7 @@ def _read(path: str, mode: str = "RGB") -> "Image.Image":
 
 
 def _write(images: "Sequence[Image.Image]", out: str, force: bool, quiet: bool) -> None:
-    """A picture, or several side by side."""
+    """Write a picture, or several side by side."""
     import numpy as np
 
     from diffcodec.sampling.draw import grid

@@ -237,7 +237,7 @@ def _check_folder(folder: Path, has_checkpoint: bool, resume: bool) -> None:
 
 
 def parse_expert(text: str) -> tuple[float, dict[str, Any]]:
-    """Up to which noise level, and what differs in shape."""
+    """The noise level up to which an expert works, and what differs in its shape."""
     up_to, *rest = text.split(":")
     if len(rest) > 3 or not 0 <= float(up_to) < math.inf:
         raise ValueError(f"no {EXPERT}")

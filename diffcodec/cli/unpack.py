@@ -165,7 +165,7 @@ class _Extractor:
 
     @cached_property
     def archive(self) -> Archive:
-        """Opened once in a process."""
+        """The archive, opened once in a process."""
         return open_archive(self.path, model=self.model, limits=self.limits, device=self.device)
 
     def __call__(self, jobs: Iterable[Job]) -> Iterator[Any]:
@@ -187,7 +187,7 @@ class _Extractor:
 
 
 def _number(archive: Archive, name: str) -> int:
-    """Of an image by its name, or else its number."""
+    """The number of an image by its name, or else by its number."""
     try:
         return archive.number(name)
     except KeyError as e:

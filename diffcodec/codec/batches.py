@@ -25,12 +25,12 @@ Group = Sequence[tuple[Job[Result], str]]  # coroutines, each with its plan
 
 
 def count_evaluations(parts: Sequence[Part], model: Model) -> int:
-    """Pixels through the network."""
+    """The pixels that go through the network, over all timesteps."""
     return sum(len(model.plans[part.plan].levels) * part.pixels for part in parts)
 
 
 def progress_bar(evaluations: int, progress: bool) -> "tqdm[Any]":
-    """Of so many pixels through the network; seen on a terminal, if it takes over two seconds."""
+    """A bar of so many pixels through the network; seen on a terminal after two seconds."""
     return tqdm(
         total=evaluations,
         unit="px",

@@ -98,7 +98,7 @@ def decode_finest(
     limits: Limits = DEFAULT_LIMITS,
     device: str | None = None,
 ) -> tuple[int, Image.Image]:
-    """As :func:`decode`, with the timestep that it came to."""
+    """The same as :func:`decode`, with the timestep that it came to."""
     view = View(optional_integer("timestep", timestep) or 0, reconstruct, integer("seed", seed))
     check_scale(scale)
     with opened(data, in_parts=region is not None) as source:

@@ -73,7 +73,7 @@ class Descents:
         return ANSWER_BYTES + SHARED_BYTES * self.model.phased
 
     def descent(self, part: Part) -> Descent:
-        """Of a tile; begun when it is its turn, as a file may claim any number of them."""
+        """The descent of a tile; begun at its turn, as a file may claim any number of tiles."""
         if part.index not in self._descents:
             self._descents[part.index] = Descent(self.chain(part))
         return self._descents[part.index]
@@ -85,11 +85,11 @@ class Descents:
             descent.forget(self.chain(part))
 
     def chain(self, part: Part) -> TileChain:
-        """Of a tile, at its start."""
+        """The chain of a tile, at its start."""
         return make_chain(self.model, self.mode, part, self.colors, self.exact)
 
     def run(self, job: Callable[[Part, Descent], Job[Result]]) -> Iterator[Result]:
-        """Of every tile."""
+        """Run the job of every tile; results in their order."""
 
         def bounded(part: Part) -> Job[Result]:
             descent = self.descent(part)
@@ -157,7 +157,7 @@ class Descents:
                 yield seam, p.mean, p.variance
 
     def _blame(self, part: Part) -> AbstractContextManager[None]:
-        """Whose a ValueError of a tile is."""
+        """A context that blames the model or the file for a ValueError of a tile."""
         return encoding(self.model) if self.encodes else decoding(self.model, part.index)
 
     def _gone_on(self, view: View) -> "Descents":

@@ -156,7 +156,7 @@ def encode_many(
 
 
 def _smallest(coded: Iterator[EncodedTile | None], draws: int) -> Iterator[EncodedTile | None]:
-    """Of the draws of each tile, which come one after another."""
+    """The smallest of the draws of each tile, which come one after another."""
     while group := list(islice(coded, draws)):
         yield min(filter(None, group), key=lambda tile: tile.size, default=None)
 

@@ -102,7 +102,7 @@ class _LayeredDescent:
 
     @property
     def timestep(self) -> int:
-        """Of all tiles."""
+        """The timestep of all tiles."""
         return self.previews.timestep
 
     def use_layer(self, wanted: int) -> None:
@@ -113,7 +113,7 @@ class _LayeredDescent:
         self.previews.decode_layer(layers.payloads[-1], end, wanted, share)
 
     def shown(self) -> Image.Image:
-        """What the layers show; at the end of a lossy file held against its checksum."""
+        """The image that the layers show; at the end of a lossy file held against its checksum."""
         container = self.file.container
         ends = self.timestep == _layers(self.file).stops[-1]
         if ends and self.file.window.is_whole:
@@ -126,7 +126,7 @@ class _LayeredDescent:
         return self._with_metadata(image)
 
     def below_layers(self, view: View) -> Image.Image:
-        """What the tiles show that follow the layers."""
+        """The image that the tiles show that follow the layers."""
         image = self.previews.decode_rest(self.file.container.tiles, view)
         if view.timestep == 0 and self.file.window.is_whole:
             check_pixels(image, self.file.container)

@@ -116,7 +116,7 @@ class _File:
         tiles: Sequence[Tile] = (),
         share: int = WHOLE,
     ) -> bytes:
-        """The bytes.
+        """The bytes of the file.
 
         Args:
             steps: of the layers.
@@ -304,7 +304,7 @@ def _stops(
 def _payloads(
     steps: Sequence[Sequence[Bits]], stops: Sequence[int], levels: int
 ) -> tuple[tuple[bytes, ...], ...]:
-    """By layer and tile."""
+    """The payloads of steps, by layer and tile."""
     payloads, top = [], levels
     for stop in stops:
         layer = steps[levels - top : levels - stop + 1]

@@ -35,7 +35,7 @@ class OpenFile:
 
     @property
     def container(self) -> Container:
-        """What has been read."""
+        """What has been read of the file's container."""
         return self.reader.container
 
 

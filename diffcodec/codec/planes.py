@@ -72,7 +72,7 @@ class AllowedColors:
 
 @lru_cache(maxsize=1)
 def _volume(colors: ColorSet, color: str) -> ColorVolume:
-    """That of a set; of few colours it takes a tenth of a second."""
+    """The volume of a set; of few colours it takes a tenth of a second."""
     low, high = ((-255, 255), (0, 255))[color == "rgb"]
     lowest = (-MARGIN, low - MARGIN, low - MARGIN)
     shape = (256 + 2 * MARGIN, *[high - low + 1 + 2 * MARGIN] * 2)

@@ -63,7 +63,7 @@ class Previews(Descents):
         return other
 
     def encode_step(self, source: Image.Image, share: int = WHOLE) -> list[Bits]:
-        """One timestep down, or a share of it: its bits by tile."""
+        """Go one timestep down, or a share of it: its bits by tile."""
 
         def job(part: Part, descent: Descent) -> Job[Bits]:
             x = integers(source, part.box, self.model.color).astype(np.float64)
@@ -77,7 +77,7 @@ class Previews(Descents):
     def decode_layer(
         self, payloads: Sequence[bytes], end: int, timestep: int, share: int = WHOLE
     ) -> None:
-        """Down to the end of a layer, of whose last step there is a share, or not so far."""
+        """Go down to the end of a layer, of whose last step there is a share, or not so far."""
 
         def job(part: Part, descent: Descent) -> Job[None]:
             with decoding(self.model, part.index):

@@ -117,7 +117,7 @@ class Strips:
         bar: "tqdm[Any]",
         wanted: Callable[[int, Seam], bool] = lambda timestep, seam: True,
     ) -> Iterator[tuple[int, Seam, Posterior]]:
-        """Of each timestep and seam the posterior of x in its core, [3, height, width].
+        """The posterior of x in the core of each seam at each timestep, [3, height, width].
 
         Seams are left out of which a tile has not come by: it is no chain, or by another plan.
 

@@ -24,7 +24,7 @@ def fallback_tile(image: Image.Image, colors: ColorSet | None = None) -> Tile:
 def fallback_tiles(
     image: Image.Image, boxes: Sequence[Box], colors: ColorSet | None
 ) -> Iterator[list[Future[Tile]]]:
-    """Of each box :func:`fallback_tile`, by a thread beside the chains.
+    """The :func:`fallback_tile` of each box, by a thread beside the chains.
 
     The plain coders leave Python to others, and while a chain codes, one processor is idle.
     """

@@ -34,7 +34,7 @@ class Window:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Of the frame."""
+        """The size of the frame, (width, height)."""
         return self.frame.width, self.frame.height
 
     def cut(self, frame: Image.Image) -> Image.Image:
@@ -93,7 +93,7 @@ def _checked(region: Any, image: Box) -> Box:
 
 
 def check_scale(scale: Any) -> int:
-    """By how much an image is to be reduced.
+    """The factor by which an image is to be reduced.
 
     Raises:
         UnsupportedError: if it is none of ``SCALES``.
