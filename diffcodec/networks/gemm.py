@@ -130,7 +130,7 @@ def _multiplies_bytes(device: torch.device) -> bool:
 
 
 def _is_exact(device: torch.device, kernel: int, stride: int) -> bool:
-    """Whether sums are exact for inputs of two digits and weights of three: products overflow."""
+    """Whether sums are exact for inputs of two digits, weights of three: products overflow."""
     generator = torch.Generator().manual_seed(kernel)
     n_in, padding = 19, (kernel - 1) // 2
     few = torch.randint(-20, 21, (26, n_in, kernel, kernel), generator=generator)

@@ -52,7 +52,7 @@ class Phase(nn.Module):
         self.out = Conv(channels, parameters, 3, gain=0.0)
 
     def spread(self, components: int) -> "Phase":
-        """The phase, its logistics at first beside each other and about as wide as the posterior."""
+        """The phase, its logistics at first beside each other, about as wide as the posterior."""
         with torch.no_grad():
             bias = self.out.bias[: 9 * components].view(3, 3, components)
             bias[:, 1] = torch.linspace(-0.3, 0.3, components)
@@ -128,7 +128,7 @@ class PhaseNetworks(nn.Module):
 
 
 def phase_networks(config: NetworkConfig) -> Sequence[PhaseNetworks]:
-    """The networks: x's behind the first expert, z_1's behind the second, others' behind the others."""
+    """The networks of x, behind the first expert, of z_1, behind the second, and of z above."""
     networks, shape = [], config.phases
     if shape is not None:
         for teller in range(config.tellers):
