@@ -1,5 +1,10 @@
+import os
 import signal
 from pathlib import Path
+
+# Tensors are small, here and in processes that tests start: threads cost more than they give, and
+# on a busy machine they wait for each other at full load. Before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -17,7 +22,6 @@ from diffcodec.planning import grid  # noqa: E402
 # Under nohup hangups are ignored, and what a test starts would inherit that.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-# The tensors are small: threads cost more than they give, above all on a busy machine.
 torch.set_num_threads(1)
 
 # A processor without VNNI adds products of bytes in 16 bits, where they saturate: a GPU, for which
