@@ -44,7 +44,8 @@ def test_files_are_the_same_and_nothing_is_waited_for_but_answers(path):
             Event.waited_for = 0
             assert np.array_equal(decode(expected, model=model), image)
         assert not gpu.waits
-        assert "_int_mm" in gpu.calls and "convolution" not in gpu.calls
+        assert {"_int_mm", "mm"} & set(gpu.calls)  # the latter without VNNI: see conftest.py
+        assert "convolution" not in gpu.calls
         phases = 5 if model.phased else 1  # evaluations of a level, each waited for once
         assert Event.waited_for == phases * len(model.plans["fast"].levels)
 
