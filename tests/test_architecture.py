@@ -75,6 +75,22 @@ def test_files_and_functions_are_short(path: Path) -> None:
     assert ast.get_docstring(ast.parse(text))
 
 
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+FRAGMENT = re.compile(r"(Of|As|By|In|At|Whose|With|On|And|From)\b")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE.parent)))
+def test_docstrings_begin_with_what_they_describe(path: Path) -> None:
+    """A first word that only goes on from a name says nothing where the name is not read."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        docstring = (ast.get_docstring(node) or "") if isinstance(node, DOCUMENTED) else ""
+        if FRAGMENT.match(docstring):
+            line = getattr(node, "lineno", 1)
+            found.append(f"{path}:{line}: {docstring.splitlines()[0]}")
+    assert not found, "\n".join(found)
+
+
 PUBLIC_NAMES = """
 import sys
 import diffcodec

@@ -222,7 +222,7 @@ def _encode_steps(file: _File, previews: Previews, end: int) -> _Coded:
 
 
 def _part_of_step(file: _File, before: Previews, steps: _Steps) -> _Coded | None:
-    """As much of the next step as a rate has room for, or the least of it that has a quality.
+    """What a rate has room for of the next step, or the least of it that has a quality.
 
     Args:
         file: that is to be, lossy.
