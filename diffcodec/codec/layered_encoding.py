@@ -253,10 +253,11 @@ def _part_of_step(file: _File, before: Previews, steps: _Steps) -> _Coded | None
     if found is None:
         return None
     trial, previews = found
-    shown = previews.picture(seams=SHOWS_SEAMS)
-    if steps and psnr(shown, source) <= psnr(before.picture(seams=SHOWS_SEAMS), source):
+    if target.psnr is None:
+        trial = trial._replace(shown=previews.picture(seams=SHOWS_SEAMS))
+    if steps and psnr(trial.shown, source) <= psnr(before.picture(seams=SHOWS_SEAMS), source):
         return None
-    return trial._replace(shown=shown)
+    return trial
 
 
 def _check_target(target: Target, plan: Plan) -> int:
