@@ -5,6 +5,7 @@
 #   make bench    the benchmarks that need no data but the repository's, and a page of their results;
 #                 with BENCH='--kodak DIR --cifar FILE' also those, without --quick in full
 #   make fuzz     property tests with many examples, then two hours of fuzzing (FUZZ_SECONDS=7200)
+#   make site     the documentation as a site, build/site/index.html
 #   make lint     ruff and mypy
 #   make format   let ruff rewrite the code
 #   make clean    remove caches and build products; runs/, results/ and .venv stay
@@ -16,7 +17,7 @@ FUZZ_SECONDS ?= 7200
 PY := .venv/bin/python
 INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test bench fuzz lint format clean
+.PHONY: demo test bench fuzz site lint format clean
 
 demo: .venv/demo.stamp
 	$(PY) -m bench demo $(PHOTO)
@@ -30,6 +31,9 @@ bench: .venv/demo.stamp
 fuzz: .venv/fuzz.stamp
 	$(PY) -m pytest tests/test_fuzz.py --hypothesis-profile=fuzz
 	$(PY) tests/fuzz.py --seconds $(FUZZ_SECONDS)
+
+site: .venv/docs.stamp
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 lint: .venv/test.stamp
 	$(PY) -m ruff check
@@ -48,11 +52,15 @@ clean:
 	$(PYTHON) -m venv .venv
 
 .venv/test.stamp: pyproject.toml constraints.txt | .venv/bin/python
-	$(INSTALL) -e '.[test,train,tensorboard,bench,remote,zarr,dask,parquet]'
+	$(INSTALL) -e '.[test,train,tensorboard,bench,remote,zarr,dask,parquet,docs]'
 	touch $@
 
 .venv/fuzz.stamp: .venv/test.stamp
 	$(INSTALL) -e '.[fuzz]'
+	touch $@
+
+.venv/docs.stamp: pyproject.toml constraints.txt | .venv/bin/python
+	$(INSTALL) -e '.[docs]'
 	touch $@
 
 .venv/demo.stamp: pyproject.toml constraints.txt | .venv/bin/python
