@@ -6,7 +6,7 @@ from diffcodec import errors
 from diffcodec.errors import DiffcodecError
 from diffcodec.limits import Limits
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
 if TYPE_CHECKING:
     from diffcodec.archive.archive import open_archive as open_archive

@@ -525,7 +525,7 @@ def test_one_error_for_each_damage(model: Model, small: tuple[bytes, Image.Image
         data[:-1]: TruncatedError,
         data + b"\x00": FormatError,
         data[:-1] + bytes([data[-1] ^ 1]): CorruptError,
-        MAGIC + b"\x00" + data[5:]: UnsupportedFileError,
+        MAGIC + b"\x00" + data[5:]: FormatError,
         MAGIC + b"\x02" + data[5:]: UnsupportedFileError,
         huge: LimitError,
     }

@@ -393,10 +393,14 @@ def test_mutated_files_raise_only_our_errors(edits: list[tuple[int, int]]) -> No
 
 
 @pytest.mark.parametrize(
-    ("version", "message"), [(0, "draft that was never released"), (2, "newer diffcodec")]
+    ("version", "error", "message"),
+    [
+        (0, FormatError, "version is 0, expected 1"),
+        (2, UnsupportedFileError, "version 2, .*a newer diffcodec"),
+    ],
 )
-def test_other_versions(version: int, message: str) -> None:
-    with pytest.raises(UnsupportedFileError, match=f"version {version}, .*{message}"):
+def test_other_versions(version: int, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
         parse(GOLDEN_BYTES[:4] + bytes([version]) + GOLDEN_BYTES[5:])
 
 

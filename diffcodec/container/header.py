@@ -88,10 +88,7 @@ def _read_magic(reader: "ByteReader") -> None:
 
 def _check_version(version: int) -> None:
     if version < VERSION:
-        raise UnsupportedFileError(
-            f"the file is of format version {version}, a draft that was never released: encode "
-            "the image again"
-        )
+        raise FormatError(f"the format version is {version}, expected {VERSION}")
     if version > VERSION:
         raise UnsupportedFileError(
             f"the file is of format version {version}, this diffcodec reads version {VERSION}: "
