@@ -9,7 +9,7 @@ An evaluation's multiplications are counted by torch. Every tile is coded by the
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -86,9 +86,9 @@ def network_share(image: Image.Image, model: Model, effort: str, repeats: int) -
     spent = [0.0]
     ask = model.posterior_x
 
-    def timed(z: Array, sigma: float) -> tuple[Array, Array]:
+    def timed(z: Array, sigma: float, labels: Sequence[int] | None = None) -> tuple[Array, Array]:
         begin = time.process_time()
-        answer = ask(z, sigma)
+        answer = ask(z, sigma, labels)
         spent[0] += time.process_time() - begin
         return answer
 

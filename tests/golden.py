@@ -36,6 +36,7 @@ from diffcodec.models.known_answers import sample_image
 FOLDER = Path(__file__).parent / "golden"
 MODEL = FOLDER / "model.safetensors"
 PHASED_MODEL = FOLDER / "phased.safetensors"  # of the files whose names begin so
+CLASS_MODEL = FOLDER / "class.safetensors"  # likewise
 EXPECTED = FOLDER / "expected.json"
 
 
@@ -165,6 +166,12 @@ CHAIN |= {
         *("fast", {COLORS: multiples(5, 1)}),
     ),
 }
+CHAIN |= {
+    "class": (sized(13, 9), "fast", {"label": 2, MARKS: True}),
+    "class-preview": (sized(9, 10, "L"), "fast", {PREVIEW: 3, "draws": 2, "label": 0}),
+    "class-lossy": (sized(13, 9), "fast", {"timestep": 2, "label": 1}),
+    "class-progressive": (sized(9, 13), "fast", {"progressive": True, "label": 2}),
+}
 # coded by a fallback, whose bytes may differ from one release of its library to the next
 FALLBACK = {
     "flat": lambda: Image.new("RGB", (40, 30), (10, 200, 30)),
@@ -232,7 +239,8 @@ NAMES = (*CHAIN, *FALLBACK, *BUILT)
 
 def model_of(name):
     """The file of the model that a golden file is made with."""
-    return PHASED_MODEL if name.startswith("phased") else MODEL
+    own = {"phased": PHASED_MODEL, "class": CLASS_MODEL}
+    return own.get(name.split("-")[0], MODEL)
 
 
 def coded(image, plan, path=MODEL, **options):
@@ -266,7 +274,9 @@ def coded(image, plan, path=MODEL, **options):
             patches.enter_context(size)
         if choices == Choices():
             return encode(image, load_model(path), plan, **options)
-        return encode_many([image], load_model(path), plan, choices=choices, **options)[0]
+        labels = [options.pop("label", None)]
+        same = {"labels": labels, "choices": choices}
+        return encode_many([image], load_model(path), plan, **same, **options)[0]
 
 
 def coded_by_chain(name):
@@ -295,6 +305,7 @@ def main(names):
     if not names:
         tiny_model(FOLDER, name=MODEL.stem)
         phased_model(FOLDER, name=PHASED_MODEL.stem)
+        tiny_model(FOLDER, name=CLASS_MODEL.stem, classes=3)
     for name in names or NAMES:
         data = written(name)
         (FOLDER / f"{name}.dfc").write_bytes(data)

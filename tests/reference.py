@@ -68,9 +68,11 @@ def decode(data, model):
     width, height = file.varint(), file.varint()
     identity, checksum = file.take(4), file.u32()
     colors, shows_seams, share = read_metadata(file, mode) if flags & 32 else (None, False, 65536)
-    plan, stops = None, []
+    plan, stops, label = None, [], None
     if flags & 8:
-        plan = PLANS[file.u8() - 16]
+        number = file.u8()
+        plan = PLANS[(number & ~32) - 16]
+        label = file.varint() if number & 32 else None
         stops = [file.varint() for _ in range(file.varint())]
     header = data[: file.at]
     xs, ys = ([0, width], [0, height]) if flags & 16 else (edges(width), edges(height))
@@ -95,6 +97,7 @@ def decode(data, model):
             assert identity == model.identity
             ends = [stop for stop in stops if stop]
             chain = Chain(model, plan, mode, tile, size, colors=colors, exact=not stops[-1])
+            chain.label = label
             layers = [contents[tile] for contents in sections[: len(ends)]]
             assert not (stops[-1] == 0 and share < 65536)
             above = chain.descend(layers, ends, share)
@@ -113,12 +116,14 @@ def decode(data, model):
             continue
         assert identity == model.identity
         number = content.u8() if coder & 4 else 0
-        assert coder < 32 and coder & 3 < 3 and (number > 0) == bool(coder & 4)
-        assert not (stops and coder & 12)
+        assert coder < 64 and coder & 16 and coder & 3 < 3 and (number > 0) == bool(coder & 4)
+        assert not (stops and coder & 44)
+        own = content.varint() if coder & 32 else label
         seed_words = content.varint()
         if flags & 64:
             [content.varint() for _ in range(content.varint())]
         chain = Chain(model, PLANS[coder & 3], mode, tile, size, number, colors)
+        chain.label = own
         preview = ends[-1] if stops else 0
         if coder & 8:
             preview = content.varint()
@@ -426,6 +431,7 @@ class Chain:
 
     def __init__(self, model, plan, mode, tile, size, number=0, colors=None, exact=True):
         self.model, self.tile, self.number, self.colors = model, tile, number, colors
+        self.label = None
         self.around_first = exact and bool(model.phases)
         self.shape = (3, size[1], size[0])
         self.coded = 3 if mode == "RGB" else 1
@@ -444,7 +450,7 @@ class Chain:
     def network(self, z, t):
         if self.model.phases:
             return self.model.begin(self.variable(t - 1), z, self.levels[t])[:2]
-        return self.model.posterior(z, self.levels[t])
+        return self.model.posterior(z, self.levels[t], self.label)
 
     def variable(self, t):
         """By which networks z_t is told in phases."""
@@ -1048,7 +1054,7 @@ class Model:
 
     def read_network(self, network):
         """The experts, each with its limit and what its tensors' names begin with."""
-        self.phases = network.get("phases")
+        self.phases, self.label = network.get("phases"), None
         if "experts" in network:
             self.view, view_up_to = network["self_ensemble"], network["self_ensemble_up_to"]
             self.experts = [
@@ -1076,8 +1082,9 @@ class Model:
         sides = (0, -height % self.multiple), (0, -width % self.multiple)
         return np.pad(z, ((0, 0), *sides), "edge")
 
-    def posterior(self, z, sigma):
-        """Mean and variance of x given z_t, [3, height, width]."""
+    def posterior(self, z, sigma, label):
+        """Mean and variance of x given z_t and the class, [3, height, width]."""
+        self.label = label
         height, width = z.shape[1:]
         z = self.continued(z)
         fields = self.posterior_of_view(z, sigma)[:2]
@@ -1212,6 +1219,8 @@ class Model:
     def block(self, name, h):
         table = self.tensors.get(f"{name}.affine.table")
         affine = np.zeros(4 * len(h)) if table is None else table[self.level].astype(np.float64)
+        if self.label is not None:
+            affine = affine + self.tensors[f"{name}.affine.classes"][self.label].astype(np.float64)
         scale1, shift1, scale2, shift2 = np.split(affine, 4)
         one, two = f"{name}.conv1", f"{name}.conv2"
         steps1, steps2 = self.steps(one), self.steps(two)

@@ -105,7 +105,7 @@ DRAWN = replace(  # by other draws of the shared randomness, one with a preview 
 LOSSY = replace(  # two tiles, two layers
     PLAIN,
     tiles=(),
-    layers=Layers("fast", (300, 4), ((b"", b"abc"), (b"\0" * 200, b""))),
+    layers=Layers("fast", (300, 4), ((b"", b"abc"), (b"\0" * 200, b"")), 300),
 )
 
 quick = settings(deadline=None, max_examples=100)
@@ -127,7 +127,8 @@ def tiles(draw: st.DrawFn, coders: Sequence[str], timesteps: int, may_have_previ
     tile = Tile(coder, payload, draw(st.integers(0, 2**35 - 1)), tuple(sorted(marks)))
     if not may_have_preview:
         return tile
-    tile = replace(tile, draw=draw(st.integers(0, MOST_DRAW)))
+    label = draw(st.none() | st.integers(0, 300))
+    tile = replace(tile, draw=draw(st.integers(0, MOST_DRAW)), label=label)
     if draw(st.booleans()):
         return tile
     preview, content = draw(st.integers(2, 2**10)), draw(st.binary(max_size=40))
@@ -149,7 +150,8 @@ def containers(draw: st.DrawFn) -> Container:
         payload = st.tuples(*([st.binary(max_size=20)] * count))
         number = len(layers.timesteps)
         payloads = draw(st.lists(payload, min_size=number, max_size=number))
-        layers = replace(layers, payloads=tuple(payloads))
+        label = draw(st.none() | st.integers(0, 300))
+        layers = replace(layers, payloads=tuple(payloads), label=label)
         drawn = drawn if layers.is_exact else ()
     uses_model = layers is not None or any(tile.plan for tile in drawn)
     known = [
@@ -418,7 +420,7 @@ def test_other_versions(version: int, error: type[Exception], message: str) -> N
         (file(header(width=b"\x80\x80\x80\x80\x80\1"), b"\0"), "longer than 5 bytes"),
         (file(header(model=1), b"\0"), "model that no tile uses"),
         (file(header(), b""), "tile 1 of 1 has 0 bytes, too few"),
-        (file(header(), b"\x20"), "coder of tile 1 of 1 is 32, expected at most 31"),
+        (file(header(), b"\x40"), "coder of tile 1 of 1 is 64, expected at most 63"),
         (file(header(model=1), b"\x10"), "tile 1 of 1 has 1 bytes, too few"),
         (file(header(model=1), b"\x10\0abc"), "expected a multiple of 4"),
         (file(header(mode=3, model=1), b"\x10\0"), "of a LA image is a chain"),
@@ -461,10 +463,20 @@ def test_the_draw_of_a_tile() -> None:
     assert content.index(bytes([0x1D, 255, 3, 12, 2])) > 0  # coder 29: a draw and a preview
 
 
+def test_the_class_of_a_tile_and_of_layers() -> None:
+    labelled = replace(PLAIN, tiles=(PLAIN.tiles[0], replace(DRAWN.tiles[0], label=130)))
+    assert bytes([0x34, 9, 130, 1, 200, 1]) in pack(labelled)  # coder 20 with a class, seed words
+    assert parse(pack(labelled)) == labelled
+    assert bytes([0x30, 172, 2, 2, 172, 2, 4]) in pack(LOSSY)  # plan 16 with a class, two layers
+    with pytest.raises(FormatError, match="class of its own below previews"):
+        pack(replace(LAYERED, tiles=(replace(LAYERED.tiles[0], label=0),)))
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
         (file(header(), b"\4"), "unknown coder of tile 1 of 1: 4"),
+        (file(header(), b"\x20\1"), "unknown coder of tile 1 of 1: 32"),
         (file(header(model=1), b"\x13\0"), "unknown coder of tile 1 of 1: 19"),
         (file(header(model=1), b"\x17\1\0"), "unknown coder of tile 1 of 1: 19"),
         (file(header(0x0A, model=1) + b"\x14\1\2", b""), "unknown plan of the layers: 20"),
@@ -519,6 +531,8 @@ CHAIN = PLAIN.tiles[1]
         ({"tiles": (Tile("raw", b"", marks=(1,)), CHAIN)}, "only a chain"),
         ({"tiles": (Tile("raw", b"", preview=2), CHAIN)}, "only a chain"),
         ({"tiles": (Tile("raw", b"", draw=1), CHAIN)}, "only a chain"),
+        ({"tiles": (Tile("raw", b"", label=0), CHAIN)}, "only a chain"),
+        ({"tiles": (CHAIN, replace(CHAIN, label=-1))}, "does not fit"),
         ({"tiles": (replace(CHAIN, draw=256), CHAIN)}, "the draw 256, expected 0 to 255"),
         ({"tiles": (replace(CHAIN, draw=-1), CHAIN)}, "the draw -1, expected 0 to 255"),
         ({"tiles": (CHAIN, replace(CHAIN, preview=1))}, "is at 1, expected at least 2"),

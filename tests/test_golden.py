@@ -52,8 +52,10 @@ def test_the_corpus_is_whole():
     assert {tile.coder for tile in tiles} == set(CODERS)
     assert {bool(tile.preview) for tile in tiles} == {True, False}
     assert {bool(tile.marks) for tile in tiles} == {True, False}
+    assert {None, 0} < {tile.label for tile in tiles}
     layers = [container.layers for container in containers if container.layers]
     assert {part.is_exact for part in layers} == {True, False}
+    assert {part.is_exact for part in layers if part.label is not None} == {True, False}
     assert {container.whole for container in containers} == {True, False}
     names = {name for container in containers for name in container.metadata}
     assert names == {*METADATA_NAMES, "x-note"}

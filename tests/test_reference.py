@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import reference
 import reference_archive
-from golden import EXPECTED, FOLDER, MODEL, PHASED_MODEL, model_of
+from golden import CLASS_MODEL, EXPECTED, FOLDER, MODEL, PHASED_MODEL, model_of
 from PIL import Image
 from samples import make_image
 from test_phased_files import smooth
@@ -31,7 +31,8 @@ SLOW = (
 
 @pytest.fixture(scope="module")
 def models():
-    return {path: reference.Model(path.read_bytes()) for path in (MODEL, PHASED_MODEL)}
+    paths = MODEL, PHASED_MODEL, CLASS_MODEL
+    return {path: reference.Model(path.read_bytes()) for path in paths}
 
 
 @pytest.mark.parametrize(

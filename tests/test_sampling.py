@@ -253,7 +253,7 @@ def test_shipped_kinds_of_models_are_sampled(tiny, phased_float, tmp_path, size)
     for wrong in ({"label": 3}, {"label": -1}):
         with pytest.raises(DiffcodecError, match="give one from 0 to 2"):
             sample(classes, 1, size, **wrong)
-    with pytest.raises(DiffcodecError, match="a class for a model without"):
+    with pytest.raises(DiffcodecError, match="knows no classes; leave it out"):
         sample(tiny, 1, size, label=0)
 
 
@@ -446,7 +446,7 @@ def test_commands_write_pictures(line, size):
     [
         ("sample --out x.jpg", 2, "ends with .png"),
         ("sample --size 0 --out x.png", 2, "--size"),
-        ("sample --class 1 --out x.png --model m", 1, "a class for a model without"),
+        ("sample --class 1 --out x.png --model m", 1, "knows no classes; leave it out"),
         ("interpolate a.png mask.png --sigma 9 --out x.png --model none", 4, "no model 'none'"),
         ("inpaint a.png a.jpg --out x.png --model m", 1, "a.jpg"),
         ("inpaint a.png black.png --out x.png --model m", 1, "no part of it is white"),

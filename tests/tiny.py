@@ -64,6 +64,9 @@ def random_network(config: NetworkConfig, seed: int = 0) -> ExpertDenoisers:
         for name, parameter in network.named_parameters():
             is_known = name.startswith("phases") and ".out." not in name
             torch.nn.init.normal_(parameter, std=0.1 if is_known else 0.05)
+        for expert in network.experts if config.classes else ():  # of images without a class none
+            torch.nn.init.normal_(expert.embed_label.weight, std=5.0)
+            torch.nn.init.zeros_(expert.embed_label.weight[0])
     return network
 
 

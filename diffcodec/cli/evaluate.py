@@ -50,9 +50,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Of the bound: the model's own, or DDPM's beta-tilde (small) or beta (large).",
 )
-@click.option(
-    "--labels", metavar="FILE", help="Classes of the images, for the bound of a model of classes."
-)
+@click.option("--labels", metavar="FILE", help="Classes of the images, for a model of classes.")
 @click.option(
     "--ode",
     type=click.IntRange(min=2),
@@ -91,7 +89,7 @@ def evaluate(
     (subpixel), with 95 % intervals.
     """
     name = model or DEFAULT_MODEL
-    is_float = labels is not None or timesteps is not None or ode is not None
+    is_float = timesteps is not None or ode is not None
     if is_float or variance != "learned":
         bound_only = True  # files know nothing of these
     if picture is not None:
@@ -162,7 +160,7 @@ def _evaluation_images(
     classes: list[int] | None = None
     if labels is not None:
         read = read_labels(Path(labels))
-        check_labels(read, sources, model.module.config.classes)
+        check_labels(read, sources, model.classes)
         classes = read.tolist()
     if held_out:
         sources = hold_out(sources)[1]

@@ -51,13 +51,15 @@ SEEDS = 1 << 24  # of samples
 class Part:
     """A tile that the chain codes: by which plan, its number in the image, and where it lies.
 
-    ``draw`` is which seed and dither of the shared randomness its chain takes.
+    ``draw`` is which seed and dither of the shared randomness its chain takes, ``label`` the class
+    that the model is told, if it is told one.
     """
 
     plan: str
     index: int
     box: Box
     draw: int = 0
+    label: int | None = None
 
     @property
     def pixels(self) -> int:
@@ -114,6 +116,7 @@ def make_chain(
     return TileChain(
         *same,
         draw=part.draw,
+        label=part.label,
         allowed=can_occur,
         phased=model.phased,
         around_first=model.phased and exact,
@@ -147,7 +150,7 @@ def chain_parts(container: Container) -> list[Part]:
     """The tiles that are chains."""
     pairs = zip(container.boxes(), container.tiles, strict=True)
     return [
-        Part(tile.plan, index, box, tile.draw)
+        Part(tile.plan, index, box, tile.draw, tile.label)
         for index, (box, tile) in enumerate(pairs)
         if tile.plan
     ]

@@ -98,6 +98,7 @@ class _LayeredDescent:
             colors=color_set(container),
             exact=_layers(file).is_exact,
             boxes=file.window.boxes,
+            label=_layers(file).label,
         )
 
     @property

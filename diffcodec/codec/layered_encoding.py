@@ -37,7 +37,7 @@ _Steps = list[list[Bits]]  # by timestep from T down, then by tile
 
 
 class Target(NamedTuple):
-    """Where a file or its previews are to end; see :func:`diffcodec.encode`.
+    """Where a file or its previews are to end, and the class; see :func:`diffcodec.encode`.
 
     At most one of the first three.
     """
@@ -47,6 +47,7 @@ class Target(NamedTuple):
     psnr: float | None = None
     exact: bool = False
     previews: Sequence[int] | None = None
+    label: int | None = None
 
 
 def last_preview(plan: Plan) -> int:
@@ -101,13 +102,15 @@ class _File:
             encodes=True,
             colors=self.colors,
             exact=self.target.exact,
+            label=self.target.label,
         )
 
     def layers(self, steps: _Steps) -> Layers:
         """The layers of these steps."""
         plan = self.model.plans[self.plan]
         stops = _stops(steps, plan, self.target.previews)
-        return Layers(self.plan, stops, _payloads(steps, stops, len(plan.levels)))
+        payloads = _payloads(steps, stops, len(plan.levels))
+        return Layers(self.plan, stops, payloads, self.target.label)
 
     def pack(
         self,
@@ -160,7 +163,8 @@ class _File:
         boxes = [part.box for part in previews.parts]
         with fallback_tiles(self.source, boxes, self.colors) as fallbacks:
             return [
-                smaller_tile(fallback.result(), chain, self.plan)
+                # the class stands before the layers
+                replace(smaller_tile(fallback.result(), chain, self.plan), label=None)
                 for fallback, chain in zip(
                     fallbacks, previews.encode_rest(self.source), strict=True
                 )

@@ -35,6 +35,7 @@ class Previews(Descents):
         colors: ColorSet | None = None,
         exact: bool = True,
         boxes: Mapping[int, Box] | None = None,
+        label: int | None = None,
     ):
         """Begin above the first timestep.
 
@@ -48,10 +49,11 @@ class Previews(Descents):
             colors: which can occur, if not all can.
             exact: whether the file goes down to the image itself.
             boxes: of the tiles, by their numbers, if they are not all of an image's.
+            label: class of the image, if the model is told.
         """
         if boxes is None:
             boxes = dict(enumerate(tile_grid(*size)))
-        parts = [Part(plan, index, box) for index, box in boxes.items()]
+        parts = [Part(plan, index, box, label=label) for index, box in boxes.items()]
         super().__init__(model, mode, parts, bar, colors, exact, encodes)
         self.size = size
         self.timestep = len(model.plans[plan].levels) + 1  # of all tiles

@@ -134,9 +134,10 @@ def _chain_parts(found: Salvage) -> Iterator[Part]:
         tile = found.tiles[index] if found.tiles else None
         if tile is not None and not tile.plan:
             continue
-        plan = tile.plan if tile else layers.plan if layers else None
-        if plan is not None:
-            yield Part(plan, index, box, tile.draw if tile else 0)
+        if layers:
+            yield Part(layers.plan, index, box, label=layers.label)
+        elif tile is not None and tile.plan:
+            yield Part(tile.plan, index, box, tile.draw, tile.label)
 
 
 def _decode(

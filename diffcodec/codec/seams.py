@@ -45,6 +45,9 @@ class Seam(NamedTuple):
     tiles: tuple[int, ...]
 
 
+_Key = tuple[int, str, int | None, Seam]  # timestep, plan, class, where
+
+
 class _Span(NamedTuple):
     """A part of one side: within a tile, or across a border of two."""
 
@@ -98,13 +101,13 @@ class Strips:
         for seam in find_seams(boxes):
             for index in seam.tiles:
                 self._around[index].append(seam)
-        self._z: dict[tuple[int, str, Seam], Array] = {}
-        self._missing: dict[tuple[int, str, Seam], set[int]] = {}
+        self._z: dict[_Key, Array] = {}
+        self._missing: dict[_Key, set[int]] = {}
 
     def add(self, part: Part, timestep: int, z: Float64[Array, "3 height width"]) -> None:
         """Take a tile's z."""
         for seam in self._around[part.index]:
-            key = timestep, part.plan, seam
+            key = timestep, part.plan, part.label, seam
             if key not in self._z:
                 self._z[key] = np.empty((3, seam.window.height, seam.window.width))
                 self._missing[key] = set(seam.tiles)
@@ -119,7 +122,8 @@ class Strips:
     ) -> Iterator[tuple[int, Seam, Posterior]]:
         """The posterior of x in the core of each seam at each timestep, [3, height, width].
 
-        Seams are left out of which a tile has not come by: it is no chain, or by another plan.
+        Seams are left out of which a tile has not come by: it is no chain, or by another plan or of
+        another class.
 
         Args:
             model: to be asked.
@@ -127,20 +131,18 @@ class Strips:
             wanted: whether to tell of a seam at a timestep.
         """
 
-        def job(timestep: int, seam: Seam, z: Array) -> Job[Posterior]:
-            answer: Posterior = yield Request(z, timestep)
+        def job(key: _Key) -> Job[Posterior]:
+            timestep, _, label, seam = key
+            answer: Posterior = yield Request(self._z[key], timestep, label)
             core = within(seam.core, seam.window)
             return Posterior(answer.mean[:, *core].copy(), answer.variance[:, *core].copy())
 
         keys = [
-            (timestep, plan, seam)
-            for (timestep, plan, seam), tiles in self._missing.items()
-            if not tiles and wanted(timestep, seam)
+            key for key, tiles in self._missing.items() if not tiles and wanted(key[0], key[-1])
         ]
-        jobs = [job(timestep, seam, self._z[timestep, plan, seam]) for timestep, plan, seam in keys]
-        parts = [Part(plan, seam.tiles[0], seam.window) for _, plan, seam in keys]
-        for (timestep, _, seam), p in zip(keys, run(jobs, parts, model, bar), strict=True):
-            yield timestep, seam, p
+        parts = [Part(plan, seam.tiles[0], seam.window) for _, plan, _, seam in keys]
+        for key, p in zip(keys, run(map(job, keys), parts, model, bar), strict=True):
+            yield key[0], key[-1], p
 
 
 def paste_seam(

@@ -56,6 +56,7 @@ def smaller_tile(
         preview=chain.preview,
         preview_payload=chain.preview_payload,
         draw=chain.draw,
+        label=chain.label,
     )
 
 

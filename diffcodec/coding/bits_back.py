@@ -43,11 +43,13 @@ class EncodedTile(NamedTuple):
     preview: int = 0  # the timestep s of a preview z_s of the tile's own, or 0
     preview_payload: bytes = b""  # it, by relative entropy coding
     draw: int = 0  # of the shared randomness
+    label: int | None = None  # the class that the model was told
 
     @property
     def size(self) -> int:
-        """The tile's size in bytes, with those that tell the draw and the preview."""
-        told = (self.draw > 0) + (2 + (len(self.preview_payload) > 127)) * (self.preview > 0)
+        """The tile's size in bytes, with those that tell the draw, the class and the preview."""
+        told = (self.draw > 0) + (0 if self.label is None else 1 + (self.label > 127))
+        told += (2 + (len(self.preview_payload) > 127)) * (self.preview > 0)
         return 4 * len(self.words) + len(self.preview_payload) + told
 
 
@@ -121,6 +123,7 @@ def encode_tile(
         marks=tuple(marks),
         heights=tuple(heights[1:]),
         draw=chain.draw,
+        label=chain.label,
     )
 
 

@@ -26,6 +26,7 @@ class Request(NamedTuple):
 
     z: Float64[Array, "3 height width"]
     timestep: int
+    label: int | None = None  # the class of the image, if the model is to be told
 
     @property
     def kind(self) -> tuple[Any, ...]:
@@ -90,6 +91,7 @@ class TileChain:
         shape: height and width.
         preview: the timestep s whose z_s is known beforehand and must lie in ``z``; 0 for none.
         draw: which seed and dither of the shared randomness it takes.
+        label: class of the image, if the model is told.
         allowed: tells which colours can occur, if not all do.
         phased: whether the model codes in phases.
         around_first: whether a preview's noise is around z_1, as in exact files of such a model,
@@ -108,9 +110,11 @@ class TileChain:
         allowed: Allowed | None = None,
         phased: bool = False,
         around_first: bool = False,
+        label: int | None = None,
     ):
         self.plan, self.domain = plan, domain
         self.tile, self.coded, self.preview, self.draw = tile, coded, preview, draw
+        self.label = label
         self.allowed, self.phased, self.around_first = allowed, phased, around_first
         self.shape = (3, *shape)
         self.levels = make_levels(plan, domain, preview, around_first)
@@ -143,7 +147,7 @@ class TileChain:
     def posterior(self, t: int) -> Generator[Asked, Answer, Posterior]:
         """The posterior of x given z_t, by the model; asked once, however many codecs need it."""
         if self._answered is None or self._answered[0] is not self.z[t]:
-            self._answered = self.z[t], (yield Request(self.z[t], t))
+            self._answered = self.z[t], (yield Request(self.z[t], t, self.label))
         return self._answered[1]
 
     def amend(self, posterior: Posterior) -> None:

@@ -101,7 +101,8 @@ class Descent:
         """The chain of the same tile below z_t."""
         c = self.chain
         same = (c.plan, c.domain, c.tile, c.coded, c.shape[1:])
-        chain = TileChain(*same, self.timestep, c.draw, c.allowed, c.phased, c.around_first)
+        more = (c.draw, c.allowed, c.phased, c.around_first, c.label)
+        chain = TileChain(*same, self.timestep, *more)
         chain.z[self.timestep] = self.z
         return chain
 

@@ -13,6 +13,7 @@ from diffcodec.container.parts import (
 )
 from diffcodec.container.primitives import (
     FLOAT_BIT,
+    LABEL_BIT,
     LAYERS_BIT,
     MARKS_BIT,
     METADATA_BIT,
@@ -119,7 +120,9 @@ def read_metadata(reader: "ByteReader", limits: Limits) -> dict[str, bytes]:
 def _read_layers(reader: "ByteReader", limits: Limits) -> Layers:
     """What the header says of the layers."""
     what = "the timesteps of the layers"
-    plan = coder_of(reader.u8("the plan of the layers"), "plan of the layers", CODERS | LAYER_PLANS)
+    number = reader.u8("the plan of the layers")
+    plan = coder_of(number & ~LABEL_BIT, "plan of the layers", CODERS | LAYER_PLANS)
+    label = reader.varint("the class of the layers") if number & LABEL_BIT else None
     count = reader.varint(what)
     limits.check_timesteps(count)
     reader.need(count, what)
@@ -127,4 +130,4 @@ def _read_layers(reader: "ByteReader", limits: Limits) -> Layers:
     limits.check_timesteps(max(stops, default=0))
     if stops in ((), (0,)):
         raise FormatError("the file has no layers, expected at least one")
-    return Layers(plan, stops, ())
+    return Layers(plan, stops, (), label)

@@ -90,6 +90,7 @@ class Tile:
         preview: the timestep of a preview of the tile's own, or 0; chains only.
         preview_payload: what leads there, coded as a layer.
         draw: which seed and dither of the shared randomness the chain takes; chains only.
+        label: the class that the model was told, or None; chains only.
     """
 
     coder: str
@@ -99,6 +100,7 @@ class Tile:
     preview: int = 0
     preview_payload: bytes = b""
     draw: int = 0
+    label: int | None = None
 
     @property
     def plan(self) -> str | None:
@@ -115,11 +117,13 @@ class Layers:
         stops: the timesteps that the layers reach, falling; a last 0 says that tiles follow, which
             hold the exact image.
         payloads: by layer and tile; of a file that is read in part, those that are there.
+        label: the class that the model was told of all tiles, or None.
     """
 
     plan: str
     stops: tuple[int, ...]
     payloads: tuple[tuple[bytes, ...], ...]
+    label: int | None = None
 
     @property
     def is_exact(self) -> bool:

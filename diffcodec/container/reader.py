@@ -11,6 +11,7 @@ from diffcodec.container.primitives import (
     CHAIN_BIT,
     CRC_BYTES,
     DRAW_BIT,
+    LABEL_BIT,
     MOST_CODER,
     PREVIEW_BIT,
     SMALLEST_PART_BYTES,
@@ -169,15 +170,18 @@ def _read_tile(reader: ByteReader, where: str, has_marks: bool, limits: Limits) 
     if number > MOST_CODER:
         raise FormatError(f"the coder of {where} is {number}, expected at most {MOST_CODER}")
     is_chain = bool(number & CHAIN_BIT)
-    flags = number & (PREVIEW_BIT | DRAW_BIT) if is_chain else 0
+    flags = number & (PREVIEW_BIT | DRAW_BIT | LABEL_BIT) if is_chain else 0
     coder = coder_of(number ^ flags, f"coder of {where}")
     seed_words = preview = draw = 0
+    label = None
     marks: tuple[int, ...] = ()
     preview_payload = b""
     if flags & DRAW_BIT:
         draw = reader.u8(f"the draw of {where}")
         if draw == 0:
             raise FormatError(f"the draw of {where} is 0, expected 1 to {MOST_DRAW}")
+    if flags & LABEL_BIT:
+        label = reader.varint(f"the class of {where}")
     if is_chain:
         seed_words = reader.varint(f"the seed words of {where}")
         if has_marks:
@@ -189,7 +193,7 @@ def _read_tile(reader: ByteReader, where: str, has_marks: bool, limits: Limits) 
         check_preview(preview, where)
         preview_payload = reader.take(reader.varint(what), what)
     payload = reader.take(reader.remaining, where)
-    return Tile(coder, payload, seed_words, marks, preview, preview_payload, draw)
+    return Tile(coder, payload, seed_words, marks, preview, preview_payload, draw, label)
 
 
 def _read_marks(reader: "ByteReader", part: str, limits: Limits) -> tuple[int, ...]:

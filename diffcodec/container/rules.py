@@ -135,9 +135,10 @@ def check_tile(tile: Tile, where: str, container: Container) -> None:
     """Refuse a tile that its coder or the header rules out."""
     _check_name(tile.coder, CODERS)
     if not tile.plan:
-        if tile.seed_words or tile.marks or tile.preview or tile.draw:
+        if tile != Tile(tile.coder, tile.payload):
             raise FormatError(
-                f"{where} is {tile.coder!r}: only a chain has seed words, marks, preview and draw"
+                f"{where} is {tile.coder!r}: only a chain has seed words, marks, preview, draw and "
+                "class"
             )
         return
     if tile.preview:
@@ -146,8 +147,10 @@ def check_tile(tile: Tile, where: str, container: Container) -> None:
         raise FormatError(f"{where} has a preview's payload without a preview")
     if not 0 <= tile.draw <= MOST_DRAW:
         raise FormatError(f"{where} has the draw {tile.draw}, expected 0 to {MOST_DRAW}")
-    if container.layers and (tile.preview or tile.draw):
-        raise FormatError(f"{where} has a preview or draw of its own below previews, expected none")
+    if container.layers and (tile.preview or tile.draw or tile.label is not None):
+        raise FormatError(
+            f"{where} has a preview, draw or class of its own below previews, expected none"
+        )
     if container.mode not in CHAIN_MODES:
         raise FormatError(f"{where} of a {container.mode} image is a chain, which cannot be")
     if container.layers and tile.coder != container.layers.plan:

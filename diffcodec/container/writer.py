@@ -8,6 +8,7 @@ from diffcodec.container.parts import CODERS, LAYER_PLANS, MAGIC, MODES, VERSION
 from diffcodec.container.primitives import (
     DRAW_BIT,
     FLOAT_BIT,
+    LABEL_BIT,
     LAYERS_BIT,
     MARKS_BIT,
     METADATA_BIT,
@@ -55,7 +56,9 @@ def _pack_header(container: Container, has_marks: bool) -> bytes:
         header += pack_metadata(container.metadata)
     if container.layers:
         stops = container.layers.stops
-        header.append(LAYER_PLANS[container.layers.plan])
+        label = container.layers.label
+        header.append(LAYER_PLANS[container.layers.plan] | (0 if label is None else LABEL_BIT))
+        header += b"" if label is None else varint(label)
         header += b"".join(map(varint, (len(stops), *stops)))
     return bytes(header)
 
@@ -71,9 +74,12 @@ def pack_metadata(metadata: Mapping[str, bytes]) -> bytes:
 
 def _pack_tile(tile: Tile, has_marks: bool) -> bytes:
     flags = (PREVIEW_BIT if tile.preview else 0) | (DRAW_BIT if tile.draw else 0)
+    flags |= 0 if tile.label is None else LABEL_BIT
     fields = bytearray([CODERS[tile.coder] | flags])
     if tile.draw:
         fields.append(tile.draw)
+    if tile.label is not None:
+        fields += varint(tile.label)
     if tile.plan:
         fields += varint(tile.seed_words)
         if has_marks:

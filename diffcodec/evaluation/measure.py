@@ -30,7 +30,6 @@ from diffcodec.diffusion.plan import Plan, geometric_plan
 from diffcodec.errors import UnsupportedError
 from diffcodec.images.samples import is_grey
 from diffcodec.models.model import Model
-from diffcodec.networks.experts import FloatNetwork
 from diffcodec.sampling.likelihood import ode_bits
 from diffcodec.training.data import Source, read_rgb
 
@@ -114,7 +113,7 @@ def bound_bits(
     """The chain's variational bound on each image, tile by tile as it is coded, by its parts.
 
     Args:
-        model: integer or float; float for labels, and for levels that its own plans do not have.
+        model: integer or float; float for levels that its own plans do not have.
         images: in the modes L and RGB.
         plan: of the chain.
         generator: of one sample of the chain.
@@ -136,12 +135,9 @@ def bound_bits(
         count = max(1, BATCH_PIXELS // (height * width))
         for batch in (tiles[i : i + count] for i in range(0, len(tiles), count)):
             numbers, arrays = zip(*batch, strict=True)
-            asked = model
-            if labels is not None:
-                told = torch.tensor([labels[i] for i in numbers])
-                asked = Model(FloatNetwork(model.module, told), {}, model.name)
             x = torch.from_numpy(np.stack(arrays).astype(np.float64))
-            posterior = torch_posterior(asked)
+            told = None if labels is None else [labels[i] for i in numbers]
+            posterior = torch_posterior(model, told)
             phased = ModelInPhases(model, plan) if model.phased else None
             same = (x, model.color, plan, generator, variance, coded)
             parts = chain_bound_bits(posterior, *same, phased=phased)
@@ -150,11 +146,11 @@ def bound_bits(
     return totals
 
 
-def torch_posterior(model: Model) -> Any:
-    """A model as the bound asks it."""
+def torch_posterior(model: Model, labels: Sequence[int] | None = None) -> Any:
+    """A model as the bound asks it, of images of these classes."""
 
     def posterior(z: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        mean, v = model.posterior_x(z.double().numpy(), sigma[0].item())
+        mean, v = model.posterior_x(z.double().numpy(), sigma[0].item(), labels)
         return torch.from_numpy(mean).to(z.dtype), torch.from_numpy(v).to(z.dtype)
 
     return posterior
@@ -240,7 +236,7 @@ def evaluate(
         plan: of the bound.
         files_plan: of the files, lossless and whole; none are written if it is not given.
         variance: of the bound, one of ``variances.VARIANCES``.
-        labels: class of each image, for the bound.
+        labels: class of each image.
         ode_steps: of the probability-flow ODE, for its likelihood of colour images; see
             :func:`diffcodec.sampling.likelihood.ode_bits`. None for none.
         progress: whether to show a bar.
@@ -255,7 +251,8 @@ def evaluate(
             bounds = bound_bits(model, images, plan, generator, variance, chosen)
             sizes: list[int | None] = [None] * len(images)
             if files_plan is not None:
-                sizes = [len(data) for data in encode_many(images, model, files_plan)]
+                files = encode_many(images, model, files_plan, labels=chosen)
+                sizes = [len(data) for data in files]
             for i, (image, bits, size) in enumerate(zip(images, bounds, sizes, strict=True), first):
                 source = sources[i]
                 name = str(source) if isinstance(source, Path) else f"{i:05}"

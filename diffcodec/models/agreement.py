@@ -57,7 +57,8 @@ def _answers(model: "Model") -> Iterator[tuple[str, NDArray[np.floating]]]:
     x = rng.integers(-255, 256, SHAPE) // np.array([1, 4])[:, None, None, None]
     for sigma, which in model.asked():
         z = x + sigma * rng.standard_normal(SHAPE)
-        mean, v = model.posterior_x(z, sigma)
+        labels = [-1, model.classes - 1] if model.classes else None
+        mean, v = model.posterior_x(z, sigma, labels)
         yield f"mean at the noise level {sigma}", mean
         yield f"variance at the noise level {sigma}", v
         if which is None:

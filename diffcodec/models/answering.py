@@ -45,7 +45,10 @@ def _question(
     sigma = plan.levels[timestep - 1]
     which = model.told_in_phases(plan, timestep - 1)
     if which is None:
-        return "posterior_x", (z, sigma), lambda found: list(map(Posterior, *found[:2]))
+        labels = None
+        if any(request.label is not None for request in whole):
+            labels = [-1 if request.label is None else request.label for request in whole]
+        return "posterior_x", (z, sigma, labels), lambda found: list(map(Posterior, *found[:2]))
 
     def posteriors(found: Any) -> list[Answer]:
         mean, variance, made = found

@@ -122,6 +122,8 @@ def _network_outputs(model: "Model", x: Array) -> Iterator[Array]:
         z = (x + sigma * randomness.approximate_normals(0, i, x.shape))[None]
         if which is None:
             yield from model.posterior_x(z, sigma)
+            if model.classes:
+                yield from model.posterior_x(z, sigma, [i % model.classes])
             continue
         *fields, shared = model.begin_phases(which, z, sigma)
         yield from fields

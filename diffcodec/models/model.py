@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from os import PathLike
 from pathlib import Path
@@ -37,7 +37,7 @@ from diffcodec.networks.config import NetworkConfig
 from diffcodec.networks.devices import CPU, Arriving, describe_device, find_device, to_device
 from diffcodec.networks.experts import ExpertDenoisers, float_network
 from diffcodec.networks.integer import IntegerNetwork
-from diffcodec.networks.protocol import PhasedNetwork, PosteriorNetwork
+from diffcodec.networks.protocol import ClassNetwork, PhasedNetwork, PosteriorNetwork
 from diffcodec.networks.quantize import float_weights
 from diffcodec.system.memory import HEAP
 
@@ -126,6 +126,27 @@ class Model:
         return module
 
     @property
+    def classes(self) -> int:
+        """How many classes of images it knows; 0 of most models."""
+        return int(getattr(self.network, "classes", 0))
+
+    def check_label(self, label: int) -> None:
+        """Refuse the label of an image whose class it does not know.
+
+        Raises:
+            UnsupportedError: so.
+        """
+        if not self.classes:
+            raise UnsupportedError(
+                f"class {label}, but model {self.name} knows no classes; leave it out"
+            )
+        if not 0 <= label < self.classes:
+            raise UnsupportedError(
+                f"class {label} for a model of {self.classes} classes; give one from 0 to "
+                f"{self.classes - 1}"
+            )
+
+    @property
     def device(self) -> torch.device:
         """Where its network computes; networks of others, that do not say so, on the CPU."""
         device: torch.device = getattr(self.network, "device", CPU)
@@ -212,7 +233,7 @@ class Model:
         return lambda: arriving.arrays()[0]
 
     def posterior_x(
-        self, z: NDArray[np.float64], sigma: float
+        self, z: NDArray[np.float64], sigma: float, labels: Sequence[int] | None = None
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Mean and variance of x given z_t, both [batch, 3, height, width].
 
@@ -221,15 +242,21 @@ class Model:
         Args:
             z: [batch, 3, height, width], grey levels of the colour domain.
             sigma: one of the plans' noise levels.
+            labels: class of each image, -1 for none, of a model of classes.
 
         Guarantee: the same numbers for an image alone or in a batch; of an integer model also on
         every machine.
         """
-        return self.ask_posterior_x(z, sigma)()[:2]
+        return self.ask_posterior_x(z, sigma, labels)()[:2]
 
-    def ask_posterior_x(self, z: NDArray[np.float64], sigma: float) -> Callable[[], Answered]:
+    def ask_posterior_x(
+        self, z: NDArray[np.float64], sigma: float, labels: Sequence[int] | None = None
+    ) -> Callable[[], Answered]:
         """The same, begun, with an empty list: see :meth:`ask_begin_phases`."""
-        return self._ask(z, lambda padded: (*self.network.posterior_x(padded, sigma), []))
+        if labels is None:
+            return self._ask(z, lambda padded: (*self.network.posterior_x(padded, sigma), []))
+        network, told = cast(ClassNetwork, self.network), torch.tensor(labels)
+        return self._ask(z, lambda padded: (*network.posterior_x(padded, sigma, told), []))
 
     def _ask(
         self,

@@ -211,12 +211,10 @@ class FloatNetwork:
 
     is_exact, levels = False, None
 
-    def __init__(self, module: ExpertDenoisers, labels: Labels | None = None):
-        """Labels, if there are any, are of the images to come."""
+    def __init__(self, module: ExpertDenoisers):
         self.module, self.config = module, module.config
-        self._labels = None if labels is None else labels.to(self.device)
         self.color, self.multiple = module.config.color, module.config.multiple
-        self.phases = module.phases
+        self.classes, self.phases = module.config.classes, module.phases
 
     @property
     def device(self) -> torch.device:
@@ -233,14 +231,16 @@ class FloatNetwork:
         """Digest of the shape and the weights."""
         return digest(self.config.to_dict(), self.module.state_dict())
 
-    def posterior_x(self, z: Field, sigma: float) -> tuple[Field, Field]:
-        """Mean and variance of x given z_t: see ``PosteriorNetwork``."""
+    def posterior_x(
+        self, z: Field, sigma: float, labels: Labels | None = None
+    ) -> tuple[Field, Field]:
+        """Mean and variance of x given z_t: see ``ClassNetwork``."""
         images = z.float().contiguous(memory_format=CHANNELS_LAST).split(1)
-        labels = [None] * len(images) if self._labels is None else self._labels.split(1)
+        told = [None] * len(images) if labels is None else labels.to(z.device).split(1)
         level = torch.full((1,), float(sigma), device=z.device)
         fields = [
             self.module.posterior_x(image, level, label)
-            for image, label in zip(images, labels, strict=True)
+            for image, label in zip(images, told, strict=True)
         ]
         mean, v = (torch.cat(field).double() for field in zip(*fields, strict=True))
         return mean, v
@@ -250,9 +250,8 @@ class FloatNetwork:
         level = torch.full((1,), float(sigma), device=z.device)
         teller, answers = self.config.teller_at(which, sigma), []
         unet, phases = self.module.experts[self.config.expert_of(teller)], self.phases[teller]
-        for i, image in enumerate(z.float().contiguous(memory_format=CHANNELS_LAST).split(1)):
-            label = None if self._labels is None else self._labels[i : i + 1]
-            features = unet.features(image, level, label)
+        for image in z.float().contiguous(memory_format=CHANNELS_LAST).split(1):
+            features = unet.features(image, level)
             mean, v = unet.read_out(features, image, level)
             answers.append((mean.double(), v.double(), *phases.shared(features)))
         mean, v, *shared = map(torch.cat, zip(*answers, strict=True))

@@ -22,7 +22,7 @@ from diffcodec.networks.integer_layers import (
     IntegerLayers,
 )
 from diffcodec.networks.phases import PhaseNetworks, outline_phases
-from diffcodec.networks.protocol import Field, Planes, digest
+from diffcodec.networks.protocol import Field, Labels, Planes, digest
 from diffcodec.networks.scaling import scaling
 from diffcodec.networks.unet import FOURIER_PERIOD, LOG_VARIANCE_RANGE, outline
 
@@ -59,7 +59,7 @@ class IntegerNetwork:
     ):
         """Load and check: see :class:`IntegerUNet` and :class:`IntegerPhases`."""
         self.config, self._tensors, self.device = config, tensors, device
-        self.color, self.multiple = config.color, config.multiple
+        self.color, self.multiple, self.classes = config.color, config.multiple, config.classes
         parts = split_experts(tensors, len(config.experts))
         self.experts = [
             IntegerUNet(shape, part, device)
@@ -87,15 +87,26 @@ class IntegerNetwork:
         """Digest of the shape and the tensors."""
         return digest(self.config.to_dict(), self._tensors)
 
-    def posterior_x(self, z: Field, sigma: float) -> tuple[Field, Field]:
-        """Mean and variance of x given z_t: see ``PosteriorNetwork``; sigma one of ``levels``."""
+    def posterior_x(
+        self, z: Field, sigma: float, labels: Labels | None = None
+    ) -> tuple[Field, Field]:
+        """Mean and variance of x given z_t: see ``ClassNetwork``; sigma one of ``levels``."""
+        if labels is None:
+            return self._of_one_class(z, sigma)
+        mean, v = torch.empty_like(z), torch.empty_like(z)
+        for label in labels.unique().tolist():
+            rows = labels == label
+            mean[rows], v[rows] = self._of_one_class(z[rows], sigma, label)
+        return mean, v
+
+    def _of_one_class(self, z: Field, sigma: float, label: int = -1) -> tuple[Field, Field]:
         expert = self.experts[self.config.expert_at(sigma)]
         if self.config.phases:  # where several answer, the last
             expert = next(e for e in reversed(self.experts) if sigma in e.levels)
-        mean, v = expert.posterior_x(z, sigma)
+        mean, v = expert.posterior_x(z, sigma, label)
         axes = self.config.ensemble_axes(sigma)
         if axes:
-            other_mean, other_v = expert.posterior_x(z.flip(axes), sigma)
+            other_mean, other_v = expert.posterior_x(z.flip(axes), sigma, label)
             mean, v = (mean + other_mean.flip(axes)) / 2, (v + other_v.flip(axes)) / 2
         return mean, v
 
@@ -124,7 +135,7 @@ class IntegerUNet(IntegerLayers):
     ):
         """Load and check: see :class:`IntegerLayers`."""
         shape = outline(config, len(tensors))
-        super().__init__(shape, tensors, tensors["levels"].tolist(), device)
+        super().__init__(shape, tensors, tensors["levels"].tolist(), device, config.classes)
         self.config = config
         domain = DOMAINS[config.color]
         self._center, self._data_std, self._multipliers = (
@@ -134,11 +145,11 @@ class IntegerUNet(IntegerLayers):
         self._sine, self._cosine = (table.to(device) for table in phase_tables())
         self._variance = torch.from_numpy(variance_table()).to(device)
 
-    def posterior_x(self, z: Field, sigma: float) -> tuple[Field, Field]:
-        """Mean and variance of x given z_t: see :meth:`IntegerNetwork.posterior_x`."""
-        return self.evaluate(z, sigma)[:2]
+    def posterior_x(self, z: Field, sigma: float, label: int = -1) -> tuple[Field, Field]:
+        """Mean and variance of x given z_t, of images of a class, if that is not -1."""
+        return self.evaluate(z, sigma, label)[:2]
 
-    def evaluate(self, z: Field, sigma: float) -> tuple[Field, Field, Tensor]:
+    def evaluate(self, z: Field, sigma: float, label: int = -1) -> tuple[Field, Field, Tensor]:
         """The same, and the stream before the last SiLU, [batch, channels, rows, columns]."""
         level = self.levels.index(sigma)
         scales = scaling(sigma * self._multipliers, self._data_std, np.sqrt)
@@ -151,7 +162,7 @@ class IntegerUNet(IntegerLayers):
         last = len(self.config.channels) - 1
         for i, count in enumerate(self.config.blocks):
             for k in range(count):
-                h = self._block(f"down.{i}.{k}", level, h)
+                h = self._block(f"down.{i}.{k}", level, h, label)
             if i < last:
                 skips.append(h)
                 h = self._resample(f"shrink.{i}", level, h, stride=2)
@@ -160,7 +171,7 @@ class IntegerUNet(IntegerLayers):
                 h = F.pixel_shuffle(self._resample(f"grow.{i}", level, h, stride=1), 2)
                 h = h.contiguous(memory_format=torch.channels_last).add_(skips[i])
             for k in range(self.config.blocks[i]):
-                h = self._block(f"up.{i}.{k}", level, h)
+                h = self._block(f"up.{i}.{k}", level, h, label)
         output = F.pixel_shuffle(self._output("conv_out", level, h), self.config.patch)
         field, log_ratio = output.chunk(2, 1)
         mean = (c_skip * centered + c_out * field.double()) + center

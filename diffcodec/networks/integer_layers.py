@@ -113,7 +113,8 @@ class IntegerLayers:
     Tensors: for every convolution ``NAME.weight`` (int8; int16 for the first and the last),
     ``NAME.scale`` and ``NAME.bias`` per output channel, ``NAME.input`` [n, 2] (unit and limit of
     its integer inputs at each of n noise levels); for every residual block that knows the noise
-    level ``NAME.affine.table`` [n, 4 * channels].
+    level ``NAME.affine.table`` [n, 4 * channels], and ``NAME.affine.classes`` [classes, 4 *
+    channels], what each class adds to it, if there are any.
     """
 
     def __init__(
@@ -122,6 +123,7 @@ class IntegerLayers:
         tensors: Mapping[str, Tensor],
         levels: Sequence[float],
         device: torch.device = CPU,
+        classes: int = 0,
     ):
         """Load and check.
 
@@ -130,6 +132,7 @@ class IntegerLayers:
             tensors: by name.
             levels: at which it answers.
             device: to compute on.
+            classes: of images, that it knows.
 
         Raises:
             ModelMismatchError: if a convolution is not provably exact.
@@ -144,6 +147,10 @@ class IntegerLayers:
             name.removesuffix(".affine.table"): t.double().numpy()
             for name, t in tensors.items()
             if name.endswith(".affine.table")
+        }
+        self._of_class = {
+            name: _numbers(tensors[f"{name}.affine.classes"], (classes, table.shape[-1]))
+            for name, table in (self._affine if classes else {}).items()
         }
         self._tables: dict[tuple[str, int], list[Tensor]] = {}
         self._constants: dict[tuple[str, bytes], Tensor] = {}
@@ -191,9 +198,12 @@ class IntegerLayers:
             self._constants[key] = torch.from_numpy(values.copy()).to(self.device)
         return self._constants[key]
 
-    def _block(self, name: str, level: int, h: Tensor) -> Tensor:
-        """Residual block."""
-        scale1, shift1, scale2, shift2 = np.split(self._affine[name][level], 4)
+    def _block(self, name: str, level: int, h: Tensor, label: int = -1) -> Tensor:
+        """Residual block, of images of a class, if that is not -1."""
+        affine = self._affine[name][level]
+        if label >= 0:
+            affine = affine + self._of_class[name][label]
+        scale1, shift1, scale2, shift2 = np.split(affine, 4)
         name1, name2 = f"{name}.conv1", f"{name}.conv2"
         conv = self._convs[name1]
         steps1, steps2 = self._steps(name1, level), self._steps(name2, level)
@@ -321,6 +331,17 @@ class IntegerLayers:
     def _output(self, name: str, level: int, h: Tensor) -> Tensor:
         """Last convolution."""
         return self._scaled(name, level, self._sums(name, self._silu_alone(name, level, h)))
+
+
+def _numbers(tensor: Tensor, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """The numbers of a tensor.
+
+    Raises:
+        ValueError: if it is of another shape.
+    """
+    if tensor.shape != shape:
+        raise ValueError(f"a tensor is {list(tensor.shape)}, expected {list(shape)}")
+    return tensor.double().numpy()
 
 
 def _added(parts: Sequence[Tensor]) -> Tensor:

@@ -5,10 +5,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
 Field = Float64[Tensor, "batch 3 height width"]
+Labels = Int64[Tensor, " batch"]
 Planes = Float64[Tensor, "batch planes height width"]  # what a phase is told
 
 
@@ -53,6 +54,21 @@ class PosteriorNetwork(Protocol):
             z: grey levels of the colour domain.
             sigma: noise level in grey levels, without the channels' multipliers.
         """
+        ...
+
+
+class ClassNetwork(PosteriorNetwork, Protocol):
+    """A network that may be told the class of each image."""
+
+    @property
+    def classes(self) -> int:
+        """How many it knows."""
+        ...
+
+    def posterior_x(
+        self, z: Field, sigma: float, labels: Labels | None = None
+    ) -> tuple[Field, Field]:
+        """Mean and variance of x given z_t and labels: classes from 0 on, -1 for none."""
         ...
 
 

@@ -227,14 +227,17 @@ def quantize_unet(
 ) -> dict[str, Tensor]:
     """The tensors of an :class:`.IntegerUNet`, and the noise embedding's own."""
     network = network.eval().float()
-    seen = InputStatistics(network)
+    seen, labels = InputStatistics(network), None
     generator = torch.Generator().manual_seed(0)
+    classes = network.config.classes
+    if classes:  # every class, and none
+        labels = torch.arange(len(calibration), device=calibration.device) % (classes + 1) - 1
     with torch.inference_mode():
         for i, sigma in enumerate(levels):
             seen.sees_patches = i % max(1, len(levels) // COVARIANCE_LEVELS) == 0
             noise = torch.randn(calibration.shape, generator=generator).to(calibration.device)
             z = q_sample(calibration, sigma * network.noise_multipliers, noise)
-            network(z, z.new_full((len(z),), float(sigma)))
+            network(z, z.new_full((len(z),), float(sigma)), labels)
         seen.close()
         tensors = {"levels": torch.tensor(levels, dtype=torch.float64)}
         tensors |= {k: t.half() for k, t in network.state_dict().items() if is_embedding(k)}
@@ -242,6 +245,9 @@ def quantize_unet(
         for name, module in network.named_modules():
             if isinstance(module, ResidualBlock):
                 tensors[f"{name}.affine.table"] = module.affine(emb)
+                if classes:
+                    vectors = network.embed_label.weight[1:]
+                    tensors[f"{name}.affine.classes"] = vectors @ module.affine.weight.T
             elif isinstance(module, Conv) and name == "conv_in":
                 tensors |= _quantize_input(module, network.config.patch, len(levels))
             elif isinstance(module, Conv):

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from diffcodec.diffusion.color import channels, from_domain, to_domain
 from diffcodec.diffusion.plan import geometric_plan
-from diffcodec.errors import DiffcodecError, ModelMismatchError, UnsupportedError
+from diffcodec.errors import ModelMismatchError, UnsupportedError
 from diffcodec.models.model import Model
-from diffcodec.networks.experts import FloatNetwork
 from diffcodec.sampling.equations import classifier_free_guidance, classifier_guidance
 
 WINDOW, MARGIN = 512, 64  # pixels that are evaluated together, and seen around them
@@ -50,23 +49,13 @@ class Denoiser:
         guidance: of the mean.
 
     Raises:
-        DiffcodecError: for a label that the model does not know.
+        UnsupportedError: for a label that the model does not know.
     """
 
     def __init__(self, model: Model, guidance: Guidance = NO_GUIDANCE):
         self.model, self.guidance = model, guidance
-        self.labelled: Model | None = None
         if guidance.label is not None:
-            classes = model.module.config.classes
-            if not 0 <= guidance.label < classes:
-                raise DiffcodecError(
-                    f"class {guidance.label} for a model of {classes} classes; give one from 0 to "
-                    f"{classes - 1}"
-                    if classes
-                    else "a class for a model without; leave it out"
-                )
-            network = FloatNetwork(model.module, torch.tensor([guidance.label]))
-            self.labelled = Model(network, {}, model.name)
+            model.check_label(guidance.label)
         m = model.network.multiple
         self.window, self.margin = (-(-side // m) * m for side in (WINDOW, MARGIN))
 
@@ -100,14 +89,10 @@ class Denoiser:
 
     def _posterior(self, z: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
         guidance = self.guidance
-        if self.labelled is None:
-            xhat, v = _ask(self.model, z, sigma)
-        else:  # one by one: the network has the one label
-            rows = [_ask(self.labelled, image, sigma) for image in z.split(1)]
-            xhat, v = (torch.cat(fields) for fields in zip(*rows, strict=True))
-            if guidance.scale != 1:
-                plain, _ = _ask(self.model, z, sigma)
-                xhat = classifier_free_guidance(plain, xhat, guidance.scale)
+        xhat, v = _ask(self.model, z, sigma, guidance.label)
+        if guidance.label is not None and guidance.scale != 1:
+            plain, _ = _ask(self.model, z, sigma)
+            xhat = classifier_free_guidance(plain, xhat, guidance.scale)
         if guidance.classifier is not None:
             noise = self.noise_of(sigma, z)
             gradient = guidance.classifier(z, sigma)
@@ -139,8 +124,9 @@ class Denoiser:
         return sorted((level for level in found if level <= top * 1.0001), reverse=True)
 
 
-def _ask(model: Model, z: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
-    mean, v = model.posterior_x(z.double().numpy(), sigma)
+def _ask(model: Model, z: Tensor, sigma: float, label: int | None = None) -> tuple[Tensor, Tensor]:
+    labels = None if label is None else [label] * len(z)
+    mean, v = model.posterior_x(z.double().numpy(), sigma, labels)
     return torch.from_numpy(mean), torch.from_numpy(v)
 
 
