@@ -1,9 +1,12 @@
 """Classes of images: the network is told them, and the file tells the decoder."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import done
 from golden import sized
 from PIL import Image
 from tiny import tiny_model
@@ -96,6 +99,30 @@ def test_the_class_of_the_smallest_file(model):
         assert data in each and len(data) == min(map(len, each))
         assert same(decode(data, model=model), image)
     assert [parse(data).tiles[0].label for data in found[1:3]] == [0, None]
+
+
+@pytest.mark.usefixtures("chain_only")
+def test_commands_know_classes(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for seed in range(2):
+        noise(9, 8, seed).save(f"{seed}.png")
+    model = f"--model {path} --effort fast"
+    done(f"encode 0.png 1.png --output-dir . --class 1 {model}")
+    done(f"encode 0.png previews.dfc --class 2 --timestep 2 {model}")
+    done(f"encode 0.png auto.dfc --class auto {model}")
+    told = done("info 0.dfc 1.dfc previews.dfc --json").stdout.splitlines()
+    assert [json.loads(line)["classes"] for line in told] == [[1], [1], [2]]
+    assert "  classes   1" in done("info 0.dfc").stdout.splitlines()
+    done(f"decode 1.dfc again.png --model {path}")
+    assert same(Image.open("again.png"), noise(9, 8, 1))
+    sizes = [len(encode(noise(9, 8), path, "fast", label=k)) for k in (None, 0, 1, 2)]
+    assert Path("auto.dfc").stat().st_size == min(sizes)
+    Path("labels.txt").write_text("0\n2\n")
+    np.save("both.npy", np.stack([np.asarray(noise(9, 8, seed)) for seed in range(2)]))
+    found = json.loads(done(f"evaluate --data both.npy --labels labels.txt --json {model}").stdout)
+    assert [each["file_bytes"] for each in found["results"]] == [
+        len(encode(noise(9, 8, seed), path, "fast", label=2 * seed)) for seed in range(2)
+    ]
 
 
 @pytest.mark.usefixtures("chain_only")

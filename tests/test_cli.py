@@ -337,6 +337,9 @@ def test_verify_several(paths: str, code: int) -> None:
         ("encode photo.png new.dfc --draws 257", "--draws"),
         ("encode photo.png new.dfc --draws 2 --progressive", "--draws is for files without"),
         ("encode photo.png new.dfc --draws 2 --bpp 3", "--draws is for files without"),
+        ("encode photo.png new.dfc --class -1", "--class"),
+        ("encode photo.png new.dfc --class cat", "--class"),
+        ("encode photo.png new.dfc --class auto --bpp 3", "--class auto is for files without"),
         ("decode photo.dfc --timestep -1", "--timestep"),
         ("decode photo.dfc --timestep many", "--timestep"),
         ("decode --recover photo.dfc --timestep 1", "--recover takes whatever is whole"),
@@ -629,6 +632,7 @@ def test_info_json(name: str, files: dict[str, bytes]) -> None:
         "model": "tiny",
         "arithmetic": "integer",
         "tiles": {"default": 1},
+        "classes": [],
         "layers": 0,
         "metadata_bytes": {},
     }

@@ -55,6 +55,15 @@ if TYPE_CHECKING:
 TOGETHER_PIXELS = 1 << 15  # of small images that are coded side by side
 
 
+def _parse_class(text: str) -> int | str:
+    """A number, or auto."""
+    if text == "auto":
+        return text
+    if (number := int(text)) < 0:
+        raise ValueError("a number below 0")
+    return number
+
+
 @cli.command(
     short_help="Code images, without loss or to a size.",
     epilog=examples(
@@ -110,6 +119,14 @@ TOGETHER_PIXELS = 1 << 15  # of small images that are coded side by side
     metavar="N",
     help="Code each tile N times, by other shared randomness each, and keep the smallest: for tiny "
     "images without loss. Decoding takes no longer.",
+)
+@click.option(
+    "--class",
+    "label",
+    type=_parse_class,
+    metavar="K",
+    help="Class of the image, from 0 on, for a model that was trained with labels; auto for the "
+    "one of the smallest file.",
 )
 @click.option(
     "--strip",
@@ -185,6 +202,7 @@ def _check_goals(
     progressive: bool,
     previews: tuple[int, ...] | None,
     draws: int,
+    label: int | str | None,
     **_: Any,
 ) -> None:
     goals = sum(goal is not None for goal in (quality, timestep, bpp, psnr))
@@ -196,6 +214,8 @@ def _check_goals(
         )
     if draws > 1 and (goals or progressive):
         raise click.UsageError("--draws is for files without loss and previews")
+    if isinstance(label, str) and (goals or progressive):
+        raise click.UsageError("--class auto is for files without loss and previews; give a number")
 
 
 def _find_timestep(model: str, options: dict[str, Any]) -> None:
@@ -295,9 +315,9 @@ class _Encoder:
         start = time.perf_counter()
         if len(images) > 1:
             with suppress(DiffcodecError, MemoryError):
-                draws, limits = self.goals["draws"], self.limits
-                model = self._load()
-                coded = iter(encode_many(images, model, self.effort, draws=draws, limits=limits))
+                code = partial(encode_many, draws=self.goals["draws"], limits=self.limits)
+                labels = [self.goals["label"]] * len(images)
+                coded = iter(code(images, self._load(), self.effort, labels=labels))
         seconds = (time.perf_counter() - start) / max(1, len(images))
         for one in group:
             if isinstance(one, Exception):

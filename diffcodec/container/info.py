@@ -9,6 +9,13 @@ from diffcodec.container.parts import MAGIC, MODES, PLAN_NAMES, Container, Tile
 from diffcodec.container.primitives import WORD_BYTES
 
 
+def _classes(container: Container) -> list[int]:
+    """The classes that the model is told."""
+    labels = {container.layers.label if container.layers else None}
+    labels |= {tile.label for tile in container.tiles}
+    return sorted(label for label in labels if label is not None)
+
+
 def dimensions(container: Container) -> int:
     """Samples of the image: width times height times channels."""
     return container.width * container.height * MODES[container.mode].channels
@@ -47,6 +54,7 @@ def describe(
         "model": model_name if uses_model else None,
         "arithmetic": arithmetic if uses_model else None,
         "tiles": tiles_by_coder(container),
+        "classes": _classes(container),
         "layers": len(container.layers.payloads) if container.layers else 0,
         "metadata_bytes": {name: len(value) for name, value in container.metadata.items()},
         "timesteps": list(_timesteps(container, levels)),
@@ -116,6 +124,8 @@ def format_description(described: dict[str, Any]) -> str:
     lines = [text.format(**described), f"  model     {model}", f"  tiles     {tiles or 'none'}"]
     if described["layers"]:
         lines += [f"  layers    {described['layers']}"]
+    if described["classes"]:
+        lines += [f"  classes   {', '.join(map(str, described['classes']))}"]
     lines += [f"  metadata  {metadata or 'none'}"]
     if described["timesteps"]:
         lines.append("  effort   timestep  noise (grey levels)        bits  bits per dimension")

@@ -85,7 +85,7 @@ class UNet(nn.Module):
     ``z_t`` in squared grey levels. Skip and output scaling as in EDM (Karras et al. 2022, table 1).
 
     A network with classes may be told the label of each image, whose vector is added to the
-    embedding. Files have no labels: for them it answers without.
+    embedding.
     """
 
     center: Tensor
