@@ -285,7 +285,7 @@ def test_a_folder_and_all_below(jobs: str) -> None:
 def test_folders_that_are_refused() -> None:
     result = run("encode in --output-dir out --model m")
     assert result.exit_code == 1
-    advice = "give a file, or a folder with --recursive or --output-dir"
+    advice = "give a file; a folder of inputs with --recursive, of outputs by --output-dir"
     assert result.stderr == f"diffcodec: in: Is a directory; {advice}\n"
     Path("empty").mkdir()
     result = run("encode -r empty --model m")

@@ -1,5 +1,6 @@
 """An archive opened: read from, and appended to."""
 
+import errno
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager, suppress
@@ -248,4 +249,5 @@ def open_archive(
     try:
         return Archive(path, mode, **options)
     except OSError as error:
-        raise DiffcodecError(f"{path}: {error.strerror or error}; check the path") from error
+        advice = "free some space" if error.errno == errno.ENOSPC else "check the path"
+        raise DiffcodecError(f"{path}: {error.strerror or error}; {advice}") from error

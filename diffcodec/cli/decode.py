@@ -15,6 +15,7 @@ from diffcodec.cli.options import (
     file_options,
     limit_options,
     many_files_options,
+    parse_integers,
 )
 from diffcodec.cli.program import cli, examples
 from diffcodec.cli.running import (
@@ -45,9 +46,9 @@ SCALES = ("1", "1/2", "1/4", "1/8")
 
 def parse_region(text: str) -> tuple[int, ...]:
     """Four integers between commas."""
-    numbers = tuple(int(part) for part in text.split(","))
+    numbers = parse_integers(text)
     if len(numbers) != 4:
-        raise ValueError("other than four numbers")
+        raise ValueError(f"{text!r} has {len(numbers)} numbers, expected X,Y,W,H.")
     return numbers
 
 
@@ -185,6 +186,8 @@ def _decode_file(
     """Decode one file; returns what there is to say of it."""
     from diffcodec.images.writing import write_image
 
+    if target == source != STANDARD and read_file(source, len(MAGIC)) != MAGIC:
+        parse_data(read_file(source), options["limits"])  # why it is no file of ours
     format = image_format(target)
     check_output(target, source, force)
     start = time.perf_counter()

@@ -15,6 +15,7 @@ import click
 from diffcodec.cli.options import (
     POSITIVE_NUMBER,
     SUFFIX,
+    Finite,
     device_option,
     effort_option,
     file_options,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 
     from diffcodec.models.model import Model
 
+_CODED = "it is coded already; give an image, or use decode"
 TOGETHER_PIXELS = 1 << 15  # of small images that are coded side by side
 
 
@@ -76,7 +78,7 @@ def _parse_class(text: str) -> int | str:
 @click.option(
     "-q",
     "--quality",
-    type=click.IntRange(0, LOSSLESS),
+    type=Finite(0, LOSSLESS),
     metavar="Q",
     help="A lossy file, from 0, the smallest, to 99; 75 is about 36 dB; 100 is without loss.",
 )
@@ -161,13 +163,14 @@ def encode(
     Without loss, unless --quality, --bpp, --psnr or --timestep says otherwise, without
     --progressive. OUT is IN with the suffix .dfc if it is not given.
     """
+    _check_goals(**options)
     if options["quality"] == LOSSLESS:
         options["quality"] = None
-    _check_goals(**options)
     for _, target in files.jobs:
         if target.lower().endswith(tuple(SUFFIXES)):
             raise click.UsageError(
-                f"{target}: an image as output; for several inputs, --output-dir"
+                f"{target} has the suffix of an image, and the output is a {SUFFIX} file; of "
+                "several inputs the outputs go into a folder, --output-dir"
             )
         if target == STANDARD and as_json:
             raise click.UsageError("--json needs standard output for itself; give an output file")
@@ -195,7 +198,7 @@ def encode(
 
 def _check_goals(
     *,
-    quality: int | None,
+    quality: float | None,
     timestep: int | None,
     bpp: float | None,
     psnr: float | None,
@@ -208,6 +211,7 @@ def _check_goals(
     goals = sum(goal is not None for goal in (quality, timestep, bpp, psnr))
     if goals > 1:
         raise click.UsageError("--quality, --timestep, --bpp and --psnr exclude each other")
+    goals -= quality == LOSSLESS
     if previews and not (goals or progressive):
         raise click.UsageError(
             "--previews needs --progressive, --quality, --timestep, --bpp or --psnr"
@@ -296,6 +300,8 @@ class _Encoder:
     def _open(self, source: str, target: str) -> _Opened:
         from diffcodec.images.metadata import stripped
 
+        if target == source != STANDARD and read_file(source, len(MAGIC)) == MAGIC:
+            raise CommandError(_CODED)
         check_output(target, source, self.force)
         start = time.perf_counter()
         data = read_file(source)
@@ -384,7 +390,7 @@ def read_image_data(source: str, data: bytes, limits: Limits, frame: int | None)
     from diffcodec.images.reading import read_image
 
     if data[: len(MAGIC)] == MAGIC:
-        raise CommandError("it is coded already; give an image, or use decode")
+        raise CommandError(_CODED)
     stream = io.BytesIO(data)
     stream.name = source
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of files that it reads all the same

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from diffcodec.cli.options import (
+    PATH,
     data_option,
     device_option,
     effort_option,
@@ -50,7 +51,9 @@ if TYPE_CHECKING:
     show_default=True,
     help="Of the bound: the model's own, or DDPM's beta-tilde (small) or beta (large).",
 )
-@click.option("--labels", metavar="FILE", help="Classes of the images, for a model of classes.")
+@click.option(
+    "--labels", type=PATH, metavar="FILE", help="Classes of the images, for a model of classes."
+)
 @click.option(
     "--ode",
     type=click.IntRange(min=2),

@@ -10,6 +10,9 @@ import click
 
 from diffcodec.system.files import STANDARD, read_file
 
+_INPUTS = ("/dev/stdin", "/dev/fd/0")  # of other names of the standard streams
+_OUTPUTS = ("/dev/stdout", "/dev/fd/1")
+
 
 class Input(NamedTuple):
     """A path, and the folders between it and the argument that it was found below."""
@@ -19,7 +22,11 @@ class Input(NamedTuple):
 
 
 def find_inputs(
-    paths: Sequence[str], recursive: bool, files_from: str | None, suffixes: Collection[str]
+    paths: Sequence[str],
+    recursive: bool,
+    files_from: str | None,
+    suffixes: Collection[str],
+    metavar: str = "IN",
 ) -> list[Input]:
     """Paths as they are given or listed; of folders, if that is wanted, the files below them.
 
@@ -28,6 +35,7 @@ def find_inputs(
         recursive: whether to look into folders.
         files_from: a file that lists more, a path a line, or between zero bytes.
         suffixes: of the files that are taken out of folders, in lower case.
+        metavar: the name of the argument in the command's usage.
 
     Raises:
         OSError: a folder or the list cannot be read, or there is nothing of these suffixes.
@@ -36,10 +44,10 @@ def find_inputs(
     listed = _read_list(files_from) if files_from is not None else []
     if not paths and not listed:
         raise click.UsageError(
-            f"{files_from} lists no input" if files_from else "Missing argument 'IN'."
+            f"{files_from} lists no input" if files_from else f"Missing argument '{metavar}'."
         )
     found: list[Input] = []
-    for path in [*paths, *listed]:
+    for path in (STANDARD if name in _INPUTS else name for name in [*paths, *listed]):
         if recursive and path != STANDARD and Path(path).is_dir():
             found += _files_below(path, suffixes)
         else:
@@ -93,6 +101,7 @@ def pair_outputs(
         click.UsageError: that is not what the arguments can mean.
     """
     paths = [path for path, _ in inputs]
+    output = STANDARD if output in _OUTPUTS else output
     if output_dir is not None or is_list:
         if output is not None:
             raise click.UsageError(
@@ -113,12 +122,14 @@ def pair_outputs(
             ]
         )
     if output is None and len(paths) == 2:
-        _check_name(*paths)
-        return [(paths[0], paths[1])]
+        target = STANDARD if paths[1] in _OUTPUTS else paths[1]
+        _check_name(paths[0], target)
+        return [(paths[0], target)]
     if len(paths) > 1:
         raise click.UsageError("one input and one output; for several inputs, --output-dir")
     source = Path(paths[0])
-    default = STANDARD if paths[0] == STANDARD else str(source.parent / (source.stem + suffix))
+    is_stream = paths[0] == STANDARD or source.is_relative_to("/dev")  # such as <(...) of a shell
+    default = STANDARD if is_stream else str(source.parent / (source.stem + suffix))
     return [(paths[0], output or default)]
 
 
@@ -148,7 +159,16 @@ def make_folders(jobs: Sequence[tuple[str, str]]) -> None:
         OSError: one cannot be made.
     """
     for folder in {Path(target).parent for _, target in jobs}:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except FileExistsError as e:
-            raise NotADirectoryError(errno.ENOTDIR, "it is not a folder", str(folder)) from e
+        make_folder(folder)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, if it is missing.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as e:
+        raise NotADirectoryError(errno.ENOTDIR, "it is not a folder", str(folder)) from e

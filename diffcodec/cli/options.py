@@ -14,10 +14,9 @@ from diffcodec.container.parts import PLAN_NAMES
 from diffcodec.limits import DEFAULT_LIMITS, Limits
 from diffcodec.models.file import DEFAULT_MODEL, shipped_models
 from diffcodec.networks.config import DEVICES
+from diffcodec.system.files import STANDARD
 
-PATH = click.Path(readable=False)  # completed by the shell; whether it can be read is seen later
 SUFFIX = ".dfc"
-archive_argument = click.argument("path", type=PATH, metavar="ARCHIVE")
 Command = Callable[..., None]
 Option = Callable[[Command], Command]
 
@@ -33,7 +32,30 @@ def together(*options: Option) -> Option:
     return decorate
 
 
-class ModelPath(click.Path):
+class NamedPath(click.Path):
+    """A path, which the shell completes; whether it can be read is seen later.
+
+    An empty one is a variable of a script that is not set: it stands for no default.
+    """
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse an empty path."""
+        if not value:
+            self.fail("an empty name, expected a path.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class ArchivePath(NamedPath):
+    """The path of an archive, which is read and written at any place."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse a standard stream."""
+        if value == STANDARD:
+            self.fail("an archive is a file, no standard stream; give its path.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class ModelPath(NamedPath):
     """A shipped model by name, or the path of a model file."""
 
     def shell_complete(
@@ -42,6 +64,10 @@ class ModelPath(click.Path):
         """The names, and what the shell finds of files."""
         names = [path.stem for path in shipped_models() if path.stem.startswith(incomplete)]
         return [*map(CompletionItem, names), *super().shell_complete(ctx, param, incomplete)]
+
+
+PATH = NamedPath(readable=False)
+archive_argument = click.argument("path", type=ArchivePath(readable=False), metavar="ARCHIVE")
 
 
 def model_option(description: str) -> Option:
@@ -128,7 +154,7 @@ def paths_argument(command: Command) -> Command:
         *, paths: tuple[str, ...], recursive: bool, files_from: str | None, **more: Any
     ) -> None:
         with failing_as(files_from or ""):
-            found = find_inputs(paths, recursive, files_from, [SUFFIX])
+            found = find_inputs(paths, recursive, files_from, [SUFFIX], "PATH")
         command(paths=[path for path, _ in found], **more)
 
     argument = click.argument("paths", nargs=-1, type=PATH, metavar="PATH...")
@@ -247,11 +273,20 @@ class Finite(click.FloatRange):
 
 
 POSITIVE_NUMBER = Finite(min=0, min_open=True)
+SEED = click.IntRange(0, (1 << 63) - 1)  # as torch takes them
 
 
 def parse_numbers(text: str) -> tuple[int, ...]:
     """Positive integers between commas."""
-    numbers = tuple(int(part) for part in text.split(","))
+    numbers = parse_integers(text)
     if min(numbers) < 1:
-        raise ValueError("a number below 1")
+        raise ValueError(f"{min(numbers)} is below 1.")
     return numbers
+
+
+def parse_integers(text: str) -> tuple[int, ...]:
+    """Integers between commas."""
+    try:
+        return tuple(map(int, text.split(",")))
+    except ValueError:
+        raise ValueError(f"{text!r} is no list of integers between commas.") from None

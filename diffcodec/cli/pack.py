@@ -5,8 +5,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from itertools import islice
+from operator import and_
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ from diffcodec.cli.options import (
 )
 from diffcodec.cli.program import cli, examples
 from diffcodec.cli.running import (
+    EXIT_FAILURE,
     CommandError,
     Job,
     attempt,
@@ -48,7 +50,7 @@ from diffcodec.container.parts import MODES
 from diffcodec.images.formats import SUFFIXES
 from diffcodec.limits import Limits
 from diffcodec.models.file import DEFAULT_MODEL
-from diffcodec.system.files import EXISTS, replacing
+from diffcodec.system.files import EXISTS, STANDARD, replacing
 
 if TYPE_CHECKING:
     from diffcodec.codec.encoding import ImageLike
@@ -58,12 +60,13 @@ ARRAY_SUFFIXES = (".npy", ".npz")
 
 @dataclass(frozen=True)
 class Picture:
-    """An image to pack: its name in messages and in the archive, and what it is read by."""
+    """An image to pack: its name in messages and in the archive, how it is read, and its file."""
 
     shown: str
     name: str | None
     read: "Callable[[], ImageLike]"
     bytes_in: int
+    path: str
 
 
 writing_options = together(
@@ -192,6 +195,8 @@ def list_pictures(paths: Sequence[str], files_from: str | None, limits: Limits) 
     """What is to be packed, in order."""
     with failing_as(files_from or ""):
         found = find_inputs(paths, True, files_from, [*SUFFIXES, *ARRAY_SUFFIXES])
+    if STANDARD in (one.path for one in found):
+        raise click.UsageError("standard input has no name to be used in an archive")
     return list(_pictures([(one.path, one.between) for one in found], limits))
 
 
@@ -222,6 +227,9 @@ def _write(
         executor = held.enter_context(_processes(jobs)) if jobs > 1 else None
         options |= {"model": model, "plan": effort, "device": device, "executor": executor}
         archive = held.enter_context(open_archive(path, mode, jobs=jobs, **options))
+        if mode == "x":  # no more open than any of its inputs, before there is anything in it
+            modes = (Path(one.path).stat().st_mode for one in pictures if _size(one.path))
+            path.chmod(reduce(and_, modes, path.stat().st_mode) & 0o777)
         before = path.stat().st_size if mode == "a" else 0
         adding = _Adding(archive, pictures, told, skip_existing)
         model_bytes = archive.embed_model() if embed_model else 0
@@ -233,6 +241,9 @@ def _write(
         except SystemExit as e:  # of the images that failed; the others are kept
             code = int(e.code or 0)
         samples = sum(map(_samples, islice(archive.entries(), first, None)))
+    if mode == "x" and not adding.images:
+        path.unlink()
+        raise CommandError("there is no image to write; no archive is made", code or EXIT_FAILURE)
     result: dict[str, Any] = {
         "output": target,
         "images": adding.images,
@@ -267,6 +278,7 @@ class _Adding:
         self._left = iter(zip(pictures, labels, strict=True))
         self._names = {entry.name for entry in archive.entries()}
         self._skip = skip
+        self._is_new = not len(archive)
         self.images = self.bytes_in = 0
 
     def __call__(self, jobs: Iterable[Job]) -> Iterator[Any]:
@@ -285,7 +297,11 @@ class _Adding:
             if (name or picture.shown) in self._names:
                 if self._skip:
                     raise FileExistsError
-                raise CommandError("the archive has an image of this name; give --skip-existing")
+                raise CommandError(
+                    "another input has its name; give the folder above both, or rename one"
+                    if self._is_new
+                    else "the archive has an image of this name; give --skip-existing"
+                )
             self._names.add(name or picture.shown)
         self._archive.append(picture.read(), name, label)
         self.images += 1
@@ -301,7 +317,7 @@ def _pictures(inputs: Sequence[tuple[str, str]], limits: Limits) -> Iterator[Pic
         name = str(PurePosixPath(*Path(between).parts, Path(path).name))
         if Path(path).suffix.lower() not in ARRAY_SUFFIXES:
             read = partial(read_picture, path, limits)
-            yield Picture(path, name, read, _size(path))
+            yield Picture(path, name, read, _size(path), path)
             continue
         with failing_as(path):
             arrays = _read_arrays(path)
@@ -309,7 +325,7 @@ def _pictures(inputs: Sequence[tuple[str, str]], limits: Limits) -> Iterator[Pic
             for k, image in enumerate(array):
                 number = str(k) if len(inputs) == len(arrays) == 1 else f"{name}{stem}/{k}"
                 given = None if number == str(k) else number
-                yield Picture(number, given, partial(_copy, image), image.nbytes)
+                yield Picture(number, given, partial(_copy, image), image.nbytes, path)
 
 
 def _read_arrays(path: str) -> dict[str, Any]:
@@ -325,10 +341,12 @@ def _read_arrays(path: str) -> dict[str, Any]:
     for name, array in found.items():
         if array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3):
             found[name] = array[None]
-        elif array.ndim not in (3, 4):
+        is_grey = array.ndim in (2, 3) and array.dtype.name in ("uint8", "uint16", "bool")
+        is_color = array.ndim == 4 and array.dtype == np.uint8 and array.shape[3] in range(1, 5)
+        if not (is_grey or is_color):
             raise CommandError(
                 f"an array {array.dtype} {list(array.shape)}, expected uint8 [n, h, w] or "
-                "[n, h, w, channels]",
+                "[n, h, w, 1 to 4], uint16 or bool [n, h, w]: scale, cast or transpose it",
                 path=path,
             )
     return found

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import click
 
 from diffcodec import __version__
+from diffcodec.cli.running import failing_as
+from diffcodec.system.files import discard_standard_output
 from diffcodec.system.memory import keep_freed_memory
 from diffcodec.system.process import leave_on_signals, open_closed_streams
 
@@ -37,7 +39,12 @@ def main() -> None:
     open_closed_streams()
     leave_on_signals()
     keep_freed_memory()
-    cli(prog_name="diffcodec")
+    with failing_as("standard output"):  # that click writes help to
+        try:
+            cli(prog_name="diffcodec")
+        except OSError:
+            discard_standard_output()
+            raise
 
 
 class Command(click.Command):
@@ -81,7 +88,7 @@ class Program(click.Group):
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="\b\nExamples:\n  diffcodec encode photo.png\n  diffcodec decode photo.dfc copy.png\n",
 )
-@click.version_option(__version__, prog_name="diffcodec")
+@click.version_option(__version__, "-V", "--version", prog_name="diffcodec")
 def cli() -> None:
     """The image codec built on diffusion.
 

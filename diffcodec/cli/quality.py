@@ -16,15 +16,16 @@ _SIGMAS = {  # grey levels; the PSNR that files which stop there have on Kodak i
 }
 
 
-def quality_sigma(quality: int) -> float:
+def quality_sigma(quality: float) -> float:
     """The noise level for a quality below 100, geometrically between those of the table."""
+    quality = min(quality, max(_SIGMAS))
     above = min(q for q in _SIGMAS if q >= quality)
     below = max(q for q in _SIGMAS if q <= quality)
     share = (quality - below) / max(1, above - below)
     return math.exp((1 - share) * math.log(_SIGMAS[below]) + share * math.log(_SIGMAS[above]))
 
 
-def quality_timestep(quality: int, levels: Sequence[float]) -> int:
+def quality_timestep(quality: float, levels: Sequence[float]) -> int:
     """The timestep of a plan whose noise is nearest to that of a quality below 100."""
     wanted = quality_sigma(quality)
     return 1 + min(range(len(levels)), key=lambda i: abs(math.log(levels[i] / wanted)))

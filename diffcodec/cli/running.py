@@ -24,10 +24,10 @@ from diffcodec.errors import (
     UnsupportedError,
     UnsupportedFileError,
 )
-from diffcodec.images.formats import save_format
+from diffcodec.images.formats import FRAME_IN_SHELL, save_format
 from diffcodec.limits import Limits
 from diffcodec.models.file import model_info, model_path
-from diffcodec.system.files import STANDARD, write_standard_output
+from diffcodec.system.files import STANDARD, is_stream, write_standard_output
 
 EXIT_FAILURE, EXIT_BAD_FILE, EXIT_WRONG_MODEL = 1, 3, 4  # click exits with 2 on wrong usage
 MOST_TOGETHER = 32  # inputs that a process gets at a time
@@ -35,7 +35,9 @@ ADVICE = {
     errno.EBADF: "it is closed; give a file, or connect it to one",
     errno.EACCES: "check its permissions",
     errno.EEXIST: "give another output, or --force to overwrite it",
-    errno.EISDIR: "give a file, or a folder with --recursive or --output-dir",
+    errno.EISDIR: "give a file; a folder of inputs with --recursive, of outputs by --output-dir",
+    errno.EFBIG: "write to a file system, or under a limit, that takes larger files",
+    errno.EDQUOT: "free some space and run it again",
     errno.ENOENT: "check the path",
     errno.ENOSPC: "free some space and run it again",
 }
@@ -113,8 +115,8 @@ class Files:
 
 
 def image_format(target: str) -> str:
-    """The image format of an output, by its suffix."""
-    if target == STANDARD:
+    """The image format of an output, by its suffix; what has no name of its own becomes a PNG."""
+    if is_stream(target):
         return "PNG"
     try:
         return save_format(target)
@@ -294,8 +296,10 @@ def _report(name: str, error: Exception, as_json: bool = False) -> int:
     elif isinstance(error, OSError) and error.strerror:
         path, advice = error.filename or name, ADVICE.get(error.errno or 0)
         message = error.strerror + (f"; {advice}" if advice else "")
-    for prefix in (f"{path}: ", f"{os.path.realpath(path)}: "):
-        message = message.removeprefix(prefix)
+    if path == STANDARD:
+        path = "standard output" if message.startswith("standard output: ") else "standard input"
+    for prefix in ("", f"{os.path.realpath(path)}: ", f"cannot read {path}: "):
+        message = message.removeprefix(f"{name}: ").removeprefix(f"{path}: ").removeprefix(prefix)
     message = printable(" ".join(_advise(message).split()))
     say(f"diffcodec: {printable(str(path))}: {message}")
     if as_json:
@@ -304,7 +308,7 @@ def _report(name: str, error: Exception, as_json: bool = False) -> int:
 
 
 def _advise(message: str) -> str:
-    """The same with the option that raises a limit, if the command has one."""
+    """The same with the option that raises a limit or chooses a frame, if the command has one."""
     context = click.get_current_context(silent=True)
     options = {} if context is None else {p.name: p.opts[0] for p in context.command.params}
 
@@ -312,4 +316,6 @@ def _advise(message: str) -> str:
         name = f"max_{found[1].removesuffix('_bytes')}"
         return f"raise {options[name]}" if name in options else "make it smaller, or leave it out"
 
+    if "frame" not in options:
+        message = message.replace(FRAME_IN_SHELL, "split it into files of one each")
     return re.sub(r"raise the limit (\w+)(?= if you)", option, message)

@@ -1,14 +1,16 @@
 """The commands sample, forward, denoise, interpolate, inpaint and enlarge."""
 
 import io
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from diffcodec.cli.encode import read_picture
 from diffcodec.cli.options import (
     PATH,
-    POSITIVE_NUMBER,
+    SEED,
     Finite,
     Option,
     device_option,
@@ -19,18 +21,20 @@ from diffcodec.cli.options import (
     used_model_option,
 )
 from diffcodec.cli.program import cli, examples
-from diffcodec.cli.running import CommandError, failing_as, say
+from diffcodec.cli.running import CommandError, failing_as, printable, say
+from diffcodec.limits import DEFAULT_LIMITS
 from diffcodec.models.file import DEFAULT_MODEL
-from diffcodec.system.files import STANDARD, check_output, read_file, write_file
+from diffcodec.system.files import STANDARD, check_output, write_file
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from diffcodec.models.model import Model
 
+MOST_NOISE = 10_000  # grey levels: nothing is left of an image long before
 seed_option = click.option(
     "--seed",
-    type=click.IntRange(min=0),
+    type=SEED,
     default=0,
     show_default=True,
     metavar="N",
@@ -48,7 +52,11 @@ out_option = click.option(
     "--out", type=PATH, metavar="FILE", required=True, help="Where to write the picture (.png)."
 )
 sigma_option = click.option(
-    "--sigma", type=POSITIVE_NUMBER, required=True, metavar="S", help="Noise in grey levels."
+    "--sigma",
+    type=Finite(0, MOST_NOISE, min_open=True),
+    required=True,
+    metavar="S",
+    help="Noise in grey levels.",
 )
 resamplings_option = click.option(
     "--resamplings",
@@ -65,11 +73,19 @@ image_argument = click.argument("image", type=PATH, metavar="IMAGE")
 
 def parse_size(text: str) -> tuple[int, int]:
     """Width and height: WxH, or one number for both."""
-    width, _, height = text.partition("x")
-    size = int(width), int(height or width)
+    found = re.fullmatch(r"([0-9]+)(?:x([0-9]+))?", text)
+    size = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
     if not 0 < min(size) <= max(size) <= 8192:
-        raise ValueError("a side below 1 or above 8192")
+        raise ValueError(f"{text!r} is no WxH with sides of 1 to 8192.")
     return size
+
+
+def parse_levels(text: str) -> tuple[int, ...]:
+    """Noise levels between commas."""
+    levels = parse_numbers(text)
+    if max(levels) > MOST_NOISE:
+        raise ValueError(f"{max(levels)} is above {MOST_NOISE}.")
+    return levels
 
 
 def _check(out: str, force: bool, *sources: str) -> None:
@@ -93,13 +109,13 @@ def _load(name: str | None, device: str) -> "Model":
 def _read(path: str, mode: str = "RGB") -> "Image.Image":
     """Read an image, and convert it."""
     with failing_as(path):
-        from diffcodec.images.reading import read_image
-
-        return read_image(io.BytesIO(read_file(path))).convert(mode)
+        return read_picture(path, DEFAULT_LIMITS).convert(mode)
 
 
-def _write(images: "Sequence[Image.Image]", out: str, force: bool, quiet: bool) -> None:
-    """Write a picture, or several side by side."""
+def _write(
+    images: "Sequence[Image.Image]", out: str, force: bool, quiet: bool, source: str = STANDARD
+) -> None:
+    """Write a picture, or several side by side, with the permissions of what it is made from."""
     import numpy as np
 
     from diffcodec.sampling.draw import grid
@@ -110,9 +126,9 @@ def _write(images: "Sequence[Image.Image]", out: str, force: bool, quiet: bool) 
     stream = io.BytesIO()
     shown.save(stream, "PNG")
     with failing_as(out):
-        write_file(out, stream.getvalue(), force)
+        write_file(out, stream.getvalue(), force, source)
     if out != STANDARD and not quiet:
-        say(f"{out}: {shown.width} x {shown.height}")
+        say(f"{printable(out)}: {shown.width} x {shown.height}")
 
 
 @cli.command(
@@ -232,7 +248,7 @@ def sample(
 @used_model_option
 @click.option(
     "--levels",
-    type=parse_numbers,
+    type=parse_levels,
     default="2,10,30,100,300",
     show_default=True,
     metavar="S,S,...",
@@ -258,7 +274,7 @@ def forward(
     used, source = _load(model, "cpu"), _read(image)
     from diffcodec.sampling import edits
 
-    _write([source, *edits.forward(used, source, levels, seed)], out, force, quiet)
+    _write([source, *edits.forward(used, source, levels, seed)], out, force, quiet, image)
 
 
 @cli.command(
@@ -289,7 +305,7 @@ def denoise(
     from diffcodec.sampling import edits
 
     with failing_as(image):
-        _write([edits.denoise(used, source, sigma)], out, force, quiet)
+        _write([edits.denoise(used, source, sigma)], out, force, quiet, image)
 
 
 @cli.command(
@@ -336,7 +352,7 @@ def interpolate(
     options: dict[str, Any] = {"images": images, "steps": steps, "seed": seed}
     with failing_as(b):
         shown = edits.interpolate(used, *ends, sigma=sigma, progress=not quiet, **options)
-    _write(shown, out, force, quiet)
+    _write(shown, out, force, quiet, a)
 
 
 @cli.command(
@@ -384,7 +400,7 @@ def inpaint(
             seed=seed,
             progress=not quiet,
         )
-    _write([filled], out, force, quiet)
+    _write([filled], out, force, quiet, image)
 
 
 @cli.command(
@@ -427,4 +443,4 @@ def enlarge(
     options: dict[str, Any] = {"steps": steps, "resamplings": resamplings, "seed": seed}
     with failing_as(image):
         large = edits.enlarge(used, source, factor, progress=not quiet, **options)
-    _write([large], out, force, quiet)
+    _write([large], out, force, quiet, image)

@@ -62,7 +62,8 @@ def show(*, files: Files, model: str | None, device: str, limits: Limits) -> Non
         write_file(target, written, files.force, source)
         if target == STANDARD:
             return None
-        return f"{printable(source)} -> {printable(target)}: {len(shown)} timesteps"
+        timesteps = f"{len(shown)} timestep{'' if len(shown) == 1 else 's'}"
+        return f"{printable(source)} -> {printable(target)}: {timesteps}"
 
     load_given(model, device=device)
     files.for_each(one_by_one(work))

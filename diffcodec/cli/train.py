@@ -11,9 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from diffcodec.cli.options import POSITIVE_NUMBER, Finite, parse_numbers
+from diffcodec.cli.options import (
+    PATH,
+    POSITIVE_NUMBER,
+    SEED,
+    Finite,
+    ModelPath,
+    parse_numbers,
+)
 from diffcodec.cli.program import Command, cli, examples
-from diffcodec.cli.running import CommandError, failing_as
+from diffcodec.cli.running import CommandError, check_device, failing_as
 from diffcodec.diffusion.variances import VARIANCES
 
 if TYPE_CHECKING:
@@ -66,18 +73,18 @@ def _files_options() -> Iterable[Described]:
         (
             "--data",
             "Folder of training images, or a file of them (.npy, .npz).",
-            {"metavar": "DIR", "required": True},
+            {"type": PATH, "metavar": "DIR", "required": True},
         ),
-        ("--out", "Folder of the run.", {"metavar": "DIR", "required": True}),
+        ("--out", "Folder of the run.", {"type": PATH, "metavar": "DIR", "required": True}),
         (
             "--labels",
             "Classes of the images in their order, an integer a line: train with labels.",
-            {"metavar": "FILE"},
+            {"type": PATH, "metavar": "FILE"},
         ),
         (
             "--init",
             "Start from a model's weights, in its shape; --blocks may add to it.",
-            {"metavar": "MODEL"},
+            {"type": ModelPath(readable=False), "metavar": "MODEL"},
         ),
         (
             "--resume",
@@ -112,7 +119,7 @@ def _recipe_options() -> Iterable[Described]:
             "Of the steps: the network's, or DDPM's beta-tilde (small) or beta (large).",
             {"type": click.Choice(VARIANCES)},
         ),
-        ("--seed", "Of weights, crops and noise.", {"type": click.IntRange(min=0)}),
+        ("--seed", "Of weights, crops and noise.", {"type": SEED}),
     )
 
 
@@ -181,6 +188,7 @@ def train(
     init: str | None,
     minutes: float | None,
     labels: str | None,
+    device: str,
     quiet: bool,
     **_: Any,
 ) -> None:
@@ -189,14 +197,19 @@ def train(
     The run writes OUT/model.safetensors: a model for --model; and OUT/float.safetensors, the same
     before it was quantised. Ctrl-C ends it so that --resume goes on from its last step.
     """
-    from diffcodec.training.data import read_labels
+    from diffcodec.training.data import find_images, read_labels
     from diffcodec.training.devices import joined_processes
-    from diffcodec.training.trainer import CHECKPOINT, CONFIG, Trainer
 
     if resume and init is not None:
         raise click.UsageError("--resume continues with the run's own weights; leave out --init")
     if minutes is not None and (resume or _is_given(ctx, "steps")):
         raise click.UsageError("--minutes sets the number of steps of a new run; give only one")
+    check_device(device)
+    with failing_as(data):
+        find_images(Path(data))  # before what takes seconds to load
+
+    from diffcodec.training.trainer import CHECKPOINT, CONFIG, Trainer
+
     folder = Path(out)
     with failing_as(out):
         _check_folder(folder, (folder / CHECKPOINT).is_file(), resume)
@@ -239,12 +252,16 @@ def _check_folder(folder: Path, has_checkpoint: bool, resume: bool) -> None:
 def parse_expert(text: str) -> tuple[float, dict[str, Any]]:
     """The noise level up to which an expert works, and what differs in its shape."""
     up_to, *rest = text.split(":")
-    if len(rest) > 3 or not 0 <= float(up_to) < math.inf:
-        raise ValueError(f"no {EXPERT}")
+    try:
+        level, patch = float(up_to), tuple(map(int, rest[2:]))
+    except ValueError:
+        level, patch = math.nan, ()
+    if len(rest) > 3 or not 0 <= level < math.inf:
+        raise ValueError(f"{text!r} is no {EXPERT}.")
     shape: dict[str, Any] = dict(
         zip(("blocks", "channels"), map(parse_numbers, rest[:2]), strict=False)
     )
-    return float(up_to), shape | ({"patch": int(rest[2])} if len(rest) == 3 else {})
+    return level, shape | ({"patch": patch[0]} if patch else {})
 
 
 def _shaped(ctx: click.Context, network: "NetworkConfig") -> "NetworkConfig":

@@ -2,6 +2,8 @@
 
 import io
 import json
+import shutil
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ import click
 from diffcodec.archive.archive import Archive, open_archive
 from diffcodec.archive.index import Entry
 from diffcodec.archive.writing import GROUP_IMAGES
+from diffcodec.cli.inputs import make_folder
 from diffcodec.cli.options import (
     PATH,
     archive_argument,
@@ -109,6 +112,8 @@ def unpack(*, path: str, output: str | None, **options: Any) -> None:
     An output that ends with .npy is an array instead, if the images are of one size and mode.
     """
     output = output or str(Path(path).with_suffix(""))
+    if output.endswith(".npz"):
+        raise click.UsageError(f"{output}: an array is written as .npy; for files give a folder")
     if output.endswith(ARRAY_OUTPUT):
         _unpack_array(path, output, **options)
     else:
@@ -133,6 +138,9 @@ def _read(
         raise click.UsageError("--skip-existing and --force exclude each other")
     load_given(model, device=device)
     work = _Extractor(path, model, device, limits, output_dir, force)
+    start = time.perf_counter()
+    with failing_as(output_dir):
+        make_folder(Path(output_dir))
     with failing_as(path), open_archive(path, limits=limits) as archive:
         wanted: list[Job] = []
         if names is None:  # group by group, so that each is decoded once
@@ -141,15 +149,20 @@ def _read(
             wanted = [(entry.name, str(number), output_dir) for number, entry in ordered]
         else:
             wanted = [(name, "", output_dir) for name in names]
+    written: list[str] = []
     for_each(
         wanted,
         work,
-        show=None if quiet else say,
+        show=None if quiet else written.append,
         skip_existing=skip_existing,
         processes=jobs,
         most_together=GROUP_IMAGES,
         progress=not quiet,
     )
+    if not quiet:
+        seconds = time.perf_counter() - start
+        images = f"{len(written)} image{'' if len(written) == 1 else 's'}"
+        say(f"{printable(path)} -> {printable(output_dir)}: {images}, {seconds:.1f} s")
 
 
 @dataclass(frozen=True)
@@ -173,7 +186,7 @@ class _Extractor:
         for name, number, _ in jobs:
             yield attempt(self._extract, name, number)
 
-    def _extract(self, name: str, number: str) -> None:
+    def _extract(self, name: str, number: str) -> str:
         from diffcodec.images.writing import write_image
 
         which = int(number) if number else _number(self.archive, name)
@@ -182,8 +195,9 @@ class _Extractor:
             raise FileExistsError(*EXISTS, str(target))
         stream = io.BytesIO()
         write_image(self.archive[which], stream, "PNG")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_file(target, stream.getvalue(), self.force)
+        make_folder(target.parent)
+        write_file(target, stream.getvalue(), self.force, self.path)
+        return str(target)
 
 
 def _number(archive: Archive, name: str) -> int:
@@ -249,3 +263,4 @@ def _unpack_array(
         for number, image in enumerate(bar):
             array[number] = np.asarray(image)
         array.flush()
+        shutil.copymode(path, temporary)

@@ -26,6 +26,8 @@ from diffcodec.container.primitives import (
 from diffcodec.errors import FormatError, UnsupportedFileError
 from diffcodec.limits import Limits
 
+ARCHIVE_VERSION = ord("A")  # what an archive has in the place of the version
+
 
 class Header(NamedTuple):
     """What stands before the layers and tiles.
@@ -90,6 +92,10 @@ def _read_magic(reader: "ByteReader") -> None:
 def _check_version(version: int) -> None:
     if version < VERSION:
         raise FormatError(f"the format version is {version}, expected {VERSION}")
+    if version == ARCHIVE_VERSION:
+        raise UnsupportedFileError(
+            "it is an archive of many images: use ls and extract, or diffcodec.open_archive"
+        )
     if version > VERSION:
         raise UnsupportedFileError(
             f"the file is of format version {version}, this diffcodec reads version {VERSION}: "

@@ -36,6 +36,9 @@ WEBP_MAX_SIDE = 16383
 MAX_SIDES = {"JPEG": 65500, "WEBP": WEBP_MAX_SIDE}
 
 
+FRAME_IN_SHELL = "choose it with --frame N, the first is 0"
+
+
 def lossy_format(data: bytes) -> str | None:
     """The name of a format with loss that a file is in: its exact pixels take more than it."""
     if data.startswith(b"\xff\xd8\xff"):

@@ -14,6 +14,7 @@ from diffcodec.arrays import AnyArray
 from diffcodec.container.parts import MODES
 from diffcodec.errors import DiffcodecError, FormatError, UnsupportedError
 from diffcodec.images.described import described
+from diffcodec.images.formats import FRAME_IN_SHELL
 from diffcodec.images.metadata import kept_fields
 from diffcodec.images.opening import open_image
 from diffcodec.images.png import SIGNATURE, Parts, grey_scale, split
@@ -75,7 +76,7 @@ def as_image(
     except Exception as error:  # see read_image
         raise FormatError(f"damaged or cut short ({error}); get a whole copy") from error
     if frames != 1:
-        choice = "choose it with --frame N, the first is 0" if in_shell else _FRAME_IN_PYTHON
+        choice = FRAME_IN_SHELL if in_shell else _FRAME_IN_PYTHON
         raise UnsupportedError(f"found {frames} frames, expected one: {choice}")
     if type(image) is Image.Image and image.mode in MODES:
         return image
@@ -99,7 +100,8 @@ def _seek(image: Image.Image, frame: int) -> None:
         image.seek(frame)
     except (EOFError, ValueError) as error:
         raise UnsupportedError(
-            f"found no frame {frame}, expected 0 to {count - 1}, since there are {count}"
+            f"found no frame {frame}, expected "
+            + (f"one of 0 to {count - 1}" if count > 1 else "0: it is a single image")
         ) from error
 
 

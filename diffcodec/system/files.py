@@ -43,6 +43,14 @@ def _read(file: BinaryIO, limit: int | None) -> bytes:
     return b"".join(pieces)
 
 
+def is_stream(path: str | Path) -> bool:
+    """Whether a path is a standard stream, a device or a pipe: there is nothing to replace."""
+    if path == STANDARD:
+        return True
+    target = Path(path)
+    return target.exists() and not (target.is_file() or target.is_dir())
+
+
 def check_output(path: str, source: str, force: bool) -> None:
     """Refuse an output while nothing has been spent on it yet.
 
@@ -57,7 +65,7 @@ def check_output(path: str, source: str, force: bool) -> None:
     """
     if path == STANDARD:
         if sys.stdout.buffer.isatty():
-            raise DiffcodecError("standard output is a terminal; give an output file or a pipe")
+            raise DiffcodecError("standard output: it is a terminal; give an output file or a pipe")
         return
     target = Path(path)
     if source != STANDARD:
@@ -95,12 +103,11 @@ def write_file(path: str | Path, data: bytes, force: bool, source: str = STANDAR
     if path == STANDARD:
         write_standard_output(data)
         return
-    target = Path(os.path.realpath(path))
     try:
-        if target.exists() and not target.is_file():
-            target.write_bytes(data)
+        if is_stream(path):
+            Path(path).write_bytes(data)
         else:
-            _write_beside(target, data, force, _status(source))
+            _write_beside(Path(os.path.realpath(path)), data, force, _status(source))
     except OSError as e:
         raise OSError(e.errno, e.strerror, str(path)) from e
 
@@ -139,9 +146,13 @@ def write_standard_output(data: bytes) -> None:
         stream.write(data)
         stream.flush()
     except OSError as e:
-        # What is left in the buffer would fail once more, and noisily, when Python exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_standard_output()
         raise OSError(e.errno, e.strerror, "standard output") from e
+
+
+def discard_standard_output() -> None:
+    """Drop what could not be written: it would fail once more, and noisily, when Python exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _temporary_name(process: int, token: str) -> str:

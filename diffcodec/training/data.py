@@ -88,7 +88,9 @@ def read_labels(path: Path) -> Labels:
     """
     try:
         labels = np.array([int(line) for line in path.read_text().split()], np.int64)
-    except (OSError, ValueError, OverflowError) as e:
+    except OSError as e:
+        raise DiffcodecError(f"{path}: {e.strerror}; check the path") from e
+    except (ValueError, OverflowError) as e:
         raise DiffcodecError(f"{path}: not readable as labels, one integer a line ({e})") from e
     if labels.size == 0 or labels.min() < 0 or labels.max() >= MAX_CLASSES:
         raise DiffcodecError(
