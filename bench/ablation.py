@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from bench.report import markdown
 from diffcodec.diffusion import bound, losses
 from diffcodec.diffusion.plan import geometric_plan
-from diffcodec.networks import experts
+from diffcodec.networks import dit
 from diffcodec.networks import unet as network
-from diffcodec.networks.config import one_network
+from diffcodec.networks.config import PRESETS, one_network
 from diffcodec.networks.scaling import Scaling
 from diffcodec.networks.unet import Conv, ResidualBlock, UNet
 from diffcodec.training.config import TrainConfig
@@ -126,6 +126,7 @@ VARIANTS = {
     "embedding 64": Variant({"embedding": 64}),
     "group normalisation": Variant(block=NormalisedBlock),
     "rgb": Variant({"color": "rgb"}),
+    "DiT": Variant(asdict(PRESETS["dit"])),
     # what it predicts
     "epsilon": Variant(unet=EpsilonUNet),
     "x": Variant(unet=ImageUNet),
@@ -145,6 +146,8 @@ VARIANTS = {
     "L_hybrid": Variant(recipe={"loss": "hybrid"}),
     "L_simple, fixed large": Variant(recipe={"loss": "simple", "variance": "fixed-large"}),
     "L_simple, fixed small": Variant(recipe={"loss": "simple", "variance": "fixed-small"}),
+    "v": Variant(recipe={"loss": "v"}),
+    "flow matching": Variant(recipe={"loss": "flow"}),
     "fixed large": Variant(recipe={"variance": "fixed-large"}),
     "fixed small": Variant(recipe={"variance": "fixed-small"}),
 }
@@ -173,7 +176,7 @@ def run_variant(
     """Train one variant for so many minutes and measure it."""
     recipe = recipe | {"network": one_network(**variant.network)} | variant.recipe
     with (
-        mock.patch.object(experts, "UNet", variant.unet),
+        mock.patch.object(dit, "UNet", variant.unet),
         mock.patch.object(network, "ResidualBlock", variant.block),
         mock.patch.object(losses, "SAMPLING_POWER", variant.sampling_power),
     ):

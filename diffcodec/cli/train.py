@@ -125,13 +125,18 @@ def _recipe_options() -> Iterable[Described]:
 
 def _network_options() -> Iterable[Described]:
     from diffcodec.diffusion.color import DOMAINS
-    from diffcodec.networks.config import PRESETS
+    from diffcodec.networks.config import BACKBONES, PRESETS
 
     return (
         (
             "--preset",
             "Shape of the network, where --channels and --blocks are not given.",
             {"type": click.Choice(list(PRESETS)), "default": "default", "show_default": True},
+        ),
+        (
+            "--backbone",
+            "Of the network; a dit, a transformer in float arithmetic, has a shape of its own.",
+            {"type": click.Choice(BACKBONES)},
         ),
         ("--channels", "Of the network, from its finest resolution down.", {}),
         ("--blocks", "Residual blocks at each resolution, on the way down and up.", {}),
@@ -273,6 +278,8 @@ def _shaped(ctx: click.Context, network: "NetworkConfig") -> "NetworkConfig":
     main, experts = network.main, network.experts[:-1]
     if _is_given(ctx, "preset"):
         main = PRESETS[ctx.params["preset"]]
+    if _is_given(ctx, "backbone") and ctx.params["backbone"] != main.backbone:
+        main = PRESETS["dit" if ctx.params["backbone"] == "dit" else "default"]
     given = {n: ctx.params[n] for n in ("channels", "blocks", "color") if _is_given(ctx, n)}
     try:
         main = replace(main, **given)
@@ -303,8 +310,10 @@ def _initial_network(
 
     with failing_as(init):
         has, weights = load_weights(init)
-    if any(_is_given(ctx, name) for name in ("preset", "channels", "color")):
-        raise click.UsageError("--init has a shape; leave out --preset, --channels and --color")
+    if any(_is_given(ctx, name) for name in ("preset", "backbone", "channels", "color")):
+        raise click.UsageError(
+            "--init has a shape; leave out --preset, --backbone, --channels and --color"
+        )
     network = _shaped(ctx, has)
     for i, (_, shape) in enumerate(network.experts):
         begin = has.experts[start_of(i, len(network.experts), len(has.experts))][1]

@@ -8,7 +8,7 @@ first can express is written in it. No torch here.
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from diffcodec.networks.config import PHASES_PREFIX, PREFIX, NetworkConfig, unet_config
@@ -31,7 +31,7 @@ def write_network(config: NetworkConfig) -> dict[str, Any]:
     low, detail = config.experts[0]
     has_detail = low < math.inf
     blocks = detail.blocks if has_detail and detail.blocks != config.main.blocks else ()
-    return asdict(config.main) | {
+    return config.main.to_dict() | {
         "second_view": config.self_ensemble,
         "second_view_up_to": config.self_ensemble_up_to,
         "detail_up_to": low if has_detail else 0.0,

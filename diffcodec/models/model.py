@@ -301,7 +301,11 @@ def _load(path: Path, stamp: tuple[int, int], arithmetic: str, device: torch.dev
         raise ModelMismatchError(
             f"model {info.name} {info.id.hex()} is a float model, expected an integer one; give "
             "--arithmetic float"
-            + (", or make an integer model of it by diffcodec quantize" if info.network else "")
+            + (
+                ", or make an integer model of it by diffcodec quantize"
+                if info.network and info.network.has_integers
+                else ""
+            )
         )
     if info.calibrated is not None:
         from diffcodec.models.converted import build_calibrated

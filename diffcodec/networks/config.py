@@ -12,6 +12,8 @@ from diffcodec.diffusion.quantiser import first_sigma
 PREFIX = "experts."  # what the names of an expert's tensors begin with, then its number
 PHASES_PREFIX = "phases."
 DEVICES = ("auto", "cpu", "cuda")  # where they compute
+BACKBONES = ("unet", "dit")
+WINDOW, HEAD = 16, 32  # of a DiT: patches of a side that see each other, numbers of a head
 ENSEMBLES = {"none": (), "mirror": (-1,), "rotation": (-2, -1)}  # the axes that are reversed
 
 
@@ -26,6 +28,7 @@ class UNetConfig:
         patch: side of the squares of pixels that the first convolution sees as channels.
         embedding: of the noise level, how many numbers.
         classes: of images that may have a label.
+        backbone: one of ``BACKBONES``; a "dit" has one resolution.
     """
 
     color: str = "ycocg"
@@ -34,13 +37,21 @@ class UNetConfig:
     patch: int = 1
     embedding: int = 256
     classes: int = 0
+    backbone: str = "unet"
 
     def __post_init__(self) -> None:
         """Check.
 
         Raises:
-            ValueError: if a size is not positive, or there are not as many blocks as channels.
+            ValueError: if a size is not positive, there are not as many blocks as channels, or
+                there is no such backbone.
         """
+        if self.backbone not in BACKBONES:
+            raise ValueError(f"backbone {self.backbone!r}: expected one of {', '.join(BACKBONES)}")
+        if self.backbone == "dit" and (len(self.channels) > 1 or self.channels[0] % HEAD):
+            raise ValueError(
+                f"channels {self.channels} of a DiT: expected one number, a multiple of {HEAD}"
+            )
         if len(self.channels) != len(self.blocks):
             raise ValueError(
                 f"channels {self.channels} and blocks {self.blocks}: one is shorter than the other"
@@ -58,11 +69,22 @@ class UNetConfig:
     @property
     def multiple(self) -> int:
         """Height and width of the input must be multiples of this."""
+        if self.backbone == "dit":
+            return self.patch * WINDOW
         return self.patch << (len(self.channels) - 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The arguments; a U-Net's as they were before there were others."""
+        arguments = asdict(self)
+        return arguments if self.backbone != "unet" else _without(arguments, "backbone")
 
     @property
     def multiplications(self) -> float:
-        """The multiplications of its convolutions, for each pixel of the input."""
+        """The multiplications of its convolutions and products, for each pixel of the input."""
+        if self.backbone == "dit":
+            [channels], [blocks] = self.channels, self.blocks
+            block = 12 * channels**2 + 2 * WINDOW**2 * channels
+            return 9 * 7 * channels + blocks * block / self.patch**2
         c, total = self.channels, 9 * 15 * self.patch**2 * self.channels[0]  # the first, the last
         for i, (channels, blocks) in enumerate(zip(c, self.blocks, strict=True)):
             total += 2 * blocks * 2 * 9 * channels**2 / 4**i  # on the way down and up
@@ -156,6 +178,8 @@ class NetworkConfig:
             )
 
     def _check_phases(self) -> None:
+        if not self.has_integers:
+            raise ValueError("phases behind a DiT: expected a U-Net")
         patches = [shape.patch for _, shape in self.experts]
         if len(patches) < 2 or not set(patches) <= {1, 2}:
             raise ValueError(
@@ -172,6 +196,11 @@ class NetworkConfig:
     def main(self) -> UNetConfig:
         """Shape of the expert of the highest noise levels, often the only one."""
         return self.experts[-1][1]
+
+    @property
+    def has_integers(self) -> bool:
+        """Whether there is an exact form of it."""
+        return all(shape.backbone == "unet" for _, shape in self.experts)
 
     @property
     def color(self) -> str:
@@ -259,7 +288,7 @@ class NetworkConfig:
     def to_dict(self) -> dict[str, Any]:
         """The arguments, of JSON's types but for tuples."""
         experts = [
-            (None if up_to == math.inf else up_to, asdict(shape)) for up_to, shape in self.experts
+            (None if up_to == math.inf else up_to, shape.to_dict()) for up_to, shape in self.experts
         ]
         return asdict(self) | {"experts": experts}
 
@@ -272,6 +301,10 @@ class NetworkConfig:
         )
         phases = PhasesConfig(**data["phases"]) if data.get("phases") else None
         return NetworkConfig(**{**data, "experts": experts, "phases": phases})
+
+
+def _without(arguments: dict[str, Any], name: str) -> dict[str, Any]:
+    return {k: v for k, v in arguments.items() if k != name}
 
 
 def unet_config(data: Mapping[str, Any]) -> UNetConfig:
@@ -288,4 +321,5 @@ def one_network(**shape: Any) -> NetworkConfig:
 PRESETS = {  # deep rather than wide: the wider a layer, the coarser its integer form
     "default": UNetConfig(),
     "large": UNetConfig(channels=(96, 128, 160, 192), blocks=(6, 4, 4, 4)),
+    "dit": UNetConfig(channels=(192,), blocks=(6,), patch=2, backbone="dit"),
 }

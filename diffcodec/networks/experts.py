@@ -21,9 +21,10 @@ from diffcodec.diffusion.phases import (
 )
 from diffcodec.diffusion.quantiser import first_sigma
 from diffcodec.networks.config import ENSEMBLES, PHASES_PREFIX, PREFIX, NetworkConfig
+from diffcodec.networks.dit import make_backbone, outline
 from diffcodec.networks.phases import outline_phases, phase_networks
 from diffcodec.networks.protocol import Field, Planes, digest
-from diffcodec.networks.unet import Images, Labels, UNet, outline
+from diffcodec.networks.unet import Backbone, Images, Labels
 
 CHANNELS_LAST = torch.channels_last
 
@@ -38,8 +39,8 @@ class ExpertDenoisers(nn.Module):
     def __init__(self, config: NetworkConfig):
         super().__init__()
         self.config = config
-        unets = nn.ModuleList(UNet(shape) for _, shape in config.experts)
-        self.experts: Sequence[UNet] = unets  # type: ignore[assignment]
+        unets = nn.ModuleList(make_backbone(shape) for _, shape in config.experts)
+        self.experts: Sequence[Backbone] = unets  # type: ignore[assignment]
         self.phases = phase_networks(config)
 
     @property

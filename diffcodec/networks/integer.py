@@ -14,6 +14,7 @@ from diffcodec.diffusion.color import DOMAINS
 from diffcodec.diffusion.phases import PHASES
 from diffcodec.networks.config import NetworkConfig, UNetConfig
 from diffcodec.networks.devices import CPU
+from diffcodec.networks.dit import outline
 from diffcodec.networks.experts import split_experts, split_phases
 from diffcodec.networks.integer_layers import (
     FLOAT32_BITS,
@@ -24,7 +25,7 @@ from diffcodec.networks.integer_layers import (
 from diffcodec.networks.phases import PhaseNetworks, outline_phases
 from diffcodec.networks.protocol import Field, Labels, Planes, digest
 from diffcodec.networks.scaling import scaling
-from diffcodec.networks.unet import FOURIER_PERIOD, LOG_VARIANCE_RANGE, outline
+from diffcodec.networks.unet import FOURIER_PERIOD, LOG_VARIANCE_RANGE
 
 TURN_STEPS = 512  # of one period of the Fourier features
 INPUT_SCALE = 2.0**12  # of the normalised input, clipped to -16..16 and cut into two bytes
@@ -37,6 +38,16 @@ def variance_table() -> NDArray[np.float64]:
     limit = LOG_VARIANCE_RANGE
     g = np.arange(-VARIANCE_RANGE * VARIANCE_STEPS, VARIANCE_RANGE * VARIANCE_STEPS + 1)
     return round_significant(np.exp(limit * np.tanh(g / VARIANCE_STEPS / limit)), FLOAT32_BITS)
+
+
+def check_has_integers(config: NetworkConfig) -> None:
+    """Refuse a network that has no exact form.
+
+    Raises:
+        ValueError: so.
+    """
+    if not config.has_integers:
+        raise ValueError("a DiT has no form in integers; give --arithmetic float")
 
 
 def phase_tables() -> tuple[Tensor, Tensor]:
@@ -58,6 +69,7 @@ class IntegerNetwork:
         self, config: NetworkConfig, tensors: Mapping[str, Tensor], device: torch.device = CPU
     ):
         """Load and check: see :class:`IntegerUNet` and :class:`IntegerPhases`."""
+        check_has_integers(config)
         self.config, self._tensors, self.device = config, tensors, device
         self.color, self.multiple, self.classes = config.color, config.multiple, config.classes
         parts = split_experts(tensors, len(config.experts))

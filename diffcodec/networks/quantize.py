@@ -26,7 +26,7 @@ from diffcodec.networks.experts import (
     split_experts,
     split_phases,
 )
-from diffcodec.networks.integer import INPUT_SCALE
+from diffcodec.networks.integer import INPUT_SCALE, check_has_integers
 from diffcodec.networks.integer_layers import (
     OUTPUT_DIGIT,
     PHASE_AMPLITUDE,
@@ -34,7 +34,7 @@ from diffcodec.networks.integer_layers import (
     is_behind_silu,
 )
 from diffcodec.networks.phases import PhaseNetworks
-from diffcodec.networks.unet import Conv, ResidualBlock, UNet
+from diffcodec.networks.unet import Backbone, Conv, ResidualBlock
 
 HIDDEN_BITS = 8
 COVARIANCE_LEVELS, COVARIANCE_IMAGES = 8, 8  # of the calibration
@@ -143,6 +143,7 @@ def quantize(
     Raises:
         ValueError: if an expert has no level.
     """
+    check_has_integers(network.config)
     calibration = calibration.to(network.experts[0].center.device)
     levels = network.config.answered_at(plans)
     if not all(levels):
@@ -223,7 +224,7 @@ def _quantize_phases(phases: PhaseNetworks, seen: InputStatistics) -> dict[str, 
 
 
 def quantize_unet(
-    network: UNet, calibration: Float[Tensor, "batch 3 height width"], levels: Sequence[float]
+    network: Backbone, calibration: Float[Tensor, "batch 3 height width"], levels: Sequence[float]
 ) -> dict[str, Tensor]:
     """The tensors of an :class:`.IntegerUNet`, and the noise embedding's own."""
     network = network.eval().float()

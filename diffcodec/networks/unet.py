@@ -1,4 +1,4 @@
-"""The epsilon-model: one convolutional U-Net without normalisation.
+"""The epsilon-model: one convolutional U-Net without normalisation, or another body.
 
 Built so that integer inference fits: convolutions, additions, SiLU and a per-channel scale and
 shift from the noise level; nothing looks at more than a neighbourhood, so tiles of any size work.
@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from diffcodec.diffusion.color import DOMAINS
 from diffcodec.diffusion.process import predict_x_from_eps
 from diffcodec.networks.config import UNetConfig
-from diffcodec.networks.scaling import c_noise, scaling
+from diffcodec.networks.scaling import Scaling, c_noise, scaling
 
 Images = Float[Tensor, "batch 3 height width"]
 Labels = Int[Tensor, " batch"]
@@ -77,8 +77,8 @@ class Stage(nn.ModuleList):
         return x
 
 
-class UNet(nn.Module):
-    """Noise-level conditioned U-Net: ``(z_t, sigma_t) -> (eps, v)``.
+class Backbone(nn.Module):
+    """A noise-level conditioned network: ``(z_t, sigma_t) -> (eps, v)``, but for its body.
 
     ``sigma`` is the schedule's level in grey levels; channel c has noise ``sigma * multiplier_c``.
     ``eps`` predicts the noise of unit variance in every channel, ``v`` the variance of x given
@@ -92,7 +92,13 @@ class UNet(nn.Module):
     data_std: Tensor
     noise_multipliers: Tensor
 
-    def __init__(self, config: UNetConfig):
+    def __init__(self, config: UNetConfig, kernel: int):
+        """Make what lies around the body.
+
+        Args:
+            config: its shape.
+            kernel: of the first convolution.
+        """
         super().__init__()
         self.config = config
         domain = DOMAINS[config.color]
@@ -106,13 +112,17 @@ class UNet(nn.Module):
             self.embed_label = nn.Embedding(config.classes + 1, e, padding_idx=0)
             nn.init.zeros_(self.embed_label.weight)
         inputs = 9 * config.patch**2  # z, sin, cos of three channels
-        self.conv_in = Conv(inputs, c[0], 3)
+        self.conv_in = Conv(inputs, c[0], kernel)
         self.conv_out = Conv(c[0], 6 * config.patch**2, 3, gain=0.0)
-        stages = list(zip(c, config.blocks, strict=True))
-        self.down = nn.ModuleList(Stage(n, k, e) for n, k in stages)
-        self.up = nn.ModuleList(Stage(n, k, e) for n, k in stages)
-        self.shrink = nn.ModuleList(Conv(a, b, 2, stride=2) for a, b in pairwise(c))
-        self.grow = nn.ModuleList(Conv(b, 4 * a, 1) for a, b in pairwise(c))
+
+    def body(self, h: Tensor, emb: Tensor) -> Tensor:
+        """What the last convolution sees.
+
+        Args:
+            h: from the first one, [batch, channels, rows, columns].
+            emb: of the noise level and the class, [batch, embedding].
+        """
+        raise NotImplementedError
 
     def embed(self, sigma: Float[Tensor, " batch"]) -> Float[Tensor, "batch embedding"]:
         """Noise embedding."""
@@ -152,19 +162,7 @@ class UNet(nn.Module):
         emb = self.embed(sigma)
         if labels is not None:
             emb = emb + self.embed_label(labels + 1)
-        h = self.conv_in(h)
-        skips = []
-        last = len(self.down) - 1
-        for level, stage in enumerate(self.down):
-            h = stage(h, emb)
-            if level < last:
-                skips.append(h)
-                h = self.shrink[level](h)
-        for level in range(last, -1, -1):
-            if level < last:
-                h = skips[level] + F.pixel_shuffle(self.grow[level](h), 2)
-            h = self.up[level](h, emb)
-        return F.silu(h)
+        return self.body(self.conv_in(h), emb)
 
     def read_out(
         self,
@@ -177,9 +175,13 @@ class UNet(nn.Module):
         scales = scaling(s, self.data_std, torch.sqrt)
         out = F.pixel_shuffle(self.conv_out(features).float(), self.config.patch)
         field, log_ratio = out.chunk(2, 1)
-        xhat = self.center + scales.c_skip * (z - self.center) + scales.c_out * field
+        xhat = self.mean_of_x(field, z, s, scales)
         limit = LOG_VARIANCE_RANGE
         return xhat, scales.c_out**2 * torch.exp(limit * torch.tanh(log_ratio / limit))
+
+    def mean_of_x(self, field: Images, z: Images, s: Tensor, scales: Scaling[Tensor]) -> Images:
+        """Mean of x given z_t by what the network gives."""
+        return self.center + scales.c_skip * (z - self.center) + scales.c_out * field
 
     def noise_of(self, sigma: Float[Tensor, " batch"]) -> Float[Tensor, "batch 3 1 1"]:
         """The noise of each channel."""
@@ -200,18 +202,32 @@ class UNet(nn.Module):
         self.conv_out.bias[rows] = 0
 
 
-def outline(config: UNetConfig, tensors: int) -> UNet:
-    """The network without its numbers.
+class UNet(Backbone):
+    """A convolutional U-Net, made so that integer inference fits."""
 
-    A description may claim any size: neither time nor memory for it before it is checked.
+    def __init__(self, config: UNetConfig):
+        super().__init__(config, kernel=3)
+        c, e = config.channels, config.embedding
+        stages = list(zip(c, config.blocks, strict=True))
+        self.down = nn.ModuleList(Stage(n, k, e) for n, k in stages)
+        self.up = nn.ModuleList(Stage(n, k, e) for n, k in stages)
+        self.shrink = nn.ModuleList(Conv(a, b, 2, stride=2) for a, b in pairwise(c))
+        self.grow = nn.ModuleList(Conv(b, 4 * a, 1) for a, b in pairwise(c))
 
-    Raises:
-        ValueError: if it has more blocks than there are tensors, or no such network can be.
-    """
-    if sum(config.blocks) > tensors:
-        raise ValueError(f"{config.blocks} blocks, but only {tensors} tensors")
-    with torch.device("meta"), NoNumbers():
-        return UNet(config)
+    def body(self, h: Tensor, emb: Tensor) -> Tensor:
+        """See :class:`Backbone`."""
+        skips = []
+        last = len(self.down) - 1
+        for level, stage in enumerate(self.down):
+            h = stage(h, emb)
+            if level < last:
+                skips.append(h)
+                h = self.shrink[level](h)
+        for level in range(last, -1, -1):
+            if level < last:
+                h = skips[level] + F.pixel_shuffle(self.grow[level](h), 2)
+            h = self.up[level](h, emb)
+        return F.silu(h)
 
 
 class NoNumbers(TorchFunctionMode):

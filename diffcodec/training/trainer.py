@@ -95,7 +95,8 @@ class Trainer(TrainingSteps):
         if not final:
             return
         calibration = calibration_crops(self.train_data, c.network.color)
-        data = serialise_model(network.to(self.device), calibration, self.plans, about)
+        if c.network.has_integers:
+            data = serialise_model(network.to(self.device), calibration, self.plans, about)
         write_file(self.out / MODEL, data, force=True)
 
     def write_config(self) -> None:
@@ -147,6 +148,8 @@ class Trainer(TrainingSteps):
         calibration = calibration_crops(self.train_data, self.config.network.color)
 
         def quantise(crops: int) -> None:
+            if not self.config.network.has_integers:
+                return
             serialise_model(network, calibration[:crops], self.plans, {})
 
         after = validation + expected_seconds(quantise, len(calibration))
