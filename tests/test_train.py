@@ -948,7 +948,7 @@ def test_options_that_do_not_fit(arguments, more, code, message):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (("--channels", "8,8"), "--init has a shape; leave out --preset, --channels"),
+        (("--channels", "8,8"), "--init has a shape; leave out --preset, --backbone, --channels"),
         (("--blocks", "2,1"), "blocks 1,2 and patch 2; --blocks may only add blocks to each"),
         (("--blocks", "2,2,2"), "channels (8, 8) and blocks (2, 2, 2): one is shorter"),
         (("--expert", "2:2,1"), "blocks 1,2 and patch 2; --expert may only add blocks to each"),
