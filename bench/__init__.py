@@ -7,6 +7,7 @@ from unittest import mock
 
 from PIL import Image
 
+from diffcodec.images.outliers import Found
 from diffcodec.networks.config import NetworkConfig
 from diffcodec.system.memory import keep_freed_memory
 
@@ -29,8 +30,8 @@ def chain_only() -> Iterator[None]:
 def no_color_sets() -> Iterator[None]:
     """Within it no image is looked at for colours that cannot occur, as other codecs do not."""
     with (
-        mock.patch("diffcodec.codec.encoding.find_color_set", lambda image: None),
-        mock.patch("diffcodec.codec.layered_encoding.find_color_set", lambda image: None),
+        mock.patch("diffcodec.codec.encoding.find_colors", Found),
+        mock.patch("diffcodec.codec.layered_encoding.find_colors", Found),
     ):
         yield
 

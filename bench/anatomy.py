@@ -36,6 +36,7 @@ from diffcodec.codec.batches import progress_bar, run
 from diffcodec.codec.jobs import Job, Part, chain_parts
 from diffcodec.codec.opening import find_model
 from diffcodec.codec.planes import allowed, coded_channels, color_set, crop, integers
+from diffcodec.codec.tiles import add_to_chains
 from diffcodec.coding.ans import Stack
 from diffcodec.coding.bits_back import EncodedTile, encode_tile, most_seed_words, seed
 from diffcodec.coding.chain import TileChain
@@ -159,6 +160,8 @@ def dissect_chain(container: Container, model: Model, image: Image.Image) -> tup
     """Bits of the chain tiles of a file without previews: what is no step's, and by timestep."""
     parts = chain_parts(container)
     effort = parts[0].plan
+    image = image.copy()
+    add_to_chains(image, zip(container.boxes(), container.tiles, strict=True), undo=True)
     coded = coded_channels(container.mode, model.color)
     last = len(model.plans[effort].levels)
     can_occur = allowed(color_set(container), model.color)

@@ -204,7 +204,7 @@ def other_metadata(metadata, rng: random.Random, mutate: Mutate) -> dict[str, by
 def other_tiles(tiles: tuple[Tile, ...], rng: random.Random, mutate: Mutate) -> tuple[Tile, ...]:
     index = rng.randrange(len(tiles))
     tile = tiles[index]
-    kind = rng.randrange(8)
+    kind = rng.randrange(9)
     if kind == 0:
         tile = replace(tile, coder=rng.choice(list(CODERS)))
     elif kind == 1:
@@ -216,6 +216,8 @@ def other_tiles(tiles: tuple[Tile, ...], rng: random.Random, mutate: Mutate) -> 
         tile = replace(tile, preview=rng.choice((tile.preview, 2, 9)), preview_payload=payload)
     elif kind == 3:
         tile = replace(tile, marks=tuple(sorted(other_number(n, rng) for n in (*tile.marks, 0))))
+    elif kind == 8:
+        tile = replace(tile, outliers=mutate(tile.outliers or tile.payload[:40]))
     else:
         payload = mutate(tile.payload)
         if kind < 7:  # whole words

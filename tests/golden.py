@@ -19,7 +19,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageChops
 from tiny import phased_model, tiny_model
 
 from diffcodec import decode, encode, encode_many, load_model
@@ -31,6 +31,7 @@ from diffcodec.container.reader import parse
 from diffcodec.container.writer import pack
 from diffcodec.images.color_sets import ColorSet, conversion
 from diffcodec.images.fallback import encode_fallback
+from diffcodec.images.outliers import Found, nearest, pack_outliers
 from diffcodec.models.known_answers import sample_image
 
 FOLDER = Path(__file__).parent / "golden"
@@ -96,6 +97,31 @@ def multiples(step, channels):
     return ColorSet(None, (bits,) * channels)
 
 
+def within(colors):
+    """What the encoder finds of an image if it is told the set."""
+
+    def found(image):
+        if colors is None:
+            return Found(image)
+        pixels = np.array(image.convert("RGB"))
+        rgb = pixels.transpose(2, 0, 1)
+        outside = ~colors.allowed(rgb)
+        if not outside.any():
+            return Found(image, colors)
+        pixels[outside] = nearest(rgb[:, outside].T, colors)
+        near = Image.fromarray(pixels).convert(image.mode)
+        return Found(near, colors, ImageChops.subtract_modulo(image, near))
+
+    return found
+
+
+def with_outliers(image):
+    """A few pixels that are not of the image's set."""
+    samples = np.array(image)
+    samples[2, 3:7] = np.random.default_rng(0).integers(0, 256, samples[2, 3:7].shape)
+    return Image.fromarray(samples)
+
+
 two_tiles, grey_tiles = sized(520, 5), sized(5, 520, "L")
 # options of this file alone
 MARKS, PREVIEW, COLORS, SEAMS = "marks", "tile_preview", "colors", "seams"
@@ -135,6 +161,14 @@ CHAIN = {
         lambda: stepped(sized(19, 11, "L")(), 5),
         *("fast", {COLORS: multiples(5, 1)}),
     ),
+    "outliers": (
+        lambda: with_outliers(converted(24, 20, "photoycc")),
+        *("default", {COLORS: ColorSet("photoycc"), MARKS: True}),
+    ),
+    "outliers-grey": (
+        lambda: with_outliers(stepped(sized(19, 11, "L")(), 5)),
+        *("fast", {COLORS: multiples(5, 1), PREVIEW: 2}),
+    ),
     "colors-preview": (
         lambda: stepped(sized(17, 13)(), 3),
         *("fast", {COLORS: multiples(3, 3), PREVIEW: 2}),
@@ -153,6 +187,10 @@ CHAIN |= {
     "phased-colors-progressive": (
         lambda: converted(14, 9, "photoycc"),
         *("default", {"progressive": True, "timestep": 2, COLORS: ColorSet("photoycc")}),
+    ),
+    "phased-outliers-progressive": (
+        lambda: with_outliers(converted(14, 9, "jfif")),
+        *("default", {"progressive": True, "timestep": 2, COLORS: ColorSet("jfif")}),
     ),
     "phased-lossy-part": (sized(13, 9), "default", {"bpp": 26.0}),
     "phased-progressive-deep": (sized(13, 9), "default", {"progressive": True, "timestep": 3}),
@@ -220,6 +258,14 @@ def fallback_tiles():
     return replace(container, whole=False, tiles=tiles, pixel_crc=checksum)
 
 
+def planes_outliers():
+    """A tile of the planes that it was converted from, but for a few pixels."""
+    whole = with_outliers(converted(40, 30, "jfif"))
+    found = within(ColorSet("jfif"))(whole)
+    tile = Tile(*encode_fallback(found.image, "jfif"), outliers=pack_outliers(found.differences))
+    return replace(parse(encode(whole)), tiles=(tile,), whole=False)
+
+
 def unknown_metadata():
     """An entry that decoding ignores."""
     container = parse(encode(FALLBACK["flat"]()))
@@ -232,6 +278,7 @@ BUILT = {
     "mixed-coders": mixed_coders,
     "marks-of-one": marks_of_one,
     "fallback-tiles": fallback_tiles,
+    "planes-outliers": planes_outliers,
     "unknown-metadata": unknown_metadata,
 }
 NAMES = (*CHAIN, *FALLBACK, *BUILT)
@@ -257,7 +304,7 @@ def coded(image, plan, path=MODEL, **options):
     )
     with ExitStack() as patches:
         for module in ("encoding", "layered_encoding"):
-            found = mock.patch(f"diffcodec.codec.{module}.find_color_set", lambda image: colors)
+            found = mock.patch(f"diffcodec.codec.{module}.find_colors", within(colors))
             patches.enter_context(found)
         shows = mock.patch("diffcodec.codec.layered_encoding.SHOWS_SEAMS", seams)
         patches.enter_context(shows)

@@ -106,9 +106,12 @@ def decode(data, model):
                 z[:, top:bottom, left:right], last = above, chain
                 continue
         content = Bytes(sections[-1][tile])
-        coder = content.u8()
+        number = content.u8()
+        coder, has_outliers = number & 63, number >> 6
+        assert has_outliers < 2
         if coder < 16:
-            part = fallback(coder, content.rest(), mode, size)
+            payload, added = last_fields(content, has_outliers)
+            part = with_outliers(fallback(coder, payload, mode, size), added)
             if len(boxes) == 1:
                 out = part
             else:
@@ -116,7 +119,7 @@ def decode(data, model):
             continue
         assert identity == model.identity
         number = content.u8() if coder & 4 else 0
-        assert coder < 64 and coder & 16 and coder & 3 < 3 and (number > 0) == bool(coder & 4)
+        assert coder & 16 and coder & 3 < 3 and (number > 0) == bool(coder & 4)
         assert not (stops and coder & 44)
         own = content.varint() if coder & 32 else label
         seed_words = content.varint()
@@ -128,10 +131,12 @@ def decode(data, model):
         if coder & 8:
             preview = content.varint()
             above = chain.descend([content.take(content.varint())], [preview])
-        payload = content.rest()
+        payload, added = last_fields(content, has_outliers)
         words = list(struct.unpack(f"<{len(payload) // 4}I", payload))
         x = chain.ascend(words, seed_words, preview, above)
         paste(out, mode, chain.to_samples(x), left, top)
+        part = with_outliers(out.crop((left, top, right, bottom)), added)
+        out.paste(part, (left, top))
     assert not shows_seams or (stops and stops[-1] and len(boxes) > 1)
     for window, core in seams(xs, ys) if shows_seams else ():
         (x0, x1), (y0, y1) = window
@@ -142,6 +147,23 @@ def decode(data, model):
     samples = out.tobytes()
     assert zlib.crc32(samples) == checksum
     return mode, (width, height), samples
+
+
+def last_fields(content, has_outliers):
+    """The payload of a tile, and its outliers or nothing."""
+    length = content.varint() if has_outliers else 0
+    assert not has_outliers or length
+    rest = content.rest()
+    assert length <= len(rest)
+    return rest[: len(rest) - length], rest[len(rest) - length :]
+
+
+def with_outliers(part, added):
+    if not added:
+        return part
+    assert part.mode in ("L", "RGB") and added[0] < 3
+    differences = fallback(added[0], added[1:], part.mode, part.size)
+    return Image.fromarray(np.asarray(part) + np.asarray(differences))  # modulo 256
 
 
 def spans(edges):

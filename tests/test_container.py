@@ -99,6 +99,10 @@ PREVIEWED = replace(  # a tile with a preview of its own
     metadata={},
     tiles=(Tile("default", bytes([1, 2, 3, 4]), 3, (), 12, b"\xaa\xbb"),),
 )
+OUTLYING = replace(  # a chain and a plain coder, both with outliers
+    PLAIN,
+    tiles=(replace(PLAIN.tiles[0], outliers=b"\0"), replace(PREVIEWED.tiles[0], outliers=b"ab")),
+)
 DRAWN = replace(  # by other draws of the shared randomness, one with a preview too
     PLAIN, tiles=(replace(PLAIN.tiles[1], draw=9), replace(PREVIEWED.tiles[0], draw=255))
 )
@@ -111,20 +115,28 @@ LOSSY = replace(  # two tiles, two layers
 quick = settings(deadline=None, max_examples=100)
 by_value = pytest.mark.parametrize(
     "container",
-    [GOLDEN, PLAIN, LAYERED, LOSSY, PREVIEWED, DRAWN],
-    ids=["golden", "plain", "layered", "lossy", "previewed", "drawn"],
+    [GOLDEN, PLAIN, LAYERED, LOSSY, PREVIEWED, DRAWN, OUTLYING],
+    ids=["golden", "plain", "layered", "lossy", "previewed", "drawn", "outlying"],
 )
 
 
 @st.composite
-def tiles(draw: st.DrawFn, coders: Sequence[str], timesteps: int, may_have_preview: bool) -> Tile:
+def tiles(
+    draw: st.DrawFn,
+    coders: Sequence[str],
+    timesteps: int,
+    may_have_preview: bool,
+    may_have_outliers: bool,
+) -> Tile:
     coder = draw(st.sampled_from(coders))
+    outliers = draw(st.binary(max_size=20)) if may_have_outliers else b""
     if coder not in PLAN_NAMES:
-        return Tile(coder, draw(st.binary(max_size=200)))
+        return Tile(coder, draw(st.binary(max_size=200)), outliers=outliers)
     words = draw(st.integers(0, 40))
     payload = draw(st.binary(min_size=4 * words, max_size=4 * words))
     marks = draw(st.lists(st.integers(0, words), min_size=timesteps, max_size=timesteps))
     tile = Tile(coder, payload, draw(st.integers(0, 2**35 - 1)), tuple(sorted(marks)))
+    tile = replace(tile, outliers=outliers)
     if not may_have_preview:
         return tile
     label = draw(st.none() | st.integers(0, 300))
@@ -144,7 +156,12 @@ def containers(draw: st.DrawFn) -> Container:
     whole = layers is None and draw(st.booleans())
     count = 1 if whole else len(tile_grid(width, height))
     chains = (layers.plan,) if layers else PLAN_NAMES if mode in CHAIN_MODES else ()
-    tile = tiles((*plain, *chains), timesteps=draw(st.integers(0, 4)), may_have_preview=not layers)
+    tile = tiles(
+        (*plain, *chains),
+        timesteps=draw(st.integers(0, 4)),
+        may_have_preview=not layers,
+        may_have_outliers=mode in CHAIN_MODES,
+    )
     drawn = tuple(draw(st.lists(tile, min_size=count, max_size=count)))
     if layers is not None:
         payload = st.tuples(*([st.binary(max_size=20)] * count))
@@ -420,7 +437,9 @@ def test_other_versions(version: int, error: type[Exception], message: str) -> N
         (file(header(width=b"\x80\x80\x80\x80\x80\1"), b"\0"), "longer than 5 bytes"),
         (file(header(model=1), b"\0"), "model that no tile uses"),
         (file(header(), b""), "tile 1 of 1 has 0 bytes, too few"),
-        (file(header(), b"\x40"), "coder of tile 1 of 1 is 64, expected at most 63"),
+        (file(header(), b"\x80"), "coder of tile 1 of 1 is 128, expected at most 127"),
+        (file(header(), b"\x40\0"), "the outliers of tile 1 of 1 take no byte"),
+        (file(header(), b"\x40\2a"), "too few for its fields"),
         (file(header(model=1), b"\x10"), "tile 1 of 1 has 1 bytes, too few"),
         (file(header(model=1), b"\x10\0abc"), "expected a multiple of 4"),
         (file(header(mode=3, model=1), b"\x10\0"), "of a LA image is a chain"),
@@ -533,6 +552,10 @@ CHAIN = PLAIN.tiles[1]
         ({"tiles": (Tile("raw", b"", draw=1), CHAIN)}, "only a chain"),
         ({"tiles": (Tile("raw", b"", label=0), CHAIN)}, "only a chain"),
         ({"tiles": (CHAIN, replace(CHAIN, label=-1))}, "does not fit"),
+        (
+            {"mode": "P", "tiles": 2 * (Tile("raw", b"", outliers=b"a"),), "model": bytes(4)},
+            "tile 1 of 2 of a P image has outliers",
+        ),
         ({"tiles": (replace(CHAIN, draw=256), CHAIN)}, "the draw 256, expected 0 to 255"),
         ({"tiles": (replace(CHAIN, draw=-1), CHAIN)}, "the draw -1, expected 0 to 255"),
         ({"tiles": (CHAIN, replace(CHAIN, preview=1))}, "is at 1, expected at least 2"),

@@ -53,6 +53,8 @@ def test_the_corpus_is_whole():
     assert {bool(tile.preview) for tile in tiles} == {True, False}
     assert {bool(tile.marks) for tile in tiles} == {True, False}
     assert {None, 0} < {tile.label for tile in tiles}
+    assert {bool(tile.outliers) for tile in tiles} == {True, False}
+    assert {bool(tile.plan) for tile in tiles if tile.outliers} == {True, False}
     layers = [container.layers for container in containers if container.layers]
     assert {part.is_exact for part in layers} == {True, False}
     assert {part.is_exact for part in layers if part.label is not None} == {True, False}

@@ -14,10 +14,9 @@ from diffcodec.codec.jobs import EXACT, Job, Part, View, chain_parts
 from diffcodec.codec.layered_decoding import decode_layers, iter_layers
 from diffcodec.codec.opening import OpenFile, open_file
 from diffcodec.codec.planes import check_pixels, color_set
-from diffcodec.codec.tiles import paste_chains, paste_fallbacks
+from diffcodec.codec.tiles import add_to_chains, decode_fallback_tile, paste_chains, paste_fallbacks
 from diffcodec.codec.windows import check_scale, reduced, scaled_timestep
 from diffcodec.errors import UnsupportedError
-from diffcodec.images.fallback import decode_fallback
 from diffcodec.images.metadata import apply_metadata
 from diffcodec.limits import DEFAULT_LIMITS, Limits
 from diffcodec.models.model import Model
@@ -169,7 +168,7 @@ def decode_tiles(
         )
     if container.whole and model is None:
         (tile,) = container.tiles
-        image = decode_fallback(tile.coder, tile.payload, container.mode, window.size)
+        image = decode_fallback_tile(tile, container.mode, window.size)
     else:
         image = Image.new(container.mode, window.size)
     # Pasting needs the palette in place.
@@ -184,11 +183,13 @@ def decode_tiles(
             paste_chains(image, parts, run(jobs, parts, model, bar), model.color)
             if view.timestep:
                 tiles.show_landed(image, view)
+    tiles_in_view = [(box, container.tiles[index]) for index, box in window.boxes.items()]
     if not container.whole:
-        wanted = window.boxes.items()
-        paste_fallbacks(image, ((box, container.tiles[index]) for index, box in wanted))
-    if view.timestep == 0 and window.is_whole:
-        check_pixels(image, container)
+        paste_fallbacks(image, tiles_in_view)
+    if view.timestep == 0:
+        add_to_chains(image, tiles_in_view)
+        if window.is_whole:
+            check_pixels(image, container)
     return window.cut(image)
 
 

@@ -16,14 +16,15 @@ from diffcodec.codec.estimates import expected_bytes
 from diffcodec.codec.jobs import DEFAULT_CHOICES, Choices, Job, Part, encode_job, make_chain
 from diffcodec.codec.layered_encoding import Target, encode_layers
 from diffcodec.codec.planes import coded_channels, colors_entry, integers
-from diffcodec.codec.tiles import fallback_tiles, smaller_tile
+from diffcodec.codec.tiles import fallback_tiles, outliers, smaller_tile
 from diffcodec.coding.bits_back import EncodedTile
 from diffcodec.container.parts import MOST_DRAW, PLAN_NAMES, Box, Container, Tile, tile_grid
 from diffcodec.container.writer import pack
 from diffcodec.errors import UnsupportedError
-from diffcodec.images.color_sets import ColorSet, find_color_set
+from diffcodec.images.color_sets import ColorSet
 from diffcodec.images.metadata import get_metadata
 from diffcodec.images.modes import pixel_crc
+from diffcodec.images.outliers import Found, find_colors
 from diffcodec.limits import DEFAULT_LIMITS, Limits
 from diffcodec.models.file import DEFAULT_MODEL
 from diffcodec.models.model import Model, loaded
@@ -136,27 +137,27 @@ def encode_many(
     sources = [find_source(image, limits, strip) for image in list_images(images)]
     pixels = sum(source.width * source.height for source in sources)
     limits.check_memory(expected_bytes(pixels, 1, uses_model=True, layered=False))
-    colors = [
-        find_color_set(source) if coded_channels(source.mode, model.color) else None
+    looked_at = [
+        find_colors(source) if coded_channels(source.mode, model.color) else Found(source)
         for source in sources
     ]
     tried = _labels_of_each(model, labels, len(sources))
     tiles = [
-        (source, found, ways)
-        for source, found, those in zip(sources, colors, tried, strict=True)
+        (found, ways)
+        for source, found, those in zip(sources, looked_at, tried, strict=True)
         for ways in _ways(model, plan, source, draws, those)
     ]
     chains = (
-        encode_part(model, source, part, found, choices)
-        for source, found, ways in tiles
+        encode_part(model, found.image, part, found.colors, choices)
+        for found, ways in tiles
         for part in ways
     )
-    parts = [part for *_, ways in tiles for part in ways]
+    parts = [part for _, ways in tiles for part in ways]
     with progress_bar(count_evaluations(parts, model), progress) as bar:
-        coded = _smallest(run(chains, parts, model, bar), [len(ways) for *_, ways in tiles])
+        coded = _smallest(run(chains, parts, model, bar), [len(ways) for _, ways in tiles])
         return [
             _assemble(source, model, plan, coded, found, choices)
-            for source, found in zip(sources, colors, strict=True)
+            for source, found in zip(sources, looked_at, strict=True)
         ]
 
 
@@ -249,7 +250,7 @@ def _assemble(
     model: Model,
     plan: str,
     coded: Iterator[EncodedTile | None],
-    colors: ColorSet | None,
+    found: Found,
     choices: Choices,
 ) -> bytes:
     """The smaller of two files: tile by tile the best coder, or one fallback for the whole."""
@@ -264,7 +265,7 @@ def _assemble(
             model=model.info.id if uses_model else NO_MODEL,
             pixel_crc=checksum,
             whole=whole,
-            metadata=metadata | colors_entry(colors if uses_model else None),
+            metadata=metadata | colors_entry(found.colors if uses_model else None),
             tiles=tuple(tiles),
             float_arithmetic=uses_model and model.arithmetic == "float",
         )
@@ -274,10 +275,11 @@ def _assemble(
     boxes = tile_grid(*source.size) if coded_channels(source.mode, model.color) else ()
     has_marks = source.width * source.height >= choices.marks_from_pixels
     others = [box for box in boxes if box != everything]
-    with fallback_tiles(source, [everything, *others], colors) as (whole, *fallbacks):
+    with fallback_tiles(source, found, [everything, *others]) as (whole, *fallbacks):
+        pairs = zip((fallbacks or [whole])[: len(boxes)], coded, strict=False)
         tiles = [
-            smaller_tile(fallback.result(), chain, plan, has_marks)
-            for fallback, chain in zip((fallbacks or [whole])[: len(boxes)], coded, strict=False)
+            smaller_tile(fallback.result(), chain, plan, outliers(found, box), has_marks)
+            for box, (fallback, chain) in zip(boxes, pairs, strict=True)
         ]
         candidates = [file([whole.result()], whole=True)]
     if tiles:

@@ -17,15 +17,15 @@ from diffcodec.arrays import Bits
 from diffcodec.codec.batches import progress_bar
 from diffcodec.codec.planes import coded_channels, colors_entry
 from diffcodec.codec.previews import Previews
-from diffcodec.codec.tiles import fallback_tiles, smaller_tile
+from diffcodec.codec.tiles import fallback_tiles, outliers, smaller_tile
 from diffcodec.coding.top_down import WHOLE
 from diffcodec.container.parts import END, LEAST_PREVIEW, SEAMS, Container, Layers, Tile, tile_grid
 from diffcodec.container.writer import pack
 from diffcodec.diffusion.plan import Plan
 from diffcodec.errors import UnsupportedError
-from diffcodec.images.color_sets import ColorSet, find_color_set
 from diffcodec.images.metadata import get_metadata
 from diffcodec.images.modes import pixel_crc, psnr
+from diffcodec.images.outliers import Found, find_colors
 from diffcodec.models.model import Model
 
 LAYER_BYTES = 100  # of a layer at least, for each tile: a length and a CRC cost 6
@@ -70,8 +70,8 @@ def encode_layers(
     levels, pixels = len(model.plans[plan].levels), source.width * source.height
     with progress_bar((levels + target.exact) * pixels, progress) as bar:
         # beside previews they pay in phases alone: else the stack runs empty
-        colors = find_color_set(source) if target.exact and model.phased else None
-        file = _File(source, model, plan, target, bar, colors)
+        found = find_colors(source) if target.exact and model.phased else Found(source)
+        file = _File(source, model, plan, target, bar, found)
         previews = file.begin()
         steps, shown, share = _encode_steps(file, previews, end)
         if target.exact:
@@ -88,7 +88,7 @@ class _File:
     plan: str
     target: Target
     bar: "tqdm[Any]"
-    colors: ColorSet | None
+    found: Found
 
     def begin(self) -> Previews:
         """All tiles at their start."""
@@ -100,7 +100,7 @@ class _File:
             plan=self.plan,
             bar=self.bar,
             encodes=True,
-            colors=self.colors,
+            colors=self.found.colors,
             exact=self.target.exact,
             label=self.target.label,
         )
@@ -128,7 +128,7 @@ class _File:
             share: how much of the last step there is.
         """
         layers = self.layers(steps)
-        colors = self.colors if not tiles or any(tile.plan for tile in tiles) else None
+        colors = self.found.colors if not tiles or any(tile.plan for tile in tiles) else None
         container = Container(
             mode=self.source.mode,
             width=self.source.width,
@@ -161,13 +161,15 @@ class _File:
             for payload, stop in zip(layers.payloads, layers.stops, strict=True):
                 previews.decode_layer(payload, stop, 0)
         boxes = [part.box for part in previews.parts]
-        with fallback_tiles(self.source, boxes, self.colors) as fallbacks:
+        chains = previews.encode_rest(self.found.image)
+        with fallback_tiles(self.source, self.found, boxes) as fallbacks:
             return [
                 # the class stands before the layers
-                replace(smaller_tile(fallback.result(), chain, self.plan), label=None)
-                for fallback, chain in zip(
-                    fallbacks, previews.encode_rest(self.source), strict=True
+                replace(
+                    smaller_tile(fallback.result(), chain, self.plan, outliers(self.found, box)),
+                    label=None,
                 )
+                for box, fallback, chain in zip(boxes, fallbacks, chains, strict=True)
             ]
 
 
@@ -193,7 +195,7 @@ def _encode_steps(file: _File, previews: Previews, end: int) -> _Coded:
     Raises:
         UnsupportedError: if the target is out of reach.
     """
-    source, target = file.source, file.target
+    source, target = file.found.image, file.target
     pixels = source.width * source.height
     coded, quality = _Coded([], source), 0.0
     while previews.timestep > end:

@@ -13,7 +13,7 @@ from diffcodec.codec.batches import run
 from diffcodec.codec.descents import Descents
 from diffcodec.codec.jobs import EXACT, Job, Part, View, decoding, encode_job, encoding
 from diffcodec.codec.planes import integers
-from diffcodec.codec.tiles import paste_chains, paste_fallbacks
+from diffcodec.codec.tiles import add_to_chains, paste_chains, paste_fallbacks
 from diffcodec.coding.bits_back import EncodedTile
 from diffcodec.coding.top_down import WHOLE, Descent
 from diffcodec.container.parts import Box, Tile, tile_grid
@@ -118,5 +118,8 @@ class Previews(Descents):
         if view.timestep:
             self.parts = [part for part in self.parts if tiles[part.index].plan]
             self.show_landed(image, view)
-        paste_fallbacks(image, ((box, tiles[index]) for index, box in self.boxes.items()))
+        in_view = [(box, tiles[index]) for index, box in self.boxes.items()]
+        paste_fallbacks(image, in_view)
+        if not view.timestep:
+            add_to_chains(image, in_view)
         return image

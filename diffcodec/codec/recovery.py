@@ -16,7 +16,7 @@ from diffcodec.codec.jobs import Job, Part, decode_job, decoding, make_chain
 from diffcodec.codec.opening import find_model
 from diffcodec.codec.planes import check_pixels, color_set, last_share
 from diffcodec.codec.seams import Seam, Strips, paste_seam
-from diffcodec.codec.tiles import paste_chains, paste_fallbacks
+from diffcodec.codec.tiles import add_to_chains, paste_chains, paste_fallbacks
 from diffcodec.coding.chain import TileChain
 from diffcodec.coding.top_down import WHOLE, Descent
 from diffcodec.container.parts import SEAMS, Box, Tile
@@ -81,7 +81,9 @@ def recover(
     if container.uses_model:
         used = find_model(container, model, device)
         _paste_chains(image, found, used, progress)
-    paste_fallbacks(image, zip(container.boxes(), found.tiles, strict=False))
+    in_place = list(zip(container.boxes(), found.tiles, strict=False))
+    paste_fallbacks(image, in_place)
+    add_to_chains(image, in_place)
     boxes = {part.tile: part.box for part in found.damage if part.box is not None}
     if flag("fill", fill) and boxes:
         if container.mode not in ("RGB", "L"):

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 
 from PIL import Image
 
@@ -13,6 +14,7 @@ from diffcodec.coding.bits_back import EncodedTile
 from diffcodec.container.parts import Box, Tile
 from diffcodec.images.color_sets import ColorSet
 from diffcodec.images.fallback import decode_fallback, encode_fallback
+from diffcodec.images.outliers import Found, add_outliers, pack_outliers
 
 
 def fallback_tile(image: Image.Image, colors: ColorSet | None = None) -> Tile:
@@ -20,9 +22,22 @@ def fallback_tile(image: Image.Image, colors: ColorSet | None = None) -> Tile:
     return Tile(*encode_fallback(image, colors.conversion if colors else None))
 
 
+def outliers(found: Found, box: Box) -> bytes:
+    """Those of a tile, as its part of the file has them."""
+    return pack_outliers(crop(found.differences, box)) if found.differences else b""
+
+
+def _fallback(source: Image.Image, found: Found, box: Box) -> Tile:
+    tile, told = fallback_tile(crop(found.image, box), found.colors), outliers(found, box)
+    if not told:
+        return tile
+    both = replace(tile, outliers=told), fallback_tile(crop(source, box))
+    return min(both, key=lambda tile: tile.size)
+
+
 @contextmanager
 def fallback_tiles(
-    image: Image.Image, boxes: Sequence[Box], colors: ColorSet | None
+    source: Image.Image, found: Found, boxes: Sequence[Box]
 ) -> Iterator[list[Future[Tile]]]:
     """The :func:`fallback_tile` of each box, by a thread beside the chains.
 
@@ -30,13 +45,17 @@ def fallback_tiles(
     """
     pool = ThreadPoolExecutor(1, "diffcodec-fallback")
     try:
-        yield [pool.submit(lambda box: fallback_tile(crop(image, box), colors), b) for b in boxes]
+        yield [pool.submit(_fallback, source, found, box) for box in boxes]
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def smaller_tile(
-    fallback: Tile, chain: EncodedTile | None, plan: str, has_marks: bool = False
+    fallback: Tile,
+    chain: EncodedTile | None,
+    plan: str,
+    told: bytes = b"",
+    has_marks: bool = False,
 ) -> Tile:
     """The smaller of two codes of a tile.
 
@@ -44,9 +63,10 @@ def smaller_tile(
         fallback: by a fallback coder.
         chain: by the chain; None where it has no code.
         plan: the chain's.
+        told: the :func:`outliers` that it needs.
         has_marks: whether the file has step marks.
     """
-    if chain is None or chain.size >= len(fallback.payload):
+    if chain is None or chain.size + len(told) >= fallback.size:
         return fallback
     return Tile(
         coder=plan,
@@ -57,6 +77,7 @@ def smaller_tile(
         preview_payload=chain.preview_payload,
         draw=chain.draw,
         label=chain.label,
+        outliers=told,
     )
 
 
@@ -78,5 +99,28 @@ def paste_fallbacks(image: Image.Image, tiles: Iterable[tuple[Box, Tile | None]]
     for box, tile in tiles:
         if tile is not None and not tile.plan:
             size = (box.width, box.height)
-            decoded = decode_fallback(tile.coder, tile.payload, image.mode, size)
-            image.paste(decoded, (box.left, box.top))
+            image.paste(decode_fallback_tile(tile, image.mode, size), (box.left, box.top))
+
+
+def decode_fallback_tile(tile: Tile, mode: str, size: tuple[int, int]) -> Image.Image:
+    """A tile that is by a fallback coder.
+
+    Raises:
+        CorruptError: if it does not decode.
+    """
+    decoded = decode_fallback(tile.coder, tile.payload, mode, size)
+    return add_outliers(decoded, tile.outliers) if tile.outliers else decoded
+
+
+def add_to_chains(
+    image: Image.Image, tiles: Iterable[tuple[Box, Tile | None]], undo: bool = False
+) -> None:
+    """Add to the tiles that are chains, and exact, their outliers, or undo it.
+
+    Raises:
+        CorruptError: if they do not decode.
+    """
+    for box, tile in tiles:
+        if tile is not None and tile.plan and tile.outliers:
+            part = add_outliers(crop(image, box), tile.outliers, undo)
+            image.paste(part, (box.left, box.top))

@@ -13,6 +13,7 @@ from diffcodec.codec.jobs import Job, Part, chain_parts, decoding
 from diffcodec.codec.opening import open_file
 from diffcodec.codec.planes import coded_channels, color_set, image_of
 from diffcodec.codec.seams import Strips, paste_seam
+from diffcodec.codec.tiles import add_to_chains
 from diffcodec.coding.chain import Request
 from diffcodec.container.parts import Container
 from diffcodec.container.reader import parse
@@ -106,6 +107,7 @@ def measure_marks(
     image, used = decode_tiles(file), file.model
     assert used is not None
     tiles = list(container.tiles)
+    add_to_chains(image, zip(container.boxes(), tiles, strict=True), undo=True)
     colors = color_set(container)
     jobs = (encode_part(used, image, part, colors) for part in parts)
     for part, again in zip(parts, run(jobs, parts, used, progress_bar(0, False)), strict=True):

@@ -91,6 +91,7 @@ class Tile:
         preview_payload: what leads there, coded as a layer.
         draw: which seed and dither of the shared randomness the chain takes; chains only.
         label: the class that the model was told, or None; chains only.
+        outliers: by a plain coder, what is to be added to the tile's samples; empty if nothing.
     """
 
     coder: str
@@ -101,6 +102,12 @@ class Tile:
     preview_payload: bytes = b""
     draw: int = 0
     label: int | None = None
+    outliers: bytes = b""
+
+    @property
+    def size(self) -> int:
+        """Bytes of what the coders made."""
+        return sum(map(len, (self.payload, self.preview_payload, self.outliers)))
 
     @property
     def plan(self) -> str | None:

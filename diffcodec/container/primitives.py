@@ -12,7 +12,8 @@ from diffcodec.errors import DiffcodecError, FormatError, TruncatedError, Unsupp
 MODE_BITS = 0x07  # of the header's mode; the other bits are flags
 LAYERS_BIT, WHOLE_BIT, METADATA_BIT, MARKS_BIT, FLOAT_BIT = 0x08, 0x10, 0x20, 0x40, 0x80
 # Of a coder's number.
-LABEL_BIT, CHAIN_BIT, PREVIEW_BIT, DRAW_BIT, MOST_CODER = 0x20, 0x10, 0x08, 0x04, 0x3F
+OUTLIERS_BIT, LABEL_BIT, CHAIN_BIT, PREVIEW_BIT, DRAW_BIT = 0x40, 0x20, 0x10, 0x08, 0x04
+MOST_CODER = 0x7F
 CRC_BYTES = 4
 SMALLEST_PART_BYTES = 5  # a length of one byte, no content, CRC
 _VARINT_BYTES = 5

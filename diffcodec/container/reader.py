@@ -13,6 +13,7 @@ from diffcodec.container.primitives import (
     DRAW_BIT,
     LABEL_BIT,
     MOST_CODER,
+    OUTLIERS_BIT,
     PREVIEW_BIT,
     SMALLEST_PART_BYTES,
     ByteReader,
@@ -170,9 +171,10 @@ def _read_tile(reader: ByteReader, where: str, has_marks: bool, limits: Limits) 
     if number > MOST_CODER:
         raise FormatError(f"the coder of {where} is {number}, expected at most {MOST_CODER}")
     is_chain = bool(number & CHAIN_BIT)
-    flags = number & (PREVIEW_BIT | DRAW_BIT | LABEL_BIT) if is_chain else 0
+    chain_flags = PREVIEW_BIT | DRAW_BIT | LABEL_BIT if is_chain else 0
+    flags = number & (OUTLIERS_BIT | chain_flags)
     coder = coder_of(number ^ flags, f"coder of {where}")
-    seed_words = preview = draw = 0
+    seed_words = preview = draw = outliers = 0
     label = None
     marks: tuple[int, ...] = ()
     preview_payload = b""
@@ -192,8 +194,23 @@ def _read_tile(reader: ByteReader, where: str, has_marks: bool, limits: Limits) 
         limits.check_timesteps(preview)
         check_preview(preview, where)
         preview_payload = reader.take(reader.varint(what), what)
-    payload = reader.take(reader.remaining, where)
-    return Tile(coder, payload, seed_words, marks, preview, preview_payload, draw, label)
+    if flags & OUTLIERS_BIT:
+        what = f"the outliers of {where}"
+        outliers = reader.varint(what)
+        if outliers == 0:
+            raise FormatError(f"{what} take no byte, expected one at least")
+        reader.need(outliers, what)
+    return Tile(
+        coder,
+        reader.take(reader.remaining - outliers, where),
+        seed_words,
+        marks,
+        preview,
+        preview_payload,
+        draw,
+        label,
+        reader.take(outliers, where),
+    )
 
 
 def _read_marks(reader: "ByteReader", part: str, limits: Limits) -> tuple[int, ...]:

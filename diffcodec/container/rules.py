@@ -134,8 +134,13 @@ def _check_entries(container: Container) -> None:
 def check_tile(tile: Tile, where: str, container: Container) -> None:
     """Refuse a tile that its coder or the header rules out."""
     _check_name(tile.coder, CODERS)
+    if tile.outliers and container.mode not in CHAIN_MODES:
+        raise FormatError(
+            f"{where} of a {container.mode} image has outliers, expected none, or mode "
+            f"{' or '.join(CHAIN_MODES)}"
+        )
     if not tile.plan:
-        if tile != Tile(tile.coder, tile.payload):
+        if tile != Tile(tile.coder, tile.payload, outliers=tile.outliers):
             raise FormatError(
                 f"{where} is {tile.coder!r}: only a chain has seed words, marks, preview, draw and "
                 "class"

@@ -12,6 +12,7 @@ from diffcodec.container.primitives import (
     LAYERS_BIT,
     MARKS_BIT,
     METADATA_BIT,
+    OUTLIERS_BIT,
     PREVIEW_BIT,
     WHOLE_BIT,
     part_crc,
@@ -75,6 +76,7 @@ def pack_metadata(metadata: Mapping[str, bytes]) -> bytes:
 def _pack_tile(tile: Tile, has_marks: bool) -> bytes:
     flags = (PREVIEW_BIT if tile.preview else 0) | (DRAW_BIT if tile.draw else 0)
     flags |= 0 if tile.label is None else LABEL_BIT
+    flags |= OUTLIERS_BIT if tile.outliers else 0
     fields = bytearray([CODERS[tile.coder] | flags])
     if tile.draw:
         fields.append(tile.draw)
@@ -87,4 +89,6 @@ def _pack_tile(tile: Tile, has_marks: bool) -> bytes:
             fields += b"".join(map(varint, (len(increments), *increments)))
     if tile.preview:
         fields += varint(tile.preview) + varint(len(tile.preview_payload)) + tile.preview_payload
-    return bytes(fields) + tile.payload
+    if tile.outliers:
+        fields += varint(len(tile.outliers))
+    return bytes(fields) + tile.payload + tile.outliers

@@ -33,6 +33,7 @@ CONVERSIONS = {  # bytes in files
 }
 VALUES_BYTES = 32  # of a channel: a bit for each of its values, the lowest first
 SAMPLED_PIXELS, TRIED_COLORS = 4096, 64
+TRIED_SHARE, LEAST_SHARE, MOST_CANDIDATES = 512, 0.6, 2  # where not all pixels need be reached
 LEAST_PIXELS = 256  # what fewer can gain doesn't pay for naming a conversion
 NEIGHBOURS = 4  # values on each side, among which a channel's gain is estimated
 LEAST_GAIN = 0.15  # bits per sample: one in ten of the neighbouring values doesn't occur
@@ -276,6 +277,19 @@ def _find_conversion(samples: UInt8[Bytes, "pixels 3"]) -> str | None:
         if reaches(rule, vivid).all() and _all_reached(triples(name), samples):
             return name
     return None
+
+
+def candidates(samples: UInt8[Bytes, "pixels 3"]) -> list[str]:
+    """The conversions that may reach nearly all pixels, by a few of them; the likeliest first."""
+    some = samples[:: -(-len(samples) // SAMPLED_PIXELS)]
+    some = some[((some > 0) & (some < 255)).all(1)]
+    some = some[:: -(-len(some) // TRIED_SHARE) or 1]
+    shares = {}
+    for name, rule in _RULES.items():
+        if name != "grey" and len(some) and reaches(rule, some[::8]).mean() > LEAST_SHARE - 0.15:
+            shares[name] = float(reaches(rule, some).mean())
+    names = [name for name, share in shares.items() if share >= LEAST_SHARE]
+    return sorted(names, key=lambda name: -shares[name])[:MOST_CANDIDATES]
 
 
 def reaches(rule: Conversion, colors: UInt8[Bytes, "colors 3"]) -> Bool[Flags, " colors"]:
