@@ -125,6 +125,17 @@ def test_discretized_gaussian_is_eq_13_inside_the_range():
 
 
 @given(pixels, pixels, pixels, st.lists(sigmas, min_size=2, max_size=2, unique=True))
+def test_step_costs_the_difference_of_signal_to_noise(x, xhat, z_t, pair):
+    """Half of it times the squared error, in nats (VDM, eq. 13)."""
+    low, high = sorted(pair)
+    high = max(high, 1.01 * low)
+    q = q_posterior(tensor(x), tensor(z_t), tensor(low), tensor(high))
+    p = p_reverse(tensor(xhat), tensor(0.0), tensor(z_t), tensor(low), tensor(high))
+    expected = (low**-2 - high**-2) / 2 * (x - xhat) ** 2 / LN_2
+    assert gaussian_kl_bits(q, p).item() == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+@given(pixels, pixels, pixels, st.lists(sigmas, min_size=2, max_size=2, unique=True))
 def test_q_posterior_is_bayes_rule(x, z_s, z_t, pair):
     # log q(z_s | z_t, x) = log q(z_s | x) + log q(z_t | z_s) - log q(z_t | x)
     low, high = sorted(pair)
