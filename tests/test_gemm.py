@@ -89,7 +89,7 @@ def test_an_overflow_on_the_way_does_no_harm():
 def test_sums_are_those_of_8_bit_kernels(kernel):
     x, weight = random(-1000, 4095, (3, 96, 17, 5)), random(-20, 20, (56, 96, kernel, kernel))
     found = GemmConv(weight, 4095, CPU).sums(x.float())
-    assert torch.equal(found, sum(ByteConv(weight).sums(digits(x))))
+    assert torch.equal(found, sum(ByteConv(weight).sums(digits(x, -1000, 4095), -1000)))
 
 
 def test_the_proof_holds_here():

@@ -20,7 +20,7 @@ def afresh():
 
 def test_digits_stand_for_their_integer():
     integers = torch.arange(-4096, 4096)
-    high, low = (digit.long() for digit in digits(integers))
+    high, low = (digit.long() for digit in digits(integers, -4096, 4095))
     assert high.min() >= 0 and high.max() < DIGIT  # 7 bits, so that no kernel saturates
     assert torch.equal(DIGIT * (high - HIGH_ZERO) + low - LOW_ZERO, integers)
 
@@ -36,14 +36,17 @@ def test_a_processor_with_vnni_uses_them():
 @with_kernels
 @pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize("shape", [(1, 96, 4, 4), (3, 96, 17, 5), (16, 96, 8, 8), (1, 40, 64, 48)])
-def test_sums_are_those_of_integers(kernel, shape):
+@pytest.mark.parametrize(("lowest", "highest"), [(-1000, 4095), (-20, 235), (-255, 0), (-20, 236)])
+def test_sums_are_those_of_integers(kernel, shape, lowest, highest):
     generator = torch.Generator().manual_seed(0)
-    x = torch.randint(-1000, 4096, shape, generator=generator)
+    x = torch.randint(lowest, highest + 1, shape, generator=generator)
+    x[..., 0, :2] = torch.tensor([lowest, highest])
     weight = torch.randint(-20, 21, (56, shape[1], kernel, kernel), generator=generator)
     expected = F.conv2d(x.double(), weight.double(), padding=kernel // 2)
     assert expected.abs().max() < 2**24
-    of_digits = digits(x.contiguous(memory_format=torch.channels_last))
-    assert torch.equal(sum(ByteConv(weight).sums(of_digits)).double(), expected)
+    of_digits = digits(x.contiguous(memory_format=torch.channels_last), lowest, highest)
+    assert len(of_digits) == (1 if highest - lowest < 256 else 2)
+    assert torch.equal(sum(ByteConv(weight).sums(of_digits, lowest)).double(), expected)
 
 
 @with_kernels

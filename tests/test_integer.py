@@ -59,13 +59,16 @@ from diffcodec.networks.integer_layers import (
     takes_bytes,
 )
 from diffcodec.networks.quantize import (
+    BYTE_HEADROOM,
     HEADROOM,
     LARGEST_INPUT,
+    NEARLY_ALL,
     float_weights,
     quantize,
     quantize_unet,
     quantize_weight,
     round_weights,
+    takes_a_byte,
 )
 from diffcodec.networks.unet import Conv, UNet
 
@@ -206,27 +209,47 @@ def test_every_convolution_is_exact_for_extreme_inputs(
         expected = exact_sums(conv.weight, x, stride)
         assert torch.equal(found.double(), expected.double()), name
         if conv.in_bytes is not None:
-            of_digits = digits(x.contiguous(memory_format=torch.channels_last))
-            assert torch.equal(sum(conv.in_bytes.sums(of_digits)), found), name
+            of_digits = digits(x.contiguous(memory_format=torch.channels_last), low, high)
+            assert torch.equal(sum(conv.in_bytes.sums(of_digits, low)), found), name
         assert expected.abs().max() <= largest_sum(conv.weight.long(), low, high) < EXACT_LIMIT
     assert len(integer._convs) == 3 + 2 * 2 * sum(SHAPE.blocks) + 2
 
 
-def test_hidden_units_use_the_room_that_exactness_leaves(in_float32: IntegerUNet) -> None:
+def test_hidden_units_use_the_room_of_a_byte_or_that_exactness_leaves(
+    in_float32: IntegerUNet,
+) -> None:
     for name, conv in in_float32._convs.items():
         for level, limit in enumerate(conv.limits):
-            room = EXACT_LIMIT / largest_sum(
-                conv.weight.long(), *input_range(in_float32, name, level)
-            )
-            assert room < 1.25 or limit == LARGEST_INPUT, name
+            low, high = input_range(in_float32, name, level)
+            if takes_a_byte(name):
+                assert 254 <= limit - conv.lowest[level] <= 255, name
+            else:
+                room = EXACT_LIMIT / largest_sum(conv.weight.long(), low, high)
+                assert room < 1.25 or limit == LARGEST_INPUT, name
+
+
+def test_only_the_first_blocks_take_more_than_a_byte() -> None:
+    fine = {f"down.0.{k}.conv{i}" for k in (0, 1) for i in (1, 2)}
+    names = [n for n, m in UNet(SHAPE).named_modules() if isinstance(m, Conv) and is_behind_silu(n)]
+    assert {n for n in names if not takes_a_byte(n)} == {*fine, "conv_out"} & set(names)
+
+
+def test_bytes_reach_beyond_nearly_all_inputs(tensors, network):
+    seen = []
+    conv = network.up[0][0].conv2
+    with conv.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].abs().flatten())):
+        quantize_unet(network, images(), LEVELS)
+    ends = [[torch.quantile(x, NEARLY_ALL) * BYTE_HEADROOM, x.max() * HEADROOM] for x in seen]
+    tops = tensors["up.0.0.conv2.input"].prod(1)
+    assert tops.tolist() == pytest.approx([min(both).item() for both in ends])
 
 
 def test_units_follow_the_range_of_each_level(tensors, network):
     seen = []
-    conv = network.up[0][0].conv2
+    conv = network.down[0][0].conv2
     with conv.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].abs().max())):
         quantize_unet(network, images(), LEVELS)
-    tops = tensors["up.0.0.conv2.input"].prod(1)
+    tops = tensors["down.0.0.conv2.input"].prod(1)
     assert tops.tolist() == pytest.approx((HEADROOM * torch.stack(seen)).tolist())
     assert tops.max() > 1.1 * tops.min()
 

@@ -8,7 +8,7 @@ from diffcodec import __version__
 from diffcodec.cli.running import failing_as
 from diffcodec.system.files import discard_standard_output
 from diffcodec.system.memory import keep_freed_memory
-from diffcodec.system.process import leave_on_signals, open_closed_streams
+from diffcodec.system.process import leave_on_signals, let_threads_sleep, open_closed_streams
 
 OPTION_GROUPS = {  # of the help of any command, in this order; experts' last
     "Quality": "quality effort progressive bpp psnr",
@@ -39,6 +39,7 @@ def main() -> None:
     open_closed_streams()
     leave_on_signals()
     keep_freed_memory()
+    let_threads_sleep()
     with failing_as("standard output"):  # that click writes help to
         try:
             cli(prog_name="diffcodec")

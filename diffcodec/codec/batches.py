@@ -1,13 +1,17 @@
 """Driving many coroutines side by side through a model.
 
-On a GPU two groups of them take turns: it computes what one asked for while the CPU codes the
-other.
+On a CPU groups of them go through it each by threads of their own: while one codes others compute.
+On a GPU two groups take turns: it computes what one asked for while the CPU codes the other.
 """
 
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, islice
+from threading import Event
 from typing import Any, Generic
 
+import torch
 from tqdm import tqdm
 
 from diffcodec.codec.jobs import Job, Part, Result
@@ -18,6 +22,8 @@ from diffcodec.networks.devices import free_bytes
 from diffcodec.values import flag
 
 BATCH_PIXELS = 1 << 18  # of the tiles that go through the network together
+LEAST_BATCH_PIXELS = 1 << 16  # of those that have threads of their own
+PIXELS_IN_FLIGHT = 1 << 19  # of all of these, on a CPU
 MOST_BATCH_PIXELS, DEVICE_PIXEL_BYTES = 1 << 20, 1 << 14  # of those on a GPU, and what each takes
 GROUPS_IN_FLIGHT = 2  # on a GPU
 
@@ -52,9 +58,21 @@ def run(
     jobs: Iterable[Job[Result]], parts: Sequence[Part], model: Model, bar: "tqdm[Any]"
 ) -> Iterator[Result]:
     """Drive the coroutines of many tiles, in groups of bounded size, results in order."""
-    groups = _groups(jobs, parts, batch_pixels(model))
-    in_flight = 1 if model.device.type == "cpu" else GROUPS_IN_FLIGHT
-    yield from _in_turn((_Flight(group, model, bar) for group in groups), in_flight)
+    if model.device.type != "cpu":
+        groups = _groups(jobs, parts, batch_pixels(model))
+        yield from _in_turn((_Flight(group, model, bar) for group in groups), GROUPS_IN_FLIGHT)
+        return
+    threads = torch.get_num_threads()
+    share = -(-sum(part.pixels for part in parts) // threads)
+    pixels = min(BATCH_PIXELS, max(LEAST_BATCH_PIXELS, share))
+    largest = max([pixels, *(part.pixels for part in parts)])
+    groups = _groups(jobs, parts, pixels)
+    first = list(islice(groups, max(1, min(threads, PIXELS_IN_FLIGHT // largest))))
+    flights = (_Flight(group, model, bar) for group in chain(first, groups))
+    if len(first) == 1:
+        yield from _in_turn(flights, 1)
+    else:
+        yield from _side_by_side(flights, len(first), threads)
 
 
 def _groups(
@@ -86,6 +104,33 @@ class _Flight(Generic[Result]):
                 next(self._turns)
         except StopIteration as stop:
             self.results = stop.value
+
+
+def _side_by_side(
+    flights: Iterator["_Flight[Result]"], most: int, threads: int
+) -> Iterator[Result]:
+    """The results of groups in order, so many of which share the threads at a time."""
+    ended = Event()
+
+    def land(flight: _Flight[Result]) -> list[Result]:
+        torch.set_num_threads(threads // most)  # of this one
+        while flight.results is None and not ended.is_set():
+            flight.go_on()
+        return flight.results or []
+
+    held: deque[Future[list[Result]]] = deque()
+    pool = ThreadPoolExecutor(most, "diffcodec-group")
+    try:
+        for flight in flights:
+            held.append(pool.submit(land, flight))
+            if len(held) == most:
+                yield from held.popleft().result()
+        while held:
+            yield from held.popleft().result()
+    finally:
+        ended.set()
+        pool.shutdown()
+        torch.set_num_threads(threads)  # of those to come
 
 
 def _in_turn(flights: Iterator[_Flight[Result]], most: int) -> Iterator[Result]:

@@ -4,8 +4,8 @@ from diffcodec.container.parts import Container
 from diffcodec.limits import Limits
 
 # What coding takes at most, measured (tests/test_limits.py) with and without keep_freed_memory: for
-# a batch in the network, and bytes per pixel of the image, more where all tiles go down together.
-BATCH_BYTES = 1 << 30
+# the batches in the network, and bytes per pixel of the image, more where all tiles go together.
+BATCH_BYTES = 3 << 29
 PIXEL_BYTES, LAYERED_PIXEL_BYTES = 16, 112  # 64, and two more z where a lossy file's end is sought
 
 

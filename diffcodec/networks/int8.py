@@ -1,8 +1,7 @@
 """Convolutions of 8-bit integers by oneDNN's kernels, where the processor multiplies them at once.
 
 They give the same exact sums as float32 convolutions, for inputs of a byte in about a quarter of
-the time (with AVX-512 VNNI). Inputs of up to 12 bits are cut into two digits of 7 bits: kernels for
-processors without VNNI add pairs of products in 16 bits, which 127 * 127 * 2 still fits.
+the time (with AVX-512 VNNI). Inputs of more bits than a byte, up to 12, are two digits of 7.
 """
 
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from torch import Tensor
 DIGIT_BITS = 7
 DIGIT = 1 << DIGIT_BITS  # base of the two digits
 HIGH_ZERO, LOW_ZERO = 32, 64  # what stands for zero: both digits have a sign
+BYTE = 256
 LOWER_DIGITS = (-LOW_ZERO, DIGIT - 1 - LOW_ZERO)
 
 
@@ -32,13 +32,19 @@ class ByteConv:
             *([1, 1], self._padding, [1, 1], 1),
         )
 
-    def sums(self, digits: Sequence[Tensor]) -> list[Tensor]:
+    def sums(self, digits: Sequence[Tensor], lowest: int) -> list[Tensor]:
         """The sums of integers, by their :func:`digits`, [batch, in, height, width], channels last.
 
+        Args:
+            digits: of the integers.
+            lowest: that :func:`digits` was given.
+
         Returns:
-            Those of either digit, whose sum is exact where the sums of the integers and those of
+            Those of each digit, whose sum is exact where the sums of the integers and those of
             their lower digits are below 2^24.
         """
+        if len(digits) == 1:
+            return [self.digit_sums(digits[0], -lowest, 1)]
         high, low = digits
         # A power of two as the unit changes no digit of a float.
         return [self.digit_sums(high, HIGH_ZERO, DIGIT), self.digit_sums(low, LOW_ZERO, 1)]
@@ -53,8 +59,13 @@ class ByteConv:
         return out
 
 
-def digits(integers: Tensor) -> list[Tensor]:
-    """The two of integers -4096..4095, the upper one first, each with its zero, uint8."""
+def digits(integers: Tensor, lowest: int, highest: int) -> list[Tensor]:
+    """The digits of integers of this range, itself within -4096..4095, each with its zero, uint8.
+
+    One if the range, which holds 0, has no more than 256 integers; else two, the upper one first.
+    """
+    if highest - lowest < BYTE:
+        return [(integers - lowest).to(torch.uint8)]
     bits = (integers + (DIGIT * HIGH_ZERO + LOW_ZERO)).to(torch.int16)
     return [(bits >> DIGIT_BITS).to(torch.uint8), (bits & (DIGIT - 1)).to(torch.uint8)]
 
@@ -79,8 +90,11 @@ def _is_exact(kernel: int) -> bool:
         conv = ByteConv(weight)
         inputs = torch.randint(-4096, 4096, image, generator=generator)
         for x in (inputs, torch.full(image, 4095), torch.full(image, -4096)):
-            high, low = digits(x.contiguous(memory_format=torch.channels_last))
-            for digit, zero, unit in ((high, HIGH_ZERO, DIGIT), (low, LOW_ZERO, 1)):
+            x = x.contiguous(memory_format=torch.channels_last)  # noqa: PLW2901
+            high, low = digits(x, -4096, 4095)
+            byte = (x & 255).to(torch.uint8)
+            cases = (high, HIGH_ZERO, DIGIT), (low, LOW_ZERO, 1), (byte, 0, 1), (byte, 255, 1)
+            for digit, zero, unit in cases:
                 found = conv.digit_sums(digit, zero, unit)
                 value = unit * (digit.double() - zero)
                 expected = F.conv2d(value, weight.double(), padding=kernel // 2)

@@ -181,7 +181,7 @@ class IntegerUNet(IntegerLayers):
         for i in range(last, -1, -1):
             if i < last:
                 h = F.pixel_shuffle(self._resample(f"grow.{i}", level, h, stride=1), 2)
-                h = h.contiguous(memory_format=torch.channels_last).add_(skips[i])
+                h = h.contiguous(memory_format=torch.channels_last).add_(skips.pop())
             for k in range(self.config.blocks[i]):
                 h = self._block(f"up.{i}.{k}", level, h, label)
         output = F.pixel_shuffle(self._output("conv_out", level, h), self.config.patch)
@@ -235,7 +235,7 @@ class IntegerPhases(IntegerLayers):
         """What each phase makes of the U-Net's stream; see ``PhaseNetworks.shared``."""
         name = "features"
         folded = [_fold(digit, self.fold) for digit in self._silu_alone(name, 0, stream)]
-        sums = self._scaled(name, 0, self._sums(name, folded))
+        sums = self._scaled(name, 0, self._sums(name, 0, folded))
         self._mark_invalid(sums)
         return [part.contiguous(memory_format=torch.channels_last) for part in sums.chunk(4, 1)]
 

@@ -89,7 +89,8 @@ class IntegerConv(NamedTuple):
     scale: NDArray[np.float64]  # what one unit of its weights is worth, [out]
     bias: NDArray[np.float64]  # [out]
     units: list[float]  # what one unit of its inputs is worth, at each noise level
-    limits: list[int]  # the largest magnitude of its inputs, at each noise level
+    lowest: list[int]  # of its inputs, at each noise level
+    limits: list[int]  # the largest magnitude of these, likewise
     in_bytes: ByteConv | None = None  # the same by 8-bit kernels, where there are any
     products: GemmConv | None = None  # the same on another device than the CPU
 
@@ -166,6 +167,7 @@ class IntegerLayers:
         if is_behind_silu(name):
             lowest = float(self._silu.min())
             ranges = [(round(lowest / u), limit) for u, limit in zip(units, limits, strict=True)]
+        all_lowest = [low for low, _ in ranges]
         if is_last(name):
             ranges = [
                 (low // OUTPUT_DIGIT, max(OUTPUT_DIGIT - 1, high // OUTPUT_DIGIT))
@@ -180,6 +182,7 @@ class IntegerLayers:
             tensors[f"{name}.scale"].double().numpy(),
             tensors[f"{name}.bias"].double().numpy(),
             units,
+            all_lowest,
             limits,
             ByteConv(weight) if in_bytes else None,
             GemmConv(weight, largest, self.device) if products else None,
@@ -211,14 +214,14 @@ class IntegerLayers:
         factor = (1 + scale2) * steps2
         offset = factor * conv.bias + shift2 * steps2
         factor = factor * (conv.scale * conv.units[level])
-        x = self._activate(name2, level, self._sums(name1, x), factor, offset)
-        return self._scaled(name2, level, self._sums(name2, x), h)
+        x = self._activate(name2, level, self._sums(name1, level, x), factor, offset)
+        return self._scaled(name2, level, self._sums(name2, level, x), h)
 
-    def _sums(self, name: str, x: Sequence[Tensor]) -> list[Tensor]:
+    def _sums(self, name: str, level: int, x: Sequence[Tensor]) -> list[Tensor]:
         """Parts that add up to the named convolution's sums, for what :meth:`_activate` gives."""
         conv = self._convs[name]
         if conv.in_bytes is not None:
-            return conv.in_bytes.sums(x)
+            return conv.in_bytes.sums(x, conv.lowest[level])
         if is_last(name):
             return [conv.sums(x[0]).mul_(OUTPUT_DIGIT), conv.sums(x[1])]
         return [conv.sums(x[0])]
@@ -252,10 +255,10 @@ class IntegerLayers:
     def _digits_of_silu(self, name: str, level: int) -> list[Tensor]:
         """The same in the one or two digits that the convolution takes."""
         if (name, level) not in self._tables:
-            integers = self._silu_integers(name, level)
+            integers, conv = self._silu_integers(name, level), self._convs[name]
             tables = [integers]
-            if self._convs[name].in_bytes is not None:
-                tables = digits(integers)
+            if conv.in_bytes is not None:
+                tables = digits(integers, conv.lowest[level], conv.limits[level])
             elif is_last(name):
                 high = (integers / OUTPUT_DIGIT).floor()
                 tables = [high, integers - OUTPUT_DIGIT * high]
@@ -330,7 +333,7 @@ class IntegerLayers:
 
     def _output(self, name: str, level: int, h: Tensor) -> Tensor:
         """Last convolution."""
-        return self._scaled(name, level, self._sums(name, self._silu_alone(name, level, h)))
+        return self._scaled(name, level, self._sums(name, level, self._silu_alone(name, level, h)))
 
 
 def _numbers(tensor: Tensor, shape: tuple[int, ...]) -> NDArray[np.float64]:

@@ -26,6 +26,7 @@ from diffcodec.networks.experts import (
     split_experts,
     split_phases,
 )
+from diffcodec.networks.int8 import BYTE
 from diffcodec.networks.integer import INPUT_SCALE, check_has_integers
 from diffcodec.networks.integer_layers import (
     OUTPUT_DIGIT,
@@ -43,13 +44,17 @@ DAMPING = 0.01  # of the mean of the covariance's diagonal, added to it
 SILU_MINIMUM = 0.2785  # -silu is at most this
 LARGEST_INPUT = 4095  # the SiLU table is no finer
 HEADROOM = 1.25  # clipping point over the largest input seen: clipping costs more than rounding
+BYTE_HEADROOM = 1.5  # over nearly all that were seen, if they are bytes: there rounding costs more
+NEARLY_ALL, SAMPLED = 0.9999, 1 << 18  # of inputs, of so many
+FINE_BLOCKS = ("down.0.0.", "down.0.1.")  # which tell the finest grain, and take more than bytes
 
 
 class InputStatistics:
     """What enters every convolution, seen while calibration images pass through."""
 
     def __init__(self, network: nn.Module):
-        self.top: dict[str, list[float]] = {}  # the largest magnitude at each noise level
+        self.top: dict[str, list[float]] = {}  # clipping points at each noise level
+        self.byte_top: dict[str, list[float]] = {}  # the same of inputs of a byte
         # X X^T of the patches that the weights multiply, at some levels, [in k^2, in k^2]
         self.covariance: dict[str, Tensor] = {}
         self.sees_patches = True
@@ -61,7 +66,12 @@ class InputStatistics:
 
     def _observe(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            self.top.setdefault(name, []).append(HEADROOM * inputs[0].abs().max().item())
+            magnitudes = inputs[0].abs().flatten()
+            top = HEADROOM * magnitudes.max().item()
+            some = magnitudes[:: max(1, len(magnitudes) // SAMPLED)]
+            most = BYTE_HEADROOM * torch.quantile(some, NEARLY_ALL).item()
+            self.top.setdefault(name, []).append(top)
+            self.byte_top.setdefault(name, []).append(min(top, most))
             if self.sees_patches and is_hidden(name):
                 assert isinstance(module, Conv)
                 kernel = module.shape[2]
@@ -253,7 +263,8 @@ def quantize_unet(
                 tensors |= _quantize_input(module, network.config.patch, len(levels))
             elif isinstance(module, Conv):
                 covariance = seen.covariance.get(name)
-                tensors |= _quantize_conv(name, module, seen.top[name], covariance)
+                tops = seen.byte_top if takes_a_byte(name) else seen.top
+                tensors |= _quantize_conv(name, module, tops[name], covariance)
     return {name: t.clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
 
 
@@ -293,6 +304,12 @@ def is_hidden(name: str) -> bool:
     return not (name.startswith("conv_in") or name.endswith(("known", "out")))
 
 
+def takes_a_byte(name: str) -> bool:
+    """Whether the named convolution's inputs are bytes, which 8-bit kernels take at once."""
+    fine = name.startswith(FINE_BLOCKS) or name.endswith("out")
+    return is_behind_silu(name) and not fine
+
+
 def _quantize_conv(
     name: str, conv: Conv, tops: Sequence[float], covariance: Tensor | None
 ) -> dict[str, Tensor]:
@@ -312,6 +329,9 @@ def _quantize_conv(
         _, scale = quantize_weight(weight, largest)
         integers = round_weights(weight, scale, largest, covariance)
         limits = [largest_input(integers, share) for share in below]
+        if takes_a_byte(name):
+            ends = zip(limits, below, strict=True)
+            limits = [min(limit, int((BYTE - 1) / (1 + share))) for limit, share in ends]
     return {
         f"{name}.weight": integers.to(torch.int16 if covariance is None else torch.int8),
         f"{name}.scale": scale.float(),

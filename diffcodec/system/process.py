@@ -82,6 +82,14 @@ _EXIT = _Exit()
 atexit.register(_EXIT.die)  # registered before what else clears away at exit, so called after it
 
 
+def let_threads_sleep() -> None:
+    """Have OpenMP's threads sleep while they wait for each other; call it before torch is loaded.
+
+    On a busy machine those that spin instead take the time of those that they wait for.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def open_closed_streams() -> None:
     """Give a process that was started without standard streams, as daemons are, some of its own.
 

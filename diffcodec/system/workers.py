@@ -12,7 +12,7 @@ from typing import Any
 from diffcodec.errors import WorkerDiedError
 from diffcodec.system.files import remove_temporaries
 from diffcodec.system.memory import keep_freed_memory
-from diffcodec.system.process import leave_on_signals
+from diffcodec.system.process import leave_on_signals, let_threads_sleep
 
 Job = tuple[str, ...]  # of paths; the last is that of the output
 Work = Callable[[Iterable[Job]], Iterator[Any]]
@@ -103,6 +103,7 @@ def prepare_worker(processes: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first process decides
     leave_on_signals()
     keep_freed_memory()
+    let_threads_sleep()
 
 
 def _serve(work: Work, connection: "Connection[Any, Any]", processes: int) -> None:
