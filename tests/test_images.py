@@ -531,6 +531,33 @@ def test_one_frame_of_several_is_read(format):
         read_image(io.BytesIO(stream.getvalue()), in_shell=True)
 
 
+def grey_tiff(bits: int, photometric: int = 1, sample_format: int = 1) -> io.BytesIO:
+    """A TIFF of 4 x 2 samples of so many bits."""
+    short = {256: 4, 257: 2, 258: bits, 259: 1, 262: photometric, 273: 134, 277: 1, 278: 2}
+    tags = short | {279: bits, 339: sample_format}
+    entries = b"".join(struct.pack("<HHIHH", tag, 3, 1, tags[tag], 0) for tag in sorted(tags))
+    data = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries.ljust(124, b"\0")
+    return io.BytesIO(data + bytes(range(bits)))
+
+
+def test_grey_of_tiffs_is_what_the_file_means():
+    """What Pillow loads as other levels of grey is refused, and what it can't load no damage."""
+    assert list(read_image(grey_tiff(8)).tobytes()) == list(range(8))
+    assert list(read_image(grey_tiff(8, photometric=0)).tobytes()) == list(range(255, 247, -1))
+    assert read_image(grey_tiff(16)).tobytes() == bytes(range(16))
+    for found, source in {
+        "signed samples": grey_tiff(8, sample_format=2),
+        "12 bits a sample": grey_tiff(12),
+        "16 bits a sample that are white at 0": grey_tiff(16, photometric=0),
+        "mode I": grey_tiff(16, sample_format=2),
+        "mode F": grey_tiff(32, sample_format=3),
+    }.items():
+        with pytest.raises(UnsupportedError, match=f"found {found}"):
+            read_image(source)
+    with pytest.raises(FormatError, match=r"or of a kind that Pillow does not read.*convert it"):
+        read_image(grey_tiff(64, sample_format=3))
+
+
 def test_gif_of_one_frame_is_read():
     image = make_image("P", (9, 7))
     image.info["transparency"] = 3

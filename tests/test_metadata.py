@@ -195,6 +195,25 @@ def test_segments_of_a_jpeg_that_are_not_kept_are_named():
     assert "not_kept" not in plain.info
 
 
+@pytest.mark.parametrize(
+    ("format", "options"),
+    [
+        ("JPEG", {}),
+        ("JPEG", {"progressive": True, "comment": b"\xff\xd9", "exif": b"Exif\0\0" + EXIF}),
+        ("JPEG", {"restart_marker_blocks": 1, "quality": 100}),
+        ("WEBP", {}),
+        ("WEBP", {"lossless": True, "exif": EXIF}),
+    ],
+)
+def test_what_cameras_put_behind_the_end_is_named(format, options):
+    """Such as the film of a moving photograph."""
+    image = make_image("RGB", (33, 32))
+    data = saved(image, format, **options).getvalue()
+    assert "not_kept" not in read_image(io.BytesIO(data)).info
+    read = read_image(io.BytesIO(data + b"\0\0\0\x18ftypmp42\xff\xd9"))
+    assert read.info["not_kept"] == (f"14 bytes behind the end of the {format}",)
+
+
 def test_tags_of_a_tiff_that_are_not_kept_are_named():
     image = make_image("RGB", (16, 16))
     data = saved(image, "TIFF", tiffinfo={270: "a picture", 315: "me", 700: XMP}).getvalue()

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -33,7 +34,7 @@ from diffcodec.container.parts import MAGIC
 from diffcodec.container.reader import FileReader
 from diffcodec.container.salvage import Damage
 from diffcodec.errors import CorruptError, TruncatedError
-from diffcodec.images.formats import EXACT_MODES
+from diffcodec.images.formats import EXACT_MODES, SUFFIX_MODES
 from diffcodec.limits import Limits
 from diffcodec.system.files import STANDARD, check_output, read_file, write_file
 
@@ -208,6 +209,11 @@ def _decode_file(
         path = source if in_parts else None
         with _without_previews(data, limits, is_cut=len(data) == max_bytes):
             found, image = decode_data(data, timestep, model, progress, path, **options)
+    if (mode := SUFFIX_MODES.get(Path(target).suffix.lower(), image.mode)) != image.mode:
+        raise CommandError(
+            f"{target} is for images of mode {mode}, this one is {image.mode}: write .ppm or .png",
+            path=target,
+        )
     stream = io.BytesIO()
     lost = write_image(image, stream, format, exact=found == 0 and options["scale"] == 1)
     write_file(target, stream.getvalue(), force, source)

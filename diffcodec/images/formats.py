@@ -20,6 +20,7 @@ SUFFIXES = {  # of the formats that are read
     ".tiff": "TIFF",
     ".webp": "WEBP",
 }
+SUFFIX_MODES = {".pbm": "1", ".pgm": "L"}  # the only ones of these; a .ppm may hold all
 READ_FORMATS = tuple(sorted(set(SUFFIXES.values())))
 EXACT_MODES = {  # what each format that is written gives back with the same mode and samples
     "PNG": tuple(MODES),

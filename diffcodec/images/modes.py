@@ -101,7 +101,7 @@ def _seek(image: Image.Image, frame: int) -> None:
     except (EOFError, ValueError) as error:
         raise UnsupportedError(
             f"found no frame {frame}, expected "
-            + (f"one of 0 to {count - 1}" if count > 1 else "0: it is a single image")
+            + (f"0 to {count - 1}" if count > 1 else "0: it is a single image")
         ) from error
 
 
@@ -154,7 +154,14 @@ def _refuse_conversion(file: ImageFile, rawmode: Any) -> None:
     if isinstance(file, TiffImagePlugin.TiffImageFile):
         tags = file.tag_v2
         grey_16 = file.mode in ("I;16", "I;16B")
-        if max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))) > 8 and not grey_16:
+        bits = max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
+        if 2 in tags.get(TiffImagePlugin.SAMPLEFORMAT, ()):
+            found = "signed samples"
+        elif grey_16 and bits != 16:
+            found = f"{bits} bits a sample"
+        elif grey_16 and tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
+            found = "16 bits a sample that are white at 0"
+        elif bits > 8 and not grey_16:
             found = "more than 8 bits a sample"
         elif tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1) != len(file.getbands()):
             found = "unused channels"

@@ -8,6 +8,7 @@ from PIL import Image, UnidentifiedImageError
 
 from diffcodec.errors import DiffcodecError, FormatError, LimitError
 from diffcodec.images import png
+from diffcodec.images.endings import end_of_image
 from diffcodec.images.formats import READ_FORMATS, SUFFIXES
 from diffcodec.images.modes import as_image
 from diffcodec.images.opening import beyond_pillows_limit, known_formats, open_image, webp_size
@@ -54,6 +55,8 @@ def read_image(
             data, fields = parts.pixels, parts.fields
         image = open_image(data, READ_FORMATS)
         image.info.update(fields)
+        if behind := len(data) - end_of_image(data, str(image.format)):
+            image.info["not_kept"] = (f"{behind} bytes behind the end of the {image.format}",)
         limits.check_image(*image.size)
         with beyond_pillows_limit(image.width * image.height):
             return as_image(image, limits, frame=frame, in_shell=in_shell)
@@ -72,6 +75,11 @@ def _describe_unknown(data: bytes, name: str) -> str:
     if not data:
         return "an empty file, expected an image; get a whole copy"
     for format in known_formats(data, READ_FORMATS):
+        if format in ("TIFF", "BMP"):  # which have many kinds
+            return (
+                f"a {format} that is damaged, or of a kind that Pillow does not read, such as of "
+                "64-bit floats or a camera's raw: get a whole copy, or convert it to PNG"
+            )
         return f"damaged {format}: its header is wrong; get a whole copy"
     found = f"no image found in {', '.join(READ_FORMATS)}"
     if expected := SUFFIXES.get(PurePath(name).suffix.lower()):
