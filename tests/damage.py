@@ -204,7 +204,7 @@ def other_metadata(metadata, rng: random.Random, mutate: Mutate) -> dict[str, by
 def other_tiles(tiles: tuple[Tile, ...], rng: random.Random, mutate: Mutate) -> tuple[Tile, ...]:
     index = rng.randrange(len(tiles))
     tile = tiles[index]
-    kind = rng.randrange(9)
+    kind = rng.randrange(10)
     if kind == 0:
         tile = replace(tile, coder=rng.choice(list(CODERS)))
     elif kind == 1:
@@ -216,6 +216,8 @@ def other_tiles(tiles: tuple[Tile, ...], rng: random.Random, mutate: Mutate) -> 
         tile = replace(tile, preview=rng.choice((tile.preview, 2, 9)), preview_payload=payload)
     elif kind == 3:
         tile = replace(tile, marks=tuple(sorted(other_number(n, rng) for n in (*tile.marks, 0))))
+    elif kind == 9:
+        tile = replace(tile, label=rng.choice((None, other_number(tile.label or 0, rng))))
     elif kind == 8:
         tile = replace(tile, outliers=mutate(tile.outliers or tile.payload[:40]))
     else:
@@ -227,9 +229,11 @@ def other_tiles(tiles: tuple[Tile, ...], rng: random.Random, mutate: Mutate) -> 
 
 
 def other_layers(layers: Layers, rng: random.Random, mutate: Mutate) -> Layers:
-    kind = rng.randrange(8)
+    kind = rng.randrange(9)
     if kind == 0:
         return replace(layers, plan=rng.choice(PLAN_NAMES))
+    if kind == 8:
+        return replace(layers, label=rng.choice((None, other_number(layers.label or 0, rng))))
     if kind == 1:
         stops = list(layers.stops)
         stops[rng.randrange(len(stops))] = rng.randrange(10)
