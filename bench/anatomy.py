@@ -48,6 +48,7 @@ from diffcodec.container.info import dimensions
 from diffcodec.container.parts import Container
 from diffcodec.container.reader import parse
 from diffcodec.diffusion.process import LOG2_E
+from diffcodec.images.modes import pixel_crc
 from diffcodec.models.model import Model
 
 CHANNELS = {"ycocg": ("Y", "Co", "Cg"), "rgb": ("R", "G", "B")}
@@ -160,7 +161,7 @@ def dissect_chain(container: Container, model: Model, image: Image.Image) -> tup
     """Bits of the chain tiles of a file without previews: what is no step's, and by timestep."""
     parts = chain_parts(container)
     effort = parts[0].plan
-    image = image.copy()
+    source, image = image, image.copy()
     add_to_chains(image, zip(container.boxes(), container.tiles, strict=True), undo=True)
     coded = coded_channels(container.mode, model.color)
     last = len(model.plans[effort].levels)
@@ -188,9 +189,10 @@ def dissect_chain(container: Container, model: Model, image: Image.Image) -> tup
             yield from descent.decode_layer(tile.preview_payload, tile.preview)
             add_preview(rows, descent.expected, 8 * len(tile.preview_payload))
             chain.z[tile.preview] = descent.z
-        again = yield from encode_tile(chain, integers(image, part.box, model.color).astype("f8"))
+        x = integers(image, part.box, model.color).astype("f8")
+        again = yield from encode_tile(chain, x, checksum=pixel_crc(crop(source, part.box)))
         yield from chain.measure()
-        if again.words.astype("<u4").tobytes() != tile.payload:
+        if again.payload != tile.payload:
             raise click.ClickException(f"tile {part.index} came out otherwise when coded again")
         add_tile(rows, chain, again)
         return again

@@ -27,6 +27,7 @@ from bench.measuring import (
     code_exactly,
     code_image,
     described_images,
+    dips,
     is_small,
     measuring_options,
     our_key,
@@ -69,7 +70,8 @@ def measure_codec(codec: Codec, image: Image.Image) -> Row:
 
 def measure(model: Model, effort: str, image: Image.Image, bound: bool) -> Row:
     """The same as :func:`measure_codec`, of diffcodec; and the bound and the tiles' coders."""
-    coded = code_image(model, effort, image)
+    with dips() as seed_words:
+        coded = code_image(model, effort, image)
     container = parse(coded.data)
     return {
         "bytes": len(coded.data),
@@ -77,7 +79,7 @@ def measure(model: Model, effort: str, image: Image.Image, bound: bool) -> Row:
         "payload_bytes": sum(
             len(tile.payload) + len(tile.preview_payload) for tile in container.tiles
         ),
-        "seed_words": sum(tile.seed_words for tile in container.tiles),
+        "seed_words": sum(seed_words),
         "tiles": tiles_by_coder(container),
         "bound_bits": bound_bits(model, effort, image) if bound else None,
     } | coded.seconds()

@@ -2,9 +2,11 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import click
 import numpy as np
@@ -16,6 +18,8 @@ from bench.inputs import Dataset, dataset
 from bench.report import OUT
 from bench.store import Row, pixels_digest, source_digest
 from diffcodec import decode, encode, load_model
+from diffcodec.coding.ans import Stack
+from diffcodec.coding.bits_back import check_seed
 from diffcodec.models.file import DEFAULT_MODEL
 from diffcodec.models.model import Model
 
@@ -72,6 +76,19 @@ def code_image(model: Model, effort: str, image: Image.Image, draws: int = 1) ->
         lambda: encode(image, model, effort, draws=draws),
         lambda data: decode(data, model=model),
     )
+
+
+@contextmanager
+def dips() -> Iterator[list[int]]:
+    """Words of the seed that the chains had used up which are decoded meanwhile, one by one."""
+    found: list[int] = []
+
+    def counted(stack: Stack, *rest: Any) -> None:
+        check_seed(stack, *rest)
+        found.append(stack.height - 1)
+
+    with mock.patch("diffcodec.coding.bits_back.check_seed", counted):
+        yield found
 
 
 def described_images(data: Dataset) -> Iterator[tuple[Row, Image.Image]]:

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from bench import chain_only
 from bench.inputs import dataset
 from bench.lossless import bound_bits
+from bench.measuring import dips
 from bench.report import markdown
 from diffcodec import decode, load_model
 from diffcodec.codec.encoding import encode_many
@@ -46,7 +47,6 @@ def judge(
     plan: Plan,
     calibration: torch.Tensor,
     images: Sequence[Image.Image],
-    check: bool,
 ) -> dict[str, Any]:
     """Means over images, bits per dimension: predicted, bound, real files and their seed bits."""
     color = network.config.color
@@ -58,11 +58,13 @@ def judge(
     samples = [image.width * image.height * 3 for image in images]
     headers, seeds, previews = [], [], []
     for image, data in zip(images, files, strict=True):
-        if check and decode(data, model=model).tobytes() != image.tobytes():
+        with dips() as seed_words:
+            decoded = decode(data, model=model)
+        if decoded.tobytes() != image.tobytes():
             raise SystemExit("a decoded image differs from the original")
         (tile,) = parse(data).tiles
         headers.append(8 * (len(data) - len(tile.payload) - len(tile.preview_payload)))
-        seeds.append(32 * tile.seed_words)
+        seeds.append(32 * sum(seed_words))
         previews.append(tile.preview > 0)
     rgb = np.stack([np.asarray(image).transpose(2, 0, 1) for image in images]).astype(np.int16)
     x = to_domain(torch.from_numpy(rgb), color).float()
@@ -114,7 +116,6 @@ def numbers(text: str) -> list[int]:
 @click.option("--calibration-crop", default=64, help="Their side.")
 @click.option("--crop", default=128, help="Side of the central crops to judge by.")
 @click.option("--limit", type=int, help="Judge by the first so many images.")
-@click.option("--check", is_flag=True, help="Decode every file and compare.")
 @click.option("--out", type=click.Path(path_type=Path), help="Results as JSON.")
 @chain_only()
 def main(
@@ -128,7 +129,6 @@ def main(
     calibration_crop: int,
     crop: int,
     limit: int | None,
-    check: bool,
     out: Path | None,
 ) -> None:
     """Find plans, and print the table."""
@@ -151,7 +151,7 @@ def main(
     images = [image for _, image in dataset(data, limit, crop).images()]
     results: list[dict[str, Any]] = []
     for name, budget, plan in tqdm(plans, "plans", disable=None):
-        row = judge(network, plan, x[:8], images, check)
+        row = judge(network, plan, x[:8], images)
         results.append({"plan": name, "budget": budget} | row)
         if out:
             out.parent.mkdir(parents=True, exist_ok=True)

@@ -208,7 +208,7 @@ def other_tiles(tiles: tuple[Tile, ...], rng: random.Random, mutate: Mutate) -> 
     if kind == 0:
         tile = replace(tile, coder=rng.choice(list(CODERS)))
     elif kind == 1:
-        tile = replace(tile, seed_words=other_number(tile.seed_words, rng))
+        tile = replace(tile, pixel_crc=other_number(tile.pixel_crc, rng))
     elif kind == 2:
         tile = tiles[rng.randrange(len(tiles))]
     elif kind == 3 and tile.preview:
@@ -221,10 +221,7 @@ def other_tiles(tiles: tuple[Tile, ...], rng: random.Random, mutate: Mutate) -> 
     elif kind == 8:
         tile = replace(tile, outliers=mutate(tile.outliers or tile.payload[:40]))
     else:
-        payload = mutate(tile.payload)
-        if kind < 7:  # whole words
-            payload = payload[: len(payload) // 4 * 4]
-        tile = replace(tile, payload=payload)
+        tile = replace(tile, payload=mutate(tile.payload))
     return (*tiles[:index], tile, *tiles[index + 1 :])
 
 

@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import sys
-import zlib
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -20,17 +19,19 @@ from unittest import mock
 
 import numpy as np
 from PIL import Image, ImageChops
+from samples import raw_tile
 from tiny import phased_model, tiny_model
 
 from diffcodec import decode, encode, encode_many, load_model
 from diffcodec.codec.jobs import Choices
 from diffcodec.codec.planes import crop
+from diffcodec.codec.tiles import fallback_tile
 from diffcodec.coding.bits_back import EncodedTile
-from diffcodec.container.parts import Tile, tile_grid
+from diffcodec.container.parts import tile_grid
 from diffcodec.container.reader import parse
 from diffcodec.container.writer import pack
 from diffcodec.images.color_sets import ColorSet, conversion
-from diffcodec.images.fallback import encode_fallback
+from diffcodec.images.modes import pixel_crc
 from diffcodec.images.outliers import Found, nearest, pack_outliers
 from diffcodec.models.known_answers import sample_image
 
@@ -246,23 +247,25 @@ def marks_of_one():
 
 def one_raw(container):
     box = container.boxes()[1]
-    raw = Tile("raw", crop(two_tiles(), box).tobytes())
-    return replace(container, tiles=(container.tiles[0], raw))
+    return replace(container, tiles=(container.tiles[0], raw_tile(crop(two_tiles(), box))))
 
 
 def fallback_tiles():
     """Each tile by a fallback, in a mode that the chain does not have."""
     image = sized(5, 520, "RGBA")()
-    tiles = tuple(Tile(*encode_fallback(crop(image, box))) for box in tile_grid(*image.size))
-    container, checksum = parse(encode(image)), zlib.crc32(image.tobytes())
-    return replace(container, whole=False, tiles=tiles, pixel_crc=checksum)
+    tiles = tuple(fallback_tile(crop(image, box)) for box in tile_grid(*image.size))
+    return replace(parse(encode(image)), whole=False, tiles=tiles)
 
 
 def planes_outliers():
     """A tile of the planes that it was converted from, but for a few pixels."""
     whole = with_outliers(converted(40, 30, "jfif"))
     found = within(ColorSet("jfif"))(whole)
-    tile = Tile(*encode_fallback(found.image, "jfif"), outliers=pack_outliers(found.differences))
+    tile = replace(
+        fallback_tile(found.image, ColorSet("jfif")),
+        outliers=pack_outliers(found.differences),
+        pixel_crc=pixel_crc(whole),
+    )
     return replace(parse(encode(whole)), tiles=(tile,), whole=False)
 
 

@@ -66,7 +66,7 @@ def decode(data, model):
     flags = file.u8()
     mode = MODES[flags & 7]
     width, height = file.varint(), file.varint()
-    identity, checksum = file.take(4), file.u32()
+    identity = file.take(4)
     colors, shows_seams, share = read_metadata(file, mode) if flags & 32 else (None, False, 65536)
     plan, stops, label = None, [], None
     if flags & 8:
@@ -74,6 +74,7 @@ def decode(data, model):
         plan = PLANS[(number & ~32) - 16]
         label = file.varint() if number & 32 else None
         stops = [file.varint() for _ in range(file.varint())]
+    checksum = file.u32() if stops and stops[-1] else None
     header = data[: file.at]
     xs, ys = ([0, width], [0, height]) if flags & 16 else (edges(width), edges(height))
     boxes = [(x, y, r, b) for y, b in pairwise(ys) for x, r in pairwise(xs)]
@@ -110,8 +111,10 @@ def decode(data, model):
         coder, has_outliers = number & 63, number >> 6
         assert has_outliers < 2
         if coder < 16:
+            crc = content.u32()
             payload, added = last_fields(content, has_outliers)
             part = with_outliers(fallback(coder, payload, mode, size), added)
+            assert zlib.crc32(part.tobytes()) == crc
             if len(boxes) == 1:
                 out = part
             else:
@@ -122,7 +125,6 @@ def decode(data, model):
         assert coder & 16 and coder & 3 < 3 and (number > 0) == bool(coder & 4)
         assert not (stops and coder & 44)
         own = content.varint() if coder & 32 else label
-        seed_words = content.varint()
         if flags & 64:
             [content.varint() for _ in range(content.varint())]
         chain = Chain(model, PLANS[coder & 3], mode, tile, size, number, colors)
@@ -132,11 +134,12 @@ def decode(data, model):
             preview = content.varint()
             above = chain.descend([content.take(content.varint())], [preview])
         payload, added = last_fields(content, has_outliers)
-        words = list(struct.unpack(f"<{len(payload) // 4}I", payload))
-        x = chain.ascend(words, seed_words, preview, above)
-        paste(out, mode, chain.to_samples(x), left, top)
-        part = with_outliers(out.crop((left, top, right, bottom)), added)
+        x, crc = chain.ascend(payload_words(payload), preview, above)
+        part = Image.new(mode, size)
+        paste(part, mode, chain.to_samples(x), 0, 0)
+        part = with_outliers(part, added)
         out.paste(part, (left, top))
+        check_top(crc, zlib.crc32(part.tobytes()))
     assert not shows_seams or (stops and stops[-1] and len(boxes) > 1)
     for window, core in seams(xs, ys) if shows_seams else ():
         (x0, x1), (y0, y1) = window
@@ -145,7 +148,7 @@ def decode(data, model):
         inner = mean[:, top - y0 : bottom - y0, left - x0 : right - x0]
         paste(out, mode, last.to_samples(inner), left, top)
     samples = out.tobytes()
-    assert zlib.crc32(samples) == checksum
+    assert checksum is None or zlib.crc32(samples) == checksum
     return mode, (width, height), samples
 
 
@@ -428,10 +431,31 @@ DOMAINS = {
 }
 
 
-def seed_of(tile, seed_words, number=0):
-    words = stream(1, tile, seed_words + 8, number)
-    words[0] |= 1
-    return [int(word) for word in words[::-1]]
+def payload_words(payload):
+    first = len(payload) % 4 or 4
+    assert payload and payload[first - 1]
+    whole = payload[:first] + bytes(4 - first) + payload[first:]
+    return list(struct.unpack(f"<{len(whole) // 4}I", whole))
+
+
+def begin(words, tile, number=0):
+    """The stack at the start."""
+    return Stack([int(stream(1, tile, 2, number)[1]), *words[::-1]])
+
+
+def end(stack, most, tile, number=0):
+    """What the word on top of the stack is at the end beside that of the seed."""
+    words = stack.all()[::-1]
+    count = len(words) - 1
+    assert 1 <= count <= most
+    seed = [int(word) for word in stream(1, tile, max(count, 2), number)]
+    assert words[1:] == [*seed[1:count], seed[1]]
+    return words[0], seed[0] | 1
+
+
+def check_top(found, crc):
+    top, word = found
+    assert top == (word ^ crc or 1)
 
 
 def column(values):
@@ -565,13 +589,15 @@ class Chain:
 
     # by the stack
 
-    def ascend(self, words, seed_words, preview, above):
-        """x."""
-        seed = seed_of(self.tile, seed_words, self.number)
-        self.stack = Stack(seed[:8] + words[::-1])
+    def ascend(self, words, preview, above):
+        """x, and the top of the stack at the end."""
+        self.stack = begin(words, self.tile, self.number)
         x = self.on_stack(preview, above)
-        assert self.stack.all() == seed
-        return x
+        return x, end(self.stack, self.most_seed_words, self.tile, self.number)
+
+    @property
+    def most_seed_words(self):
+        return math.prod(self.shape) // 4 + 64
 
     def on_stack(self, preview=0, above=None):
         """x."""

@@ -68,7 +68,7 @@ def group(content, models):
     coded = "L" if flags & 16 else mode
     size = file.varint(), file.varint()
     count, crc, identity = file.varint(), file.u32(), file.take(4)
-    plan, seed_words = reference.PLANS[file.u8() - 16], file.varint()
+    plan = reference.PLANS[file.u8() - 16]
     images, place = {}, -1
     for _ in range(file.varint()):
         place += 1 + file.varint()
@@ -81,12 +81,11 @@ def group(content, models):
     if flags & 32:
         zlib.decompress(file.take(file.varint()))
     payload = file.rest()
-    words = list(struct.unpack(f"<{len(payload) // 4}I", payload))
     places = [place for place in range(count) if place not in images]
     if places:
         model = models[identity]
         chains = [reference.Chain(model, plan, coded, k, size, 0, colors) for k in places]
-        for place, chain, x in zip(places, chains, share(chains, words, seed_words), strict=True):
+        for place, chain, x in zip(places, chains, share(chains, payload), strict=True):
             image = Image.new(mode, size)
             reference.paste(image, mode, chain.to_samples(x), 0, 0)
             images[place] = image.tobytes()
@@ -95,12 +94,9 @@ def group(content, models):
     return found
 
 
-def share(chains, words, seed_words):
+def share(chains, payload):
     """x of each chain; each runs in a thread, and waits for its turn with the one stack."""
-    seed = reference.seed_of(0, seed_words)
-    _, height, width = chains[0].shape
-    assert seed_words <= len(chains) * (3 * height * width // 4 + 64) and words[0]
-    stack = reference.Stack(seed[:8] + words[::-1])
+    stack = reference.begin(reference.payload_words(payload), tile=0)
     turns = Turns(len(chains))
     for number, chain in enumerate(chains):
         chain.stack, chain.turn = stack, turns.of(number)
@@ -119,7 +115,9 @@ def share(chains, words, seed_words):
         thread.start()
     for thread in threads:
         thread.join()
-    assert all(x is not None for x in found) and stack.all() == seed
+    most = sum(chain.most_seed_words for chain in chains)
+    assert all(x is not None for x in found)
+    reference.check_top(reference.end(stack, most, tile=0), 0)
     return found
 
 

@@ -5,6 +5,9 @@ import io
 import numpy as np
 from PIL import Image
 
+from diffcodec.container.parts import Tile
+from diffcodec.images.modes import pixel_crc
+
 SIZES = [(1, 1), (1, 9), (31, 1), (7, 5), (33, 32)]
 
 
@@ -21,6 +24,11 @@ def make_image(mode: str, size: tuple[int, int], levels: int = 256, seed: int = 
     if mode == "P":
         image.putpalette(draw.integers(0, 256, 768, np.uint8).tobytes())
     return image
+
+
+def raw_tile(image: Image.Image) -> Tile:
+    """The samples of an image as a tile."""
+    return Tile("raw", image.tobytes(), pixel_crc=pixel_crc(image))
 
 
 def saved(image: Image.Image, format: str = "PNG", **options: object) -> io.BytesIO:

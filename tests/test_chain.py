@@ -13,12 +13,12 @@ from diffcodec.arrays import Array, Flags
 from diffcodec.coding import bits_back as chain
 from diffcodec.coding.ans import Stack
 from diffcodec.coding.bits_back import (
-    SPARE_SEED_WORDS,
     EncodedTile,
     decode_tile,
     encode_tile,
-    most_seed_words,
+    payload_of,
     seed,
+    words_of,
 )
 from diffcodec.coding.chain import Posterior, Request, TileChain, drive
 from diffcodec.coding.codecs import Allowed, Candidates, Codec, GaussianBins, restricted
@@ -88,8 +88,8 @@ class Toy(NamedTuple):
         result: EncodedTile = drive(encode_tile(self.chain(), x), self.model)
         return result
 
-    def decode(self, words: Any, seed_words: int, timestep: int = 0) -> Array:
-        job = decode_tile(self.chain(), words, seed_words, timestep)
+    def decode(self, words: Any, timestep: int = 0) -> Array:
+        job = decode_tile(self.chain(), words, timestep)
         result: Array = drive(job, self.model)
         return result
 
@@ -178,7 +178,7 @@ def test_colors_that_cannot_occur_are_not_paid_for():
     x[1:] = 0
     fours = toy._replace(allowed=lambda x: x[0] % 4 == 0)
     plain, coded = toy.encode(x), fours.encode(x)
-    assert np.array_equal(fours.decode(coded.words, coded.seed_words), x)
+    assert np.array_equal(fours.decode(coded.words), x)
     first = 32 * (plain.heights[0] - coded.heights[0]) / x[0].size  # of the remainder
     assert first == pytest.approx(1, abs=0.02)
     assert len(coded.words) < len(plain.words)
@@ -294,7 +294,7 @@ def test_a_file_is_as_long_as_the_bound_says(color):
     toy = Toy(color, geometric_plan(24), (128, 128))
     x = gaussian_image(color, toy.shape)
     coded = toy.encode(x)
-    assert np.array_equal(toy.decode(coded.words, coded.seed_words), x)
+    assert np.array_equal(toy.decode(coded.words), x)
     batch, generator = torch.from_numpy(x)[None], torch.Generator().manual_seed(0)
     bound = chain_bound_bits(torch_posterior(color), batch, color, toy.plan, generator)
     bits = 32 * len(coded.words) / x.size
@@ -372,13 +372,13 @@ def test_the_decoder_asks_what_the_encoder_asked_in_the_opposite_order(toy_and_i
         return toy.model(request)
 
     coded = drive(encode_tile(toy.chain(), x), lambda r: model(r, up))
-    job = decode_tile(toy.chain(), coded.words, coded.seed_words)
+    job = decode_tile(toy.chain(), coded.words)
     assert np.array_equal(drive(job, lambda r: model(r, down)), x)
     assert asked(up) == asked(reversed(down))
     assert [r.timestep for r in up] == list(range(1, len(toy.plan.levels) + 1))
     # Any timestep on the way down is the model's answer to the same question.
     for timestep in range(1, len(toy.plan.levels) + 1):
-        preview = toy.decode(coded.words, coded.seed_words, timestep)
+        preview = toy.decode(coded.words, timestep)
         expected = toy.model(up[timestep - 1]).mean
         assert np.array_equal(preview[: toy.coded], expected[: toy.coded])
         assert (preview[toy.coded :] == 0).all()
@@ -393,8 +393,8 @@ def test_marks_rise_to_the_end_of_the_file(toy_and_image):
     assert coded.marks[0] > 0 and coded.marks[-1] <= len(coded.words)
     assert len(coded.heights) == len(coding_steps(len(toy.plan.levels)))
     for timestep, mark in zip(range(len(coded.marks), 0, -1), coded.marks, strict=True):
-        whole = toy.decode(coded.words, coded.seed_words, timestep)
-        assert np.array_equal(toy.decode(coded.words[:mark], coded.seed_words, timestep), whole)
+        whole = toy.decode(coded.words, timestep)
+        assert np.array_equal(toy.decode(coded.words[:mark], timestep), whole)
 
 
 def test_a_grey_image_leaves_chroma_zero_and_costs_luma_alone():
@@ -403,7 +403,7 @@ def test_a_grey_image_leaves_chroma_zero_and_costs_luma_alone():
     x[1:] = 0
     grey = color._replace(coded=1)
     coded = grey.encode(x)
-    assert np.array_equal(grey.decode(coded.words, coded.seed_words), x)
+    assert np.array_equal(grey.decode(coded.words), x)
     entropy = math.log2(SPREAD * math.sqrt(2 * math.pi * math.e))
     assert 32 * len(coded.words) / x[0].size == pytest.approx(entropy, rel=0.03)
 
@@ -456,27 +456,46 @@ def test_every_wrong_bit_is_found(small):
             if words[0] == 0:
                 continue
             with pytest.raises((ValueError, OutOfRangeError)):
-                SMALL.decode(words, small.seed_words)
+                SMALL.decode(words)
 
 
 def test_missing_and_additional_words_are_found(small):
     for words in (small.words[:-1], small.words[1:], np.append(small.words, np.uint32(1))):
         with pytest.raises((ValueError, OutOfRangeError)):
-            SMALL.decode(words, small.seed_words)
+            SMALL.decode(words)
 
 
-def test_a_wrong_number_of_seed_words_is_found(small):
-    most = most_seed_words(SMALL.chain())
-    for count in {0, small.seed_words - 1, small.seed_words + 1, most} - {small.seed_words}:
-        with pytest.raises(ValueError, match="seed"):
-            SMALL.decode(small.words, count)
-    with pytest.raises(ValueError, match=f"{most + 1} words of the seed, expected at most {most}"):
-        SMALL.decode(small.words, most + 1)
+def test_a_seed_that_is_too_deep_is_found(small, monkeypatch):
+    monkeypatch.setattr(chain, "most_seed_words", lambda chain: small.seed_words - 1)
+    with pytest.raises(ValueError, match=f"{small.seed_words} words of the seed, expected 1 to"):
+        SMALL.decode(small.words)
+
+
+@given(toys(), st.integers(0, 2**32 - 1))
+def test_the_seed_carries_a_checksum(toy_and_image, checksum):
+    toy, x = toy_and_image
+    coded = drive(encode_tile(toy.chain(), x, checksum=checksum), toy.model)
+    found = decode_tile(toy.chain(), coded.words, checksum=lambda _: checksum)
+    assert np.array_equal(drive(found, toy.model), x)
+    with pytest.raises(ValueError, match="checksum"):
+        other = decode_tile(toy.chain(), coded.words, checksum=lambda _: checksum ^ 1)
+        drive(other, toy.model)
+
+
+@given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=4).filter(lambda w: w[0] > 0))
+def test_a_payload_has_no_zero_on_top(words):
+    payload = payload_of(np.array(words, np.uint32))
+    assert words_of(payload).tolist() == words
+    assert len(payload) == 4 * len(words) - 4 + -(-words[0].bit_length() // 8)
+    if len(payload) % 4:
+        with pytest.raises(ValueError, match="zero byte on top"):
+            first = len(payload) % 4
+            words_of(payload[:first] + b"\0" + payload[first:])
 
 
 def test_another_tile_is_found(small):
     with pytest.raises((ValueError, OutOfRangeError)):
-        SMALL._replace(tile=1).decode(small.words, small.seed_words)
+        SMALL._replace(tile=1).decode(small.words)
 
 
 def test_a_model_that_is_far_off_has_no_code():
@@ -495,7 +514,7 @@ def test_a_dip_deeper_than_the_seed_has_no_code(monkeypatch):
     monkeypatch.setattr(chain, "most_seed_words", lambda chain: deepest)
     with pytest.raises(OutOfRangeError, match="the seed is used up"):
         toy.encode(x)
-    monkeypatch.setattr(chain, "most_seed_words", lambda chain: deepest + SPARE_SEED_WORDS + 1)
+    monkeypatch.setattr(chain, "most_seed_words", lambda chain: deepest + 1)
     coded = toy.encode(x)
     assert coded.seed_words == deepest
-    assert np.array_equal(toy.decode(coded.words, coded.seed_words), x)
+    assert np.array_equal(toy.decode(coded.words), x)

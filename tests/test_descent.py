@@ -240,10 +240,10 @@ def test_the_rest_comes_back(toy_and_image, data):
     for chain in chains:
         chain.z[preview] = z
     coded = drive(encode_tile(chains[0], x), toy.model)
-    decode = decode_tile(chains[1], coded.words, coded.seed_words)
+    decode = decode_tile(chains[1], coded.words)
     assert np.array_equal(drive(decode, toy.model), x)
     timestep = data.draw(st.integers(1, preview - 1))
-    shown = drive(decode_tile(chains[2], coded.words, coded.seed_words, timestep), toy.model)
+    shown = drive(decode_tile(chains[2], coded.words, timestep), toy.model)
     assert shown.shape == x.shape
 
 
@@ -256,7 +256,7 @@ def test_another_preview_does_not_decode():
     other = below(toy, 6)
     other.z[6] = chain.z[6] + 3
     with pytest.raises((ValueError, OutOfRangeError)):
-        drive(decode_tile(other, coded.words, coded.seed_words), toy.model)
+        drive(decode_tile(other, coded.words), toy.model)
 
 
 @every_domain
@@ -282,5 +282,5 @@ def test_a_smooth_tile_needs_no_seed_below_a_preview(color, spread, monkeypatch)
 
     descent = Descent(toy.chain())
     drive(descent.decode_layer(coded.preview_payload, coded.preview), toy.model)
-    decoding = decode_tile(descent.below(), coded.words, coded.seed_words)
+    decoding = decode_tile(descent.below(), coded.words)
     assert np.array_equal(drive(decoding, toy.model), x)

@@ -9,7 +9,6 @@ import stat
 import subprocess
 import sys
 import time
-import zlib
 from pathlib import Path
 
 import click
@@ -18,11 +17,12 @@ import pytest
 from click.testing import CliRunner
 from commands import done, run
 from PIL import Image
+from samples import raw_tile
 
 from diffcodec.cli.program import cli
 from diffcodec.cli.quality import quality_timestep
 from diffcodec.codec import decoding, encoding
-from diffcodec.container.parts import Container, Tile, tile_grid
+from diffcodec.container.parts import Container, tile_grid
 from diffcodec.container.reader import parse
 from diffcodec.container.writer import pack
 from diffcodec.models.file import DEFAULT_MODEL, model_info, model_path, shipped_models
@@ -147,12 +147,11 @@ def test_a_limit_is_raised_by_the_option_that_the_message_names(
 def test_other_limits_have_options_too() -> None:
     image = picture().resize((600, 8))
     halves = [
-        Tile("raw", image.crop((x, y, x + width, y + height)).tobytes())
+        raw_tile(image.crop((x, y, x + width, y + height)))
         for x, y, width, height in tile_grid(*image.size)
     ]
-    crc = zlib.crc32(image.tobytes())
     metadata = {"x-note": bytes((1 << 20) + 1)}
-    container = Container("RGB", 600, 8, bytes(4), crc, False, metadata, tuple(halves))
+    container = Container("RGB", 600, 8, bytes(4), False, metadata, tuple(halves))
     Path("a.dfc").write_bytes(pack(container))
     for option in ("--max-tiles", "--max-metadata"):
         result = run(f"verify a.dfc {option} 1")

@@ -16,11 +16,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from samples import raw_tile
 from tiny import TIMESTEPS
 
 from diffcodec import decode, encode, iter_decode, load_model
 from diffcodec.codec import decoding, descents, layered_encoding, tiles
-from diffcodec.container.parts import END, Tile
+from diffcodec.container.parts import END
 from diffcodec.container.reader import FileReader, parse
 from diffcodec.container.writer import pack
 from diffcodec.errors import (
@@ -31,7 +32,6 @@ from diffcodec.errors import (
     TruncatedError,
     UnsupportedError,
 )
-from diffcodec.images.fallback import encode_fallback
 from diffcodec.models.model import Model
 
 LAST = TIMESTEPS["fast"]  # 4: few and quick
@@ -300,7 +300,7 @@ def test_one_tile_by_each(model: Model) -> None:
     container = parse(encode(image, model, "fast", progressive=True))
     box = container.boxes()[1]
     crop = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
-    tiles = (container.tiles[0], Tile(*encode_fallback(crop)))
+    tiles = (container.tiles[0], raw_tile(crop))
     assert same(decode(pack(replace(container, tiles=tiles)), model=model), image)
 
 

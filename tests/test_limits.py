@@ -21,18 +21,18 @@ from diffcodec.errors import CorruptError, LimitError
 
 MIB = 1 << 20
 HEADER = bytes.fromhex("89444643 01")
-MODEL_AND_PIXELS = bytes(8)
+NO_MODEL = bytes(4)
 SIDE = b"\x80\x80\x80\x80\x08"  # 2^31
 MILLION = b"\xc0\x84\x3d"
 
 CLAIMS = {  # of 64 bytes
-    "pixels": HEADER + b"\x05" + SIDE + SIDE + MODEL_AND_PIXELS,
-    "side": HEADER + b"\x05" + SIDE + b"\x01" + MODEL_AND_PIXELS,
-    "one tile": HEADER + b"\x15" + SIDE + SIDE + MODEL_AND_PIXELS,
-    "tiles": HEADER + b"\x05" + b"\x81\x80\x01" + b"\xff\x7f" + MODEL_AND_PIXELS,
-    "a timestep": HEADER + b"\x0d\x09\x09" + MODEL_AND_PIXELS + b"\x11\x02" + MILLION,
-    "timesteps": HEADER + b"\x0d\x09\x09" + MODEL_AND_PIXELS + b"\x11" + MILLION,
-    "metadata": HEADER + b"\x25\x09\x09" + MODEL_AND_PIXELS + b"\x01\x03icc" + SIDE,
+    "pixels": HEADER + b"\x05" + SIDE + SIDE + NO_MODEL,
+    "side": HEADER + b"\x05" + SIDE + b"\x01" + NO_MODEL,
+    "one tile": HEADER + b"\x15" + SIDE + SIDE + NO_MODEL,
+    "tiles": HEADER + b"\x05" + b"\x81\x80\x01" + b"\xff\x7f" + NO_MODEL,
+    "a timestep": HEADER + b"\x0d\x09\x09" + NO_MODEL + b"\x11\x02" + MILLION,
+    "timesteps": HEADER + b"\x0d\x09\x09" + NO_MODEL + b"\x11" + MILLION,
+    "metadata": HEADER + b"\x25\x09\x09" + NO_MODEL + b"\x01\x03icc" + SIDE,
 }
 READERS: dict[str, Callable[[bytes, Limits], object]] = {
     "parse": parse,
@@ -118,7 +118,7 @@ def test_metadata_do_not_unfold_beyond_the_limit(tiny: Path) -> None:
 
 def test_a_large_image_of_nothing_is_refused_by_its_payload() -> None:
     """Within the limits, and with right checksums: still no memory is taken for its pixels."""
-    container = Container("RGB", 2**14, 2**14, bytes(4), 0, True, {}, ())
+    container = Container("RGB", 2**14, 2**14, bytes(4), True, {}, ())
     for coder, payload in (("webp", b""), ("webp", bytes(30)), ("png", b""), ("raw", bytes(9))):
         data = pack(replace(container, tiles=(Tile(coder, payload),)))
         tracemalloc.start()

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import torch
 from damage import MODEL
+from PIL import Image
+from samples import raw_tile
 from test_limits import CLAIMS
 
 from diffcodec import recover
@@ -33,11 +35,11 @@ SIDE = 1 << 14  # 2^28 pixels, the limit
 def bombs() -> dict[str, bytes]:
     """Small files that claim much."""
     model = load_model(MODEL).info.id
-    empty = Container("RGB", SIDE, SIDE, bytes(4), 0, True, {}, ())
+    empty = Container("RGB", SIDE, SIDE, bytes(4), True, {}, ())
     count = len(tile_grid(SIDE, SIDE))
     profile = zlib.compress(bytes(1 << 26), 9)
     dot = replace(empty, width=1, height=1)
-    chain = Tile("best", bytes([255]) * 4)
+    chain, black = Tile("best", bytes([255]) * 4), raw_tile(Image.new("RGB", (1, 1)))
     grid = replace(empty, whole=False, model=model)
     layers = Layers("best", (8,), ((b"\xff" * 9,) * count,))
     long = replace(empty, mode="L", width=1 << 20, height=256, whole=False)
@@ -54,13 +56,13 @@ def bombs() -> dict[str, bytes]:
             replace(long, tiles=(Tile("raw", b""),) * len(tile_grid(1 << 20, 256)))
         ),
         "a profile and EXIF of 64 MiB each, deflated": pack(
-            replace(dot, metadata={"icc": profile, "exif": profile}, tiles=(Tile("raw", bytes(3)),))
+            replace(dot, metadata={"icc": profile, "exif": profile}, tiles=(black,))
         ),
         "a profile of a byte more": pack(
             replace(
                 dot,
                 metadata={"icc": zlib.compress(bytes((1 << 26) + 1), 9)},
-                tiles=(Tile("raw", bytes(3)),),
+                tiles=(black,),
             )
         ),
     }

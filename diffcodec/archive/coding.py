@@ -15,6 +15,7 @@ from diffcodec.codec.estimates import expected_bytes
 from diffcodec.codec.jobs import Part, encoding, make_chain
 from diffcodec.codec.planes import coded_channels, image_of, integers, other_probabilities
 from diffcodec.codec.tiles import fallback_tile
+from diffcodec.coding.bits_back import payload_of, words_of
 from diffcodec.coding.chain import Answer, Asked, Result, TileChain, drive
 from diffcodec.coding.groups import (
     EncodedGroup,
@@ -102,8 +103,7 @@ def _encode_shared(images: Sequence[Image.Image], model: Model, plan: str) -> Sh
         others={k: tile for k, tile in enumerate(fallbacks) if k not in places},
         colors=colors.pack() if colors and places else b"",
         metadata=metadata,
-        seed_words=coded.seed_words if coded else 0,
-        payload=coded.words.astype("<u4").tobytes() if coded else b"",
+        payload=payload_of(coded.words) if coded else b"",
     )
 
 
@@ -164,14 +164,9 @@ def _decode_chains(group: SharedGroup, model: Model) -> list[Array]:
     colors = ColorSet.unpack(group.colors, channels) if group.colors else None
     size = (group.width, group.height)
     chains = _chains(model, group.plan, group.chain_mode, size, group.chains, colors)
-    words = np.frombuffer(group.payload, "<u4").astype(np.uint32)
+    pixels = group.width * group.height
     try:
-        return _run(
-            decode_group(chains, words, group.seed_words),
-            model,
-            group.plan,
-            group.width * group.height,
-        )
+        return _run(decode_group(chains, words_of(group.payload)), model, group.plan, pixels)
     except (ValueError, OutOfRangeError) as e:
         raise CorruptError(
             f"a group does not decode ({e}): " + other_probabilities(group.float_arithmetic)

@@ -16,7 +16,7 @@ from diffcodec.container.parts import (
     SEAMS,
     Tile,
 )
-from diffcodec.container.primitives import WORD_BYTES, ByteReader, coder_of, mode_of, varint
+from diffcodec.container.primitives import ByteReader, coder_of, mode_of, varint
 from diffcodec.container.rules import check_metadata
 from diffcodec.container.writer import pack_metadata
 from diffcodec.errors import CorruptError, FormatError, LimitError, UnsupportedFileError
@@ -43,7 +43,6 @@ class SharedGroup:
         grey: R, G and B of the chains' images, of mode RGB, are equal: they are coded as of mode L.
         colors: which colours can occur in all of them, as of a file; empty if all can.
         metadata: of images that have some, by place.
-        seed_words: shared-seed words that the stack consumed.
         payload: the stack's words.
     """
 
@@ -59,7 +58,6 @@ class SharedGroup:
     grey: bool = False
     colors: bytes = b""
     metadata: Mapping[int, Mapping[str, bytes]] = field(default_factory=dict)
-    seed_words: int = 0
     payload: bytes = b""
 
     @property
@@ -87,7 +85,7 @@ def pack_group(group: Group) -> bytes:
     out = bytearray([SHARED, flags])
     out += varint(group.width) + varint(group.height) + varint(group.count)
     out += struct.pack("<I", group.pixel_crc) + group.model
-    out += bytes([CODERS[group.plan]]) + varint(group.seed_words) + varint(len(group.others))
+    out += bytes([CODERS[group.plan]]) + varint(len(group.others))
     last = -1
     for place, tile in sorted(group.others.items()):
         out += varint(place - last - 1) + bytes([CODERS[tile.coder]])
@@ -157,7 +155,6 @@ def _read_shared(reader: ByteReader, limits: Limits) -> SharedGroup:
         plan=coder_of(reader.u8("the plan of a group"), "plan of a group"),
         float_arithmetic=bool(flags & _FLOAT_BIT),
         grey=bool(flags & _GREY_BIT),
-        seed_words=reader.varint("the words of the seed"),
         others=_read_others(reader, count),
         colors=_read_block(reader, "the colours", limits) if flags & _COLORS_BIT else b"",
         metadata=_read_all_metadata(reader, count, limits) if flags & _METADATA_BIT else {},
@@ -225,9 +222,9 @@ def _check_shared(group: SharedGroup) -> None:
             raise FormatError("colours of one image of a group, expected of all")
         if SEAMS in metadata or END in metadata:
             raise FormatError("seams or an end of an image of a group, expected none")
-    if len(group.payload) % WORD_BYTES or bool(group.chains) != bool(group.payload):
+    if bool(group.chains) != bool(group.payload):
         raise FormatError(
             f"a group of {len(group.chains)} chains has {len(group.payload)} bytes of words"
         )
-    if not group.chains and (any(group.model) or group.seed_words or group.float_arithmetic):
-        raise FormatError("a group names a model or a seed that no image uses")
+    if not group.chains and (any(group.model) or group.float_arithmetic):
+        raise FormatError("a group names a model that no image uses")

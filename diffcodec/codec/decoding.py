@@ -13,7 +13,7 @@ from diffcodec.codec.descents import Descents
 from diffcodec.codec.jobs import EXACT, Job, Part, View, chain_parts
 from diffcodec.codec.layered_decoding import decode_layers, iter_layers
 from diffcodec.codec.opening import OpenFile, open_file
-from diffcodec.codec.planes import check_pixels, color_set
+from diffcodec.codec.planes import color_set
 from diffcodec.codec.tiles import add_to_chains, decode_fallback_tile, paste_chains, paste_fallbacks
 from diffcodec.codec.windows import check_scale, reduced, scaled_timestep
 from diffcodec.errors import UnsupportedError
@@ -53,8 +53,7 @@ def decode(
             probability-flow ODE (DDIM); "sample", by ancestral sampling.
         seed: of the sample, 0 to 2^24 - 1.
         region: left, top, width, height of a part: of a path, an address or a stream that can seek
-            only the tiles that it touches are read, and only these are evaluated. No checksum of
-            the whole image is checked then.
+            only the tiles that it touches are read, and only these are evaluated.
         scale: 2, 4 or 8: the image reduced by so much, from the timestep that suffices for that.
         limits: the sizes to accept.
         device: where the model computes; see :func:`diffcodec.load_model`.
@@ -188,8 +187,6 @@ def decode_tiles(
         paste_fallbacks(image, tiles_in_view)
     if view.timestep == 0:
         add_to_chains(image, tiles_in_view)
-        if window.is_whole:
-            check_pixels(image, container)
     return window.cut(image)
 
 

@@ -15,13 +15,12 @@ from diffcodec.codec.batches import count_evaluations, progress_bar, run
 from diffcodec.codec.estimates import expected_bytes
 from diffcodec.codec.jobs import DEFAULT_CHOICES, Choices, Job, Part, encode_job, make_chain
 from diffcodec.codec.layered_encoding import Target, encode_layers
-from diffcodec.codec.planes import coded_channels, colors_entry, integers
+from diffcodec.codec.planes import coded_channels, colors_entry, crop, integers
 from diffcodec.codec.tiles import fallback_tiles, outliers, smaller_tile
 from diffcodec.coding.bits_back import EncodedTile
 from diffcodec.container.parts import MOST_DRAW, PLAN_NAMES, Box, Container, Tile, tile_grid
 from diffcodec.container.writer import pack
 from diffcodec.errors import UnsupportedError
-from diffcodec.images.color_sets import ColorSet
 from diffcodec.images.metadata import get_metadata
 from diffcodec.images.modes import pixel_crc
 from diffcodec.images.outliers import Found, find_colors
@@ -143,18 +142,18 @@ def encode_many(
     ]
     tried = _labels_of_each(model, labels, len(sources))
     tiles = [
-        (found, ways)
+        (source, found, ways)
         for source, found, those in zip(sources, looked_at, tried, strict=True)
         for ways in _ways(model, plan, source, draws, those)
     ]
     chains = (
-        encode_part(model, found.image, part, found.colors, choices)
-        for found, ways in tiles
+        encode_part(model, source, found, part, choices)
+        for source, found, ways in tiles
         for part in ways
     )
-    parts = [part for _, ways in tiles for part in ways]
+    parts = [part for *_, ways in tiles for part in ways]
     with progress_bar(count_evaluations(parts, model), progress) as bar:
-        coded = _smallest(run(chains, parts, model, bar), [len(ways) for _, ways in tiles])
+        coded = _smallest(run(chains, parts, model, bar), [len(ways) for *_, ways in tiles])
         return [
             _assemble(source, model, plan, coded, found, choices)
             for source, found in zip(sources, looked_at, strict=True)
@@ -235,14 +234,14 @@ def load_planned(model: str | PathLike[str] | Model, plan: str, device: str | No
 def encode_part(
     model: Model,
     source: Image.Image,
+    found: Found,
     part: Part,
-    colors: ColorSet | None,
     choices: Choices = DEFAULT_CHOICES,
 ) -> Job[EncodedTile | None]:
     """One tile through the chain, or None where the chain has no code for it."""
-    x = integers(source, part.box, model.color).astype(np.float64)
-    chain = make_chain(model, source.mode, part, colors)
-    return (yield from encode_job(model, chain, x, choices))
+    x = integers(found.image, part.box, model.color).astype(np.float64)
+    chain = make_chain(model, source.mode, part, found.colors)
+    return (yield from encode_job(model, chain, x, pixel_crc(crop(source, part.box)), choices))
 
 
 def _assemble(
@@ -254,7 +253,7 @@ def _assemble(
     choices: Choices,
 ) -> bytes:
     """The smaller of two files: tile by tile the best coder, or one fallback for the whole."""
-    metadata, checksum = get_metadata(source), pixel_crc(source)
+    metadata = get_metadata(source)
 
     def file(tiles: Sequence[Tile], whole: bool) -> bytes:
         uses_model = any(tile.plan for tile in tiles)
@@ -263,7 +262,6 @@ def _assemble(
             width=source.width,
             height=source.height,
             model=model.info.id if uses_model else NO_MODEL,
-            pixel_crc=checksum,
             whole=whole,
             metadata=metadata | colors_entry(found.colors if uses_model else None),
             tiles=tuple(tiles),

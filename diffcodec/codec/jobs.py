@@ -6,12 +6,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
-import numpy as np
 from jaxtyping import Float64
 
 from diffcodec.arrays import Array
-from diffcodec.codec.planes import allowed, coded_channels, other_probabilities
-from diffcodec.coding.bits_back import EncodedTile, SeedSpentError, decode_tile, encode_tile
+from diffcodec.codec.planes import allowed, coded_channels, image_of, other_probabilities
+from diffcodec.coding.bits_back import (
+    EncodedTile,
+    SeedSpentError,
+    decode_tile,
+    encode_tile,
+    words_of,
+)
 from diffcodec.coding.chain import Answer, Asked, TileChain
 from diffcodec.coding.reconstructions import RECONSTRUCTIONS
 from diffcodec.coding.steps import OutOfRangeError
@@ -19,6 +24,8 @@ from diffcodec.coding.top_down import Descent, encode_below_preview
 from diffcodec.container.parts import Box, Container, Tile
 from diffcodec.errors import CorruptError, ModelMismatchError, UnsupportedError
 from diffcodec.images.color_sets import ColorSet
+from diffcodec.images.modes import pixel_crc
+from diffcodec.images.outliers import add_outliers
 from diffcodec.models.model import Model
 
 Result = TypeVar("Result")
@@ -157,7 +164,7 @@ def chain_parts(container: Container) -> list[Part]:
 
 
 def encode_job(
-    model: Model, chain: TileChain, x: Array, choices: Choices = DEFAULT_CHOICES
+    model: Model, chain: TileChain, x: Array, checksum: int, choices: Choices = DEFAULT_CHOICES
 ) -> Job[EncodedTile | None]:
     """The shortest code of a tile by a chain, or None where it has none.
 
@@ -165,13 +172,15 @@ def encode_job(
         model: of the chain.
         chain: of the tile.
         x: integers of the colour domain, [3, height, width].
+        checksum: the CRC of the tile's samples.
         choices: when a preview of its own is tried.
     """
     most_seed = max(choices.seed_bits * x.size / 32, choices.seed_words)
     coded = None
     try:
         with encoding(model):
-            coded = yield from encode_tile(chain, x, math.inf if chain.preview else most_seed)
+            allowed = math.inf if chain.preview else most_seed
+            coded = yield from encode_tile(chain, x, allowed, checksum)
         heights = coded.heights
     except OutOfRangeError:
         return None
@@ -181,7 +190,7 @@ def encode_job(
         return coded
     try:
         with encoding(model):
-            other = yield from encode_below_preview(chain, x, heights)
+            other = yield from encode_below_preview(chain, x, heights, checksum)
     except OutOfRangeError:
         return coded
     return min(coded, other, key=lambda tile: tile.size) if coded else other
@@ -191,7 +200,6 @@ def decode_job(
     model: Model, chain: TileChain, tile: Tile, timestep: int = 0
 ) -> Job[Float64[Array, "3 height width"] | Descent]:
     """A chain tile at a timestep; its exact x in the colour domain if its plan has no such one."""
-    words = np.frombuffer(tile.payload, "<u4") if len(tile.payload) % 4 == 0 else np.zeros(0)
     with decoding(model, chain.tile):
         if tile.preview:
             descent = Descent(chain)
@@ -199,5 +207,10 @@ def decode_job(
             if timestep >= tile.preview:
                 return descent
             chain = descent.below()
-        x = yield from decode_tile(chain, words.astype(np.uint32), tile.seed_words, timestep)
+
+        def checksum(x: Array) -> int:
+            image = image_of(x, "L" if chain.coded == 1 else "RGB", model.color)
+            return pixel_crc(add_outliers(image, tile.outliers) if tile.outliers else image)
+
+        x = yield from decode_tile(chain, words_of(tile.payload), timestep, checksum)
     return Descent(chain, timestep) if timestep and timestep in chain.z else x

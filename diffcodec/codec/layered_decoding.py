@@ -119,7 +119,7 @@ class _LayeredDescent:
         ends = self.timestep == _layers(self.file).stops[-1]
         if ends and self.file.window.is_whole:
             image = self.previews.picture(seams=SEAMS in container.metadata)
-            check_pixels(image, container)
+            check_pixels(image, container.pixel_crc, container.float_arithmetic)
         is_mean = self.view.reconstruct == "mean"
         if not (is_mean and ends and self.file.window.is_whole):
             seams = SEAMS in container.metadata or not (is_mean and ends)
@@ -129,8 +129,6 @@ class _LayeredDescent:
     def below_layers(self, view: View) -> Image.Image:
         """The image that the tiles show that follow the layers."""
         image = self.previews.decode_rest(self.file.container.tiles, view)
-        if view.timestep == 0 and self.file.window.is_whole:
-            check_pixels(image, self.file.container)
         return self._with_metadata(image)
 
     def _with_metadata(self, image: Image.Image) -> Image.Image:

@@ -20,6 +20,7 @@ from diffcodec.codec.previews import Previews
 from diffcodec.codec.tiles import fallback_tiles, outliers, smaller_tile
 from diffcodec.coding.top_down import WHOLE
 from diffcodec.container.parts import END, LEAST_PREVIEW, SEAMS, Container, Layers, Tile, tile_grid
+from diffcodec.container.primitives import CRC_BYTES
 from diffcodec.container.writer import pack
 from diffcodec.diffusion.plan import Plan
 from diffcodec.errors import UnsupportedError
@@ -134,7 +135,7 @@ class _File:
             width=self.source.width,
             height=self.source.height,
             model=self.model.info.id,
-            pixel_crc=pixel_crc(last),
+            pixel_crc=0 if tiles else pixel_crc(last),
             whole=False,
             metadata=get_metadata(self.source) | colors_entry(colors) | self._entries(share),
             tiles=tuple(tiles),
@@ -150,8 +151,12 @@ class _File:
         return end | ({SEAMS: b""} if shows else {})
 
     def size(self, steps: _Steps, share: int = WHOLE) -> int:
-        """Bytes down to the end of these steps; the 0 that says that tiles follow is one too."""
-        return len(self.pack(steps, self.source, share=share)) + self.target.exact
+        """Bytes down to the end of these steps.
+
+        That tiles follow takes a byte, a 0; they have the checksums then.
+        """
+        follows = (1 - CRC_BYTES) * self.target.exact
+        return len(self.pack(steps, self.source, share=share)) + follows
 
     def rest(self, steps: _Steps, previews: Previews) -> list[Tile]:
         """The exact tiles below the steps; the previews may have come a step farther."""
@@ -161,7 +166,7 @@ class _File:
             for payload, stop in zip(layers.payloads, layers.stops, strict=True):
                 previews.decode_layer(payload, stop, 0)
         boxes = [part.box for part in previews.parts]
-        chains = previews.encode_rest(self.found.image)
+        chains = previews.encode_rest(self.source, self.found.image)
         with fallback_tiles(self.source, self.found, boxes) as fallbacks:
             return [
                 # the class stands before the layers

@@ -119,14 +119,13 @@ def other_probabilities(float_arithmetic: bool) -> str:
     return text
 
 
-def check_pixels(image: Image.Image, container: Container) -> None:
-    """Hold an image against the checksum of its file.
+def check_pixels(image: Image.Image, crc: int, float_arithmetic: bool = False) -> None:
+    """Hold an image, or a tile of it, against its checksum.
 
     Raises:
         CorruptError: if it is another.
     """
-    if pixel_crc(image) != container.pixel_crc:
+    if pixel_crc(image) != crc:
         raise CorruptError(
-            "the pixels do not match the file's checksum: "
-            + other_probabilities(container.float_arithmetic)
+            "the pixels do not match the file's checksum: " + other_probabilities(float_arithmetic)
         )

@@ -12,12 +12,13 @@ from diffcodec.arrays import Array, Bits
 from diffcodec.codec.batches import run
 from diffcodec.codec.descents import Descents
 from diffcodec.codec.jobs import EXACT, Job, Part, View, decoding, encode_job, encoding
-from diffcodec.codec.planes import integers
+from diffcodec.codec.planes import crop, integers
 from diffcodec.codec.tiles import add_to_chains, paste_chains, paste_fallbacks
 from diffcodec.coding.bits_back import EncodedTile
 from diffcodec.coding.top_down import WHOLE, Descent
 from diffcodec.container.parts import Box, Tile, tile_grid
 from diffcodec.images.color_sets import ColorSet
+from diffcodec.images.modes import pixel_crc
 from diffcodec.models.model import Model
 
 
@@ -94,12 +95,18 @@ class Previews(Descents):
         self.show(image, view, seams)
         return image
 
-    def encode_rest(self, source: Image.Image) -> Iterator[EncodedTile | None]:
-        """The exact tiles by the chain below z_t, or None where it has no code."""
+    def encode_rest(self, source: Image.Image, coded: Image.Image) -> Iterator[EncodedTile | None]:
+        """The exact tiles by the chain below z_t, or None where it has no code.
+
+        Args:
+            source: what the tiles show at the end.
+            coded: the same without its outliers.
+        """
 
         def job(part: Part, descent: Descent) -> Job[EncodedTile | None]:
-            x = integers(source, part.box, self.model.color).astype(np.float64)
-            return (yield from encode_job(self.model, descent.below(), x))
+            x = integers(coded, part.box, self.model.color).astype(np.float64)
+            crc = pixel_crc(crop(source, part.box))
+            return (yield from encode_job(self.model, descent.below(), x, crc))
 
         return self.run(job)
 

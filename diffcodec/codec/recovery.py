@@ -92,8 +92,8 @@ def recover(
                 "of RGB and L; leave filling out"
             )
         _fill(image, list(boxes.values()), find_model(container, model, device))
-    if all(damage.tile is None for damage in found.damage):
-        check_pixels(image, container)
+    if not container.has_tiles and all(damage.tile is None for damage in found.damage):
+        check_pixels(image, container.pixel_crc, container.float_arithmetic)
     return Recovered(image, found.damage)
 
 

@@ -4,22 +4,26 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from operator import attrgetter
 
 from PIL import Image
 
 from diffcodec.arrays import Array
 from diffcodec.codec.jobs import Part
-from diffcodec.codec.planes import crop, paste
+from diffcodec.codec.planes import check_pixels, crop, paste
 from diffcodec.coding.bits_back import EncodedTile
 from diffcodec.container.parts import Box, Tile
+from diffcodec.container.primitives import CRC_BYTES
 from diffcodec.images.color_sets import ColorSet
 from diffcodec.images.fallback import decode_fallback, encode_fallback
+from diffcodec.images.modes import pixel_crc
 from diffcodec.images.outliers import Found, add_outliers, pack_outliers
 
 
 def fallback_tile(image: Image.Image, colors: ColorSet | None = None) -> Tile:
     """A tile by the fallback coder that makes the least of it, and the colours of its image."""
-    return Tile(*encode_fallback(image, colors.conversion if colors else None))
+    coded = encode_fallback(image, colors.conversion if colors else None)
+    return Tile(*coded, pixel_crc=pixel_crc(image))
 
 
 def outliers(found: Found, box: Box) -> bytes:
@@ -31,8 +35,10 @@ def _fallback(source: Image.Image, found: Found, box: Box) -> Tile:
     tile, told = fallback_tile(crop(found.image, box), found.colors), outliers(found, box)
     if not told:
         return tile
-    both = replace(tile, outliers=told), fallback_tile(crop(source, box))
-    return min(both, key=lambda tile: tile.size)
+    plain = fallback_tile(crop(source, box))
+    return min(
+        replace(tile, outliers=told, pixel_crc=plain.pixel_crc), plain, key=attrgetter("size")
+    )
 
 
 @contextmanager
@@ -66,12 +72,11 @@ def smaller_tile(
         told: the :func:`outliers` that it needs.
         has_marks: whether the file has step marks.
     """
-    if chain is None or chain.size + len(told) >= fallback.size:
+    if chain is None or chain.size + len(told) >= fallback.size + CRC_BYTES:
         return fallback
     return Tile(
         coder=plan,
-        payload=chain.words.astype("<u4").tobytes(),
-        seed_words=chain.seed_words,
+        payload=chain.payload,
         marks=chain.marks if has_marks else (),
         preview=chain.preview,
         preview_payload=chain.preview_payload,
@@ -106,10 +111,13 @@ def decode_fallback_tile(tile: Tile, mode: str, size: tuple[int, int]) -> Image.
     """A tile that is by a fallback coder.
 
     Raises:
-        CorruptError: if it does not decode.
+        CorruptError: if it does not decode, or to other pixels than were coded.
     """
     decoded = decode_fallback(tile.coder, tile.payload, mode, size)
-    return add_outliers(decoded, tile.outliers) if tile.outliers else decoded
+    if tile.outliers:
+        decoded = add_outliers(decoded, tile.outliers)
+    check_pixels(decoded, tile.pixel_crc)
+    return decoded
 
 
 def add_to_chains(

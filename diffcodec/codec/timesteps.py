@@ -17,6 +17,7 @@ from diffcodec.codec.tiles import add_to_chains
 from diffcodec.coding.chain import Request
 from diffcodec.container.parts import Container
 from diffcodec.container.reader import parse
+from diffcodec.images.outliers import Found
 from diffcodec.limits import DEFAULT_LIMITS, Limits
 from diffcodec.models.model import Model
 
@@ -104,12 +105,12 @@ def measure_marks(
     if not parts or container.layers or any(tile.marks for tile in container.tiles):
         return container
     file = open_file(data, model, False, limits, device)
-    image, used = decode_tiles(file), file.model
+    source, used = decode_tiles(file), file.model
     assert used is not None
-    tiles = list(container.tiles)
+    tiles, image = list(container.tiles), source.copy()
     add_to_chains(image, zip(container.boxes(), tiles, strict=True), undo=True)
-    colors = color_set(container)
-    jobs = (encode_part(used, image, part, colors) for part in parts)
+    found = Found(image, color_set(container))
+    jobs = (encode_part(used, source, found, part) for part in parts)
     for part, again in zip(parts, run(jobs, parts, used, progress_bar(0, False)), strict=True):
         if again is not None:
             tiles[part.index] = replace(tiles[part.index], marks=again.marks)

@@ -6,7 +6,7 @@ under the first of them: the bits that pops took come back.
 """
 
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +18,9 @@ from diffcodec.coding.ans import Stack
 from diffcodec.coding.chain import Answer, Asked, TileChain
 from diffcodec.coding.steps import OutOfRangeError, coding_steps
 
-SPARE_SEED_WORDS = 8  # left untouched under the stack, so that its state never runs dry
+WORD_BYTES = 4
+STATE_WORDS = 2  # on top of a stack, which every symbol changes
+Checksum = Callable[[Array], int]  # of the integers of an image, in 32 bits
 
 
 class SeedSpentError(Exception):
@@ -50,32 +52,96 @@ class EncodedTile(NamedTuple):
         """The tile's size in bytes, with those that tell the draw, the class and the preview."""
         told = (self.draw > 0) + (0 if self.label is None else 1 + (self.label > 127))
         told += (2 + (len(self.preview_payload) > 127)) * (self.preview > 0)
-        return 4 * len(self.words) + len(self.preview_payload) + told
+        return len(self.payload) + len(self.preview_payload) + told
+
+    @property
+    def payload(self) -> bytes:
+        """The words as a file has them."""
+        return payload_of(self.words)
 
 
-def seed(tile: int, count: int, draw: int = 0) -> UInt32[Words, " {count}"]:
-    """The words under a tile's stack, the top last; a deeper seed only adds words below."""
+def payload_of(words: UInt32[Words, " words"]) -> bytes:
+    """Words in bytes, each the lowest first; the first word without its zeros on top."""
+    data = words.astype("<u4").tobytes()
+    return data[:WORD_BYTES].rstrip(b"\0") + data[WORD_BYTES:]
+
+
+def words_of(payload: bytes) -> UInt32[Words, " words"]:
+    """The words of a payload.
+
+    Raises:
+        ValueError: the first one has zeros on top.
+    """
+    left_out = -len(payload) % WORD_BYTES
+    first = WORD_BYTES - left_out
+    if payload[first - 1 : first] == b"\0":
+        raise ValueError("the first word has a zero byte on top")
+    data = payload[:first] + bytes(left_out) + payload[first:]
+    return np.frombuffer(data, "<u4").astype(np.uint32)
+
+
+def no_checksum(_x: Array) -> int:
+    """That of images which are checked elsewhere."""
+    return 0
+
+
+def seed(tile: int, count: int, draw: int = 0, checksum: int = 0) -> UInt32[Words, " {count}"]:
+    """The words under a tile's stack, the top last; a deeper seed only adds words below.
+
+    The decoder gets the top one back in any case, so that it carries a checksum for nothing.
+    """
     words = randomness.random_words(randomness.SEED_WORDS, tile, count, draw)
-    words[0] |= 1  # the top must not be zero
+    top = int(words[0] | 1) ^ checksum
+    words[0] = top or 1  # a stack has no zero on top
     return words[::-1]
 
 
-def stack_of(words: UInt32[Words, " words"], seeds: UInt32[Words, " seeds"]) -> Stack:
-    """A decoder's: the words of a payload on what is left of the seed.
+def stack_of(words: UInt32[Words, " words"], tile: int, draw: int = 0) -> Stack:
+    """A decoder's: the words of a payload, and below them the second one of the seed.
+
+    It is that one which the encoder's first push puts down unchanged; if pops come before, the
+    payload has all that the decoder takes.
 
     Raises:
         ValueError: if these are not what lay on a stack.
     """
     if not words.size or words[0] == 0:
         raise ValueError("no stack of words")
-    return Stack(np.concatenate([seeds[:SPARE_SEED_WORDS], words[::-1]]))
+    return Stack(np.concatenate([seed(tile, 2, draw)[:1], words[::-1]]))
 
 
-def untouched_words(words: UInt32[Words, " words"], seeds: UInt32[Words, " seeds"]) -> int:
-    """How many words of the seed lie under a stack as they were."""
-    shared = min(len(words), len(seeds))
-    different = np.flatnonzero(words[:shared] != seeds[:shared])
-    return int(different[0]) if different.size else shared
+def untouched_words(stack: Stack, seeds: UInt32[Words, " seeds"], lowest: int) -> int:
+    """How many words of the seed a payload leaves out.
+
+    Args:
+        stack: of the encoder at its end.
+        seeds: what was under it at its start.
+        lowest: its least height meanwhile, in words.
+
+    Raises:
+        OutOfRangeError: if the seed does not reach.
+    """
+    words, start = stack.words(), len(seeds)
+    is_kept = lowest == start and words[start - 2] == seeds[-2]
+    untouched = start - 1 if is_kept else lowest - STATE_WORDS
+    if untouched <= 0:
+        raise OutOfRangeError("the seed is used up")
+    return untouched
+
+
+def check_seed(stack: Stack, most: int, tile: int, draw: int = 0, checksum: int = 0) -> None:
+    """Hold what a decoder is left with against the seed, of which a tile may use so many words.
+
+    Raises:
+        ValueError: it is other.
+    """
+    words = stack.words()
+    count = len(words) - 1
+    if not 1 <= count <= most:
+        raise ValueError(f"{count} words of the seed, expected 1 to {most}")
+    expected = [seed(tile, 2, draw)[:1], seed(tile, count, draw, checksum)]
+    if not np.array_equal(words, np.concatenate(expected)):
+        raise ValueError("neither the seed nor the checksum in it came back")
 
 
 def most_seed_words(chain: TileChain) -> int:
@@ -84,7 +150,10 @@ def most_seed_words(chain: TileChain) -> int:
 
 
 def encode_tile(
-    chain: TileChain, x: Float64[Array, "3 height width"], allowed: float = math.inf
+    chain: TileChain,
+    x: Float64[Array, "3 height width"],
+    allowed: float = math.inf,
+    checksum: int = 0,
 ) -> Generator[Asked, Answer, EncodedTile]:
     """Code one tile; a coroutine that yields what it asks of the model.
 
@@ -92,13 +161,14 @@ def encode_tile(
         chain: of the tile's plan and shape.
         x: integers of the colour domain.
         allowed: words of the seed that may be used up.
+        checksum: 32 bits, for the decoder to check.
 
     Raises:
         OutOfRangeError: if the chain has no code for the tile.
         SeedSpentError: as soon as more words of the seed are used up.
     """
     chain.set_image(x)
-    seeds = seed(chain.tile, most_seed_words(chain), chain.draw)
+    seeds = seed(chain.tile, most_seed_words(chain), chain.draw, checksum)
     stack = Stack(seeds)
     steps = coding_steps(len(chain.levels), chain.preview, chain.phased)
     heights = [stack.height]
@@ -107,10 +177,8 @@ def encode_tile(
         heights.append(stack.height)
         if step.pushes and heights[0] - min(heights) > allowed:
             raise SeedSpentError(tuple(heights[1:]))
-    if min(heights) <= SPARE_SEED_WORDS:
-        raise OutOfRangeError("the seed is used up")
+    untouched = untouched_words(stack, seeds, min(heights))
     words = stack.words()
-    untouched = untouched_words(words, seeds)
     marks = []
     low = heights[-1]
     for step, before in zip(reversed(steps), reversed(heights[:-1]), strict=True):
@@ -128,7 +196,10 @@ def encode_tile(
 
 
 def decode_tile(
-    chain: TileChain, words: UInt32[Words, " words"], seed_words: int, timestep: int = 0
+    chain: TileChain,
+    words: UInt32[Words, " words"],
+    timestep: int = 0,
+    checksum: Checksum = no_checksum,
 ) -> Generator[Asked, Answer, Array]:
     """Decode one tile down to a timestep; a coroutine like :func:`encode_tile`.
 
@@ -140,16 +211,12 @@ def decode_tile(
         ValueError: if the words cannot be what the encoder wrote.
         OutOfRangeError: likewise.
     """
-    most = most_seed_words(chain)
-    if seed_words > most:
-        raise ValueError(f"{seed_words} words of the seed, expected at most {most}")
-    seeds = seed(chain.tile, seed_words + SPARE_SEED_WORDS, chain.draw)
-    stack = stack_of(words, seeds)
+    stack = stack_of(words, chain.tile, chain.draw)
     for step in reversed(coding_steps(len(chain.levels), chain.preview, chain.phased)):
         yield from (step.pop if step.pushes else step.push)(chain, stack)
         if step.pushes and step.timestep == timestep > 0:
             posterior = yield from chain.posterior(timestep)
             return np.concatenate([posterior.mean[: chain.coded], chain.known_channels(0)])
-    if not np.array_equal(stack.words(), seeds):
-        raise ValueError("the seed did not come back")
-    return chain.z[0]
+    x: Array = chain.z[0]
+    check_seed(stack, most_seed_words(chain), chain.tile, chain.draw, checksum(x))
+    return x

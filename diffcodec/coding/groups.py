@@ -8,13 +8,12 @@ take some each.
 from collections.abc import Generator, Iterable, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 from jaxtyping import Float64, UInt32
 
 from diffcodec.arrays import Array, Words
 from diffcodec.coding.ans import Stack
 from diffcodec.coding.bits_back import (
-    SPARE_SEED_WORDS,
+    check_seed,
     most_seed_words,
     seed,
     stack_of,
@@ -42,7 +41,6 @@ class EncodedGroup(NamedTuple):
     """Words of a group in the decoder's order, and what lies around."""
 
     words: UInt32[Words, " words"]
-    seed_words: int  # words of the shared seed that were consumed
     bits: list[int]  # what each image added to the stack
 
 
@@ -68,31 +66,23 @@ def encode_group(
     for step in _steps(chains):
         yield from (_push if step.pushes else _pop)(step, chains, stack, bits)
         lowest = min(lowest, stack.height)
-    if lowest <= SPARE_SEED_WORDS:
-        raise OutOfRangeError("the seed is used up")
-    words = stack.words()
-    untouched = untouched_words(words, seeds)
-    return EncodedGroup(words[untouched:][::-1], len(seeds) - untouched, bits)
+    untouched = untouched_words(stack, seeds, lowest)
+    return EncodedGroup(stack.words()[untouched:][::-1], bits)
 
 
 def decode_group(
-    chains: Sequence[TileChain], words: UInt32[Words, " words"], seed_words: int
+    chains: Sequence[TileChain], words: UInt32[Words, " words"]
 ) -> GroupJob[list[Array]]:
     """The exact integers of the colour domain of each image; a coroutine like the encoder's.
 
     Raises:
         ValueError, NoCodeError: if the words cannot be what the encoder wrote.
     """
-    most = most_seed_words_of(chains)
-    if seed_words > most:
-        raise ValueError(f"{seed_words} words of the seed, expected at most {most}")
-    seeds = seed(0, seed_words + SPARE_SEED_WORDS, 0)
-    stack = stack_of(words, seeds)
+    stack = stack_of(words, tile=0)
     bits = [0] * len(chains)
     for step in reversed(_steps(chains)):
         yield from (_pop if step.pushes else _push)(step, chains, stack, bits)
-    if not np.array_equal(stack.words(), seeds):
-        raise ValueError("the seed did not come back")
+    check_seed(stack, most_seed_words_of(chains), tile=0)
     return [chain.z[0] for chain in chains]
 
 

@@ -276,7 +276,10 @@ class Descent:
 
 
 def encode_below_preview(
-    chain: TileChain, x: Float64[Array, "3 height width"], alone: Sequence[int]
+    chain: TileChain,
+    x: Float64[Array, "3 height width"],
+    alone: Sequence[int],
+    checksum: int = 0,
 ) -> Generator[Asked, Answer, EncodedTile]:
     """Code a tile whose stack runs empty by a preview of its own and the chain below that.
 
@@ -288,6 +291,7 @@ def encode_below_preview(
         x: integers of the colour domain.
         alone: heights of the stack after the steps of the chain alone, as far as that came, which
             tell where it runs empty.
+        checksum: 32 bits, for the decoder to check.
 
     Raises:
         OutOfRangeError: if the chain has no code for the tile.
@@ -306,7 +310,7 @@ def encode_below_preview(
             best, smallest = copy.copy(descent), expected
         if dip == 0:
             break
-    rest = yield from encode_tile(best.below(), x)
+    rest = yield from encode_tile(best.below(), x, checksum=checksum)
     sent = steps[: len(chain.levels) + 1 - best.timestep]
     payload = np.packbits(np.concatenate(sent)).tobytes()
     return rest._replace(preview=best.timestep, preview_payload=payload)

@@ -1,5 +1,6 @@
 """The header of a file: what it claims, before anything is read that grows with that."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 from diffcodec.container.parts import (
@@ -65,13 +66,14 @@ def read_header(reader: ByteReader, limits: Limits) -> Header:
         width,
         height,
         model=reader.take(4, "the model's identity"),
-        pixel_crc=reader.u32("the checksum of the pixels"),
         whole=whole,
         metadata=read_metadata(reader, limits) if flags & METADATA_BIT else {},
         tiles=(),
         float_arithmetic=bool(flags & FLOAT_BIT),
         layers=_read_layers(reader, limits) if flags & LAYERS_BIT else None,
     )
+    if not container.has_tiles:
+        container = replace(container, pixel_crc=reader.u32("the checksum of the pixels"))
     data = bytes(reader.data[: reader.position])
     return Header(container, count, bool(flags & MARKS_BIT), data)
 

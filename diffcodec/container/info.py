@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 from diffcodec.container.parts import MAGIC, MODES, PLAN_NAMES, Container, Tile
-from diffcodec.container.primitives import WORD_BYTES
+from diffcodec.container.primitives import word_count
 
 
 def _classes(container: Container) -> list[int]:
@@ -91,7 +91,7 @@ def _chain_bits(
 
 def _words_to(tile: Tile, timestep: int) -> int | None:
     if timestep == 0:
-        return len(tile.payload) // WORD_BYTES
+        return word_count(tile.payload)
     return tile.marks[-timestep] if timestep <= len(tile.marks) else None
 
 

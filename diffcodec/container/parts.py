@@ -83,8 +83,10 @@ class Tile:
 
     Attributes:
         coder: a name in ``CODERS``: a fallback coder's, or of a chain its plan's.
-        payload: the coder's bytes; of a chain, 32-bit little-endian words in decoding order.
-        seed_words: shared-seed 32-bit words that the chain consumed; 0 for other coders.
+        payload: the coder's bytes; of a chain, 32-bit little-endian words in decoding order, the
+            first without zero bytes on top.
+        pixel_crc: CRC-32 of the tile's samples, in the layout of PIL's ``tobytes``; 0 of a chain,
+            which has it within its payload.
         marks: for timesteps T, T-1, ..., 1, or those below a preview, the payload words that
             reaching it takes; chains only.
         preview: the timestep of a preview of the tile's own, or 0; chains only.
@@ -96,7 +98,7 @@ class Tile:
 
     coder: str
     payload: bytes
-    seed_words: int = 0
+    pixel_crc: int = 0
     marks: tuple[int, ...] = ()
     preview: int = 0
     preview_payload: bytes = b""
@@ -153,26 +155,26 @@ class Container:
         height: in pixels, at least 1.
         model: the first 4 bytes of the SHA-256 of the model file; zeros if there are neither layers
             nor a tile that is a chain.
-        pixel_crc: CRC-32 of the image's samples, in the layout of PIL's ``tobytes``; if the file
-            ends with a layer, of the image that the decoder shows then.
         whole: one tile covers the whole image, whatever its size.
         metadata: byte strings by name: those of ``METADATA_NAMES``, and others that begin with a
             small letter, which decoding ignores.
         tiles: in the order of :meth:`boxes`; none if the file ends with a layer.
         float_arithmetic: the model was evaluated in floating point; only if there is a model.
         layers: previews, if the file has any.
+        pixel_crc: if the file ends with a layer, CRC-32 of the samples that the decoder shows then,
+            in the layout of PIL's ``tobytes``; 0 of other files, whose tiles have their own.
     """
 
     mode: str
     width: int
     height: int
     model: bytes
-    pixel_crc: int
     whole: bool
     metadata: Mapping[str, bytes]
     tiles: tuple[Tile, ...]
     float_arithmetic: bool = False
     layers: Layers | None = None
+    pixel_crc: int = 0
 
     @property
     def layer_count(self) -> int:

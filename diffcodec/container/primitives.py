@@ -17,13 +17,17 @@ MOST_CODER = 0x7F
 CRC_BYTES = 4
 SMALLEST_PART_BYTES = 5  # a length of one byte, no content, CRC
 _VARINT_BYTES = 5
-WORD_BYTES = 4  # of a chain's payload
 _CHUNK_BYTES = 1 << 16  # read at once from a file, whatever length it claims
 
 
 def part_crc(header: bytes, section: int, tile: int, content: bytes) -> int:
     """The CRC of a part covers the header and its place too."""
     return zlib.crc32(content, zlib.crc32(struct.pack("<II", section, tile), zlib.crc32(header)))
+
+
+def word_count(payload: bytes) -> int:
+    """How many words of 32 bits a chain's payload has; the first may be shorter."""
+    return -(-len(payload) // 4)
 
 
 def mode_of(number: int) -> str:

@@ -174,7 +174,7 @@ def _read_tile(reader: ByteReader, where: str, has_marks: bool, limits: Limits) 
     chain_flags = PREVIEW_BIT | DRAW_BIT | LABEL_BIT if is_chain else 0
     flags = number & (OUTLIERS_BIT | chain_flags)
     coder = coder_of(number ^ flags, f"coder of {where}")
-    seed_words = preview = draw = outliers = 0
+    crc = preview = draw = outliers = 0
     label = None
     marks: tuple[int, ...] = ()
     preview_payload = b""
@@ -184,10 +184,10 @@ def _read_tile(reader: ByteReader, where: str, has_marks: bool, limits: Limits) 
             raise FormatError(f"the draw of {where} is 0, expected 1 to {MOST_DRAW}")
     if flags & LABEL_BIT:
         label = reader.varint(f"the class of {where}")
-    if is_chain:
-        seed_words = reader.varint(f"the seed words of {where}")
-        if has_marks:
-            marks = _read_marks(reader, f"the step marks of {where}", limits)
+    if not is_chain:
+        crc = reader.u32(f"the checksum of the pixels of {where}")
+    elif has_marks:
+        marks = _read_marks(reader, f"the step marks of {where}", limits)
     if flags & PREVIEW_BIT:
         what = f"the preview of {where}"
         preview = reader.varint(what)
@@ -203,7 +203,7 @@ def _read_tile(reader: ByteReader, where: str, has_marks: bool, limits: Limits) 
     return Tile(
         coder,
         reader.take(reader.remaining - outliers, where),
-        seed_words,
+        crc,
         marks,
         preview,
         preview_payload,

@@ -20,7 +20,7 @@ from diffcodec.container.parts import (
     Tile,
     tile_count,
 )
-from diffcodec.container.primitives import WORD_BYTES
+from diffcodec.container.primitives import word_count
 from diffcodec.errors import FormatError, UnsupportedFileError
 
 _NAME = re.compile("[A-Za-z][A-Za-z0-9-]*")  # of a metadata entry
@@ -32,8 +32,7 @@ def check_header(container: Container) -> None:
     _check_name(container.mode, MODES)
     if len(container.model) != 4:
         raise FormatError(f"the model's identity is {container.model!r}, expected 4 bytes")
-    if not 0 <= container.pixel_crc < 2**32:
-        raise FormatError(f"the pixels' CRC is {container.pixel_crc}, expected 32 bits")
+    _check_crc(container.pixel_crc, is_there=not container.has_tiles, where="the image")
     check_metadata(container.metadata)
     layers = container.layers
     if layers:
@@ -134,16 +133,16 @@ def _check_entries(container: Container) -> None:
 def check_tile(tile: Tile, where: str, container: Container) -> None:
     """Refuse a tile that its coder or the header rules out."""
     _check_name(tile.coder, CODERS)
+    _check_crc(tile.pixel_crc, is_there=not tile.plan, where=where)
     if tile.outliers and container.mode not in CHAIN_MODES:
         raise FormatError(
             f"{where} of a {container.mode} image has outliers, expected none, or mode "
             f"{' or '.join(CHAIN_MODES)}"
         )
     if not tile.plan:
-        if tile != Tile(tile.coder, tile.payload, outliers=tile.outliers):
+        if tile != Tile(tile.coder, tile.payload, tile.pixel_crc, outliers=tile.outliers):
             raise FormatError(
-                f"{where} is {tile.coder!r}: only a chain has seed words, marks, preview, draw and "
-                "class"
+                f"{where} is {tile.coder!r}: only a chain has marks, preview, draw and class"
             )
         return
     if tile.preview:
@@ -162,14 +161,15 @@ def check_tile(tile: Tile, where: str, container: Container) -> None:
         raise FormatError(
             f"{where} is {tile.coder!r} below previews, expected {container.layers.plan!r}"
         )
-    if len(tile.payload) % WORD_BYTES:
-        raise FormatError(
-            f"{where} has a payload of {len(tile.payload)} bytes, expected a multiple of "
-            f"{WORD_BYTES}"
-        )
-    words = len(tile.payload) // WORD_BYTES
+    words = word_count(tile.payload)
     if any(b < a for a, b in pairwise((0, *tile.marks, words))):
         raise FormatError(f"the step marks of {where} are not in order within its {words} words")
+
+
+def _check_crc(crc: int, is_there: bool, where: str) -> None:
+    bits = 32 if is_there else 0
+    if not 0 <= crc < 2**bits:
+        raise FormatError(f"the CRC of the pixels of {where} is {crc}, expected {bits} bits")
 
 
 def check_preview(timestep: int, where: str) -> None:

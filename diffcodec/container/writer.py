@@ -52,7 +52,7 @@ def _pack_header(container: Container, has_marks: bool) -> bytes:
     flags |= FLOAT_BIT if container.float_arithmetic else 0
     header = bytearray(MAGIC + bytes([VERSION, flags]))
     header += varint(container.width) + varint(container.height)
-    header += container.model + struct.pack("<I", container.pixel_crc)
+    header += container.model
     if container.metadata:
         header += pack_metadata(container.metadata)
     if container.layers:
@@ -61,6 +61,8 @@ def _pack_header(container: Container, has_marks: bool) -> bytes:
         header.append(LAYER_PLANS[container.layers.plan] | (0 if label is None else LABEL_BIT))
         header += b"" if label is None else varint(label)
         header += b"".join(map(varint, (len(stops), *stops)))
+    if not container.has_tiles:
+        header += struct.pack("<I", container.pixel_crc)
     return bytes(header)
 
 
@@ -82,11 +84,11 @@ def _pack_tile(tile: Tile, has_marks: bool) -> bytes:
         fields.append(tile.draw)
     if tile.label is not None:
         fields += varint(tile.label)
-    if tile.plan:
-        fields += varint(tile.seed_words)
-        if has_marks:
-            increments = [b - a for a, b in pairwise((0, *tile.marks))]
-            fields += b"".join(map(varint, (len(increments), *increments)))
+    if not tile.plan:
+        fields += struct.pack("<I", tile.pixel_crc)
+    elif has_marks:
+        increments = [b - a for a, b in pairwise((0, *tile.marks))]
+        fields += b"".join(map(varint, (len(increments), *increments)))
     if tile.preview:
         fields += varint(tile.preview) + varint(len(tile.preview_payload)) + tile.preview_payload
     if tile.outliers:

@@ -101,7 +101,7 @@ def model_answers(model: "Model") -> dict[str, str]:
         except OutOfRangeError:
             answers[name] = NO_CODE
             continue
-        again = drive(decode_tile(chain(), coded.words, coded.seed_words), posterior)
+        again = drive(decode_tile(chain(), coded.words), posterior)
         if not np.array_equal(again, x):
             raise ValueError(f"an image coded by the plan {name!r} does not come back")
         answers[name] = _digest(coded.words, np.array([coded.seed_words]))

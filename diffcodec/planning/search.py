@@ -190,5 +190,5 @@ def with_fallback(payload: Array, others_bpd: Array | None) -> Array:
 def bytes_around(width: int, height: int) -> int:
     """What a file of one tile has beside its payload."""
     tile = Tile(PLAN_NAMES[0], bytes(width * height))
-    container = Container("RGB", width, height, b"some", 0, False, {}, (tile,))
+    container = Container("RGB", width, height, b"some", False, {}, (tile,))
     return len(pack(container)) - len(tile.payload)
