@@ -44,7 +44,7 @@ DAMPING = 0.01  # of the mean of the covariance's diagonal, added to it
 SILU_MINIMUM = 0.2785  # -silu is at most this
 LARGEST_INPUT = 4095  # the SiLU table is no finer
 HEADROOM = 1.25  # clipping point over the largest input seen: clipping costs more than rounding
-BYTE_HEADROOM = 1.5  # over nearly all that were seen, if they are bytes: there rounding costs more
+BYTE_HEADROOM = 2.0  # over nearly all that were seen, if they are bytes: there rounding costs more
 NEARLY_ALL, SAMPLED = 0.9999, 1 << 18  # of inputs, of so many
 FINE_BLOCKS = ("down.0.0.", "down.0.1.")  # which tell the finest grain, and take more than bytes
 
