@@ -468,7 +468,7 @@ def test_wrong_model(command: str, path: str, message: str) -> None:
 @pytest.mark.usefixtures("folder")
 def test_pixels_that_come_out_wrong() -> None:
     """As on a machine whose arithmetic differs: the file is whole, its pixels are not."""
-    with mock.patch("diffcodec.codec.jobs.pixel_crc", lambda image: 1):
+    with mock.patch("diffcodec.codec.encoding.pixel_crc", lambda image: 1):
         done(f"encode photo.png wrong.dfc {MODEL}")
     for command in ("verify wrong.dfc", "decode wrong.dfc"):
         fails_in_one_line(f"{command} {MODEL}", 3, "wrong.dfc", "computed other probabilities")
@@ -542,7 +542,7 @@ def test_goals_out_of_reach() -> None:
 
 def test_verify_of_the_structure_alone(folder: Path, files: dict[str, bytes]) -> None:
     """The model is not needed, nor are the pixels looked at."""
-    with mock.patch("diffcodec.codec.jobs.pixel_crc", lambda image: 1):
+    with mock.patch("diffcodec.codec.encoding.pixel_crc", lambda image: 1):
         done(f"encode photo.png other.dfc {MODEL}")
     found = done("verify --structure photo.dfc other.dfc").stdout
     assert found == "photo.dfc: OK\nother.dfc: OK\n"
@@ -662,7 +662,8 @@ def test_info_text() -> None:
 def test_info_of_float_arithmetic() -> None:
     found = json.loads(done(f"info float.dfc --measure --json {FLOAT}").stdout)
     assert (found["model"], found["arithmetic"]) == ("float", "float")
-    assert [row["bits"] for row in found["timesteps"]] == [ANY_INT] * 7  # coded again
+    bits = [row["bits"] for row in found["timesteps"]]  # coded again
+    assert bits == [ANY_INT] * len(bits) and len(bits) > 2
     assert json.loads(done("info float.dfc --json").stdout)["arithmetic"] == "float"
     assert "  model     float (" in done(f"info float.dfc {FLOAT}").stdout
     assert "), float arithmetic\n" in done("info float.dfc").stdout

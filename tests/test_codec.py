@@ -741,7 +741,7 @@ def test_float_arithmetic_that_differs_is_named(
 
 def with_other_checksum(image: Image.Image, model: Model) -> bytes:
     """As from a machine that came to other pixels."""
-    with mock.patch("diffcodec.codec.jobs.pixel_crc", lambda image: 1):
+    with mock.patch("diffcodec.codec.encoding.pixel_crc", lambda image: 1):
         return encode(image, model)
 
 

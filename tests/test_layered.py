@@ -558,8 +558,8 @@ def test_another_machine_is_found(
     lossy = encode(smooth((16, 16)), model, "fast", timestep=2)
     exact = Model.posterior_x
 
-    def shifted(self: Model, z: Any, sigma: float) -> tuple[Any, Any]:
-        mean, variance = exact(self, z, sigma)
+    def shifted(self: Model, *asked: Any) -> tuple[Any, Any]:
+        mean, variance = exact(self, *asked)
         return mean + 0.01 * (np.arange(mean.size).reshape(mean.shape) % 3), variance
 
     monkeypatch.setattr(Model, "posterior_x", shifted)

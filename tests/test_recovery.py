@@ -212,7 +212,7 @@ def test_what_cannot_be_recovered(model: Model, tiny_float: Path) -> None:
         recover(data, model, limits=Limits(pixels=9899))
     with pytest.raises(LimitError, match="MiB of memory"):
         recover(data, model, limits=Limits(memory_bytes=1 << 20))
-    with mock.patch("diffcodec.codec.jobs.pixel_crc", lambda image: 1):
+    with mock.patch("diffcodec.codec.encoding.pixel_crc", lambda image: 1):
         other = encode(picture(), model, "fast")
     with pytest.raises(CorruptError, match="checksum"):
         recover(other, model)
