@@ -8,6 +8,7 @@ COMMANDS = {  # name: module and what it does; modules are loaded when they are 
     "all": ("everything", "Every benchmark, then one page of all results; --quick for a subset."),
     "lossless": ("lossless", "Lossless sizes and times beside other codecs, and the bound."),
     "rd": ("rd", "Rate against PSNR and MS-SSIM of lossy files, beside other codecs."),
+    "front": ("front", "Bits against processor time beside other codecs, as a picture."),
     "speed": ("speed", "Times as ratios; growth with pixels, steps, parameters; memory."),
     "overhead": ("overhead", "What relative entropy coding costs beyond the KL."),
     "anatomy": ("anatomy", "Where the bits of a file go."),

@@ -76,7 +76,8 @@ def _pillow(library: str) -> str:
     return f"{library} {features.version(library)} by Pillow"
 
 
-def _jpeg_xl(effort: int) -> Codec:
+def jpeg_xl(effort: int) -> Codec:
+    """JPEG XL without loss at an effort, 1 to 9."""
     return Codec(
         f"jpegxl{effort}",
         f"JPEG XL, effort {effort}",
@@ -122,7 +123,7 @@ def lossless_codecs() -> list[Codec]:
         f"{_pillow('webp')}, quality 100, method 6",
     )
     programs = [codec for codec in (_flif(), _bpg(lossless=True)) if codec]
-    return [png, jpeg2000, webp, *programs, *(_jpeg_xl(effort) for effort in (3, 7, 9))]
+    return [png, jpeg2000, webp, *programs, *(jpeg_xl(effort) for effort in (3, 7, 9))]
 
 
 def _jpeg(name: str, label: str, subsampling: str) -> Codec:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from bench import anatomy, ddpm, draws, lossless, overhead, rd, report, speed
+from bench import anatomy, ddpm, draws, front, lossless, overhead, rd, report, speed
 from bench.inputs import EXAMPLES, dataset, open_rgb, synthetic
 from bench.report import OUT
 from diffcodec import encode, load_model
@@ -21,6 +21,7 @@ from diffcodec.models.file import DEFAULT_MODEL, shipped_models
 from diffcodec.models.model import Model
 
 EFFORTS = ("fast", "best", "default")  # the last is the one that others are compared with
+FRONT_EFFORTS, FRONT_IMAGES = ("fast", "default", "best"), 6
 CIFAR_MODEL = "cifar10"
 CIFAR_IMAGES = 1000
 CIFAR_LOSSY_IMAGES = 200
@@ -53,6 +54,7 @@ def run_kodak(kodak: Path, model: Model, quick: bool, out: Path) -> None:
     for crop in (128, 32):
         lossless.run(dataset(kodak, limit, crop), model, ("default",), True, True, out)
     rd.run(dataset(kodak, limit, 128 if quick else 256), model, ("default",), out)
+    front.run(dataset(kodak, 1 if quick else FRONT_IMAGES), model, FRONT_EFFORTS, False, out)
 
 
 def run_cifar(cifar: Path, model: str, quick: bool, out: Path) -> None:

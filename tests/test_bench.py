@@ -31,6 +31,7 @@ from bench import (
     everything,
     fashion_mnist,
     finetune,
+    front,
     gate,
     jpegs,
     lossless,
@@ -356,6 +357,30 @@ def test_draws_run(folder, tiny, tmp_path, no_webp):
     assert (one[4], five[4], five[5]) == ("4", "20", "4")
 
 
+def test_the_front_is_what_none_beats_in_both():
+    points = {"a": (1.0, 3.0), "b": (2.0, 3.0), "c": (1.0, 4.0), "d": (3.0, 2.0), "e": (9.0, 2.5)}
+    assert front.on_front(points) == ["a", "d"]
+
+
+def test_front_run(folder, tiny, tmp_path):
+    efforts = ("fast", "default")
+    options = ["--data", str(folder), "--limit", "1", "--model", str(tiny), "--out", str(tmp_path)]
+    options += [part for effort in efforts for part in ("--effort", effort)]
+    result = CliRunner().invoke(front.main, options)
+    assert result.exit_code == 0, result.output
+    (place,) = (tmp_path / "front").iterdir()
+    section = report.read_section(place / "section.json")
+    assert (place / "front.svg").read_text().startswith("<?xml")
+    rows = {row[0]: row[1:] for row in section.tables[0].rows}
+    (image,) = (image for _, image in dataset(folder, 1).images())
+    for effort in efforts:
+        size = len(encode(image, load_model(tiny), effort))
+        bpd = 8 * size / (3 * image.width * image.height)
+        assert float(rows[f"diffcodec, {effort}"][0]) == pytest.approx(bpd, abs=1e-3)
+    assert {f"JPEG XL, effort {effort}" for effort in range(3, 10)} <= set(rows)
+    assert any(cell.endswith("*") for cells in rows.values() for cell in cells)
+
+
 def test_rd_run(folder, tiny, tmp_path, monkeypatch):
     few = [replace(codec, settings=codec.settings[::5]) for codec in codecs.lossy_codecs()[3:5]]
     monkeypatch.setattr(rd, "lossy_codecs", lambda: few)
@@ -439,6 +464,7 @@ def test_a_full_run_makes_all_that_the_documents_mark(photo, tmp_path, monkeypat
         lossless, "run", lambda data, *rest: made.add(lossless.section_name(data, rest[2]))
     )
     monkeypatch.setattr(rd, "run", lambda data, *rest: made.add(f"rd/{data.name}"))
+    monkeypatch.setattr(front, "run", lambda data, *_: made.add(f"front/{data.name}"))
     monkeypatch.setattr(ddpm, "run", lambda *_: made.add("ddpm"))
     monkeypatch.setattr(draws, "run", lambda data, *_: made.add(f"draws/{data.name}"))
     for name in ("kodak", "cifar10"):
