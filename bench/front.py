@@ -35,13 +35,15 @@ from bench.store import Row, Store, cpu
 from diffcodec import decode, encode
 from diffcodec.models.model import Model
 
+OTHERS = ("jpeg2000", "webp", "flif", "bpg")
 JPEG_XL_EFFORTS = range(3, 10)
+NAMED = ("jpegxl3", "jpegxl7", "jpegxl9")  # of JPEG XL's points, in the picture
 WAYS = ("encoding", "decoding")
 
 
 def codecs(model: Model, efforts: tuple[str, ...]) -> dict[str, Codec]:
     """All that are compared, by name: ours by efforts too."""
-    others = [codec for codec in lossless_codecs() if not codec.name.startswith("jpegxl")]
+    others = [codec for codec in lossless_codecs() if codec.name in OTHERS]
     ours = [_ours(model, effort) for effort in efforts]
     listed = [*others, *map(jpeg_xl, JPEG_XL_EFFORTS), *ours]
     return {codec.name: codec for codec in listed}
@@ -104,10 +106,12 @@ def draw(
             shade = pictures.colour(name)
             panel.plot(seconds, bits, "o", ms=5, color=shade)
             short = labels[name].replace("JPEG XL, effort ", "JPEG XL ", 1)
-            texts.append((seconds, bits, short, shade))
+            if name in NAMED or not name.startswith("jpegxl"):
+                texts.append((seconds, bits, short, shade))
         panel.set(xscale="log", xlabel=f"{way}, seconds of one core a megapixel")
         panel.set(ylabel="bits per dimension, mean of images")
-        panel.margins(x=0.15)
+        low, high = panel.get_xlim()
+        panel.set_xlim(low, high * (high / low) ** 0.25)  # room for labels
         pictures.label_curves(panel, texts)
     return pictures.save(drawn, folder, "front")
 

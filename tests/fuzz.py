@@ -24,7 +24,7 @@ import traceback
 import warnings
 from pathlib import Path
 
-SHARES = {"parse": 1, "decode": 4, "model": 2}  # of the time
+SHARES = {"parse": 1, "decode": 4, "model": 2, "archive": 2}  # of the time
 INPUT_SECONDS, INPUT_MIB = 20, 3000  # an input that takes longer or more is a finding
 HANGING_SECONDS = 1200  # of the clock, which other work on the machine slows
 STATUS = re.compile(r"#(\d+)\s.*cov: (\d+) ft: \d+ corp: (\d+)/")

@@ -8,14 +8,27 @@ import random
 import struct
 import tempfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from damage import GOLDEN, LIMITS, MODEL, Mutate, edited, mutated, other_number
 from PIL import Image
 
+from diffcodec.archive.archive import open_archive
+from diffcodec.archive.records import (
+    CRC_BYTES,
+    GROUP,
+    HEAD_BYTES,
+    PAGE,
+    ROOT,
+    find_root,
+    record,
+    tail,
+)
 from diffcodec.codec import decoding, encoding, recovery
 from diffcodec.container import reader, salvage, writer
 from diffcodec.container.info import describe
@@ -91,6 +104,18 @@ def load(data: bytes) -> None:
     assert decoding.decode(coded, model=model).tobytes() == PICTURE.tobytes()
 
 
+def read(data: bytes) -> None:
+    """An archive: its index, the first images, one of them by its name."""
+    with tempfile.NamedTemporaryFile(dir=FOLDER, suffix=".dfca") as file:
+        file.write(data)
+        file.flush()
+        with suppress(DiffcodecError), open_archive(file.name, model=MODEL, limits=LIMITS) as found:
+            names = [entry.name for entry in islice(found.entries(), 100)]
+            for which in (*range(min(len(names), 4)), *names[:1]):
+                with suppress(DiffcodecError):
+                    found[which].tobytes()
+
+
 # --- what they begin with, and how that is changed ------------------------------------------------
 
 
@@ -102,6 +127,75 @@ def file_seeds() -> list[bytes]:
 def model_seeds() -> list[bytes]:
     """The model of the golden files."""
     return [MODEL.read_bytes()]
+
+
+def archive_seeds() -> list[bytes]:
+    """A small archive of two groups, an image that is a file of its own, names and labels."""
+    grey = PICTURE.convert("L")
+    with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
+        path = Path(folder, "x.dfca")
+        with open_archive(path, "x", model=MODEL, plan="fast", group=2) as archive:
+            for k, image in enumerate([PICTURE, grey, PICTURE, grey, PICTURE.convert("P")]):
+                archive.append(image, f"{k}.png" if k % 2 else None, {"class": k})
+        return [path.read_bytes()]
+
+
+def mutated_archive(data: bytes, rng: random.Random, mutate: Mutate | None = None) -> bytes:
+    """A mutation of an archive: of its bytes, or a group, page or root that is appended."""
+    mutate = mutate or (lambda part: edited(part, rng))
+    kind = rng.randrange(6)
+    try:
+        source = InMemory(data)
+        root = unpacked(find_root(source)[1])
+        page = unpacked(record_content(data, root["pages"][0]))
+        if kind == 0:
+            return mutate(data)
+        if kind == 1:
+            group = rng.choice(page["groups"])
+            data, group[:2] = appended(data, GROUP, mutate(record_content(data, group[:2])))
+        elif kind < 4:
+            page = other_json(page, rng, mutate)
+        if kind < 4:
+            data, root["pages"][0] = appended(data, PAGE, packed(page))
+        else:
+            root = other_json(root, rng, mutate)
+        start = len(data)
+        return appended(data, ROOT, packed(root))[0] + tail(start)
+    except (DiffcodecError, LookupError, TypeError, ValueError, RecursionError, zlib.error):
+        return mutate(data)
+
+
+class InMemory(NamedTuple):
+    """Bytes as archives are read from."""
+
+    data: bytes
+
+    @property
+    def size(self) -> int:
+        return len(self.data)
+
+    def read(self, offset: int, size: int) -> bytes:
+        return self.data[offset : offset + size]
+
+
+def record_content(data: bytes, place: Sequence[int]) -> bytes:
+    """Of a record at an offset, of a size."""
+    offset, size = place
+    return data[offset : offset + size][HEAD_BYTES:-CRC_BYTES]
+
+
+def appended(data: bytes, kind: bytes, content: bytes) -> tuple[bytes, list[int]]:
+    """The archive with a record more, and that one's place."""
+    new = record(kind, len(data), content)
+    return data + new, [len(data), len(new)]
+
+
+def unpacked(content: bytes) -> Any:
+    return json.loads(zlib.decompress(content))
+
+
+def packed(value: object) -> bytes:
+    return zlib.compress(json.dumps(value).encode())
 
 
 def mutated_model(data: bytes, rng: random.Random, mutate: Mutate | None = None) -> bytes:
@@ -175,4 +269,5 @@ TARGETS = {
     "parse": (parse, file_seeds, mutated),
     "decode": (decode, file_seeds, mutated),
     "model": (load, model_seeds, mutated_model),
+    "archive": (read, archive_seeds, mutated_archive),
 }

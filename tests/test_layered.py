@@ -267,9 +267,9 @@ def test_large_images_are_coded_alike_in_less_memory(
     asked = []
     exact = Model.posterior_x
 
-    def watched(self: Model, z: Any, sigma: float) -> tuple[Any, Any]:
+    def watched(self: Model, z: Any, sigma: float, *more: Any) -> tuple[Any, Any]:
         asked.append(sigma)
-        return exact(self, z, sigma)
+        return exact(self, z, sigma, *more)
 
     monkeypatch.setattr(Model, "posterior_x", watched)
     assert encode(image, model, "fast", **options) == data

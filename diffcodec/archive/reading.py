@@ -113,6 +113,11 @@ class ArchiveReader:
         found: dict[int, Image] = {}
         for group, wanted in places.items():
             decoded = self._decoded(group)
+            if (last := max(place for _, place in wanted)) >= len(decoded):
+                raise CorruptError(
+                    f"the group at {group.offset} holds {len(decoded)} images, the index has "
+                    f"one at {last} of it; get the file again"
+                )
             found.update((i, decoded[place].copy()) for i, place in wanted)
         return [found[i] for i in range(len(numbers))]
 
