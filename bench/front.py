@@ -110,8 +110,7 @@ def draw(
                 texts.append((seconds, bits, short, shade))
         panel.set(xscale="log", xlabel=f"{way}, seconds of one core a megapixel")
         panel.set(ylabel="bits per dimension, mean of images")
-        low, high = panel.get_xlim()
-        panel.set_xlim(low, high * (high / low) ** 0.25)  # room for labels
+        panel.margins(x=0.1)
         pictures.label_curves(panel, texts)
     return pictures.save(drawn, folder, "front")
 
