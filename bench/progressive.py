@@ -3,6 +3,7 @@
 python -m bench.progressive previews     bits per pixel and PSNR at each timestep
 python -m bench.progressive exact        the cost of previews in an exact file, by where they end
 python -m bench.progressive times        seconds and memory of coding to a rate, at any size
+python -m bench.progressive cuts         PSNR of every beginning of a file
 """
 
 import time
@@ -22,6 +23,7 @@ from bench.store import peak_memory_mb
 from diffcodec import decode, encode, load_model
 from diffcodec.arrays import Array
 from diffcodec.codec.batches import progress_bar
+from diffcodec.codec.decoding import decode_finest
 from diffcodec.codec.previews import Previews
 from diffcodec.container.reader import parse
 from diffcodec.diffusion.color import from_domain, to_domain
@@ -30,6 +32,7 @@ from diffcodec.models.model import Model
 from diffcodec.training.data import find_images
 
 Command = Callable[..., None]
+LEAST_BEGINNING = 40  # bytes: the header and some of the first layer
 
 
 def crops(data: Path, size: int, count: int) -> Iterator[Image.Image]:
@@ -189,6 +192,27 @@ def times(
         decode(data, model=used)
         lines.append([*row, f"{time.process_time() - start:.2f}", str(peak_memory_mb())])
     click.echo(markdown(columns, lines))
+
+
+@main.command()
+@model_options
+@crop_options
+@click.option("--step", default=1.02, help="From one beginning to the next.")
+def cuts(model: str, effort: str, size: int, count: int, data: Path, step: float) -> None:
+    """Beginnings of a lossy file of each crop: the timestep that all of it came to, PSNR."""
+    used = load_model(model)
+    for number, image in enumerate(crops(data, size, count)):
+        file = encode(image, used, effort, timestep=1)
+        sizes = [len(file)]
+        while (shorter := int(sizes[-1] / step)) > LEAST_BEGINNING:
+            sizes.append(shorter)
+        click.echo(f"\ncrop {number}, {len(file)} bytes\n\nbytes timestep PSNR change")
+        before = 0.0
+        for bytes_there in reversed(sizes):
+            t, shown = decode_finest(file[:bytes_there], model=used, allow_partial=True)
+            quality = psnr(shown, image)
+            click.echo(f"{bytes_there} {t} {quality:.3f} {quality - before:+.3f}")
+            before = quality
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ CHAIN = {
     "progressive-tiles": (two_tiles, "fast", {"progressive": True, "previews": (4, 3)}),
     "progressive-grey": (sized(17, 13, "L"), "default", {"progressive": True, "timestep": 5}),
     "lossy-tiles": (grey_tiles, "fast", {"timestep": 2, "previews": (4, 3), SEAMS: False}),
-    "lossy-part": (sized(17, 13), "fast", {"bpp": 10.0}),
+    "lossy-part": (sized(17, 13), "fast", {"bpp": 16.0}),
     "lossy-seams": (two_tiles, "fast", {"timestep": 3}),
     "lossy-seams-grey": (grey_tiles, "fast", {"timestep": 2}),
     "grey-one-pixel": (sized(1, 1, "L"), "best", {}),
@@ -193,7 +193,7 @@ CHAIN |= {
         lambda: with_outliers(converted(14, 9, "jfif")),
         *("default", {"progressive": True, "timestep": 2, COLORS: ColorSet("jfif")}),
     ),
-    "phased-lossy-part": (sized(13, 9), "default", {"bpp": 26.0}),
+    "phased-lossy-part": (sized(13, 9), "default", {"bpp": 8.0}),
     "phased-progressive-deep": (sized(13, 9), "default", {"progressive": True, "timestep": 3}),
     "phased-preview": (sized(9, 10), "default", {PREVIEW: 3, "draws": 2}),
     "phased-colors": (

@@ -67,7 +67,7 @@ def decode(data, model):
     mode = MODES[flags & 7]
     width, height = file.varint(), file.varint()
     identity = file.take(4)
-    colors, shows_seams, share = read_metadata(file, mode) if flags & 32 else (None, False, 65536)
+    colors, shows_seams, may_end = read_metadata(file, mode) if flags & 32 else (None, False, False)
     plan, stops, label = None, [], None
     if flags & 8:
         number = file.u8()
@@ -100,8 +100,8 @@ def decode(data, model):
             chain = Chain(model, plan, mode, tile, size, colors=colors, exact=not stops[-1])
             chain.label = label
             layers = [contents[tile] for contents in sections[: len(ends)]]
-            assert not (stops[-1] == 0 and share < 65536)
-            above = chain.descend(layers, ends, share)
+            assert not (stops[-1] == 0 and may_end)
+            above = chain.descend(layers, ends, may_end)
             if stops[-1]:
                 paste(out, mode, chain.to_samples(chain.network(above, ends[-1])[0]), left, top)
                 z[:, top:bottom, left:right], last = above, chain
@@ -190,7 +190,7 @@ def seams(xs, ys):
 
 def read_metadata(file, mode):
     """Which colours can occur, if the file tells, and whether it shows seams."""
-    colors, shows_seams, share = None, False, 65536
+    colors, shows_seams, may_end = None, False, False
     for _ in range(file.u8()):
         name = file.take(file.u8())
         value = file.take(file.varint())
@@ -200,8 +200,8 @@ def read_metadata(file, mode):
             assert not value
             shows_seams = True
         elif name == b"End":
-            share = int.from_bytes(value, "little")
-            assert len(value) == 2 and share
+            may_end = True
+            assert not value
         elif name in (b"chunks", b"text"):
             chunks = Bytes(zlib.decompress(value))
             while rest := chunks.rest():
@@ -212,7 +212,7 @@ def read_metadata(file, mode):
                 chunks = Bytes(rest[8 + length :])
         else:
             assert chr(name[0]).islower()
-    return colors, shows_seams, share
+    return colors, shows_seams, may_end
 
 
 def color_set(value, channels):
@@ -537,20 +537,14 @@ class Chain:
 
     # by relative entropy coding
 
-    def descend(self, layers, ends, share=65536):
-        """z of the last end, of the last step to which there is a share."""
+    def descend(self, layers, ends, may_end=False):
+        """z of the last end, in the last step to which the bits may end early."""
         c, z, t, stretch = slice(0, self.coded), np.zeros(self.shape), self.top + 1, 0
         for layer, end in zip(layers, ends, strict=True):
             bits = Bits(layer)
             while t > end:
-                rows = [self.shape[1]]
-                if self.model.phases and t <= self.top:
-                    rows = [
-                        len(range(row, self.shape[1], 2))
-                        for row, column in PHASES
-                        if column < self.shape[2]
-                    ]
-                self.left = sum(rows) * (share if t - 1 == ends[-1] else 65536) // 65536
+                bits.may_end = may_end and t - 1 == ends[-1]
+                self.missing = []
                 if self.model.phases and t <= self.top:
                     t -= 1
                     z, stretch = self.descend_in_phases(bits, z, t, stretch)
@@ -570,22 +564,29 @@ class Chain:
                     narrow = np.broadcast_to(s * s, z[c].shape)
                     q, w = narrow, w + (q - narrow)
                 t -= 1
-                p, stretch = self.first_rows(t, p, q, w, bits, stretch)
-                z = self.with_known(p, t)
+                place, flow = (c, slice(None), slice(None)), mean + np.sqrt(r) * (z[c] - mean)
+                p, stretch = self.sampled(t, p, q, w, bits, stretch, place, flow)
+                z = self.by_flow(self.with_known(p, t), t)
             assert len(bits.bits) - bits.at < 8 and not any(bits.bits[bits.at :])
         return z
 
-    def first_rows(self, key, mean, q, w, bits, stretch):
-        """A part of z whose first rows are read, and the others are their mean."""
-        rows = min(self.left, mean.shape[1])
-        self.left -= rows
-        if not rows:
-            return mean, stretch
-        step = Step(self.tile, key, q[:, :rows].ravel(), w[:, :rows].ravel())
+    def sampled(self, key, mean, q, w, bits, stretch, place, flow):
+        """A part of z; what the bits do not tell is its mean, and stands in ``missing``."""
+        step = Step(self.tile, key, q.ravel(), w.ravel())
         sample, stretch = step.read(bits, stretch)
-        part = mean.copy()
-        part[:, :rows] += sample.reshape(part[:, :rows].shape)
-        return part, stretch
+        sample = sample.reshape(mean.shape)
+        lacking = np.isnan(sample)
+        self.missing.append((place, lacking, flow))
+        return np.where(lacking, mean, mean + sample), stretch
+
+    def by_flow(self, z, t):
+        """z with what is missing by the flow, if that is the better."""
+        z = z.copy()
+        for place, lacking, flow in self.missing if self.levels[t] > 5 else ():
+            part = z[place].copy()
+            part[lacking] = np.broadcast_to(flow, part.shape)[lacking]
+            z[place] = part
+        return z
 
     # by the stack
 
@@ -783,7 +784,7 @@ class Chain:
     def descend_in_phases(self, bits, z, t, stretch):
         """z_t of z = z_{t+1} by relative entropy coding."""
 
-        def receive(key, where, mean, q, w):
+        def receive(key, where, mean, q, w, flow):
             nonlocal stretch
             c = where[0]
             if self.around_first:
@@ -791,7 +792,7 @@ class Chain:
                 narrow = s * s * (1 - s * s / (high * high))
                 q, w = narrow, w + (q - narrow)
             q = np.broadcast_to(q, mean.shape)
-            read, stretch = self.first_rows(key * 65536 + t, mean, q, w, bits, stretch)
+            read, stretch = self.sampled(key * 65536 + t, mean, q, w, bits, stretch, where, flow)
             return read
 
         def sample(number, where, xhat, v):
@@ -799,9 +800,11 @@ class Chain:
             low, high = (self.sigma[s][c] * self.sigma[s][c] for s in (t, t + 1))
             r = low / high
             mean = r * z[where] + (1 - r) * xhat[c]
-            return receive(number, where, mean, low * (1 - r), (1 - r) * (1 - r) * v[c])
+            flow = xhat[c] + np.sqrt(r) * (z[where] - xhat[c])
+            return receive(number, where, mean, low * (1 - r), (1 - r) * (1 - r) * v[c], flow)
 
-        return self.above_in_phases(z, t, sample), stretch
+        z = self.above_in_phases(z, t, sample)
+        return self.by_flow(z, t), stretch
 
     def in_phases(self, t, known, mean, unit, shared, sample):
         """A variable, sample(place, parameters, errors of the channels before) one of its own."""
@@ -955,13 +958,18 @@ def truncated(mean, std, m):
 # --- relative entropy coding ----------------------------------------------------------------------
 
 
+class EarlyEndError(Exception):
+    """The bits end before those that are wanted."""
+
+
 class Bits:
     def __init__(self, data):
         self.bits = [byte >> k & 1 for byte in data for k in range(7, -1, -1)]
-        self.at = 0
+        self.at, self.may_end = 0, False
 
     def take(self, count):
-        assert self.at + count <= len(self.bits)
+        if self.at + count > len(self.bits):
+            raise EarlyEndError
         self.at += count
         return self.bits[self.at - count : self.at]
 
@@ -1018,6 +1026,20 @@ class Step:
 
     def read(self, bits, stretch):
         """The sample less the mean of p, and the stretch."""
+        try:
+            estimate, stretch = self.before_path(bits, stretch)
+        except EarlyEndError:
+            assert bits.may_end
+            bits.at = len(bits.bits)
+            return np.full(len(self.bits), np.nan), stretch
+        u = self.trellis(bits, stretch)
+        sample = np.sqrt(self.total) * u
+        estimate = estimate + self.left / np.sqrt(self.spread) * u[self.far]
+        sample[self.far] = estimate * (self.total[self.far] / self.excess)
+        return sample, stretch
+
+    def before_path(self, bits, stretch):
+        """What the quantiser tells, and the stretch."""
         far = self.far
         dither = self.random(3, len(far)) / 2.0**32
         folded = np.zeros(len(far), np.int64)
@@ -1037,11 +1059,7 @@ class Step:
                 change += 1
             stretch += -change if sign else change
         assert abs(stretch) <= 48
-        u = self.trellis(bits, stretch)
-        sample = np.sqrt(self.total) * u
-        estimate = estimate + self.left / np.sqrt(self.spread) * u[far]
-        sample[far] = estimate * (self.total[far] / self.excess)
-        return sample, stretch
+        return estimate, stretch
 
     def trellis(self, bits, stretch):
         n, total = len(self.bits), int(self.bits.sum())
@@ -1060,10 +1078,14 @@ class Step:
         sequences = min(max(row) + 1, 64)
         halves = self.random(2, sequences * 4096)
         halves = np.stack([halves & 0xFFFF, halves >> 16], -1).ravel()
-        path = bits.take(stages)
+        there = len(bits.bits) - bits.at
+        path = bits.take(min(stages, there) if bits.may_end else stages)
         u = np.empty(n)
         for place, i in enumerate(order):
             j = stage[place]
+            if stages and j >= len(path):
+                u[i] = np.nan
+                continue
             branch = 0
             for age in range(13):
                 if stages and j % 4096 >= age:

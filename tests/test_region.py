@@ -1,6 +1,7 @@
 """A part of an image: the pixels of the whole, for the bytes and evaluations of its tiles."""
 
 import io
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -229,7 +230,11 @@ class Ranges(SimpleHTTPRequestHandler):
     sent = 0
 
     def do_GET(self) -> None:
-        data = Path(self.translate_path(self.path)).read_bytes()
+        try:
+            data = Path(self.translate_path(self.path)).read_bytes()
+        except FileNotFoundError:
+            self.send_error(404)
+            return
         start, end = 0, len(data) - 1
         if asked := self.headers["Range"]:
             first, last = asked.removeprefix("bytes=").split("-")
@@ -277,6 +282,38 @@ def test_of_a_file_far_away_only_what_is_needed_is_read(address: str, tmp_path: 
 def test_addresses_of_no_file_system() -> None:
     with pytest.raises(DiffcodecError, match=r"cannot read nowhere://a\.dfc"):
         decode("nowhere://a.dfc")
+
+
+def test_commands_take_addresses(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = Image.fromarray(
+        np.arange(600 * 1100, dtype=np.uint32).view(np.uint8).reshape(600, -1, 4)
+    )
+    data = tiled(image)
+    (tmp_path / "a.dfc").write_bytes(data)
+    (folder := tmp_path / "here").mkdir()
+    monkeypatch.chdir(folder)
+    Ranges.sent = 0
+    done(f"decode {address} --region 600,10,50,40")
+    assert Ranges.sent < len(data) / 2
+    with Image.open("a.png") as found:
+        assert same(found, cut(image, (600, 10, 50, 40)))
+    done(f"decode {address}?token=1 --output-dir whole")
+    with Image.open("whole/a.png") as found:
+        assert same(found, image)
+    assert "1100 x 600" in done(f"info {address}").stdout
+    done(f"verify {address}")
+    Ranges.sent = 0
+    result = run(f"decode {address} new.png --max-bytes 100")
+    assert result.exit_code != 0 and Ranges.sent <= 1 << 17 and not Path("new.png").exists()
+    result = run(f"info {address}x")
+    assert result.exit_code == 1
+    assert f"diffcodec: {address}x: cannot read" in result.stderr
+    assert "there is no such file; check the address" in result.stderr
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    monkeypatch.setitem(sys.modules, "fsspec.core", None)
+    assert "pip install 'diffcodec[remote]'" in run(f"info {address}").stderr
 
 
 # --- the command ----------------------------------------------------------------------------------

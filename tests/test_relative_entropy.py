@@ -287,6 +287,26 @@ def test_data_that_end_early():
             Decoder(data[:size], 0, SMALL).decode_step(0, *arguments[1:])
 
 
+def test_data_that_may_end_early_tell_what_they_do():
+    arguments = problem(300, 0.5)
+    data, (whole,), _ = encoded([arguments])
+    told = []
+    for size in range(len(data) + 1):
+        part = Decoder(data[:size], 0, SMALL).decode_step(0, *arguments[1:], may_end=True)
+        known = ~np.isnan(part)
+        assert (part[known] == whole[known]).all()
+        told.append(known.mean())
+    assert told[0] == 0 and told[-1] == 1
+    assert (np.diff(told) >= 0).all()
+    assert np.abs(told - np.arange(len(told)) / len(data)).max() < 0.1
+
+
+def test_a_claim_of_many_bits_that_may_end_early_takes_no_memory():
+    stretched = np.packbits([1, 0] + 47 * [1] + [0]).tobytes()  # 2^6 times the expected bits
+    with pytest.raises(ValueError, match="end early"):
+        Decoder(stretched, 0).decode_step(0, *problem(40000, 0.5)[1:], may_end=True)
+
+
 def test_a_stretch_out_of_range():
     with pytest.raises(ValueError, match="stretch 63, expected at most 48"):
         Decoder(b"\xbf" + b"\xff" * 7 + b"\0" * 99, 0).decode_step(0, *problem(3, 0.1)[1:])

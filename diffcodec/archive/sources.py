@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from diffcodec.archive.records import Source
-from diffcodec.system.addresses import file_system, is_address, reading
-
-EACH_SYSTEMS_OWN = (Exception,)  # errors of file systems
+from diffcodec.system.addresses import EACH_SYSTEMS_OWN, file_system, is_address, reading
 
 
 @dataclass(frozen=True)

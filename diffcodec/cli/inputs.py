@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import click
 
+from diffcodec.system.addresses import is_address, name_of
 from diffcodec.system.files import STANDARD, read_file
 
 _INPUTS = ("/dev/stdin", "/dev/fd/0")  # of other names of the standard streams
@@ -102,6 +103,10 @@ def pair_outputs(
     """
     paths = [path for path, _ in inputs]
     output = STANDARD if output in _OUTPUTS else output
+
+    def name(path: str) -> str:
+        return Path(name_of(path)).stem + suffix
+
     if output_dir is not None or is_list:
         if output is not None:
             raise click.UsageError(
@@ -113,10 +118,7 @@ def pair_outputs(
             [
                 (
                     path,
-                    str(
-                        Path(output_dir or Path(path).parent, between * bool(output_dir))
-                        / (Path(path).stem + suffix)
-                    ),
+                    str(Path(output_dir or _folder(path), between * bool(output_dir)) / name(path)),
                 )
                 for path, between in inputs
             ]
@@ -127,10 +129,16 @@ def pair_outputs(
         return [(paths[0], target)]
     if len(paths) > 1:
         raise click.UsageError("one input and one output; for several inputs, --output-dir")
-    source = Path(paths[0])
-    is_stream = paths[0] == STANDARD or source.is_relative_to("/dev")  # such as <(...) of a shell
-    default = STANDARD if is_stream else str(source.parent / (source.stem + suffix))
+    is_stream = paths[0] == STANDARD or Path(paths[0]).is_relative_to(
+        "/dev"
+    )  # as <(...) in a shell
+    default = STANDARD if is_stream else str(_folder(paths[0]) / name(paths[0]))
     return [(paths[0], output or default)]
+
+
+def _folder(path: str) -> Path:
+    """Where the output of an input goes that is not named; of an address here."""
+    return Path() if is_address(path) else Path(path).parent
 
 
 def _check_name(source: str, target: str) -> None:

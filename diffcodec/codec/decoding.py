@@ -101,7 +101,9 @@ def decode_finest(
     check_scale(scale)
     with opened(data, in_parts=region is not None) as source:
         shows_preview = view.timestep > 0 or scale > 1
-        file = open_file(source, model, progress, limits, device, region, shows_preview)
+        file = open_file(
+            source, model, progress, limits, device, region, shows_preview, allow_partial
+        )
         layers = file.container.layers
         if timestep is None:
             view = replace(view, timestep=_finest(file, scale))

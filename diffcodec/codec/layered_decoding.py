@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from PIL import Image
@@ -10,9 +11,9 @@ from tqdm import tqdm
 from diffcodec.codec.batches import progress_bar
 from diffcodec.codec.jobs import EXACT, View
 from diffcodec.codec.opening import OpenFile
-from diffcodec.codec.planes import check_pixels, color_set, last_share
+from diffcodec.codec.planes import check_pixels, color_set, may_end
 from diffcodec.codec.previews import Previews
-from diffcodec.coding.top_down import WHOLE
+from diffcodec.coding.top_down import MayEnd
 from diffcodec.container.parts import SEAMS, Layers
 from diffcodec.errors import FormatError, UnsupportedError
 from diffcodec.images.metadata import apply_metadata
@@ -45,10 +46,12 @@ def decode_layers(file: OpenFile, view: View, allow_partial: bool) -> tuple[int,
             return True
 
         descent.use_layer(wanted)
-        while descent.timestep > wanted and file.reader.more_layers:
-            if not can(file.reader.read_layer):
+        while descent.timestep > wanted and file.reader.more_layers and not file.reader.is_cut:
+            if not can(partial(file.reader.read_layer, allow_partial)):
                 return descent.timestep, descent.shown()
             descent.use_layer(wanted)
+        if file.reader.is_cut:
+            return descent.timestep, descent.shown()
         to_the_end = wanted == finest or descent.timestep > wanted
         if (to_the_end and not can(file.reader.read_tiles)) or descent.timestep == wanted:
             return descent.timestep, descent.shown()
@@ -110,13 +113,15 @@ class _LayeredDescent:
         """Go down by the layer that was read last, but not below a timestep."""
         layers = _layers(self.file)
         end = layers.timesteps[len(layers.payloads) - 1]
-        share = last_share(self.file.container) if end == layers.stops[-1] else WHOLE
-        self.previews.decode_layer(layers.payloads[-1], end, wanted, share)
+        early = may_end(self.file.container, end)
+        if self.file.reader.is_cut:
+            early = MayEnd.ANYWHERE
+        self.previews.decode_layer(layers.payloads[-1], end, wanted, early)
 
     def shown(self) -> Image.Image:
         """The image that the layers show; at the end of a lossy file held against its checksum."""
         container = self.file.container
-        ends = self.timestep == _layers(self.file).stops[-1]
+        ends = self.timestep == _layers(self.file).stops[-1] and not self.file.reader.is_cut
         if ends and self.file.window.is_whole:
             image = self.previews.picture(seams=SEAMS in container.metadata)
             check_pixels(image, container.pixel_crc, container.float_arithmetic)

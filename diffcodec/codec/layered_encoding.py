@@ -4,9 +4,12 @@ A layer holds the bits of all tiles for some timesteps. What follows the layers 
 tiles as in any other, by the chain below the last preview or by a fallback coder.
 """
 
+import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +21,6 @@ from diffcodec.codec.batches import progress_bar
 from diffcodec.codec.planes import coded_channels, colors_entry
 from diffcodec.codec.previews import Previews
 from diffcodec.codec.tiles import fallback_tiles, outliers, smaller_tile
-from diffcodec.coding.top_down import WHOLE
 from diffcodec.container.parts import END, LEAST_PREVIEW, SEAMS, Container, Layers, Tile, tile_grid
 from diffcodec.container.primitives import CRC_BYTES
 from diffcodec.container.writer import pack
@@ -30,8 +32,9 @@ from diffcodec.images.outliers import Found, find_colors
 from diffcodec.models.model import Model
 
 LAYER_BYTES = 100  # of a layer at least, for each tile: a length and a CRC cost 6
-TRIALS = 10  # of parts of a step
-LEAST_USE, MOST_OVER = 0.985, 0.05  # of a rate, and over a quality in dB: good enough
+WHOLE = 1 << 16  # of a step
+TRIALS = 12  # of parts of a step
+MOST_OVER = 0.03  # dB over a quality: good enough
 SHOWS_SEAMS = True  # in lossy files; those from before don't
 PREVIEW_SIGMA = 9.0  # grey levels: where previews end and bits-back coding is cheaper
 _Steps = list[list[Bits]]  # by timestep from T down, then by tile
@@ -106,12 +109,23 @@ class _File:
             label=self.target.label,
         )
 
-    def layers(self, steps: _Steps) -> Layers:
-        """The layers of these steps."""
+    def layers(self, steps: _Steps, share: int = WHOLE) -> Layers:
+        """The layers of these steps, with a share of the last."""
         plan = self.model.plans[self.plan]
         stops = _stops(steps, plan, self.target.previews)
-        payloads = _payloads(steps, stops, len(plan.levels))
-        return Layers(self.plan, stops, payloads, self.target.label)
+        *layers, last = _by_layer(steps, stops, len(plan.levels))
+        payloads = [tuple(map(_payload, layer)) for layer in layers]
+        payloads.append(tuple(_payload(bits, share) for bits in last))
+        return Layers(self.plan, stops, tuple(payloads), self.target.label)
+
+    def sent(self, steps: _Steps, share: int) -> list[Bits]:
+        """What a share of the last step has of its bits, by tile."""
+        layers = self.layers(steps, share)
+        *_, last = _by_layer(steps, layers.stops, len(self.model.plans[self.plan].levels))
+        return [
+            bits[-1][: 8 * len(payload) - sum(map(len, bits[:-1]))]
+            for bits, payload in zip(last, layers.payloads[-1], strict=True)
+        ]
 
     def pack(
         self,
@@ -128,7 +142,7 @@ class _File:
             tiles: that follow the layers.
             share: how much of the last step there is.
         """
-        layers = self.layers(steps)
+        layers = self.layers(steps, share)
         colors = self.found.colors if not tiles or any(tile.plan for tile in tiles) else None
         container = Container(
             mode=self.source.mode,
@@ -147,7 +161,7 @@ class _File:
     def _entries(self, share: int) -> dict[str, bytes]:
         """What the metadata of a lossy file say of its end."""
         shows = SHOWS_SEAMS and not self.target.exact and len(tile_grid(*self.source.size)) > 1
-        end = {END: share.to_bytes(2, "little")} if share < WHOLE else {}
+        end = {END: b""} if share < WHOLE else {}
         return end | ({SEAMS: b""} if shows else {})
 
     def size(self, steps: _Steps, share: int = WHOLE) -> int:
@@ -206,12 +220,14 @@ def _encode_steps(file: _File, previews: Previews, end: int) -> _Coded:
     while previews.timestep > end:
         before = previews if target.exact or target.timestep is not None else previews.fork()
         steps = [*coded.steps, previews.encode_step(source)]
-        if target.bpp is not None and (bpp := 8 * file.size(steps) / pixels) > target.bpp:
-            part = None if target.exact else _part_of_step(file, before, coded.steps)
+        if target.bpp is not None and 8 * file.size(steps) / pixels > target.bpp:
+            part = None if target.exact else _part_of_step(file, before, steps)
             if not (part or coded.steps):
+                least = 8 * file.size(steps, WHOLE if target.exact else 0) / pixels
                 raise UnsupportedError(
-                    f"{target.bpp} bits per pixel: the first timestep alone takes {bpp:.4f}; give "
-                    "more"
+                    f"{target.bpp} bits per pixel: "
+                    + ("the first timestep alone takes" if target.exact else "a file takes")
+                    + f" {least:.4f}; give more"
                 )
             return part or coded
         coded = _Coded(steps, source)
@@ -222,7 +238,7 @@ def _encode_steps(file: _File, previews: Previews, end: int) -> _Coded:
         if target.psnr is not None:
             quality = psnr(coded.shown, source)
             if quality >= target.psnr:
-                part = None if target.exact else _part_of_step(file, before, steps[:-1])
+                part = None if target.exact else _part_of_step(file, before, steps)
                 return part or coded
     if target.psnr is not None:
         raise UnsupportedError(
@@ -233,42 +249,46 @@ def _encode_steps(file: _File, previews: Previews, end: int) -> _Coded:
 
 
 def _part_of_step(file: _File, before: Previews, steps: _Steps) -> _Coded | None:
-    """What a rate has room for of the next step, or the least of it that has a quality.
+    """What a rate has room for of the last step, or the least of it that has a quality.
 
     Args:
         file: that is to be, lossy.
-        before: the tiles before the step; they may go on from there.
-        steps: before it.
+        before: the tiles before the step.
+        steps: all of them.
 
     Returns:
-        None if no part of it does.
+        None if no part of it does, or what there is room for shows no more than nothing of it.
     """
-    source, target = file.source, file.target
-    low, high, found = 0, WHOLE, None
-    for _ in range(TRIALS):
-        share, previews = (low + high) // 2, before.fork()
-        trial = _Coded([*steps, previews.encode_step(source, share)], source, share)
-        if target.bpp is not None:
-            used = 8 * file.size(trial.steps, share) / (source.width * source.height * target.bpp)
-            fits, is_more, is_near = used <= 1, used > 1, used > LEAST_USE
-        else:
-            assert target.psnr is not None
-            trial = trial._replace(shown=previews.picture(seams=SHOWS_SEAMS))
-            over = psnr(trial.shown, source) - target.psnr
-            fits, is_more, is_near = over >= 0, over >= 0, over < MOST_OVER
-        low, high = (low, share) if is_more else (share, high)
-        if fits:
-            found = trial, previews
-            if is_near:
-                break
-    if found is None:
+    target, found = file.target, None
+    if target.psnr is not None:
+        low, high = 0, WHOLE
+        for _ in range(TRIALS):
+            share = (low + high) // 2
+            shown = _shown_by_part(file, before, steps, share)
+            over = psnr(shown, file.source) - target.psnr
+            low, high = (low, share) if over >= 0 else (share, high)
+            if over >= 0:
+                found = _Coded(steps, shown, share)
+                if over < MOST_OVER:
+                    break
+        return found
+    room = target.bpp * file.source.width * file.source.height / 8 if target.bpp else 0
+    share = bisect.bisect_right(range(WHOLE), room, key=partial(file.size, steps)) - 1
+    if share < 0:
         return None
-    trial, previews = found
-    if target.psnr is None:
-        trial = trial._replace(shown=previews.picture(seams=SHOWS_SEAMS))
-    if steps and psnr(trial.shown, source) <= psnr(before.picture(seams=SHOWS_SEAMS), source):
-        return None
-    return trial
+    found = _Coded(steps, _shown_by_part(file, before, steps, share), share)
+    if len(steps) > 1:
+        shown = before.picture(seams=SHOWS_SEAMS)
+        if psnr(found.shown, file.source) <= psnr(shown, file.source):
+            return None
+    return found
+
+
+def _shown_by_part(file: _File, before: Previews, steps: _Steps, share: int) -> Image.Image:
+    """What a share of the last step shows."""
+    previews = before.fork()
+    previews.take_part(file.sent(steps, share))
+    return previews.picture(seams=SHOWS_SEAMS)
 
 
 def _check_target(target: Target, plan: Plan) -> int:
@@ -313,15 +333,17 @@ def _stops(
     return (*stops[: -1 if stops else None], last)
 
 
-def _payloads(
-    steps: Sequence[Sequence[Bits]], stops: Sequence[int], levels: int
-) -> tuple[tuple[bytes, ...], ...]:
-    """The payloads of steps, by layer and tile."""
-    payloads, top = [], levels
-    for stop in stops:
-        layer = steps[levels - top : levels - stop + 1]
-        payloads.append(
-            tuple(np.packbits(np.concatenate(bits)).tobytes() for bits in zip(*layer, strict=True))
-        )
-        top = stop - 1
-    return tuple(payloads)
+def _by_layer(steps: _Steps, stops: Sequence[int], levels: int) -> list[list[tuple[Bits, ...]]]:
+    """The bits of steps, by layer, tile and step."""
+    ends = [0, *(levels - stop + 1 for stop in stops)]
+    return [list(zip(*steps[first:end], strict=True)) for first, end in pairwise(ends)]
+
+
+def _payload(bits: Sequence[Bits], share: int = WHOLE) -> bytes:
+    """The bits of a tile in the steps of a layer, as bytes; of the last step a share alone."""
+    data = np.packbits(np.concatenate(bits)).tobytes()
+    if share == WHOLE:
+        return data
+    before, last = sum(map(len, bits[:-1])), len(bits[-1])
+    # what fills a byte would be read for bits of the step
+    return data[: max(-(-before // 8), (before + last * share // WHOLE) // 8)]

@@ -47,6 +47,7 @@ def open_file(
     device: str | None = None,
     region: Sequence[int] | None = None,
     shows_preview: bool = False,
+    may_be_cut: bool = False,
 ) -> OpenFile:
     """Read a file as far as its first layer, or whole if it has none; of a region only its tiles.
 
@@ -65,7 +66,7 @@ def open_file(
     if reader.container.layers is None:
         reader.read_tiles()
     else:
-        reader.read_layer()
+        reader.read_layer(may_be_cut)
     container = reader.container
     check_memory(container, limits, size=window.size)
     used = find_model(container, model, device) if container.uses_model else None

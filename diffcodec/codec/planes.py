@@ -10,7 +10,7 @@ from PIL import Image
 from diffcodec.arrays import Array, Flags
 from diffcodec.coding.codecs import Allowed
 from diffcodec.coding.color_volume import MARGIN, ColorVolume
-from diffcodec.coding.top_down import WHOLE
+from diffcodec.coding.top_down import MayEnd
 from diffcodec.container.parts import CHAIN_MODES, COLOR_SET, END, MODES, Box, Container
 from diffcodec.diffusion.color import from_domain, to_domain
 from diffcodec.errors import CorruptError
@@ -37,9 +37,11 @@ def color_set(container: Container) -> ColorSet | None:
     return None if data is None else ColorSet.unpack(data, MODES[container.mode].channels)
 
 
-def last_share(container: Container) -> int:
-    """How much of the last step of its layers a file has, of ``WHOLE``."""
-    return int.from_bytes(container.metadata.get(END, b""), "little") or WHOLE
+def may_end(container: Container, end: int) -> MayEnd:
+    """Where the bits of a layer that ends at a timestep may end early."""
+    layers = container.layers
+    is_last = layers is not None and end == layers.stops[-1]
+    return MayEnd.IN_LAST_STEP if is_last and END in container.metadata else MayEnd.NEVER
 
 
 def colors_entry(colors: ColorSet | None) -> dict[str, bytes]:

@@ -15,7 +15,7 @@ from diffcodec.codec.jobs import EXACT, Job, Part, View, decoding, encode_job, e
 from diffcodec.codec.planes import crop, integers
 from diffcodec.codec.tiles import add_to_chains, paste_chains, paste_fallbacks
 from diffcodec.coding.bits_back import EncodedTile
-from diffcodec.coding.top_down import WHOLE, Descent
+from diffcodec.coding.top_down import Descent, MayEnd
 from diffcodec.container.parts import Box, Tile, tile_grid
 from diffcodec.images.color_sets import ColorSet
 from diffcodec.images.modes import pixel_crc
@@ -57,7 +57,7 @@ class Previews(Descents):
         parts = [Part(plan, index, box, label=label) for index, box in boxes.items()]
         super().__init__(model, mode, parts, bar, colors, exact, encodes)
         self.size = size
-        self.timestep = len(model.plans[plan].levels) + 1  # of all tiles
+        self.timestep = len(model.plans[plan].levels) + 1  # that all tiles have come to
 
     def fork(self) -> "Previews":
         """Others that go on from here by themselves."""
@@ -65,29 +65,44 @@ class Previews(Descents):
         other._descents = {index: each.fork() for index, each in self._descents.items()}
         return other
 
-    def encode_step(self, source: Image.Image, share: int = WHOLE) -> list[Bits]:
-        """Go one timestep down, or a share of it: its bits by tile."""
+    def encode_step(self, source: Image.Image) -> list[Bits]:
+        """Go one timestep down: its bits by tile."""
 
         def job(part: Part, descent: Descent) -> Job[Bits]:
             x = integers(source, part.box, self.model.color).astype(np.float64)
             with encoding(self.model):
-                return (yield from descent.encode_step(x, share))
+                return (yield from descent.encode_step(x))
 
         bits = list(self.run(job))
         self.timestep -= 1
         return bits
 
+    def take_part(self, bits: Sequence[Bits]) -> None:
+        """Go one timestep down by the beginnings of what :meth:`encode_step` gave by tile."""
+
+        def job(part: Part, descent: Descent) -> Job[None]:
+            with encoding(self.model):
+                yield from descent.take_part(of_tile[part.index])
+
+        of_tile = {part.index: each for part, each in zip(self.parts, bits, strict=True)}
+        list(self.run(job))
+        self.timestep -= 1
+
     def decode_layer(
-        self, payloads: Sequence[bytes], end: int, timestep: int, share: int = WHOLE
+        self,
+        payloads: Sequence[bytes],
+        end: int,
+        timestep: int,
+        may_end: MayEnd = MayEnd.NEVER,
     ) -> None:
-        """Go down to the end of a layer, of whose last step there is a share, or not so far."""
+        """Go down to the end of a layer, or not so far; tiles may come to different timesteps."""
 
         def job(part: Part, descent: Descent) -> Job[None]:
             with decoding(self.model, part.index):
-                yield from descent.decode_layer(payloads[part.index], end, timestep, share)
+                yield from descent.decode_layer(payloads[part.index], end, timestep, may_end)
 
         list(self.run(job))
-        self.timestep = max(end, timestep)
+        self.timestep = max(self.descent(part).timestep for part in self.parts)
 
     def picture(self, view: View = EXACT, seams: bool = True) -> Image.Image:
         """The image at the present timestep; see :meth:`show`."""

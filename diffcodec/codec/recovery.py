@@ -14,11 +14,11 @@ from diffcodec.codec.batches import count_evaluations, progress_bar, run
 from diffcodec.codec.estimates import check_memory
 from diffcodec.codec.jobs import Job, Part, decode_job, decoding, make_chain
 from diffcodec.codec.opening import find_model
-from diffcodec.codec.planes import check_pixels, color_set, last_share
+from diffcodec.codec.planes import check_pixels, color_set, may_end
 from diffcodec.codec.seams import Seam, Strips, paste_seam
 from diffcodec.codec.tiles import add_to_chains, paste_chains, paste_fallbacks
 from diffcodec.coding.chain import TileChain
-from diffcodec.coding.top_down import WHOLE, Descent
+from diffcodec.coding.top_down import Descent
 from diffcodec.container.parts import SEAMS, Box, Tile
 from diffcodec.container.primitives import read_stream
 from diffcodec.container.salvage import Damage, Salvage, salvage
@@ -157,8 +157,8 @@ def _decode(
         if payload is None:
             break
         with decoding(model, part.index):
-            share = last_share(found.container) if end == layers.stops[-1] else WHOLE
-            yield from descent.decode_layer(payload, end, share=share)
+            early = may_end(found.container, end)
+            yield from descent.decode_layer(payload, end, may_end=early)
         strips.add(part, end, descent.z)
     if tile is not None and descent.timestep == layers.timesteps[-1]:
         return (yield from _exact(model, descent.below(), tile))

@@ -9,12 +9,13 @@ No lattice: what the decoder returns is the encoder's z_s to the last bit.
 import copy
 import math
 from collections.abc import Callable, Generator, Sequence
+from enum import Enum, auto
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float64
 
-from diffcodec.arrays import Array, Bits
+from diffcodec.arrays import Array, Bits, Flags
 from diffcodec.coding import randomness
 from diffcodec.coding.bits_back import EncodedTile, encode_tile, most_seed_words
 from diffcodec.coding.chain import Answer, Asked, Posterior, TileChain
@@ -35,8 +36,16 @@ from diffcodec.container.parts import LEAST_PREVIEW
 from diffcodec.diffusion.color import channels
 from diffcodec.diffusion.process import LOG2_E, p_excess, q_posterior
 
-WHOLE = 1 << 16  # of a step
 PART_BITS = 16  # from where on the number of a part stands in the key of its randomness
+FLOW_SIGMA = 5.0  # grey levels: what is missing of z_s above it is the flow's, below the mean
+
+
+class MayEnd(Enum):
+    """Where the bits of a layer may end early, without the rest of what they tell."""
+
+    NEVER = auto()
+    IN_LAST_STEP = auto()
+    ANYWHERE = auto()  # the tile stays there
 
 
 class Transition(NamedTuple):
@@ -44,16 +53,19 @@ class Transition(NamedTuple):
 
     z: Array  # z_t
     noise: tuple[Array, Array]  # s and t: around what q is given, x or z_1; by channel
+    flow: Array  # z_s by the flow
     mean: Array
     variance: Array  # Q
     excess: Array  # W
 
-    def first(self, rows: int) -> "Transition":
-        """The transition of the first rows."""
-        z, mean, variance, excess = (
-            field[..., :rows, :] for field in (self.z, self.mean, self.variance, self.excess)
-        )
-        return Transition(z, self.noise, mean, variance, excess)
+
+def by_flow(xhat: Array, z_t: Array, sigma_s: Array, sigma_t: Array) -> Array:
+    """z_s by the probability-flow ODE, ``xhat + (sigma_s / sigma_t) (z_t - xhat)``.
+
+    DDIM, eta = 0 (Song et al. 2021, eq. 12), in operations that are the same on every machine.
+    """
+    z_s: Array = xhat + np.sqrt((sigma_s * sigma_s) / (sigma_t * sigma_t)) * (z_t - xhat)
+    return z_s
 
 
 class Piece(NamedTuple):
@@ -126,14 +138,11 @@ class Descent:
         other.chain.z = dict(self.chain.z)
         return other
 
-    def encode_step(
-        self, x: Float64[Array, "3 height width"], share: int = WHOLE
-    ) -> Generator[Asked, Answer, Bits]:
+    def encode_step(self, x: Float64[Array, "3 height width"]) -> Generator[Asked, Answer, Bits]:
         """Go one timestep down, and give the bits that tell it.
 
         Args:
             x: integers of the colour domain.
-            share: how much of it is sent, of ``WHOLE``.
 
         Raises:
             ValueError: if the model's numbers are out of range.
@@ -142,62 +151,76 @@ class Descent:
         self._encoder.writer = BitWriter()
 
         def send(key: int, part: Part, p: Transition) -> Array:
-            rows = p.mean.shape[-2]
-            q_mean = q_posterior(given[part][..., :rows, :], p.z, *p.noise).mean
+            q_mean = q_posterior(given[part], p.z, *p.noise).mean
             fields = (a.ravel() for a in (q_mean, p.mean, p.variance, p.excess))
             return self._encoder.encode_step(key, *fields)
 
-        yield from self._descend(send, share)
+        yield from self._descend(send)
         return self._encoder.writer.bits()
 
+    def take_part(self, bits: Bits) -> Generator[Asked, Answer, None]:
+        """Go one timestep down by the beginning of what :meth:`encode_step` gives, as decoders do.
+
+        Args:
+            bits: of a fork that went on from here.
+        """
+        self._decoder.stretch = self._encoder.stretch
+        yield from self.decode_layer(bits, self.timestep - 1, may_end=MayEnd.IN_LAST_STEP)
+
     def decode_layer(
-        self, data: bytes, end: int, timestep: int = 0, share: int = WHOLE
+        self, data: bytes | Bits, end: int, timestep: int = 0, may_end: MayEnd = MayEnd.NEVER
     ) -> Generator[Asked, Answer, None]:
         """Go down to a timestep by a layer.
 
         Args:
-            data: of the layer.
+            data: of the layer, its bytes or bits.
             end: the timestep that it reaches.
             timestep: where to stop, if that is above the end.
-            share: how much of its last step was sent, of ``WHOLE``.
+            may_end: where the data may end early.
 
         Raises:
             ValueError: if it cannot be what the encoder wrote.
         """
         reader = self._decoder.reader = BitReader(data)
-
-        def receive(key: int, part: Part, p: Transition) -> Array:
-            fields = (a.ravel() for a in (p.mean, p.variance, p.excess))
-            return self._decoder.decode_step(key, *fields)
-
+        first = len(self.chain.levels)
         while self.timestep > max(end, timestep):
-            yield from self._descend(receive, share if self.timestep - 1 == end else WHOLE)
+            s, anywhere = self.timestep - 1, may_end is MayEnd.ANYWHERE
+            if anywhere and not reader.left and s < first:
+                return
+            early = anywhere or (may_end is MayEnd.IN_LAST_STEP and s == end)
+
+            def receive(key: int, part: Part, p: Transition, early: bool = early) -> Array:
+                mean, variance, excess = (a.ravel() for a in (p.mean, p.variance, p.excess))
+                return self._decoder.decode_step(key, mean, variance, excess, early)
+
+            yield from self._descend(receive)
         if self.timestep == end and (reader.left >= 8 or reader.read(reader.left).any()):
             raise ValueError("bits are left over")
 
     def _descend(
-        self, sample: Callable[[int, Part, Transition], Array], share: int = WHOLE
+        self, sample: Callable[[int, Part, Transition], Array]
     ) -> Generator[Asked, Answer, None]:
         """Go one timestep down, part by part, each by a sample that both sides agree on.
 
-        Of a share of it the first rows of all parts are sampled. The others are what is expected of
-        them, which tells the model nothing of x that z_t does not.
+        Where that is NaN, z_s is missing. The parts that follow take it to be what is expected of
+        it. In the end it is the flow's, which has the noise that the model expects of z_s; but at
+        low noise levels, where that shows more error, what is expected.
         """
         chain, s = self.chain, self.timestep - 1
         step: Step = PhasedReverse(s) if chain.phased else Reverse(s)
         if s == len(chain.levels):
             step = Prior(s)
         z = chain.z[s] = self._with_known(np.zeros((chain.coded, *chain.shape[1:])), s)
-        parts = step.parts(chain)
-        left = sum(z[part].shape[-2] for part in parts) * share // WHOLE
-        for number, part in enumerate(parts):
+        missing: list[tuple[Part, Flags, Transition]] = []
+        for number, part in enumerate(step.parts(chain)):
             p = yield from self._transition(step, part)
-            z[part] = p.mean
-            if rows := min(left, p.mean.shape[-2]):
-                left -= rows
-                p = p.first(rows)
-                sampled = sample(number << PART_BITS | s, part, p)
-                z[part][..., :rows, :] = sampled.reshape(p.mean.shape)
+            sampled = sample(number << PART_BITS | s, part, p).reshape(p.mean.shape)
+            z[part] = sampled
+            if (lacking := np.isnan(sampled)).any():
+                z[part][lacking] = p.mean[lacking]
+                missing.append((part, lacking, p))
+        for part, lacking, p in missing if chain.plan.levels[s - 1] > FLOW_SIGMA else ():
+            z[part][lacking] = p.flow[lacking]
         self._arrive(z)
 
     def _transition(self, step: Step, part: Part) -> Generator[Asked, Answer, Transition]:
@@ -218,13 +241,14 @@ class Descent:
                 xhat, v, _ = yield from self.posterior()
                 xhat, v = xhat[part], v[part]
         mean, variance = q_posterior(xhat, z, sigma_s, sigma_t)
+        flow = by_flow(xhat, z, sigma_s, sigma_t)
         excess, noise = p_excess(v, sigma_s, sigma_t), (sigma_s, sigma_t)
         if chain.around_first:  # q knows more, p what it knew
             around_s, around_t = (np.sqrt(s * s - first * first) for s in noise)
             noise, wide = (around_s, around_t), variance
             variance = q_posterior(xhat, z, *noise).variance
             excess = excess + (wide - variance)
-        return Transition(z, noise, mean, np.broadcast_to(variance, mean.shape), excess)
+        return Transition(z, noise, flow, mean, np.broadcast_to(variance, mean.shape), excess)
 
     def _arrive(self, z: Array) -> None:
         """Take z_s, all channels, for where the tile has come to."""
@@ -251,8 +275,7 @@ class Descent:
     def go_on(self, how: str, seed: int = 0) -> Generator[Asked, Answer, None]:
         """A timestep down by what the decoder knows at z_t.
 
-        By the flow, ``z_s = xhat + (sigma_s / sigma_t) (z_t - xhat)`` (DDIM, eta = 0), or by a
-        sample of p(z_s | z_t).
+        By the flow or by a sample of p(z_s | z_t).
 
         Args:
             how: see :meth:`lowest`.
@@ -270,8 +293,7 @@ class Descent:
             return
         mean = (yield from self.posterior()).mean
         sigma_s, sigma_t = (level.sigma for level in chain.levels[s - 1 : s + 1])
-        r = (sigma_s * sigma_s) / (sigma_t * sigma_t)
-        z = mean + np.sqrt(r) * (self.z - mean)
+        z = by_flow(mean, self.z, sigma_s, sigma_t)
         self._arrive(self._with_known(z[: chain.coded], s))
 
 

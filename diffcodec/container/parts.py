@@ -11,7 +11,7 @@ MAGIC = b"\x89DFC"
 VERSION = 1
 COLOR_SET = "Colors"  # the metadata entry that tells which colours can occur
 SEAMS = "Seams"  # the one that says that a lossy image is seen across the borders of its tiles
-END = "End"  # the one that says how much of its last step a lossy file has
+END = "End"  # the one that says that a lossy file ends within its last step
 METADATA_NAMES = (
     *(
         COLOR_SET,

@@ -104,6 +104,11 @@ class ByteReader:
         self.prepare(1)
         return len(self.data) - self.position
 
+    def remaining_up_to(self, count: int) -> int:
+        """How many bytes follow, but no more than so many."""
+        self.prepare(count)
+        return min(count, len(self.data) - self.position)
+
     def skip_to_end(self) -> None:
         """Leave out what follows, of bytes."""
         self.position = len(self.data)

@@ -68,6 +68,7 @@ class FileReader:
         cursor: where the next part begins.
         wanted: numbers of the tiles to read, if not all are: the others are left out, and of what
             they hold nothing is checked. Their payloads are empty.
+        is_cut: whether of the last layer that was read only the beginning has come.
 
     All methods raise what :func:`parse` raises. After an error what was read before is good still.
     """
@@ -77,6 +78,7 @@ class FileReader:
         self.header = read_header(self.cursor, limits)
         self.container = self.header.container
         self.wanted: Collection[int] | None = None
+        self.is_cut = False
 
     @property
     def more_layers(self) -> bool:
@@ -84,11 +86,25 @@ class FileReader:
         layers = self.container.layers
         return layers is not None and len(layers.payloads) < len(layers.timesteps)
 
-    def read_layer(self) -> tuple[bytes, ...]:
-        """The next layer's payloads, by tile."""
+    def read_layer(self, may_be_cut: bool = False) -> tuple[bytes, ...]:
+        """The next layer's payloads, by tile.
+
+        Args:
+            may_be_cut: where the file ends within the layer, take what has come of it.
+        """
         layers = self.container.layers
         assert layers is not None
-        payload = self._read_section(len(layers.payloads))
+        section, start = len(layers.payloads), self.cursor.position
+        try:
+            payload = self._read_section(section)
+        except TruncatedError:
+            if not may_be_cut or self.wanted is not None:
+                raise
+            self.cursor.position = start
+            payload = self._read_beginning(section)
+            if not any(payload):
+                raise
+            self.is_cut = True
         layers = replace(layers, payloads=(*layers.payloads, payload))
         self.container = replace(self.container, layers=layers)
         check_header(self.container)
@@ -122,6 +138,17 @@ class FileReader:
             self.read_part(section, *part) if self.wants(part[0]) else self._skip_part(part[1])
             for part in enumerate(lengths)
         )
+
+    def _read_beginning(self, section: int) -> tuple[bytes, ...]:
+        """What has come of a section; no checksum guards the last part that has, a beginning."""
+        contents: list[bytes] = []
+        for tile, length in enumerate(self.read_lengths(section)):
+            came = self.cursor.remaining_up_to(length + CRC_BYTES)
+            if came == length + CRC_BYTES:
+                contents.append(self.read_part(section, tile, length))
+            else:
+                contents.append(self.cursor.take(min(length, came), self.name(section, tile)))
+        return tuple(contents)
 
     def wants(self, tile: int) -> bool:
         """Whether a tile is to be read."""

@@ -114,12 +114,10 @@ def _check_entries(container: Container) -> None:
     layers, metadata = container.layers, container.metadata
     if COLOR_SET in metadata and not container.uses_model:
         raise FormatError("the file has a set of colours, but no tile is a chain")
-    if END in metadata and (
-        layers is None or layers.is_exact or len(metadata[END]) != 2 or not any(metadata[END])
-    ):
+    if END in metadata and (layers is None or layers.is_exact or metadata[END]):
         raise FormatError(
-            f"the file has a part of a step ({len(metadata[END])} bytes), expected none, or layers "
-            "alone and two bytes that are not 0"
+            f"the file ends within a step ({len(metadata[END])} bytes), expected layers alone and "
+            "no bytes"
         )
     if SEAMS in metadata:
         count = tile_count(container.width, container.height, container.whole)

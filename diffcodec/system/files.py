@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from diffcodec.errors import DiffcodecError
+from diffcodec.system.addresses import is_address, opened_address
 
 EXISTS = (errno.EEXIST, "it exists already")
 STANDARD = "-"  # input or output
@@ -19,7 +20,7 @@ _PIECE_BYTES = 1 << 20
 
 
 def read_file(path: str, limit: int | None = None) -> bytes:
-    """All bytes of a file, or of standard input; with a limit no more than so many.
+    """All bytes of a file, at an address or of standard input; with a limit no more than so many.
 
     Raises:
         OSError: with the path in ``filename``.
@@ -29,7 +30,7 @@ def read_file(path: str, limit: int | None = None) -> bytes:
             return _read(sys.stdin.buffer, limit)
         except OSError as e:
             raise OSError(e.errno, e.strerror, "standard input") from e
-    with Path(path).open("rb") as file:
+    with opened_address(path) if is_address(path) else Path(path).open("rb") as file:
         return _read(file, limit)
 
 
@@ -68,13 +69,14 @@ def check_output(path: str, source: str, force: bool) -> None:
             raise DiffcodecError("standard output: it is a terminal; give an output file or a pipe")
         return
     target = Path(path)
-    if source != STANDARD:
+    is_file = source != STANDARD and not is_address(source)
+    if is_file:
         Path(source).stat()  # that there is no input says more than that its folder is missing
     if target.is_dir():
         raise IsADirectoryError(errno.EISDIR, "it is a folder", path)
     if not target.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, f"there is no folder {target.parent}", path)
-    if source != STANDARD and target.exists() and target.samefile(source):
+    if is_file and target.exists() and target.samefile(source):
         raise DiffcodecError("the output is the input itself; give another output")
     if target.is_file() and not force:
         raise FileExistsError(*EXISTS, path)

@@ -8,6 +8,13 @@ MOST_QUOTIENT = 32  # of a Rice code; what lies farther out is moved here
 MOST_STRETCH = 48  # stages are scaled by 2^(k / 8), |k| at most this
 
 
+class EarlyEndError(ValueError):
+    """The data end before what is wanted of them."""
+
+    def __init__(self, wanted: int, left: int):
+        super().__init__(f"the data end early: {wanted} bits wanted, {left} left")
+
+
 class BitWriter:
     """Bits in the order of the file."""
 
@@ -32,8 +39,10 @@ class BitWriter:
 class BitReader:
     """Inverse of :class:`BitWriter`."""
 
-    def __init__(self, data: bytes):
-        self._bits = np.unpackbits(np.frombuffer(data, dtype=np.uint8))
+    def __init__(self, data: bytes | Bits):
+        if isinstance(data, bytes):
+            data = np.unpackbits(np.frombuffer(data, dtype=np.uint8))
+        self._bits: Bits = data
         self.position = 0
 
     @property
@@ -45,10 +54,10 @@ class BitReader:
         """The next bits.
 
         Raises:
-            ValueError: if there are not so many.
+            EarlyEndError: there are not so many.
         """
         if count > self.left:
-            raise ValueError(f"the data end early: {count} bits wanted, {self.left} left")
+            raise EarlyEndError(count, self.left)
         self.position += count
         return self._bits[self.position - count : self.position]
 

@@ -9,6 +9,7 @@ from diffcodec.coding.relative_entropy.bits import (
     MOST_STRETCH,
     BitReader,
     BitWriter,
+    EarlyEndError,
     read_rice_code,
     read_stretch_change,
     rice_code,
@@ -34,6 +35,7 @@ from diffcodec.diffusion.process import LOG2_E
 MOST_BITS = 3  # of a dimension on the trellis
 SURCHARGE = 32  # b bits of a dimension count as b + b^2 / SURCHARGE: large ones need more
 MOST_RATIO = 2.0**60  # of W to Q
+MOST_STAGES = 16  # for each dimension of a path that ends early: what takes memory all the same
 _STRETCHES = round30(2.0 ** (np.arange(-MOST_STRETCH, MOST_STRETCH + 1) / 8))
 
 
@@ -105,12 +107,14 @@ class _Step:
         codebook: Codebook,
         path: UInt8[Bits, " stages"],
     ) -> Float64[Array, " n"]:
-        """z_s."""
+        """z_s; NaN where the path ends before it tells."""
         u = path_noise(layout, codebook, path)
         sample = np.sqrt(self.total) * u
         estimate = self.estimate[self.far]
         estimate += self.left / np.sqrt(self.spread[self.far]) * u[self.far]
         sample[self.far] = estimate * (self.total[self.far] / self.excess[self.far])
+        if len(path) < layout.stages:
+            sample[layout.order[layout.stage >= len(path)]] = np.nan
         return p_mean + sample
 
 
@@ -213,20 +217,33 @@ class Decoder:
         p_mean: Float64[Array, " n"],
         variance: Float64[Array, " n"],
         excess: Float64[Array, " n"],
+        may_end: bool = False,
     ) -> Float64[Array, " n"]:
         """See :meth:`Encoder.encode_step`.
+
+        Args:
+            timestep, p_mean, variance, excess: as there.
+            may_end: whether the data may end early; what they do not tell then is NaN.
 
         Raises:
             ValueError: also if the data end, or cannot be what an encoder wrote.
         """
         _check(variance, excess, p_mean)
         step = _Step(variance, excess, Key(self.tile, timestep), self.trellis)
-        step.take_coarse(read_rice_code(self.reader, step.parameter))
-        self.stretch += read_stretch_change(self.reader)
+        try:
+            step.take_coarse(read_rice_code(self.reader, step.parameter))
+            change = read_stretch_change(self.reader)
+        except EarlyEndError:
+            if not may_end:
+                raise
+            self.reader.read(self.reader.left)
+            return np.full(len(p_mean), np.nan)
+        self.stretch += change
         if abs(self.stretch) > MOST_STRETCH:
             raise ValueError(f"stretch {self.stretch}, expected at most {MOST_STRETCH}")
-        stages = step.stages(self.stretch)
-        if stages > self.reader.left:  # before memory is taken for them
-            raise ValueError(f"the data end early: {stages} bits wanted, {self.reader.left} left")
+        stages, left = step.stages(self.stretch), self.reader.left
+        # before memory is taken for them
+        if stages > left and not (may_end and stages <= MOST_STAGES * len(p_mean)):
+            raise EarlyEndError(stages, left)
         layout, codebook = step.lay_out(self.stretch)
-        return step.sample(p_mean, layout, codebook, self.reader.read(stages))
+        return step.sample(p_mean, layout, codebook, self.reader.read(min(stages, left)))

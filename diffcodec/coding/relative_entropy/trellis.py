@@ -105,8 +105,9 @@ def path_branches(path: UInt8[Bits, " stages"], trellis: Trellis) -> Int64[Integ
 def path_noise(
     layout: Layout, codebook: Codebook, path: UInt8[Bits, " stages"]
 ) -> Float64[Array, " n"]:
-    """The noise u of every dimension."""
-    branches = path_branches(path, codebook.trellis) if layout.stages else np.zeros(1, np.int64)
+    """The noise u of every dimension; of those behind the end of the path any."""
+    branches = np.zeros(max(layout.stages, 1), np.int64)
+    branches[: len(path)] = path_branches(path, codebook.trellis)
     u = np.empty(len(layout.order))
     u[layout.order] = layout.sign * codebook.noise(layout.row, branches[layout.stage])
     return u / NOISE_STEPS
