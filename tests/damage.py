@@ -228,7 +228,7 @@ def other_tiles(tiles: tuple[Tile, ...], rng: random.Random, mutate: Mutate) -> 
 def other_layers(layers: Layers, rng: random.Random, mutate: Mutate) -> Layers:
     kind = rng.randrange(9)
     if kind == 0:
-        return replace(layers, plan=rng.choice(PLAN_NAMES))
+        return replace(layers, plan=rng.choice(PLAN_NAMES), is_part=rng.random() < 0.5)
     if kind == 8:
         return replace(layers, label=rng.choice((None, other_number(layers.label or 0, rng))))
     if kind == 1:

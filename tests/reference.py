@@ -67,11 +67,11 @@ def decode(data, model):
     mode = MODES[flags & 7]
     width, height = file.varint(), file.varint()
     identity = file.take(4)
-    colors, shows_seams, may_end = read_metadata(file, mode) if flags & 32 else (None, False, False)
-    plan, stops, label = None, [], None
+    colors, shows_seams = read_metadata(file, mode) if flags & 32 else (None, False)
+    plan, stops, label, may_end = None, [], None, False
     if flags & 8:
         number = file.u8()
-        plan = PLANS[(number & ~32) - 16]
+        plan, may_end = PLANS[(number & ~96) - 16], bool(number & 64)
         label = file.varint() if number & 32 else None
         stops = [file.varint() for _ in range(file.varint())]
     checksum = file.u32() if stops and stops[-1] else None
@@ -190,7 +190,7 @@ def seams(xs, ys):
 
 def read_metadata(file, mode):
     """Which colours can occur, if the file tells, and whether it shows seams."""
-    colors, shows_seams, may_end = None, False, False
+    colors, shows_seams = None, False
     for _ in range(file.u8()):
         name = file.take(file.u8())
         value = file.take(file.varint())
@@ -199,9 +199,6 @@ def read_metadata(file, mode):
         elif name == b"Seams":
             assert not value
             shows_seams = True
-        elif name == b"End":
-            may_end = True
-            assert not value
         elif name in (b"chunks", b"text"):
             chunks = Bytes(zlib.decompress(value))
             while rest := chunks.rest():
@@ -212,7 +209,7 @@ def read_metadata(file, mode):
                 chunks = Bytes(rest[8 + length :])
         else:
             assert chr(name[0]).islower()
-    return colors, shows_seams, may_end
+    return colors, shows_seams
 
 
 def color_set(value, channels):

@@ -22,7 +22,6 @@ from diffcodec.container.parts import (
     CHAIN_MODES,
     CODERS,
     COLOR_SET,
-    END,
     METADATA_NAMES,
     MODES,
     MOST_DRAW,
@@ -170,15 +169,11 @@ def containers(draw: st.DrawFn) -> Container:
         layers = replace(layers, payloads=tuple(payloads), label=label)
         drawn = drawn if layers.is_exact else ()
     uses_model = layers is not None or any(tile.plan for tile in drawn)
-    known = [
-        name
-        for name in METADATA_NAMES
-        if name not in (END, SEAMS) and (uses_model or name != COLOR_SET)
-    ]
+    known = [name for name in METADATA_NAMES if name != SEAMS and (uses_model or name != COLOR_SET)]
     ends = {}
     if layers is not None and not layers.is_exact:
         ends |= {SEAMS: b""} if count > 1 and draw(st.booleans()) else {}
-        ends |= {END: draw(st.integers(1, 65535)).to_bytes(2)} if draw(st.booleans()) else {}
+        layers = replace(layers, is_part=draw(st.booleans()))
     names = st.sampled_from(known) | st.from_regex(r"\A[a-z][A-Za-z0-9-]{0,9}\Z")
     ends_with_layer = layers is not None and not layers.is_exact
     return Container(

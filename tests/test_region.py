@@ -287,9 +287,8 @@ def test_addresses_of_no_file_system() -> None:
 def test_commands_take_addresses(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    image = Image.fromarray(
-        np.arange(600 * 1100, dtype=np.uint32).view(np.uint8).reshape(600, -1, 4)
-    )
+    noise = np.random.default_rng(0).integers(0, 256, (600, 1100, 4), dtype=np.uint8)
+    image = Image.fromarray(noise)
     data = tiled(image)
     (tmp_path / "a.dfc").write_bytes(data)
     (folder := tmp_path / "here").mkdir()
@@ -309,8 +308,7 @@ def test_commands_take_addresses(
     assert result.exit_code != 0 and Ranges.sent <= 1 << 17 and not Path("new.png").exists()
     result = run(f"info {address}x")
     assert result.exit_code == 1
-    assert f"diffcodec: {address}x: cannot read" in result.stderr
-    assert "there is no such file; check the address" in result.stderr
+    assert f"diffcodec: {address}x: there is no such file; check the address" in result.stderr
     monkeypatch.setitem(sys.modules, "fsspec", None)
     monkeypatch.setitem(sys.modules, "fsspec.core", None)
     assert "pip install 'diffcodec[remote]'" in run(f"info {address}").stderr

@@ -10,7 +10,6 @@ from diffcodec.container.parts import (
     CHAIN_MODES,
     CODERS,
     COLOR_SET,
-    END,
     MODES,
     PLAN_NAMES,
     SEAMS,
@@ -220,8 +219,8 @@ def _check_shared(group: SharedGroup) -> None:
         check_metadata(metadata)
         if COLOR_SET in metadata:
             raise FormatError("colours of one image of a group, expected of all")
-        if SEAMS in metadata or END in metadata:
-            raise FormatError("seams or an end of an image of a group, expected none")
+        if SEAMS in metadata:
+            raise FormatError("seams of an image of a group, expected none")
     if bool(group.chains) != bool(group.payload):
         raise FormatError(
             f"a group of {len(group.chains)} chains has {len(group.payload)} bytes of words"

@@ -21,7 +21,7 @@ from diffcodec.codec.batches import progress_bar
 from diffcodec.codec.planes import coded_channels, colors_entry
 from diffcodec.codec.previews import Previews
 from diffcodec.codec.tiles import fallback_tiles, outliers, smaller_tile
-from diffcodec.container.parts import END, LEAST_PREVIEW, SEAMS, Container, Layers, Tile, tile_grid
+from diffcodec.container.parts import LEAST_PREVIEW, SEAMS, Container, Layers, Tile, tile_grid
 from diffcodec.container.primitives import CRC_BYTES
 from diffcodec.container.writer import pack
 from diffcodec.diffusion.plan import Plan
@@ -116,7 +116,7 @@ class _File:
         *layers, last = _by_layer(steps, stops, len(plan.levels))
         payloads = [tuple(map(_payload, layer)) for layer in layers]
         payloads.append(tuple(_payload(bits, share) for bits in last))
-        return Layers(self.plan, stops, tuple(payloads), self.target.label)
+        return Layers(self.plan, stops, tuple(payloads), self.target.label, share < WHOLE)
 
     def sent(self, steps: _Steps, share: int) -> list[Bits]:
         """What a share of the last step has of its bits, by tile."""
@@ -151,18 +151,17 @@ class _File:
             model=self.model.info.id,
             pixel_crc=0 if tiles else pixel_crc(last),
             whole=False,
-            metadata=get_metadata(self.source) | colors_entry(colors) | self._entries(share),
+            metadata=get_metadata(self.source) | colors_entry(colors) | self._seams(),
             tiles=tuple(tiles),
             float_arithmetic=self.model.arithmetic == "float",
             layers=replace(layers, stops=(*layers.stops, 0)) if tiles else layers,
         )
         return pack(container)
 
-    def _entries(self, share: int) -> dict[str, bytes]:
-        """What the metadata of a lossy file say of its end."""
+    def _seams(self) -> dict[str, bytes]:
+        """What the metadata of a lossy file say of its tiles' borders."""
         shows = SHOWS_SEAMS and not self.target.exact and len(tile_grid(*self.source.size)) > 1
-        end = {END: b""} if share < WHOLE else {}
-        return end | ({SEAMS: b""} if shows else {})
+        return {SEAMS: b""} if shows else {}
 
     def size(self, steps: _Steps, share: int = WHOLE) -> int:
         """Bytes down to the end of these steps.

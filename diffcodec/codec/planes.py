@@ -11,7 +11,7 @@ from diffcodec.arrays import Array, Flags
 from diffcodec.coding.codecs import Allowed
 from diffcodec.coding.color_volume import MARGIN, ColorVolume
 from diffcodec.coding.top_down import MayEnd
-from diffcodec.container.parts import CHAIN_MODES, COLOR_SET, END, MODES, Box, Container
+from diffcodec.container.parts import CHAIN_MODES, COLOR_SET, MODES, Box, Container
 from diffcodec.diffusion.color import from_domain, to_domain
 from diffcodec.errors import CorruptError
 from diffcodec.images.color_sets import ColorSet
@@ -40,8 +40,9 @@ def color_set(container: Container) -> ColorSet | None:
 def may_end(container: Container, end: int) -> MayEnd:
     """Where the bits of a layer that ends at a timestep may end early."""
     layers = container.layers
-    is_last = layers is not None and end == layers.stops[-1]
-    return MayEnd.IN_LAST_STEP if is_last and END in container.metadata else MayEnd.NEVER
+    assert layers is not None
+    is_last = end == layers.stops[-1]
+    return MayEnd.IN_LAST_STEP if is_last and layers.is_part else MayEnd.NEVER
 
 
 def colors_entry(colors: ColorSet | None) -> dict[str, bytes]:

@@ -19,6 +19,7 @@ from diffcodec.container.primitives import (
     MARKS_BIT,
     METADATA_BIT,
     MODE_BITS,
+    PART_BIT,
     WHOLE_BIT,
     ByteReader,
     coder_of,
@@ -129,7 +130,7 @@ def _read_layers(reader: "ByteReader", limits: Limits) -> Layers:
     """What the header says of the layers."""
     what = "the timesteps of the layers"
     number = reader.u8("the plan of the layers")
-    plan = coder_of(number & ~LABEL_BIT, "plan of the layers", CODERS | LAYER_PLANS)
+    plan = coder_of(number & ~(LABEL_BIT | PART_BIT), "plan of the layers", CODERS | LAYER_PLANS)
     label = reader.varint("the class of the layers") if number & LABEL_BIT else None
     count = reader.varint(what)
     limits.check_timesteps(count)
@@ -138,4 +139,4 @@ def _read_layers(reader: "ByteReader", limits: Limits) -> Layers:
     limits.check_timesteps(max(stops, default=0))
     if stops in ((), (0,)):
         raise FormatError("the file has no layers, expected at least one")
-    return Layers(plan, stops, (), label)
+    return Layers(plan, stops, (), label, bool(number & PART_BIT))

@@ -11,11 +11,9 @@ MAGIC = b"\x89DFC"
 VERSION = 1
 COLOR_SET = "Colors"  # the metadata entry that tells which colours can occur
 SEAMS = "Seams"  # the one that says that a lossy image is seen across the borders of its tiles
-END = "End"  # the one that says that a lossy file ends within its last step
 METADATA_NAMES = (
     *(
         COLOR_SET,
-        END,
         SEAMS,
         "chunks",
         "dpi",
@@ -127,12 +125,14 @@ class Layers:
             hold the exact image.
         payloads: by layer and tile; of a file that is read in part, those that are there.
         label: the class that the model was told of all tiles, or None.
+        is_part: whether the bits of the last layer may end within its last step.
     """
 
     plan: str
     stops: tuple[int, ...]
     payloads: tuple[tuple[bytes, ...], ...]
     label: int | None = None
+    is_part: bool = False
 
     @property
     def is_exact(self) -> bool:

@@ -14,6 +14,7 @@ LAYERS_BIT, WHOLE_BIT, METADATA_BIT, MARKS_BIT, FLOAT_BIT = 0x08, 0x10, 0x20, 0x
 # Of a coder's number.
 OUTLIERS_BIT, LABEL_BIT, CHAIN_BIT, PREVIEW_BIT, DRAW_BIT = 0x40, 0x20, 0x10, 0x08, 0x04
 MOST_CODER = 0x7F
+PART_BIT = 0x40  # of the plan of layers
 CRC_BYTES = 4
 SMALLEST_PART_BYTES = 5  # a length of one byte, no content, CRC
 _VARINT_BYTES = 5

@@ -8,7 +8,6 @@ from diffcodec.container.parts import (
     CHAIN_MODES,
     CODERS,
     COLOR_SET,
-    END,
     LAYER_PLANS,
     LEAST_PREVIEW,
     METADATA_NAMES,
@@ -41,6 +40,8 @@ def check_header(container: Container) -> None:
             raise FormatError(f"layers by {layers.plan!r}, expected one of {plans}")
         if not layers.timesteps or any(a <= b for a, b in pairwise((*layers.stops, -1))):
             raise FormatError(f"layers that reach the timesteps {layers.stops}: they must fall")
+        if layers.is_exact and layers.is_part:
+            raise FormatError("the last step is a part, and tiles follow: expected the whole step")
         if layers.is_exact and layers.timesteps[-1] < LEAST_PREVIEW:
             raise FormatError(
                 f"tiles follow timestep {layers.timesteps[-1]}, expected at least {LEAST_PREVIEW}"
@@ -114,11 +115,6 @@ def _check_entries(container: Container) -> None:
     layers, metadata = container.layers, container.metadata
     if COLOR_SET in metadata and not container.uses_model:
         raise FormatError("the file has a set of colours, but no tile is a chain")
-    if END in metadata and (layers is None or layers.is_exact or metadata[END]):
-        raise FormatError(
-            f"the file ends within a step ({len(metadata[END])} bytes), expected layers alone and "
-            "no bytes"
-        )
     if SEAMS in metadata:
         count = tile_count(container.width, container.height, container.whole)
         if layers is None or layers.is_exact or count < 2 or metadata[SEAMS]:

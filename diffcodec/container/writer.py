@@ -13,6 +13,7 @@ from diffcodec.container.primitives import (
     MARKS_BIT,
     METADATA_BIT,
     OUTLIERS_BIT,
+    PART_BIT,
     PREVIEW_BIT,
     WHOLE_BIT,
     part_crc,
@@ -56,9 +57,9 @@ def _pack_header(container: Container, has_marks: bool) -> bytes:
     if container.metadata:
         header += pack_metadata(container.metadata)
     if container.layers:
-        stops = container.layers.stops
-        label = container.layers.label
-        header.append(LAYER_PLANS[container.layers.plan] | (0 if label is None else LABEL_BIT))
+        stops, label = container.layers.stops, container.layers.label
+        flags = (0 if label is None else LABEL_BIT) | (PART_BIT if container.layers.is_part else 0)
+        header.append(LAYER_PLANS[container.layers.plan] | flags)
         header += b"" if label is None else varint(label)
         header += b"".join(map(varint, (len(stops), *stops)))
     if not container.has_tiles:
