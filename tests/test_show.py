@@ -29,9 +29,11 @@ from diffcodec.models.model import Model
 from diffcodec.viewing.show import (
     LARGEST_SIDE,
     MARGIN,
+    OTHER_QUALITIES,
     PANEL_SIDES,
     Preview,
     contact_sheet,
+    other_curves,
     page,
     previews,
 )
@@ -94,6 +96,22 @@ def test_all_pictures_count_for_the_limit_of_memory(model: Model, progressive: b
     decode(data, model=model, limits=limits)
     with pytest.raises(LimitError, match="memory"):
         previews(data, model, limits=limits)
+
+
+def test_other_codecs_have_curves_where_the_image_is_exact(model: Model) -> None:
+    image = picture()
+    exact = Preview(0, image, 999, float("inf"))
+    found = other_curves(exact)
+    assert {"JPEG", "WebP"} <= set(found)
+    for curve in found.values():
+        assert curve == sorted(curve) and len(curve) == len(OTHER_QUALITIES)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=OTHER_QUALITIES[0], optimize=True)
+    with Image.open(buffer) as shown:
+        first = 8 * len(buffer.getvalue()) / (40 * 30), psnr(shown, image)
+    assert found["JPEG"][0] == pytest.approx(first, abs=0.01)
+    assert json.dumps(found) in page([exact], "a.dfc")
+    assert other_curves(Preview(3, image, 99, None)) == {}
 
 
 def test_of_a_lossy_file_no_quality_is_known(model: Model) -> None:
@@ -399,7 +417,7 @@ def test_the_suffix_chooses() -> None:
     assert [row["psnr"] for row in rows_of(text)] == ["unknown", "unknown"]
     assert "by the model tiny</p>" in text
     levels = model_info(Path("tiny.safetensors")).plans["fast"].levels
-    assert [row["noise"] for row in rows_of(text)] == [f"{levels[2]:g}", f"{levels[0]:g}"]
+    assert [row["noise"] for row in rows_of(text)] == [f"{levels[2]:.3g}", f"{levels[0]:.3g}"]
     assert run(*MODEL, "a.dfc", "-o", "sheet.PNG", "--quiet").stderr == ""
     with Image.open("sheet.PNG") as image:
         assert image.format == "PNG"

@@ -10,7 +10,7 @@ from string import Template
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, features
 
 from diffcodec.codec.decoding import iter_decode
 from diffcodec.codec.estimates import check_memory
@@ -26,6 +26,12 @@ LARGEST_SIDE = 2048  # of a picture on the page
 PANEL_SIDES = (224, 384)  # the least and the most of a picture on the contact sheet
 SHEET_WIDTH = 1600
 MARGIN, FONT_SIZE, TITLE_SIZE = 12, 14, 20
+OTHERS: dict[str, dict[str, Any]] = {
+    "JPEG": {"optimize": True},
+    "WebP": {"method": 4},
+    "AVIF": {"speed": 6},
+}
+OTHER_QUALITIES = (2, 10, 30, 50, 70, 85, 95)
 
 
 class Preview(NamedTuple):
@@ -149,7 +155,26 @@ def page(shown: Sequence[Preview], title: str, model: str = "") -> str:
         last=len(shown) - 1,
         middle=(len(shown) - 1) // 2,
         previews=json.dumps([_row(preview) for preview in shown]).replace("<", "\\u003c"),
+        others=json.dumps(other_curves(finest)),
     )
+
+
+def other_curves(finest: Preview) -> dict[str, list[tuple[float, float]]]:
+    """Bits per pixel and PSNR of the exact image by codecs that Pillow has, of no large one."""
+    image = finest.image
+    is_large = image.width * image.height > LARGEST_SIDE * LARGEST_SIDE
+    if finest.timestep or is_large or image.mode not in ("L", "RGB"):
+        return {}
+    found: dict[str, list[tuple[float, float]]] = {}
+    for name, options in OTHERS.items():
+        for quality in OTHER_QUALITIES if name == "JPEG" or features.check(name.lower()) else ():
+            buffer = io.BytesIO()
+            Image.fromarray(np.asarray(image)).save(buffer, name, quality=quality, **options)
+            with Image.open(buffer) as opened:
+                shown = opened.convert(image.mode)
+            bpp = 8 * len(buffer.getvalue()) / (image.width * image.height)
+            found.setdefault(name, []).append((round(bpp, 4), round(psnr(shown, image), 2)))
+    return found
 
 
 def _row(preview: Preview) -> dict[str, Any]:
@@ -176,7 +201,7 @@ def _quality(preview: Preview) -> str:
 def _noise(preview: Preview) -> str:
     if preview.timestep == 0:
         return "none"
-    return "unknown" if preview.sigma is None else f"{preview.sigma:g}"
+    return "unknown" if preview.sigma is None else f"{preview.sigma:.3g}"
 
 
 def _on_screen(image: Image.Image) -> Image.Image:
