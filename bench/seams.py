@@ -82,7 +82,10 @@ def main(
     crop: int,
     limit: int,
 ) -> None:
-    """Steps across borders and qualities, the mean of the images of a FOLDER."""
+    """Steps across borders and qualities, the mean of the images of a FOLDER.
+
+    And of single images the step farthest from the original's, and the least that PSNR gained.
+    """
     model = load_model(model_name)
     plan, view = model.info.lossy_plan(effort), View(reconstruct=reconstruct)
     found: dict[int, list[list[float]]] = defaultdict(list)
@@ -96,10 +99,15 @@ def main(
                 at(model, plan, x, t, side).show(shown, view, seams)
                 row += [step_ratio(shown, side), psnr(shown, image)]
             found[t].append(row)
-    click.echo("| timestep | original | tile by tile | PSNR, dB | with seams | PSNR, dB |")
-    click.echo("|---|---|---|---|---|---|")
+    columns = ("timestep", "original", "tile by tile", "PSNR, dB", "with seams", "PSNR, dB")
+    click.echo("| " + " | ".join((*columns, "farthest from original", "least gained, dB")) + " |")
+    click.echo("|---" * 8 + "|")
     for t, rows in found.items():
-        click.echo(f"| {t} | " + " | ".join(f"{v:.3f}" for v in np.mean(rows, axis=0)) + " |")
+        original, _, before, seams, after = np.array(rows).T
+        farthest = max(seams / original - 1, key=abs)
+        ends = f"{100 * farthest:+.1f} % | {np.min(after - before):.3f}"
+        means = " | ".join(f"{v:.3f}" for v in np.mean(rows, axis=0))
+        click.echo(f"| {t} | {means} | {ends} |")
 
 
 if __name__ == "__main__":

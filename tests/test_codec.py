@@ -458,8 +458,8 @@ def test_a_shift_by_one_unit_in_the_last_place_is_found(
 ) -> None:
     exact = Model.posterior_x
 
-    def shifted(self: Model, z: Any, sigma: float) -> tuple[Any, Any]:
-        mean, variance = exact(self, z, sigma)
+    def shifted(self: Model, z: Any, sigma: float, *labels: Any) -> tuple[Any, Any]:
+        mean, variance = exact(self, z, sigma, *labels)
         return np.nextafter(mean.astype(np.float32), np.float32(np.inf)).astype(float), variance
 
     data = encode(smooth((16, 16)), model)

@@ -583,7 +583,7 @@ def test_another_machine_is_found(
 def test_impossible_means_and_variances(
     model: Model, small: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wrong(self: Model, z: Any, sigma: float) -> tuple[Any, Any]:
+    def wrong(self: Model, z: Any, sigma: float, *labels: Any) -> tuple[Any, Any]:
         return np.full(z.shape, np.nan), np.ones(z.shape)
 
     monkeypatch.setattr(Model, "posterior_x", wrong)

@@ -163,15 +163,15 @@ def test_another_machine_is_found(model: Model, monkeypatch: pytest.MonkeyPatch)
     data = encode(picture(), model, "fast")
     exact = Model.posterior_x
 
-    def wrong(self: Model, z: Any, sigma: float) -> tuple[Any, Any]:
-        mean, variance = exact(self, z, sigma)
+    def wrong(self: Model, *asked: Any) -> tuple[Any, Any]:
+        mean, variance = exact(self, *asked)
         return mean + 0.3, variance
 
     monkeypatch.setattr(Model, "posterior_x", wrong)
     monkeypatch.setattr("diffcodec.viewing.show.measure_marks", lambda data, *_: parse(data))
     with pytest.raises(CorruptError, match="other probabilities"):
         previews(data, model)
-    monkeypatch.setattr(Model, "posterior_x", lambda self, z, sigma: (z * np.nan, z))
+    monkeypatch.setattr(Model, "posterior_x", lambda self, z, *_: (z * np.nan, z))
     with pytest.raises(CorruptError, match="other probabilities"):
         previews(data, model)
 
