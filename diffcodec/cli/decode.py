@@ -70,7 +70,8 @@ def parse_region(text: str) -> tuple[int, ...]:
 @click.option(
     "--allow-partial",
     is_flag=True,
-    help="Of a file with previews that is cut or damaged show the last that is whole.",
+    help="Of a file with previews that is cut show all that has come, of one that is damaged the "
+    "last preview that is whole.",
 )
 @click.option(
     "--recover",

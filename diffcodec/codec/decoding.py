@@ -47,7 +47,9 @@ def decode(
             finest that the file has. Of a file with previews only what it takes is read.
         model: the model it was encoded with, if it is not a shipped one.
         progress: show a bar on a terminal when it takes over two seconds.
-        allow_partial: of a file with previews that is cut or damaged show the last that is whole.
+        allow_partial: of a file with previews that is cut show all that has come, even of the part
+            in which it ends, which no checksum guards then; of one that is damaged the last preview
+            that is whole.
         reconstruct: what to show at a timestep above 0: "mean", the posterior mean; "perceptual",
             sharper, by two further evaluations; "flow", its continuation by the
             probability-flow ODE (DDIM); "sample", by ancestral sampling.

@@ -26,7 +26,7 @@ for timestep, image in shown:
     print(f"timestep {timestep:2}: {psnr}")
 print(f"the whole file: {len(data)} bytes")
 # %% [markdown]
-# **Cut anywhere**, a file shows its last preview that is whole. Beside the mean a decoder may show a sample, or the continuation by the probability-flow ODE (DDIM with eta 0): sharper,
+# **Cut anywhere**, a file shows all that has come of it. Beside the mean a decoder may show a sample, or the continuation by the probability-flow ODE (DDIM with eta 0): sharper,
 # and farther from the image.
 # %%
 third = data[: len(data) // 3]
