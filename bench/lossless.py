@@ -76,9 +76,7 @@ def measure(model: Model, effort: str, image: Image.Image, bound: bool) -> Row:
     return {
         "bytes": len(coded.data),
         "container_bytes": len(encode(one_pixel(), model, effort)),
-        "payload_bytes": sum(
-            len(tile.payload) + len(tile.preview_payload) for tile in container.tiles
-        ),
+        "payload_bytes": sum(tile.size for tile in container.tiles),
         "seed_words": sum(seed_words),
         "tiles": tiles_by_coder(container),
         "bound_bits": bound_bits(model, effort, image) if bound else None,

@@ -76,6 +76,7 @@ def test_a_pixel_outside_is_coded_apart(
     model: Model, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """Of a conversion; one that is outside of values that occur leaves no set."""
+    monkeypatch.setattr("diffcodec.images.outliers.LEAST_PIXELS", 1)
     image, colors = IMAGES[name].copy(), find_color_set(IMAGES[name])
     image.putpixel((7, 5), OUTSIDE[image.mode])
     data = encode(image, model, "fast")
@@ -170,7 +171,8 @@ def test_a_file_without_chain_or_exact_image_tells_no_set(model: Model) -> None:
 
 
 @pytest.mark.usefixtures("chain_only")
-def test_marks_are_measured_with_the_set(model: Model) -> None:
+def test_marks_are_measured_with_the_set(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffcodec.images.outliers.LEAST_PIXELS", 1)
     image = IMAGES["photoycc"]
     plain = encode(image, model, "fast")
     [marked] = encode_many([image], model, "fast", choices=Choices(marks_from_pixels=1))

@@ -79,14 +79,15 @@ def _chain_bits(
     container: Container, levels: Mapping[str, Sequence[float]]
 ) -> Iterator[tuple[str, int, int | None]]:
     """Plan, timestep and bits, those only where the tiles have marks."""
-    fixed = sum(8 * len(tile.payload) for tile in container.tiles if not tile.plan)
+    fixed = sum(8 * tile.size for tile in container.tiles if not tile.plan)
     for plan in PLAN_NAMES:
         tiles = [tile for tile in container.tiles if tile.plan == plan]
         last = max((len(tile.marks) for tile in tiles), default=0) or len(levels.get(plan, ()))
         for t in range(last, -1, -1) if tiles else ():
             words = [_words_to(tile, t) for tile in tiles]
             known = [count for count in words if count is not None]
-            yield plan, t, fixed + 32 * sum(known) if len(known) == len(words) else None
+            added = 0 if t else sum(8 * len(tile.outliers) for tile in tiles)
+            yield plan, t, fixed + added + 32 * sum(known) if len(known) == len(words) else None
 
 
 def _words_to(tile: Tile, timestep: int) -> int | None:
@@ -104,7 +105,7 @@ def _layer_bits(container: Container) -> Iterator[tuple[str, int, int]]:
         bits += 8 * sum(map(len, payload))
         yield layers.plan, t, bits
     if layers.is_exact:
-        yield layers.plan, 0, bits + sum(8 * len(tile.payload) for tile in container.tiles)
+        yield layers.plan, 0, bits + sum(8 * tile.size for tile in container.tiles)
 
 
 def format_description(described: dict[str, Any]) -> str:

@@ -33,7 +33,8 @@ CONVERSIONS = {  # bytes in files
 }
 VALUES_BYTES = 32  # of a channel: a bit for each of its values, the lowest first
 SAMPLED_PIXELS, TRIED_COLORS = 4096, 64
-TRIED_SHARE, LEAST_SHARE, MOST_CANDIDATES = 512, 0.6, 2  # where not all pixels need be reached
+# Where not all pixels need be reached: pixels, the least share of them, conversions that stay.
+TRIALS = ((32, 0.45, 3), (256, 0.6, 2))
 LEAST_PIXELS = 256  # what fewer can gain doesn't pay for naming a conversion
 NEIGHBOURS = 4  # values on each side, among which a channel's gain is estimated
 LEAST_GAIN = 0.15  # bits per sample: one in ten of the neighbouring values doesn't occur
@@ -283,13 +284,13 @@ def candidates(samples: UInt8[Bytes, "pixels 3"]) -> list[str]:
     """The conversions that may reach nearly all pixels, by a few of them; the likeliest first."""
     some = samples[:: -(-len(samples) // SAMPLED_PIXELS)]
     some = some[((some > 0) & (some < 255)).all(1)]
-    some = some[:: -(-len(some) // TRIED_SHARE) or 1]
-    shares = {}
-    for name, rule in _RULES.items():
-        if name != "grey" and len(some) and reaches(rule, some[::8]).mean() > LEAST_SHARE - 0.15:
-            shares[name] = float(reaches(rule, some).mean())
-    names = [name for name, share in shares.items() if share >= LEAST_SHARE]
-    return sorted(names, key=lambda name: -shares[name])[:MOST_CANDIDATES]
+    names = [name for name in _RULES if name != "grey"] if len(some) else []
+    for count, least, most in TRIALS:
+        tried = some[:: -(-len(some) // count) or 1]
+        shares = {name: float(reaches(conversion(name), tried).mean()) for name in names}
+        names = sorted((name for name in names if shares[name] >= least), key=lambda n: -shares[n])
+        names = names[:most]
+    return names
 
 
 def reaches(rule: Conversion, colors: UInt8[Bytes, "colors 3"]) -> Bool[Flags, " colors"]:

@@ -17,7 +17,6 @@ from diffcodec.arrays import AnyArray, Flags, Integers
 from diffcodec.container.parts import CODERS
 from diffcodec.errors import CorruptError
 from diffcodec.images.color_sets import (
-    LEAST_PIXELS,
     SAMPLED_PIXELS,
     ColorSet,
     candidates,
@@ -26,6 +25,7 @@ from diffcodec.images.color_sets import (
 from diffcodec.images.fallback import decode_fallback, encode_fallback
 
 LEAST_GAIN = 1.3  # of a set, for each bit that its outliers take
+LEAST_PIXELS = 4096  # of an image that is looked at so closely
 REACH = 4  # grey levels in each channel, within which a near colour is looked for
 MOST_FAR = 4096  # colours that have none so near, and members of the set that they are held against
 _OFFSETS = sorted(
