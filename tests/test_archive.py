@@ -20,7 +20,9 @@ from test_phased_files import noise, same, smooth
 from diffcodec import Limits, load_model, open_archive
 from diffcodec.archive import coding, writing
 from diffcodec.archive.coding import decode_images, encode_images
+from diffcodec.archive.index import Root
 from diffcodec.archive.parts import SharedGroup, pack_group, parse_group
+from diffcodec.archive.records import find_root
 from diffcodec.archive.sources import LocalSource
 from diffcodec.codec.tiles import fallback_tile
 from diffcodec.container.parts import Tile
@@ -312,6 +314,7 @@ def pages_of_four() -> Iterator[None]:
         mock.patch("diffcodec.archive.reading.PAGE_IMAGES", 4),
         mock.patch("diffcodec.archive.index.PAGE_IMAGES", 4),
         mock.patch("diffcodec.archive.archive.PAGE_IMAGES", 4),
+        mock.patch("diffcodec.archive.repair.PAGE_IMAGES", 4),
         mock.patch("diffcodec.archive.writing.INDEX_SECONDS", 0),
         mock.patch("diffcodec.archive.writing.INDEX_SHARE", 0),
     ):
@@ -396,6 +399,37 @@ def test_damage_costs_one_group(written: Path, models: list[Model], tmp_path: Pa
             except CorruptError:
                 lost.append(k)
     assert lost == [0, 5, 10]
+
+
+@pytest.mark.usefixtures("pages_of_four")
+def test_damage_to_the_last_root_or_its_tail_costs_nothing(tiny: Path, tmp_path: Path) -> None:
+    """Nor where no root is whole, nor behind an append that ended with its pages written."""
+    path, images = tmp_path / "x.dfca", coded_grey(11)
+    with mock.patch("diffcodec.archive.writing.INDEX_SECONDS", 60):
+        with open_archive(path, "x", model=tiny, group=2) as archive:
+            archive.extend(images[:6])
+        ended = open_archive(path, "a", model=tiny, group=2)
+        ended.extend(images[:4])
+        with mock.patch.object(Root, "pack", side_effect=OSError), suppress(OSError), ended:
+            ended.flush()
+        with open_archive(path, "a", model=tiny, group=2) as archive:
+            archive.embed_model()
+            archive.extend(images[6:])
+    data = path.read_bytes()
+    root = find_root(LocalSource(path))[0].offset
+    for position in (*range(root + 16, len(data), 5), len(data) - 1):
+        for first in (0, 30):  # in the first root
+            damaged = bytearray(data)
+            damaged[position] ^= 8
+            damaged[first] ^= 8 * (first > 0)
+            path.write_bytes(damaged)
+            with open_archive(path) as archive:
+                assert len(archive) == 11 and all(map(same, archive, images))
+    path.write_bytes(damaged)
+    with open_archive(path, "a", model=tiny, group=2) as archive:
+        archive.append(images[0])
+    with open_archive(path) as archive:
+        assert len(archive) == 12 and all(map(same, archive, [*images, images[0]]))
 
 
 def test_what_is_no_archive_is_refused(written: Path, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from diffcodec.archive.index import PAGE_IMAGES, Entry, Root, Stored
 from diffcodec.archive.reading import ArchiveReader
-from diffcodec.archive.records import HEADER, ROOT, find_root, record, tail
+from diffcodec.archive.records import HEADER, ROOT, record, tail
+from diffcodec.archive.repair import last_root
 from diffcodec.archive.sources import LocalSource, open_source
 from diffcodec.archive.writing import GROUP_IMAGES, ArchiveWriter
 from diffcodec.errors import DiffcodecError, UnsupportedError
@@ -195,7 +196,7 @@ class Archive(ArchiveReader):
                     "the archive is open for reading; open it by open_archive(path, 'a')"
                 )
             file = self._open.enter_context(_open_to_append(self._source.path))
-            self._take_over(Root.unpack(find_root(self._source)[1]))
+            self._take_over(last_root(self._source))
             last = self._root.images % PAGE_IMAGES
             page: list[Stored] = self._page(self._root.images // PAGE_IMAGES) if last else []
             made = self._options

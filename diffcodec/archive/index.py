@@ -149,6 +149,19 @@ def unpack_page(content: bytes, count: int) -> list[Stored]:
     return _unpack(content, read, "a page of the index")
 
 
+def page_images(content: bytes) -> int:
+    """How many images a page tells of.
+
+    Raises:
+        FormatError: it is laid out in another way.
+    """
+
+    def read(found: Any) -> int:
+        return sum(_count(length) for _, _, length in found["runs"])
+
+    return _unpack(content, read, "a page of the index")
+
+
 def _group(offset: Any, size: Any, mode: Any, width: Any, height: Any) -> GroupEntry:
     if mode not in MODES:
         raise ValueError(f"the mode {mode!r}")

@@ -8,16 +8,16 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from diffcodec.archive.index import PAGE_IMAGES, Entry, GroupEntry, Root, Stored, unpack_page
+from diffcodec.archive.index import PAGE_IMAGES, Entry, GroupEntry, Stored, unpack_page
 from diffcodec.archive.records import (
     GROUP,
     MODEL,
     PAGE,
     Source,
     check_header,
-    find_root,
     read_record,
 )
+from diffcodec.archive.repair import last_root
 from diffcodec.errors import CorruptError, ModelMismatchError
 from diffcodec.limits import DEFAULT_LIMITS, Limits
 from diffcodec.values import integer
@@ -56,7 +56,7 @@ class ArchiveReader:
         check_header(source)
         self._source, self._model, self._limits, self._device = source, model, limits, device
         self._is_appended = is_appended
-        self._root = Root.unpack(find_root(source)[1])
+        self._root = last_root(source)
         self._forget()
 
     def _forget(self) -> None:

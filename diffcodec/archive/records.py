@@ -61,8 +61,14 @@ def check_header(source: Source) -> None:
 
 def record(kind: bytes, offset: int, content: bytes) -> bytes:
     """The bytes of a record that is to lie at a place."""
-    head = struct.pack("<3scQ", MARK, kind, len(content))
-    return b"".join((head, _crc(offset, head), content, _crc(offset, content)))
+    head = record_head(kind, offset, len(content))
+    return b"".join((head, content, _crc(offset, content)))
+
+
+def record_head(kind: bytes, offset: int, size: int) -> bytes:
+    """What stands before the content of a record of so many bytes."""
+    head = struct.pack("<3scQ", MARK, kind, size)
+    return head + _crc(offset, head)
 
 
 def read_record(source: Source, kind: bytes, place: Place, what: str) -> bytes:
@@ -78,6 +84,17 @@ def read_record(source: Source, kind: bytes, place: Place, what: str) -> bytes:
     if data != record(kind, place.offset, content):
         raise CorruptError(f"{what} does not match its checksum; get the file again")
     return content
+
+
+def next_record(source: Source, start: int) -> tuple[bytes, Place] | None:
+    """The kind and place of the record at a place; None if there is none with a whole head."""
+    data = source.read(start, HEAD_BYTES)
+    if len(data) < HEAD_BYTES:
+        return None
+    mark, kind, size, _ = HEAD.unpack(data)
+    if mark != MARK or data != record_head(kind, start, size):
+        return None
+    return kind, Place(start, HEAD_BYTES + size + CRC_BYTES)
 
 
 def tail(root: int) -> bytes:
