@@ -20,6 +20,7 @@ COMMANDS = {  # name: module and what it does; modules are loaded when they are 
     "reconstructions": ("reconstructions", "The posterior mean beside steps of the flow."),
     "plans": ("plans", "Plans that are found beside geometric levels."),
     "ablation": ("ablation", "Choices in the network and the recipe, at equal time."),
+    "samples": ("samples", "How far samples are from images, by sampler and steps."),
     "draws": ("draws", "What coding by several draws of the shared randomness gains."),
     "archive": ("archive", "An archive beside single files and other codecs."),
     "finetune": ("finetune", "What fine-tuning gains on images that are alike."),

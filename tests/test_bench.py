@@ -43,6 +43,7 @@ from bench import (
     rd,
     reconstructions,
     report,
+    samples,
     speed,
     store,
 )
@@ -772,3 +773,24 @@ def test_views_of_a_model(tmp_path, tiny_float):
     gains = [[float(cell) for cell in row.split("|")[1:-1]] for row in rows]
     assert [row[0] for row in gains] == list(PLANS["default"].levels)
     assert all(mirror != 0 != rotation for _, mirror, rotation in gains)
+
+
+def test_samples_are_as_far_as_they_look(tmp_path, tiny):
+    rng = np.random.default_rng(0)
+    smooth = (
+        rng.integers(0, 200, (90, 1, 1, 3))
+        + np.arange(32)[:, None]
+        + rng.integers(0, 9, (90, 32, 32, 3))
+    )
+    np.save(tmp_path / "images.npy", smooth.astype(np.uint8))
+    options = ["--data", str(tmp_path / "images.npy"), "--model", str(tiny), "--way", "ddim:2"]
+    options += ["-n", "40", "--out", str(tmp_path / "grid.png")]
+    result = CliRunner().invoke(samples.main, options)
+    assert result.exit_code == 0, result.output
+    rows = [line.split(" | ") for line in result.stdout.splitlines()[2:]]
+    same, shuffled, drawn = (float(row[2].strip("| ")) for row in rows)
+    assert abs(same) < 0.3 < shuffled and drawn > 1
+    with Image.open(tmp_path / "grid.png") as sheet:
+        assert sheet.size == (7 * 34 - 2, 6 * 34 - 2)
+    a, b = rng.normal(size=(2, 300, 5))
+    assert abs(samples.distance(a, b)) < 0.05 < samples.distance(a, b + 0.5)
