@@ -37,6 +37,7 @@ from diffcodec.errors import CorruptError, TruncatedError
 from diffcodec.images.formats import EXACT_MODES, SUFFIX_MODES
 from diffcodec.limits import Limits
 from diffcodec.system.files import STANDARD, check_output, read_file, write_file
+from diffcodec.system.process import loading
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -261,7 +262,8 @@ def decode_data(
     **options: Any,
 ) -> "tuple[int, Image]":
     """The finest timestep of a file, and its image; with a path the data are only its beginning."""
-    from diffcodec.codec import decoding
+    with loading():
+        from diffcodec.codec import decoding
 
     with reading_file(data):
         return decoding.decode_finest(path or data, timestep, model, progress, **options)

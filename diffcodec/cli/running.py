@@ -28,6 +28,7 @@ from diffcodec.images.formats import FRAME_IN_SHELL, save_format
 from diffcodec.limits import Limits
 from diffcodec.models.file import model_info, model_path
 from diffcodec.system.files import STANDARD, is_stream, write_standard_output
+from diffcodec.system.process import loading
 
 EXIT_FAILURE, EXIT_BAD_FILE, EXIT_WRONG_MODEL = 1, 3, 4  # click exits with 2 on wrong usage
 MOST_TOGETHER = 32  # inputs that a process gets at a time
@@ -137,9 +138,9 @@ def load_given(model: str | None, arithmetic: str | None = None, device: str = "
     """Let a wrong --device or --model fail once, by its own name; what is loaded stays loaded."""
     check_device(device)
     if model is not None:
-        from diffcodec.models.model import load_model
+        with loading(), failing_as(model):
+            from diffcodec.models.model import load_model
 
-        with failing_as(model):
             load_model(model, arithmetic or model_info(model_path(model)).arithmetic, device)
 
 
