@@ -319,8 +319,8 @@ def test_verify_several(paths: str, code: int) -> None:
     [
         ("encode", "Missing argument"),
         ("encode a.png b.dfc c.dfc", "for several inputs, --output-dir"),
-        ("encode photo.png other.jpg --force", "an image as output"),
-        ("encode photo.png -o folder/x.PNG", "an image as output"),
+        ("encode photo.png other.jpg --force", "has the suffix of an image"),
+        ("encode photo.png -o folder/x.PNG", "has the suffix of an image"),
         ("encode a.png b.png -o out.dfc", "one input and one output"),
         ("encode a.png -o out.dfc --output-dir folder", "neither with --output-dir"),
         ("encode - --output-dir folder", "standard input has no name"),

@@ -27,6 +27,7 @@ def files(tree: None) -> None:
 
 EMPTY = "an empty name, expected a path"
 CALLS = [  # what is called, its exit code, and what is said
+    ("a.png -q 75", 2, "a.png is a file, expected a command before it, such as encode or decode"),
     ("encode ''", 2, EMPTY),
     ("encode a.png ''", 2, EMPTY),
     ("encode a.png new.dfc --model ''", 2, f"'--model': {EMPTY}"),

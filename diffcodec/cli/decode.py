@@ -65,6 +65,7 @@ def parse_region(text: str) -> tuple[int, ...]:
 @click.option(
     "--timestep",
     type=click.IntRange(min=0),
+    metavar="T",
     help="0: the exact image. t: its posterior mean given z_t, the coarser the larger t.  "
     "[default: the finest]",
 )
@@ -102,6 +103,7 @@ def parse_region(text: str) -> tuple[int, ...]:
 @click.option(
     "--seed",
     type=click.IntRange(0, 2**24 - 1),
+    metavar="N",
     default=0,
     show_default=True,
     help="Of --reconstruct sample.",

@@ -86,6 +86,7 @@ def _parse_class(text: str) -> int | str:
 @click.option(
     "--timestep",
     type=click.IntRange(min=1),
+    metavar="T",
     help="Stop at this timestep: a lossy file, smaller the larger it is.",
 )
 @click.option(
@@ -160,8 +161,11 @@ def encode(
 ) -> None:
     """Code an image: encode IN [OUT], or encode --output-dir DIR IN...
 
+    IN is a PNG, TIFF, WebP, BMP, GIF, JPEG, PPM or QOI file. OUT is IN with the suffix .dfc if it
+    is not given.
+
     Without loss, unless --quality, --bpp, --psnr or --timestep says otherwise, without
-    --progressive. OUT is IN with the suffix .dfc if it is not given.
+    --progressive.
     """
     _check_goals(**options)
     if options["quality"] == LOSSLESS:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 @click.option(
     "--timesteps",
     type=click.IntRange(min=2),
+    metavar="N",
     help="A chain of so many steps at constant ratio instead: the bound alone.",
 )
 @click.option("--held-out", is_flag=True, help="Only the images that train would hold out.")

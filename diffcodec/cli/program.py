@@ -1,6 +1,7 @@
 """The command ``diffcodec``, which the other files hang their commands on."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 
@@ -12,13 +13,15 @@ from diffcodec.system.process import leave_on_signals, let_threads_sleep, open_c
 
 OPTION_GROUPS = {  # of the help of any command, in this order; experts' last
     "Quality": "quality effort progressive bpp psnr",
-    "Images and runs": "data out minutes steps resume init held-out limit labels seed embed-model "
+    "Images and runs": "data out minutes steps resume init held-out limit labels embed-model "
     "finetune",
     "Files": "output output-dir recursive files-from force skip-existing jobs strip frame recover "
     "fill group",
+    "Parts": "region scale",
     "Previews": "timestep timesteps previews allow-partial max-bytes",
-    "Models": "model",
-    "Drawing": "images size sampler eta corrector class guidance sigma levels factor resamplings",
+    "Models": "model class",
+    "Drawing": "reconstruct seed images size sampler eta corrector guidance sigma levels factor "
+    "resamplings",
     "Messages": "quiet json help",
     "Training": "batch crop augment learning-rate loss variance",
     "Network": "preset channels blocks color self-ensemble-up-to expert",
@@ -75,6 +78,14 @@ class Program(click.Group):
     """The command, whose help has its commands in groups."""
 
     command_class = Command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; to who gives a file instead, say which commands take it."""
+        if args[0] not in self.commands and Path(args[0]).is_file():
+            ctx.fail(f"{args[0]} is a file, expected a command before it, such as encode or decode")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the groups."""

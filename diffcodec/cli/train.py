@@ -65,6 +65,8 @@ def _with_default(
             more |= {"type": parse_numbers, "metavar": "N,N,..."}
             default = ",".join(map(str, default))
         more |= {"default": default, "show_default": True}
+    if isinstance(more.get("type"), click.IntRange | click.FloatRange):
+        more |= {"metavar": "N" if isinstance(more["type"], click.IntRange) else "X"}
     return click.Option(declared, help=description, **more)
 
 
@@ -210,8 +212,9 @@ def train(
     if minutes is not None and (resume or _is_given(ctx, "steps")):
         raise click.UsageError("--minutes sets the number of steps of a new run; give only one")
     check_device(device)
-    with failing_as(data):
-        find_images(Path(data))  # before what takes seconds to load
+    if not Path(data).exists():  # said before what takes seconds to load
+        with failing_as(data):
+            find_images(Path(data))
 
     from diffcodec.training.trainer import CHECKPOINT, CONFIG, Trainer
 
