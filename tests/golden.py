@@ -125,7 +125,7 @@ def with_outliers(image):
 
 two_tiles, grey_tiles = sized(520, 5), sized(5, 520, "L")
 # options of this file alone
-MARKS, PREVIEW, COLORS, SEAMS = "marks", "tile_preview", "colors", "seams"
+MARKS, PREVIEW, COLORS = "marks", "tile_preview", "colors"
 
 # name: image, plan, options; coded by the chain
 CHAIN = {
@@ -142,10 +142,9 @@ CHAIN = {
     "progressive": (with_metadata, "best", {"progressive": True}),
     "progressive-tiles": (two_tiles, "fast", {"progressive": True, "previews": (4, 3)}),
     "progressive-grey": (sized(17, 13, "L"), "default", {"progressive": True, "timestep": 5}),
-    "lossy-tiles": (grey_tiles, "fast", {"timestep": 2, "previews": (4, 3), SEAMS: False}),
+    "lossy-tiles": (grey_tiles, "fast", {"timestep": 2, "previews": (4, 3)}),
     "lossy-part": (sized(17, 13), "fast", {"bpp": 16.0}),
     "lossy-seams": (two_tiles, "fast", {"timestep": 3}),
-    "lossy-seams-grey": (grey_tiles, "fast", {"timestep": 2}),
     "grey-one-pixel": (sized(1, 1, "L"), "best", {}),
     "grey-tiles": (grey_tiles, "default", {}),
     "marks": (sized(19, 11), "default", {MARKS: True}),
@@ -300,7 +299,7 @@ def coded(image, plan, path=MODEL, **options):
         return "raw", image.tobytes() * 9 + bytes(99)
 
     marks, preview = options.pop(MARKS, False), options.pop(PREVIEW, 0)
-    colors, seams = options.pop(COLORS, None), options.pop(SEAMS, True)
+    colors = options.pop(COLORS, None)
     choices = Choices(
         marks_from_pixels=1 if marks else Choices.marks_from_pixels,
         seed_share=-1 if preview else Choices.seed_share,
@@ -309,8 +308,6 @@ def coded(image, plan, path=MODEL, **options):
         for module in ("encoding", "layered_encoding"):
             found = mock.patch(f"diffcodec.codec.{module}.find_colors", within(colors))
             patches.enter_context(found)
-        shows = mock.patch("diffcodec.codec.layered_encoding.SHOWS_SEAMS", seams)
-        patches.enter_context(shows)
         patches.enter_context(mock.patch("diffcodec.codec.tiles.encode_fallback", large))
         if preview:  # as if the stack ran empty down to there
             below = mock.patch(

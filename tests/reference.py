@@ -67,7 +67,7 @@ def decode(data, model):
     mode = MODES[flags & 7]
     width, height = file.varint(), file.varint()
     identity = file.take(4)
-    colors, shows_seams = read_metadata(file, mode) if flags & 32 else (None, False)
+    colors = read_metadata(file, mode) if flags & 32 else None
     plan, stops, label, may_end = None, [], None, False
     if flags & 8:
         number = file.u8()
@@ -140,8 +140,7 @@ def decode(data, model):
         part = with_outliers(part, added)
         out.paste(part, (left, top))
         check_top(crc, zlib.crc32(part.tobytes()))
-    assert not shows_seams or (stops and stops[-1] and len(boxes) > 1)
-    for window, core in seams(xs, ys) if shows_seams else ():
+    for window, core in seams(xs, ys) if stops and stops[-1] else ():
         (x0, x1), (y0, y1) = window
         (left, right), (top, bottom) = core
         mean = last.network(z[:, y0:y1, x0:x1], stops[-1])[0]
@@ -189,16 +188,13 @@ def seams(xs, ys):
 
 
 def read_metadata(file, mode):
-    """Which colours can occur, if the file tells, and whether it shows seams."""
-    colors, shows_seams = None, False
+    """Which colours can occur, if the file tells."""
+    colors = None
     for _ in range(file.u8()):
         name = file.take(file.u8())
         value = file.take(file.varint())
         if name == b"Colors":
             colors = color_set(value, 3 if mode == "RGB" else 1)
-        elif name == b"Seams":
-            assert not value
-            shows_seams = True
         elif name in (b"chunks", b"text"):
             chunks = Bytes(zlib.decompress(value))
             while rest := chunks.rest():
@@ -209,7 +205,7 @@ def read_metadata(file, mode):
                 chunks = Bytes(rest[8 + length :])
         else:
             assert chr(name[0]).islower()
-    return colors, shows_seams
+    return colors
 
 
 def color_set(value, channels):

@@ -26,7 +26,6 @@ from diffcodec.container.parts import (
     MODES,
     MOST_DRAW,
     PLAN_NAMES,
-    SEAMS,
     TILE_SIDE,
     Box,
     Container,
@@ -169,10 +168,8 @@ def containers(draw: st.DrawFn) -> Container:
         layers = replace(layers, payloads=tuple(payloads), label=label)
         drawn = drawn if layers.is_exact else ()
     uses_model = layers is not None or any(tile.plan for tile in drawn)
-    known = [name for name in METADATA_NAMES if name != SEAMS and (uses_model or name != COLOR_SET)]
-    ends = {}
+    known = [name for name in METADATA_NAMES if uses_model or name != COLOR_SET]
     if layers is not None and not layers.is_exact:
-        ends |= {SEAMS: b""} if count > 1 and draw(st.booleans()) else {}
         layers = replace(layers, is_part=draw(st.booleans()))
     names = st.sampled_from(known) | st.from_regex(r"\A[a-z][A-Za-z0-9-]{0,9}\Z")
     ends_with_layer = layers is not None and not layers.is_exact
@@ -183,7 +180,7 @@ def containers(draw: st.DrawFn) -> Container:
         model=draw(st.binary(min_size=4, max_size=4)) if uses_model else bytes(4),
         pixel_crc=draw(st.integers(0, 2**32 - 1)) if ends_with_layer else 0,
         whole=whole,
-        metadata=draw(st.dictionaries(names, st.binary(max_size=200))) | ends,
+        metadata=draw(st.dictionaries(names, st.binary(max_size=200))),
         tiles=drawn,
         float_arithmetic=uses_model and draw(st.booleans()),
         layers=layers,

@@ -12,7 +12,6 @@ from diffcodec.container.parts import (
     COLOR_SET,
     MODES,
     PLAN_NAMES,
-    SEAMS,
     Tile,
 )
 from diffcodec.container.primitives import ByteReader, coder_of, mode_of, varint
@@ -219,8 +218,6 @@ def _check_shared(group: SharedGroup) -> None:
         check_metadata(metadata)
         if COLOR_SET in metadata:
             raise FormatError("colours of one image of a group, expected of all")
-        if SEAMS in metadata:
-            raise FormatError("seams of an image of a group, expected none")
     if bool(group.chains) != bool(group.payload):
         raise FormatError(
             f"a group of {len(group.chains)} chains has {len(group.payload)} bytes of words"

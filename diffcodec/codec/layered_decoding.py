@@ -14,7 +14,7 @@ from diffcodec.codec.opening import OpenFile
 from diffcodec.codec.planes import check_pixels, color_set, may_end
 from diffcodec.codec.previews import Previews
 from diffcodec.coding.top_down import MayEnd
-from diffcodec.container.parts import SEAMS, Layers
+from diffcodec.container.parts import Layers
 from diffcodec.errors import FormatError, UnsupportedError
 from diffcodec.images.metadata import apply_metadata
 
@@ -123,12 +123,11 @@ class _LayeredDescent:
         container = self.file.container
         ends = self.timestep == _layers(self.file).stops[-1] and not self.file.reader.is_cut
         if ends and self.file.window.is_whole:
-            image = self.previews.picture(seams=SEAMS in container.metadata)
+            image = self.previews.picture()
             check_pixels(image, container.pixel_crc, container.float_arithmetic)
         is_mean = self.view.reconstruct == "mean"
         if not (is_mean and ends and self.file.window.is_whole):
-            seams = SEAMS in container.metadata or not (is_mean and ends)
-            image = self.previews.picture(self.view, seams)
+            image = self.previews.picture(self.view)
         return self._with_metadata(image)
 
     def below_layers(self, view: View) -> Image.Image:

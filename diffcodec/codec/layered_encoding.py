@@ -21,7 +21,7 @@ from diffcodec.codec.batches import progress_bar
 from diffcodec.codec.planes import coded_channels, colors_entry
 from diffcodec.codec.previews import Previews
 from diffcodec.codec.tiles import fallback_tiles, outliers, smaller_tile
-from diffcodec.container.parts import LEAST_PREVIEW, SEAMS, Container, Layers, Tile, tile_grid
+from diffcodec.container.parts import LEAST_PREVIEW, Container, Layers, Tile
 from diffcodec.container.primitives import CRC_BYTES
 from diffcodec.container.writer import pack
 from diffcodec.diffusion.plan import Plan
@@ -35,7 +35,6 @@ LAYER_BYTES = 100  # of a layer at least, for each tile: a length and a CRC cost
 WHOLE = 1 << 16  # of a step
 TRIALS = 12  # of parts of a step
 MOST_OVER = 0.03  # dB over a quality: good enough
-SHOWS_SEAMS = True  # in lossy files; those from before don't
 PREVIEW_SIGMA = 9.0  # grey levels: where previews end and bits-back coding is cheaper
 _Steps = list[list[Bits]]  # by timestep from T down, then by tile
 
@@ -151,17 +150,12 @@ class _File:
             model=self.model.info.id,
             pixel_crc=0 if tiles else pixel_crc(last),
             whole=False,
-            metadata=get_metadata(self.source) | colors_entry(colors) | self._seams(),
+            metadata=get_metadata(self.source) | colors_entry(colors),
             tiles=tuple(tiles),
             float_arithmetic=self.model.arithmetic == "float",
             layers=replace(layers, stops=(*layers.stops, 0)) if tiles else layers,
         )
         return pack(container)
-
-    def _seams(self) -> dict[str, bytes]:
-        """What the metadata of a lossy file say of its tiles' borders."""
-        shows = SHOWS_SEAMS and not self.target.exact and len(tile_grid(*self.source.size)) > 1
-        return {SEAMS: b""} if shows else {}
 
     def size(self, steps: _Steps, share: int = WHOLE) -> int:
         """Bytes down to the end of these steps.
@@ -233,7 +227,7 @@ def _encode_steps(file: _File, previews: Previews, end: int) -> _Coded:
         if target.psnr is not None or not (
             target.exact or (target.timestep is not None and previews.timestep > end)
         ):
-            coded = coded._replace(shown=previews.picture(seams=SHOWS_SEAMS))
+            coded = coded._replace(shown=previews.picture())
         if target.psnr is not None:
             quality = psnr(coded.shown, source)
             if quality >= target.psnr:
@@ -277,7 +271,7 @@ def _part_of_step(file: _File, before: Previews, steps: _Steps) -> _Coded | None
         return None
     found = _Coded(steps, _shown_by_part(file, before, steps, share), share)
     if len(steps) > 1:
-        shown = before.picture(seams=SHOWS_SEAMS)
+        shown = before.picture()
         if psnr(found.shown, file.source) <= psnr(shown, file.source):
             return None
     return found
@@ -287,7 +281,7 @@ def _shown_by_part(file: _File, before: Previews, steps: _Steps, share: int) -> 
     """What a share of the last step shows."""
     previews = before.fork()
     previews.take_part(file.sent(steps, share))
-    return previews.picture(seams=SHOWS_SEAMS)
+    return previews.picture()
 
 
 def _check_target(target: Target, plan: Plan) -> int:

@@ -19,7 +19,7 @@ from diffcodec.codec.seams import Seam, Strips, paste_seam
 from diffcodec.codec.tiles import add_to_chains, paste_chains, paste_fallbacks
 from diffcodec.coding.chain import TileChain
 from diffcodec.coding.top_down import Descent
-from diffcodec.container.parts import SEAMS, Box, Tile
+from diffcodec.container.parts import Box, Tile
 from diffcodec.container.primitives import read_stream
 from diffcodec.container.salvage import Damage, Salvage, salvage
 from diffcodec.errors import UnsupportedError
@@ -108,7 +108,7 @@ def _paste_chains(image: Image.Image, found: Salvage, model: Model, progress: bo
 
     with progress_bar(count_evaluations(parts, model), progress) as bar:
         paste_chains(image, parts, run(jobs, parts, model, bar), model.color)
-        if found.damage or SEAMS in found.container.metadata:
+        if found.damage or not found.container.has_tiles:
             for t, seam, p in strips.seen(model, bar, lambda t, seam: bool(ends_at(t, seam))):
                 for index in ends_at(t, seam):
                     paste_seam(image, seam, p.mean, model.color, tiles[index])

@@ -10,11 +10,9 @@ from diffcodec.errors import FormatError
 MAGIC = b"\x89DFC"
 VERSION = 1
 COLOR_SET = "Colors"  # the metadata entry that tells which colours can occur
-SEAMS = "Seams"  # the one that says that a lossy image is seen across the borders of its tiles
 METADATA_NAMES = (
     *(
         COLOR_SET,
-        SEAMS,
         "chunks",
         "dpi",
         "exif",

@@ -14,7 +14,6 @@ from diffcodec.container.parts import (
     MODES,
     MOST_DRAW,
     PLAN_NAMES,
-    SEAMS,
     Container,
     Tile,
     tile_count,
@@ -112,16 +111,8 @@ def check_container(container: Container) -> None:
 
 def _check_entries(container: Container) -> None:
     """Refuse entries of the metadata that say what the rest of the file cannot be."""
-    layers, metadata = container.layers, container.metadata
-    if COLOR_SET in metadata and not container.uses_model:
+    if COLOR_SET in container.metadata and not container.uses_model:
         raise FormatError("the file has a set of colours, but no tile is a chain")
-    if SEAMS in metadata:
-        count = tile_count(container.width, container.height, container.whole)
-        if layers is None or layers.is_exact or count < 2 or metadata[SEAMS]:
-            raise FormatError(
-                f"the file has seams ({len(metadata[SEAMS])} bytes) and {count} tiles, expected "
-                "none, or layers alone of two tiles or more"
-            )
 
 
 def check_tile(tile: Tile, where: str, container: Container) -> None:
