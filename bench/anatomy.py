@@ -203,7 +203,7 @@ def dissect_chain(container: Container, model: Model, image: Image.Image) -> tup
         for row, bits in zip(rows, np.asarray(bound), strict=True):
             row["bound_bits"] = float(bits)
     previews = sum(8 * len(container.tiles[part.index].preview_payload) for part in parts)
-    payload = previews + 32 * sum(len(tile.words) for tile in tiles)
+    payload = previews + sum(8 * len(tile.payload) for tile in tiles)
     seed_bits = 32 * sum(tile.seed_words for tile in tiles)
     rest = payload - seed_bits - sum(row["bits"] for row in rows)
     return {"seed dip": seed_bits, "last words": rest}, rows

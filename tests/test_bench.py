@@ -545,7 +545,7 @@ def test_anatomy_of_a_lossless_file_adds_up(photo, no_webp, request, mode, netwo
     data = encode(photo.convert(mode), model)
     found = anatomy.dissect(data, model)
     assert total_bits(found) == pytest.approx(8 * len(data))
-    assert 8 * 20 < found["blocks"]["container"] < 8 * 32
+    assert 8 * 16 < found["blocks"]["container"] < 8 * 32
     assert [step["name"] for step in found["steps"]][-1] == "prior"
     # Word by word and by the probabilities it is the same, but for the words' own 32 bits.
     for step in found["steps"]:

@@ -107,8 +107,8 @@ def test_a_device_with_other_answers_is_found(monkeypatch, check):
     """By every check of files, though it decodes what it has coded itself."""
 
     class Rounding(Model):
-        def posterior_x(self, z, sigma):
-            mean, v = super().posterior_x(z, sigma)
+        def posterior_x(self, z, sigma, labels=None):
+            mean, v = super().posterior_x(z, sigma, labels)
             return mean + 0.01, v
 
     def load(path, device):

@@ -84,16 +84,17 @@ def _chain_bits(
         tiles = [tile for tile in container.tiles if tile.plan == plan]
         last = max((len(tile.marks) for tile in tiles), default=0) or len(levels.get(plan, ()))
         for t in range(last, -1, -1) if tiles else ():
-            words = [_words_to(tile, t) for tile in tiles]
-            known = [count for count in words if count is not None]
+            each = [_bits_to(tile, t) for tile in tiles]
+            known = [bits for bits in each if bits is not None]
             added = 0 if t else sum(8 * len(tile.outliers) for tile in tiles)
-            yield plan, t, fixed + added + 32 * sum(known) if len(known) == len(words) else None
+            yield plan, t, fixed + added + sum(known) if len(known) == len(each) else None
 
 
-def _words_to(tile: Tile, timestep: int) -> int | None:
+def _bits_to(tile: Tile, timestep: int) -> int | None:
     if timestep == 0:
-        return word_count(tile.payload)
-    return tile.marks[-timestep] if timestep <= len(tile.marks) else None
+        return 8 * len(tile.payload)
+    left_out = 32 * word_count(tile.payload) - 8 * len(tile.payload)  # zeros of the first word
+    return 32 * tile.marks[-timestep] - left_out if timestep <= len(tile.marks) else None
 
 
 def _layer_bits(container: Container) -> Iterator[tuple[str, int, int]]:
