@@ -47,7 +47,7 @@ def test_a_system_has_its_commands_and_tests(
         if words[0] == "python":  # -m bench
             assert words[3] in COMMANDS, system
             continue
-        parameters = cli.commands[words[0]].get_params(click.Context(cli))
+        parameters = cli.commands[words[0]].get_params(click.Context(cli, **cli.context_settings))
         known = {option for parameter in parameters for option in parameter.opts}
         assert {word for word in words if word.startswith("--")} <= known, system
     for module, test in re.findall(r"`(\w+)\.(\w+)`", tests):
