@@ -425,7 +425,7 @@ def test_labels_that_do_not_fit(labelled, labels, tmp_path, text, message):
 
 
 def test_labels_of_no_file(config, tmp_path):
-    with pytest.raises(DiffcodecError, match="missing: not readable as labels"):
+    with pytest.raises(DiffcodecError, match="missing: No such file or directory; check the path"):
         Trainer(replace(config, labels=str(tmp_path / "missing")), tmp_path)
 
 
