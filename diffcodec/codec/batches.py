@@ -47,9 +47,7 @@ def progress_bar(evaluations: int, progress: bool) -> "tqdm[Any]":
 
 
 def batch_pixels(model: Model) -> int:
-    """Pixels that go through the network together: on a GPU what two groups have memory for."""
-    if model.device.type == "cpu":
-        return BATCH_PIXELS
+    """Pixels that go through the network together on a GPU: what two groups have memory for."""
     room = free_bytes(model.device) // (GROUPS_IN_FLIGHT * DEVICE_PIXEL_BYTES)
     return max(1, min(MOST_BATCH_PIXELS, room))
 
@@ -106,9 +104,7 @@ class _Flight(Generic[Result]):
             self.results = stop.value
 
 
-def _side_by_side(
-    flights: Iterator["_Flight[Result]"], most: int, threads: int
-) -> Iterator[Result]:
+def _side_by_side(flights: Iterator[_Flight[Result]], most: int, threads: int) -> Iterator[Result]:
     """The results of groups in order, so many of which share the threads at a time."""
     ended = Event()
 

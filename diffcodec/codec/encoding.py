@@ -16,7 +16,7 @@ from diffcodec.codec.estimates import expected_bytes
 from diffcodec.codec.jobs import DEFAULT_CHOICES, Choices, Job, Part, encode_job, make_chain
 from diffcodec.codec.layered_encoding import Target, encode_layers
 from diffcodec.codec.planes import coded_channels, colors_entry, crop, integers
-from diffcodec.codec.tiles import fallback_tiles, outliers, smaller_tile
+from diffcodec.codec.tiles import fallback_tiles, smaller_tile
 from diffcodec.coding.bits_back import EncodedTile
 from diffcodec.container.parts import MOST_DRAW, PLAN_NAMES, Box, Container, Tile, tile_grid
 from diffcodec.container.writer import pack
@@ -274,12 +274,11 @@ def _assemble(
     has_marks = source.width * source.height >= choices.marks_from_pixels
     others = [box for box in boxes if box != everything]
     with fallback_tiles(source, found, [everything, *others]) as (whole, *fallbacks):
-        pairs = zip((fallbacks or [whole])[: len(boxes)], coded, strict=False)
         tiles = [
-            smaller_tile(fallback.result(), chain, plan, outliers(found, box), has_marks)
-            for box, (fallback, chain) in zip(boxes, pairs, strict=True)
+            smaller_tile(fallback.result(), chain, plan, has_marks)
+            for fallback, chain in zip((fallbacks or [whole])[: len(boxes)], coded, strict=False)
         ]
-        candidates = [file([whole.result()], whole=True)]
+        candidates = [file([whole.result().tile], whole=True)]
     if tiles:
         candidates.append(file(tiles, whole=False))
     return min(candidates, key=len)

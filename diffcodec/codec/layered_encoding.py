@@ -21,7 +21,7 @@ from diffcodec.arrays import Bits
 from diffcodec.codec.batches import progress_bar
 from diffcodec.codec.planes import coded_channels, colors_entry
 from diffcodec.codec.previews import Previews
-from diffcodec.codec.tiles import fallback_tiles, outliers, smaller_tile
+from diffcodec.codec.tiles import fallback_tiles, smaller_tile
 from diffcodec.coding.relative_entropy.bits import EarlyEndError
 from diffcodec.container.parts import LEAST_PREVIEW, Container, Layers, Tile
 from diffcodec.container.primitives import CRC_BYTES
@@ -179,11 +179,8 @@ class _File:
         with fallback_tiles(self.source, self.found, boxes) as fallbacks:
             return [
                 # the class stands before the layers
-                replace(
-                    smaller_tile(fallback.result(), chain, self.plan, outliers(self.found, box)),
-                    label=None,
-                )
-                for box, fallback, chain in zip(boxes, fallbacks, chains, strict=True)
+                replace(smaller_tile(fallback.result(), chain, self.plan), label=None)
+                for fallback, chain in zip(fallbacks, chains, strict=True)
             ]
 
 

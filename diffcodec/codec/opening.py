@@ -114,9 +114,8 @@ def find_model(
     for plan in plans | ({container.layers.plan} if container.layers else set()):
         if plan is not None and plan not in model.plans:
             raise CorruptError(f"a tile is coded by {plan!r}, which its model does not have")
-    labels = {tile.label for tile in container.tiles}
-    for label in labels | ({container.layers.label} if container.layers else set()):
-        if label is not None and label >= model.classes:
+    for label in container.labels:
+        if label >= model.classes:
             raise CorruptError(f"a tile of class {label}, but its model knows {model.classes}")
     for tile in container.tiles:
         levels = len(model.plans[tile.plan].levels) if tile.plan else 0

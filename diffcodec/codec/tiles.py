@@ -5,6 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from operator import attrgetter
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -26,26 +27,28 @@ def fallback_tile(image: Image.Image, colors: ColorSet | None = None) -> Tile:
     return Tile(*coded, pixel_crc=pixel_crc(image))
 
 
-def outliers(found: Found, box: Box) -> bytes:
-    """Those of a tile, as its part of the file has them."""
-    return pack_outliers(crop(found.differences, box)) if found.differences else b""
+class Fallback(NamedTuple):
+    """A tile by the plain coders, and the outliers that a chain in its place needs beside it."""
+
+    tile: Tile
+    outliers: bytes
 
 
-def _fallback(source: Image.Image, found: Found, box: Box) -> Tile:
-    tile, told = fallback_tile(crop(found.image, box), found.colors), outliers(found, box)
-    if not told:
-        return tile
+def _fallback(source: Image.Image, found: Found, box: Box) -> Fallback:
+    tile = fallback_tile(crop(found.image, box), found.colors)
+    outliers = pack_outliers(crop(found.differences, box)) if found.differences else b""
+    if not outliers:
+        return Fallback(tile, outliers)
     plain = fallback_tile(crop(source, box))
-    return min(
-        replace(tile, outliers=told, pixel_crc=plain.pixel_crc), plain, key=attrgetter("size")
-    )
+    within = replace(tile, outliers=outliers, pixel_crc=plain.pixel_crc)
+    return Fallback(min(within, plain, key=attrgetter("size")), outliers)
 
 
 @contextmanager
 def fallback_tiles(
     source: Image.Image, found: Found, boxes: Sequence[Box]
-) -> Iterator[list[Future[Tile]]]:
-    """The :func:`fallback_tile` of each box, by a thread beside the chains.
+) -> Iterator[list[Future[Fallback]]]:
+    """The :class:`Fallback` of each box, by a thread beside the chains.
 
     The plain coders leave Python to others, and while a chain codes, one processor is idle.
     """
@@ -57,11 +60,7 @@ def fallback_tiles(
 
 
 def smaller_tile(
-    fallback: Tile,
-    chain: EncodedTile | None,
-    plan: str,
-    told: bytes = b"",
-    has_marks: bool = False,
+    fallback: Fallback, chain: EncodedTile | None, plan: str, has_marks: bool = False
 ) -> Tile:
     """The smaller of two codes of a tile.
 
@@ -69,11 +68,11 @@ def smaller_tile(
         fallback: by a fallback coder.
         chain: by the chain; None where it has no code.
         plan: the chain's.
-        told: the :func:`outliers` that it needs.
         has_marks: whether the file has step marks.
     """
-    if chain is None or chain.size + len(told) >= fallback.size + CRC_BYTES:
-        return fallback
+    tile, outliers = fallback
+    if chain is None or chain.size + len(outliers) >= tile.size + CRC_BYTES:
+        return tile
     return Tile(
         coder=plan,
         payload=chain.payload,
@@ -82,7 +81,7 @@ def smaller_tile(
         preview_payload=chain.preview_payload,
         draw=chain.draw,
         label=chain.label,
-        outliers=told,
+        outliers=outliers,
     )
 
 

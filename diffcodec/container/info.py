@@ -9,13 +9,6 @@ from diffcodec.container.parts import MAGIC, MODES, PLAN_NAMES, Container, Tile
 from diffcodec.container.primitives import word_count
 
 
-def _classes(container: Container) -> list[int]:
-    """The classes that the model is told."""
-    labels = {container.layers.label if container.layers else None}
-    labels |= {tile.label for tile in container.tiles}
-    return sorted(label for label in labels if label is not None)
-
-
 def dimensions(container: Container) -> int:
     """Samples of the image: width times height times channels."""
     return container.width * container.height * MODES[container.mode].channels
@@ -54,7 +47,7 @@ def describe(
         "model": model_name if uses_model else None,
         "arithmetic": arithmetic if uses_model else None,
         "tiles": tiles_by_coder(container),
-        "classes": _classes(container),
+        "classes": sorted(container.labels),
         "layers": len(container.layers.payloads) if container.layers else 0,
         "metadata_bytes": {name: len(value) for name, value in container.metadata.items()},
         "timesteps": list(_timesteps(container, levels)),

@@ -190,6 +190,12 @@ class Container:
         chains = any(tile.plan for tile in self.tiles)
         return self.layers is not None or chains
 
+    @property
+    def labels(self) -> set[int]:
+        """The classes that the model is told."""
+        told = [self.layers.label if self.layers else None, *(tile.label for tile in self.tiles)]
+        return {label for label in told if label is not None}
+
     def boxes(self) -> list[Box]:
         """The rectangle of each tile, in raster order."""
         if self.whole:

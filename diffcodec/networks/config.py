@@ -76,7 +76,9 @@ class UNetConfig:
     def to_dict(self) -> dict[str, Any]:
         """The arguments; a U-Net's as they were before there were others."""
         arguments = asdict(self)
-        return arguments if self.backbone != "unet" else _without(arguments, "backbone")
+        if self.backbone == "unet":
+            del arguments["backbone"]
+        return arguments
 
     @property
     def multiplications(self) -> float:
@@ -301,10 +303,6 @@ class NetworkConfig:
         )
         phases = PhasesConfig(**data["phases"]) if data.get("phases") else None
         return NetworkConfig(**{**data, "experts": experts, "phases": phases})
-
-
-def _without(arguments: dict[str, Any], name: str) -> dict[str, Any]:
-    return {k: v for k, v in arguments.items() if k != name}
 
 
 def unet_config(data: Mapping[str, Any]) -> UNetConfig:

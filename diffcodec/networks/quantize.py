@@ -50,11 +50,16 @@ FINE_BLOCKS = ("down.0.0.", "down.0.1.")  # which tell the finest grain, and tak
 
 
 class InputStatistics:
-    """What enters every convolution, seen while calibration images pass through."""
+    """What enters every convolution, seen while calibration images pass through.
 
-    def __init__(self, network: nn.Module):
+    Args:
+        network: whose convolutions they are.
+        clips_bytes: whether bytes reach little beyond nearly all inputs, instead of beyond all.
+    """
+
+    def __init__(self, network: nn.Module, clips_bytes: bool = False):
+        self.clips_bytes = clips_bytes
         self.top: dict[str, list[float]] = {}  # clipping points at each noise level
-        self.byte_top: dict[str, list[float]] = {}  # the same of inputs of a byte
         # X X^T of the patches that the weights multiply, at some levels, [in k^2, in k^2]
         self.covariance: dict[str, Tensor] = {}
         self.sees_patches = True
@@ -68,10 +73,10 @@ class InputStatistics:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             magnitudes = inputs[0].abs().flatten()
             top = HEADROOM * magnitudes.max().item()
-            some = magnitudes[:: max(1, len(magnitudes) // SAMPLED)]
-            most = BYTE_HEADROOM * torch.quantile(some, NEARLY_ALL).item()
+            if self.clips_bytes and takes_a_byte(name):
+                some = magnitudes[:: max(1, len(magnitudes) // SAMPLED)]
+                top = min(top, BYTE_HEADROOM * torch.quantile(some, NEARLY_ALL).item())
             self.top.setdefault(name, []).append(top)
-            self.byte_top.setdefault(name, []).append(min(top, most))
             if self.sees_patches and is_hidden(name):
                 assert isinstance(module, Conv)
                 kernel = module.shape[2]
@@ -238,7 +243,7 @@ def quantize_unet(
 ) -> dict[str, Tensor]:
     """The tensors of an :class:`.IntegerUNet`, and the noise embedding's own."""
     network = network.eval().float()
-    seen, labels = InputStatistics(network), None
+    seen, labels = InputStatistics(network, clips_bytes=True), None
     generator = torch.Generator().manual_seed(0)
     classes = network.config.classes
     if classes:  # every class, and none
@@ -263,8 +268,7 @@ def quantize_unet(
                 tensors |= _quantize_input(module, network.config.patch, len(levels))
             elif isinstance(module, Conv):
                 covariance = seen.covariance.get(name)
-                tops = seen.byte_top if takes_a_byte(name) else seen.top
-                tensors |= _quantize_conv(name, module, tops[name], covariance)
+                tensors |= _quantize_conv(name, module, seen.top[name], covariance)
     return {name: t.clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
 
 
