@@ -37,7 +37,7 @@ from diffcodec.networks.experts import (
     join_experts,
     split_experts,
 )
-from diffcodec.networks.int8 import digits, kernels_work
+from diffcodec.networks.int8 import LARGEST_WEIGHT, ByteConv, digits, kernels_work
 from diffcodec.networks.integer import (
     VARIANCE_STEPS,
     IntegerNetwork,
@@ -515,19 +515,38 @@ def numbers(seed: int, like: Tensor, largest: int) -> Tensor:
 @pytest.mark.parametrize("sigma", LEVELS)
 def test_kernels_of_8_bits_give_the_same_result(integer, in_float32, network, sigma):
     in_bytes = {name for name, conv in integer._convs.items() if conv.in_bytes is not None}
-    assert in_bytes == {n for n in integer._convs if is_behind_silu(n) and n != "conv_out"}
+    assert in_bytes == {n for n in integer._convs if is_behind_silu(n)}
     assert all(conv.in_bytes is None for conv in in_float32._convs.values())
     for z in (noisy(sigma, network, batch=3), torch.sign(noisy(sigma, network)) * 1e6):
         pairs = zip(integer.posterior_x(z, sigma), in_float32.posterior_x(z, sigma), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_a_sum_of_lower_digits_that_may_be_inexact_takes_no_bytes():
+def test_only_what_8_bit_kernels_hold_is_theirs():
     weight = torch.full((1, 2**18 // 127, 1, 1), 127, dtype=torch.int8)
-    assert takes_bytes("up.0.0.conv1", weight)
-    assert not takes_bytes("up.0.0.conv1", weight.repeat(1, 2, 1, 1))
-    assert not takes_bytes("grow.0", weight)  # its inputs have more than 12 bits
-    assert not takes_bytes("conv_out", weight.short())
+    inputs, output_digits = [(-4096, 4095)], [(-32, 223)]
+    assert takes_bytes("up.0.0.conv1", weight, inputs)
+    assert not takes_bytes("up.0.0.conv1", weight.repeat(1, 2, 1, 1), inputs)  # inexact sums
+    assert not takes_bytes("grow.0", weight, inputs)  # not behind a SiLU
+    assert not takes_bytes("up.0.0.conv1", weight, [(-1, 1), (-4097, 1)])
+    assert not takes_bytes("up.0.0.conv1", weight, [(0, 4096)])
+    largest = torch.full((1, 1, 1, 1), LARGEST_WEIGHT, dtype=torch.int16)
+    assert takes_bytes("conv_out", largest, output_digits)
+    assert takes_bytes("conv_out", -largest, output_digits)
+    assert not takes_bytes("conv_out", largest + 1, output_digits)
+    assert not takes_bytes("conv_out", largest, [(-33, 0)])
+    assert not takes_bytes("conv_out", largest, [(0, 224)])
+
+
+@pytest.mark.skipif(not kernels_work(), reason="no 8-bit kernels on this machine")
+def test_weights_of_two_digits_give_the_sums_of_the_weights():
+    weight = numbers(3, torch.zeros(7, 2, 3, 3), LARGEST_WEIGHT).short()
+    weight[0, 0] = torch.tensor([LARGEST_WEIGHT, 1 - LARGEST_WEIGHT, 64]).short()[:, None]
+    x = (numbers(4, torch.zeros(2, 2, 6, 4), 32) + 32).to(torch.uint8)
+    x = x.contiguous(memory_format=torch.channels_last)
+    found = ByteConv(weight).digit_sums(x, 32, 128)
+    expected = F.conv2d(128 * (x.double() - 32), weight.double(), padding=1)
+    assert torch.equal(found.double(), expected)
 
 
 def test_exact_result(tensors):

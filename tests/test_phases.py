@@ -55,7 +55,7 @@ from diffcodec.networks.config import ENSEMBLES, NetworkConfig, PhasesConfig
 from diffcodec.networks.experts import ExpertDenoisers, FloatNetwork
 from diffcodec.networks.int8 import kernels_work
 from diffcodec.networks.integer import IntegerNetwork
-from diffcodec.networks.integer_layers import is_behind_silu, is_last
+from diffcodec.networks.integer_layers import is_behind_silu
 from diffcodec.networks.unet import Conv
 
 STEPS = torch.tensor([8.0, 16.0, 12.0], dtype=torch.float64)[:, None, None]
@@ -558,7 +558,7 @@ def test_kernels_of_8_bits_give_the_same_result(
         in_float32 = IntegerNetwork(PHASED, tensors)
     convs = integer.phases[teller]._convs
     in_bytes = {name for name, conv in convs.items() if conv.in_bytes is not None}
-    assert in_bytes == {n for n in convs if is_behind_silu(n) and not is_last(n)}
+    assert in_bytes == {n for n in convs if is_behind_silu(n)}
     assert "features" in in_bytes
     assert all(c.in_bytes is None for c in in_float32.phases[teller]._convs.values())
     for z, errors in ((noisy(teller), told_errors()), (1e6 * noisy(teller).sign(), -told_errors())):

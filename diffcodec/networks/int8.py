@@ -1,7 +1,8 @@
 """Convolutions of 8-bit integers by oneDNN's kernels, where the processor multiplies them at once.
 
 They give the same exact sums as float32 convolutions, for inputs of a byte in about a quarter of
-the time (with AVX-512 VNNI). Inputs of more bits than a byte, up to 12, are two digits of 7.
+the time (with AVX-512 VNNI). Inputs of more bits than a byte, up to 12, are two digits of 7, and so
+are weights of more bits.
 """
 
 from collections.abc import Sequence
@@ -15,14 +16,20 @@ DIGIT_BITS = 7
 DIGIT = 1 << DIGIT_BITS  # base of the two digits
 HIGH_ZERO, LOW_ZERO = 32, 64  # what stands for zero: both digits have a sign
 BYTE = 256
+LOWEST_INPUT, LARGEST_INPUT = -DIGIT * HIGH_ZERO, DIGIT * HIGH_ZERO - 1
 LOWER_DIGITS = (-LOW_ZERO, DIGIT - 1 - LOW_ZERO)
+LARGEST_WEIGHT = 127 * DIGIT + LOWER_DIGITS[1]
 
 
 class ByteConv:
-    """A convolution of stride 1 by a weight of bytes; sums come as float32."""
+    """A convolution of stride 1 by a weight of one or two digits; sums come as float32."""
 
     def __init__(self, weight: Tensor):
-        """Pack the weight [out, in, k, k] of integers -127..127."""
+        """Pack the weight [out, in, k, k]: int8, or int16 of no more than ``LARGEST_WEIGHT``."""
+        self._has_digits = weight.dtype == torch.int16
+        if self._has_digits:
+            high = (weight + LOW_ZERO) >> DIGIT_BITS
+            weight = torch.cat([high, weight - DIGIT * high])
         count = len(weight)
         self._padding = [(weight.shape[2] - 1) // 2] * 2
         self._scales, self._zeros = torch.ones(count), torch.zeros(count, dtype=torch.int32)
@@ -50,17 +57,22 @@ class ByteConv:
         return [self.digit_sums(high, HIGH_ZERO, DIGIT), self.digit_sums(low, LOW_ZERO, 1)]
 
     def digit_sums(self, x: Tensor, zero: int, unit: int) -> Tensor:
-        """The sums of ``unit (x - zero)``, x uint8."""
+        """The sums of ``unit (x - zero)``, x uint8 and unit a power of two."""
         out: Tensor = torch.ops.onednn.qconv_pointwise(
             *(x, float(unit), zero, self._packed, self._scales, self._zeros, None),
             *([1, 1], self._padding, [1, 1], 1),
             *(1.0, 0, torch.float32, "none", [], ""),  # nothing fused
         )
+        if self._has_digits:
+            high, low = out.chunk(2, 1)
+            return torch.mul(high, DIGIT).add_(low)
         return out
 
 
 def digits(integers: Tensor, lowest: int, highest: int) -> list[Tensor]:
-    """The digits of integers of this range, itself within -4096..4095, each with its zero, uint8.
+    """The digits of integers of this range, each with its zero, uint8.
+
+    The range is within ``LOWEST_INPUT``..``LARGEST_INPUT``.
 
     One if the range, which holds 0, has no more than 256 integers; else two, the upper one first.
     """

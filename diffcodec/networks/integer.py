@@ -21,6 +21,7 @@ from diffcodec.networks.integer_layers import (
     INPUT_LIMIT,
     PHASE_AMPLITUDE,
     IntegerLayers,
+    affine,
 )
 from diffcodec.networks.phases import PhaseNetworks, outline_phases
 from diffcodec.networks.protocol import Field, Labels, Planes, digest
@@ -201,12 +202,11 @@ class IntegerUNet(IntegerLayers):
         index = torch.remainder(turn, TURN_STEPS).to(torch.int32).flatten()
         phases = [t.index_select(0, index).view(z.shape) for t in (self._sine, self._cosine)]
         conv, phase_conv = self._convs["conv_in.z"], self._convs["conv_in.phase"]
-        sums = conv.sums(self._unshuffle(high)).mul_(256).add_(conv.sums(self._unshuffle(low)))
+        sums = [conv.sums(self._unshuffle(high)).mul_(256), conv.sums(self._unshuffle(low))]
         phase_sums = phase_conv.sums(self._unshuffle(torch.cat(phases, 1)))
-        h = sums.mul_(self._per_channel(conv.scale / INPUT_SCALE)).add_(
-            self._per_channel(conv.bias)
-        )
-        return h.add_(phase_sums.mul_(self._per_channel(phase_conv.scale / PHASE_AMPLITUDE)))
+        phase_sums.mul_(self._per_channel(phase_conv.scale / PHASE_AMPLITUDE))
+        factor, offset = self._per_channel(conv.scale / INPUT_SCALE), self._per_channel(conv.bias)
+        return affine(sums, factor, offset, phase_sums)
 
     def _unshuffle(self, x: Tensor) -> Tensor:
         patches = F.pixel_unshuffle(x.float(), self.config.patch)

@@ -21,7 +21,17 @@ from diffcodec.networks import kernels
 from diffcodec.networks.devices import CPU
 from diffcodec.networks.exact import EXACT_LIMIT, check_exact, largest_sum
 from diffcodec.networks.gemm import GemmConv
-from diffcodec.networks.int8 import LOWER_DIGITS, ByteConv, digits, kernels_work
+from diffcodec.networks.int8 import (
+    BYTE,
+    HIGH_ZERO,
+    LARGEST_INPUT,
+    LARGEST_WEIGHT,
+    LOWER_DIGITS,
+    LOWEST_INPUT,
+    ByteConv,
+    digits,
+    kernels_work,
+)
 from diffcodec.networks.unet import Conv
 
 FLOAT32_BITS = 24  # of the tables
@@ -70,9 +80,21 @@ def input_range(name: str) -> tuple[int, int] | None:
     return next((ends for end, ends in INPUT_RANGES.items() if name.endswith(end)), None)
 
 
-def takes_bytes(name: str, weight: Tensor) -> bool:
-    """Whether 8-bit kernels may do the named convolution: the sums of either digit are exact."""
-    if weight.dtype != torch.int8 or not is_behind_silu(name):
+def takes_bytes(name: str, weight: Tensor, ranges: Sequence[tuple[int, int]]) -> bool:
+    """Whether 8-bit kernels may do the named convolution, with the same sums.
+
+    Args:
+        name, weight: of the convolution.
+        ranges: the lowest and the highest integer of its input at each noise level, or of either
+            digit of the last convolution's.
+    """
+    if not is_behind_silu(name):
+        return False
+    lowest, highest = min(low for low, _ in ranges), max(high for _, high in ranges)
+    if is_last(name):
+        largest = weight.long().abs().max().item()
+        return largest <= LARGEST_WEIGHT and lowest >= -HIGH_ZERO and highest < BYTE - HIGH_ZERO
+    if weight.dtype != torch.int8 or lowest < LOWEST_INPUT or highest > LARGEST_INPUT:
         return False
     return largest_sum(weight.long(), *LOWER_DIGITS) < EXACT_LIMIT
 
@@ -176,7 +198,7 @@ class IntegerLayers:
         check_exact(name, weight, ranges)
         products = by_products(self.device)
         largest = max(abs(end) for ends in ranges for end in ends)
-        in_bytes = not products and takes_bytes(name, weight) and kernels_work()
+        in_bytes = not products and takes_bytes(name, weight, ranges) and kernels_work()
         return IntegerConv(
             weight.float().contiguous(memory_format=torch.channels_last),
             tensors[f"{name}.scale"].double().numpy(),
@@ -220,10 +242,13 @@ class IntegerLayers:
     def _sums(self, name: str, level: int, x: Sequence[Tensor]) -> list[Tensor]:
         """Parts that add up to the named convolution's sums, for what :meth:`_activate` gives."""
         conv = self._convs[name]
+        if is_last(name):
+            if conv.in_bytes is None:
+                return [conv.sums(x[0]).mul_(OUTPUT_DIGIT), conv.sums(x[1])]
+            inputs = (x[0], HIGH_ZERO, OUTPUT_DIGIT), (x[1], 0, 1)
+            return [conv.in_bytes.digit_sums(*each) for each in inputs]
         if conv.in_bytes is not None:
             return conv.in_bytes.sums(x, conv.lowest[level])
-        if is_last(name):
-            return [conv.sums(x[0]).mul_(OUTPUT_DIGIT), conv.sums(x[1])]
         return [conv.sums(x[0])]
 
     def _scaled(
@@ -232,11 +257,7 @@ class IntegerLayers:
         """What the named convolution's sums stand for, and something more; overwrites them."""
         conv = self._convs[name]
         factor = self._per_channel(conv.scale * conv.units[level])
-        offset = self._per_channel(conv.bias)
-        if plus is not None and kernels.are_for(plus):
-            return kernels.scaled(sums, factor, offset, plus)
-        found = _added(sums).mul_(factor).add_(offset)
-        return found if plus is None else found.add_(plus)
+        return affine(sums, factor, self._per_channel(conv.bias), plus)
 
     def _steps(self, name: str, level: int) -> int:
         """Entries per unit of the SiLU table before the named convolution."""
@@ -257,11 +278,13 @@ class IntegerLayers:
         if (name, level) not in self._tables:
             integers, conv = self._silu_integers(name, level), self._convs[name]
             tables = [integers]
-            if conv.in_bytes is not None:
-                tables = digits(integers, conv.lowest[level], conv.limits[level])
-            elif is_last(name):
+            if is_last(name):
                 high = (integers / OUTPUT_DIGIT).floor()
                 tables = [high, integers - OUTPUT_DIGIT * high]
+                if conv.in_bytes is not None:
+                    tables = [(high + HIGH_ZERO).to(torch.uint8), tables[1].to(torch.uint8)]
+            elif conv.in_bytes is not None:
+                tables = digits(integers, conv.lowest[level], conv.limits[level])
             self._tables[name, level] = [table.to(self.device) for table in tables]
         return self._tables[name, level]
 
@@ -345,6 +368,22 @@ def _numbers(tensor: Tensor, shape: tuple[int, ...]) -> NDArray[np.float64]:
     if tensor.shape != shape:
         raise ValueError(f"a tensor is {list(tensor.shape)}, expected {list(shape)}")
     return tensor.double().numpy()
+
+
+def affine(
+    parts: Sequence[Tensor], factor: Tensor, offset: Tensor, plus: Tensor | None = None
+) -> Tensor:
+    """``sum of parts * factor + offset + plus``; overwrites the parts.
+
+    Args:
+        parts: one or two, [batch, channels, height, width].
+        factor, offset: by channel, [1, channels, 1, 1].
+        plus: as the parts.
+    """
+    if plus is not None and kernels.are_for(plus):
+        return kernels.scaled(parts, factor, offset, plus)
+    found = _added(parts).mul_(factor).add_(offset)
+    return found if plus is None else found.add_(plus)
 
 
 def _added(parts: Sequence[Tensor]) -> Tensor:

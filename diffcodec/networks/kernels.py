@@ -37,7 +37,7 @@ def look_up(
     found = by_threads(
         compiled(_look_up),
         [*_first_and_last(parts), *_first_and_last(out)],
-        [len(parts) == 2, *_flat([factor, offset, tables[0], tables[-1]])],
+        [len(parts) == 2, len(out) == 2, *_flat([factor, offset, tables[0], tables[-1]])],
         torch.get_num_threads(),
     )
     return out if all(found) else None
@@ -110,6 +110,7 @@ def _look_up(
     first: Rows,
     second: Rows,
     two: bool,
+    both: bool,
     factor: Rows,
     offset: Rows,
     first_table: Rows,
@@ -130,7 +131,9 @@ def _look_up(
             return False
         for c in range(channels):
             first[i, c] = first_table[index[c]]
-            second[i, c] = second_table[index[c]]
+        if both:
+            for c in range(channels):
+                second[i, c] = second_table[index[c]]
     return True
 
 
