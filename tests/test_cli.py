@@ -146,6 +146,18 @@ def test_encode_and_decode(files: dict[str, bytes], arguments: str, output: str)
 
 
 @pytest.mark.usefixtures("folder")
+def test_a_folder_for_outputs_that_stays_empty_is_not_left_behind() -> None:
+    before = tree()
+    assert run(f"encode {MODEL} text.txt empty --output-dir new/deep").exit_code == 1
+    assert run(f"decode {MODEL} cut.dfc --output-dir folder").exit_code == 3
+    assert tree() == before
+    assert not Path("new").exists()
+    assert Path("folder").is_dir()  # which was there
+    assert run(f"encode {MODEL} text.txt photo.png --output-dir new/deep").exit_code == 1
+    assert tree().keys() - before.keys() == {"new/deep/photo.dfc"}
+
+
+@pytest.mark.usefixtures("folder")
 def test_decode_next_to_the_file() -> None:
     Path("photo.dfc").rename("folder/photo.dfc")
     result = done(f"decode {MODEL} folder/photo.dfc")
@@ -232,6 +244,7 @@ def test_float_arithmetic_of_an_integer_model(files: dict[str, bytes]) -> None:
     assert parse(Path("new.dfc").read_bytes()).float_arithmetic
     assert Path("new.dfc").read_bytes()[20:] != files["photo.dfc"][20:]
     assert done(f"verify {MODEL} new.dfc photo.dfc").stdout == "new.dfc: OK\nphoto.dfc: OK\n"
+    assert done(f"verify {MODEL} --quiet new.dfc photo.dfc").stdout == ""
     done(f"encode {MODEL} --arithmetic integer photo.png same.dfc")
     assert Path("same.dfc").read_bytes() == files["photo.dfc"]
 

@@ -44,6 +44,14 @@ def test_a_jpeg_that_grows_is_spoken_of(format, suffix, run):
     assert run(f"encode -f --timestep 4 a.{suffix}").exit_code == 0
 
 
+@pytest.mark.parametrize("compression", ["jpeg", "tiff_lzw"])
+def test_a_jpeg_in_a_tiff_that_grows_is_spoken_of(compression, run):
+    noise = make_image("RGB", (40, 30))
+    Path("a.tif").write_bytes(saved(noise, "TIFF", compression=compression).getvalue())
+    said = "a.tif: it is a TIFF of JPEG, whose exact pixels take"
+    assert (said in run("encode a.tif").stderr) == (compression == "jpeg")
+
+
 def test_strip_and_what_is_not_kept(run):
     text = PngImagePlugin.PngInfo()
     text.add_text("Title", "a picture")

@@ -33,6 +33,8 @@ def test_write_and_read(tmp_path: Path) -> None:
     write_file(path, NEW, force=False)
     assert read_file(path) == NEW
     assert contents(tmp_path) == {"file": NEW}
+    write_file(tmp_path / "gone" / "file", NEW, force=False)  # as another process may clear away
+    assert contents(tmp_path / "gone") == {"file": NEW}
 
 
 @pytest.mark.parametrize("name", ["file", "." * 3 + "x", "n" * 255])

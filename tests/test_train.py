@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -807,11 +808,20 @@ def damaged(kind):
 
 
 @pytest.mark.parametrize("kind", ["text", "empty", "cut", "broken"])
-def test_an_unreadable_image_is_named(config, tmp_path, kind):
+def test_an_unreadable_image_is_named(config, tmp_path, kind, capsys):
+    """And left out, if there are others: one damaged file of many costs no run."""
     picture(0).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(damaged(kind))
-    with pytest.raises(DiffcodecError, match=r"b\.png: not readable as an image"):
+    named = r"b\.png: not readable as an image .*; get a whole copy, or take it away"
+    with pytest.raises(DiffcodecError, match=named):
         Trainer(replace(config, data=str(tmp_path)), tmp_path)
+    picture(0, (CROP - 1, 60)).save(tmp_path / "c.png")
+    picture(1).save(tmp_path / "d.png")
+    sampler = Trainer(replace(config, data=str(tmp_path)), tmp_path).train_data
+    lines = capsys.readouterr().err.splitlines()
+    assert any(re.search(f"left out: .*{named}", line) for line in lines)
+    assert f"left out: 1 of 3 images, with a side below {CROP} pixels (--crop)" in lines
+    assert {crop.image for crop in sampler.choose(50, 0, 0)} == {0}
 
 
 # --- the command ----------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 import errno
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -160,14 +161,24 @@ def _unlike(jobs: list[tuple[str, str]]) -> list[tuple[str, str]]:
     return jobs
 
 
-def make_folders(jobs: Sequence[tuple[str, str]]) -> None:
-    """Make the folders that outputs go into.
+@contextmanager
+def made_folders(folders: Iterable[Path]) -> Iterator[None]:
+    """Folders that outputs go into, made where they are missing; what stays empty goes again.
 
     Raises:
         OSError: one cannot be made.
     """
-    for folder in {Path(target).parent for _, target in jobs}:
-        make_folder(folder)
+    made: list[Path] = []
+    try:
+        for folder in folders:
+            missing = [each for each in (folder, *folder.parents) if not each.exists()]
+            made += reversed(missing)
+            make_folder(folder)
+        yield
+    finally:
+        for folder in reversed(made):
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
 
 
 def make_folder(folder: Path) -> None:

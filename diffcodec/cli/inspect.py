@@ -14,6 +14,7 @@ from diffcodec.cli.options import (
     json_option,
     limit_options,
     paths_argument,
+    quiet_option,
 )
 from diffcodec.cli.program import cli, examples
 from diffcodec.cli.running import (
@@ -111,7 +112,10 @@ def _shipped_model(container: Container) -> ModelInfo | None:
     help="Check the structure and all checksums but that of the pixels, without decoding.",
 )
 @limit_options
-def verify(*, paths: list[str], model: str | None, structure: bool, limits: Limits) -> None:
+@quiet_option
+def verify(
+    *, paths: list[str], model: str | None, structure: bool, limits: Limits, quiet: bool
+) -> None:
     """Decode files in full and check their pixels against their checksums."""
 
     def work(path: str) -> None:
@@ -120,11 +124,12 @@ def verify(*, paths: list[str], model: str | None, structure: bool, limits: Limi
             parse_data(data, limits)
         else:
             decode_data(data, timestep=None, model=model, progress=alone, limits=limits)
-        print_line(f"{printable(path)}: OK")
+        if not quiet:
+            print_line(f"{printable(path)}: OK")
 
-    alone = len(paths) == 1
+    alone = len(paths) == 1 and not quiet
     load_given(model)
-    for_each([(path,) for path in paths], one_by_one(work), progress=True)
+    for_each([(path,) for path in paths], one_by_one(work), progress=not quiet)
 
 
 @cli.command(short_help="List the shipped models.", epilog=examples("diffcodec models"))

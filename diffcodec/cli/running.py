@@ -6,14 +6,15 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import click
 
-from diffcodec.cli.inputs import make_folders
+from diffcodec.cli.inputs import made_folders
 from diffcodec.container.parts import MAGIC, Container
 from diffcodec.container.reader import parse
 from diffcodec.errors import (
@@ -100,19 +101,27 @@ class Files:
         most_together: int = 1,
     ) -> None:
         """Work on each pair of paths; see :func:`for_each`."""
-        if self.makes_folders:
-            with failing_as("--output-dir"):
-                make_folders(self.jobs)
-        for_each(
-            self.jobs,
-            work,
-            as_json=as_json,
-            show=show if as_json or not self.quiet else None,
-            skip_existing=self.skip_existing,
-            processes=self.processes,
-            most_together=most_together,
-            progress=not self.quiet,
-        )
+        folders = {Path(target).parent for _, target in self.jobs} if self.makes_folders else ()
+        with folders_of_outputs("--output-dir", folders):
+            for_each(
+                self.jobs,
+                work,
+                as_json=as_json,
+                show=show if as_json or not self.quiet else None,
+                skip_existing=self.skip_existing,
+                processes=self.processes,
+                most_together=most_together,
+                progress=not self.quiet,
+            )
+
+
+@contextmanager
+def folders_of_outputs(name: str, folders: Iterable[Path]) -> Iterator[None]:
+    """See :func:`made_folders`; what cannot be made fails by this name."""
+    with ExitStack() as stack:
+        with failing_as(name):
+            stack.enter_context(made_folders(folders))
+        yield
 
 
 def image_format(target: str) -> str:

@@ -35,6 +35,7 @@ from diffcodec.cli.running import (
     Job,
     attempt,
     failing_as,
+    folders_of_outputs,
     for_each,
     load_given,
     print_line,
@@ -139,26 +140,25 @@ def _read(
     load_given(model, device=device)
     work = _Extractor(path, model, device, limits, output_dir, force)
     start = time.perf_counter()
-    with failing_as(output_dir):
-        make_folder(Path(output_dir))
-    with failing_as(path), open_archive(path, limits=limits) as archive:
-        wanted: list[Job] = []
-        if names is None:  # group by group, so that each is decoded once
-            entries = enumerate(archive.entries())
-            ordered = sorted(entries, key=lambda each: (each[1].group.offset, each[1].place))
-            wanted = [(entry.name, str(number), output_dir) for number, entry in ordered]
-        else:
-            wanted = [(name, "", output_dir) for name in names]
-    written: list[str] = []
-    for_each(
-        wanted,
-        work,
-        show=None if quiet else written.append,
-        skip_existing=skip_existing,
-        processes=jobs,
-        most_together=GROUP_IMAGES,
-        progress=not quiet,
-    )
+    with folders_of_outputs(output_dir, [Path(output_dir)]):
+        with failing_as(path), open_archive(path, limits=limits) as archive:
+            wanted: list[Job] = []
+            if names is None:  # group by group, so that each is decoded once
+                entries = enumerate(archive.entries())
+                ordered = sorted(entries, key=lambda each: (each[1].group.offset, each[1].place))
+                wanted = [(entry.name, str(number), output_dir) for number, entry in ordered]
+            else:
+                wanted = [(name, "", output_dir) for name in names]
+        written: list[str] = []
+        for_each(
+            wanted,
+            work,
+            show=None if quiet else written.append,
+            skip_existing=skip_existing,
+            processes=jobs,
+            most_together=GROUP_IMAGES,
+            progress=not quiet,
+        )
     if not quiet:
         seconds = time.perf_counter() - start
         images = f"{len(written)} image{'' if len(written) == 1 else 's'}"

@@ -41,11 +41,16 @@ FRAME_IN_SHELL = "choose it with --frame N, the first is 0"
 
 
 def lossy_format(data: bytes) -> str | None:
-    """The name of a format with loss that a file is in: its exact pixels take more than it."""
+    """The name of a format with loss that a readable file is in: its exact pixels take more."""
     if data.startswith(b"\xff\xd8\xff"):
         return "JPEG"
     if data[:4] == b"RIFF" and b"VP8 " in (data[12:16], data[30:34]):
         return "WebP with loss"
+    if data[:2] in (b"II", b"MM"):
+        from diffcodec.images.opening import open_image
+
+        if open_image(data, ("TIFF",)).info.get("compression") in ("jpeg", "tiff_jpeg"):
+            return "TIFF of JPEG"
     return None
 
 

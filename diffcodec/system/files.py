@@ -172,6 +172,7 @@ def _status(source: str) -> os.stat_result | None:
 
 def _write_beside(target: Path, data: bytes, force: bool, source: os.stat_result | None) -> None:
     temporary = target.with_name(_temporary_name(os.getpid(), secrets.token_hex(8)))
+    target.parent.mkdir(parents=True, exist_ok=True)  # gone since it was looked at
     try:
         temporary.touch(0o666 if source is None else 0o600, exist_ok=False)
         with temporary.open("r+b") as f:

@@ -15,10 +15,12 @@ from tqdm import tqdm
 from diffcodec.diffusion.color import to_domain
 from diffcodec.errors import DiffcodecError
 from diffcodec.training.data import Source, find_images, list_images, read_rgb, split_held_out
+from diffcodec.training.log import say
 
 AUGMENTATIONS = ("all", "mirror", "none")  # left and right; with "all" also rows and columns
 
 CALIBRATION_CROPS = 64
+MOST_NAMED = 20  # of the images that cannot be read
 
 
 class Crop(NamedTuple):
@@ -36,7 +38,8 @@ class CropSampler:
 
     ``augment``, one of ``AUGMENTATIONS``, says what is exchanged at random, with probability 1/2.
     Image files are kept decoded in memory up to ``memory_bytes``; the others are read at each use.
-    Images of arrays stay where they are.
+    Images of arrays stay where they are. Files that cannot be read are left out, and images that
+    are too small; that is said, unless it is to be ``quiet``.
     """
 
     def __init__(
@@ -55,22 +58,30 @@ class CropSampler:
         self.files = {i: path for i, path in enumerate(self.paths) if isinstance(path, Path)}
         self.images = [None if isinstance(image, Path) else image for image in self.paths]
         self.sizes = np.array([(0, 0) if i is None else i.shape[1:] for i in self.images], np.int64)
-        used = 0
+        used, damaged = 0, []
         hide = None if self.files and not quiet else True
         with ThreadPoolExecutor(2) as pool:
             decoded = tqdm(
-                pool.map(read_rgb, self.files.values()), "images", len(self.files), disable=hide
+                pool.map(_read, self.files.values()), "images", len(self.files), disable=hide
             )
             for i, image in zip(self.files, decoded, strict=True):
+                if isinstance(image, DiffcodecError):
+                    damaged.append(image)
+                    continue
                 self.sizes[i] = image.shape[1:]
                 if self.sizes[i].min() >= crop and used + image.nbytes <= memory_bytes:
                     used += image.nbytes
                     self.images[i] = image
-        areas = np.where(self.sizes.min(1) >= crop, self.sizes.prod(1), 0).astype("f8")
-        if areas.sum() == 0:
+        is_used = self.sizes.min(1) >= crop
+        if len(damaged) == len(self.paths):
+            raise damaged[0]
+        if not is_used.any():
             raise DiffcodecError(
                 f"no image is at least {crop} pixels on each side; use a smaller --crop"
             )
+        if not quiet:
+            _say_left_out(damaged, int((~is_used).sum()) - len(damaged), len(self.paths), crop)
+        areas = np.where(is_used, self.sizes.prod(1), 0).astype("f8")
         self.cumulative = np.cumsum(areas / areas.sum())
 
     def choose(self, size: int, seed: int, step: int) -> list[Crop]:
@@ -107,6 +118,23 @@ class CropSampler:
         if self.image_labels is None:
             return torch.full((size,), -1)
         return torch.tensor([self.image_labels[c.image] for c in self.choose(size, seed, step)])
+
+
+def _read(path: Path) -> NDArray[np.uint8] | DiffcodecError:
+    """An image, or why there is none: one of a hundred thousand is often damaged."""
+    try:
+        return read_rgb(path)
+    except DiffcodecError as e:
+        return e
+
+
+def _say_left_out(damaged: Sequence[DiffcodecError], small: int, count: int, crop: int) -> None:
+    for error in damaged[:MOST_NAMED]:
+        say(f"left out: {error}")
+    if more := len(damaged[MOST_NAMED:]):
+        say(f"left out: {more:,} more that are not readable")
+    if small:
+        say(f"left out: {small:,} of {count:,} images, with a side below {crop} pixels (--crop)")
 
 
 def domain_batch(

@@ -177,4 +177,6 @@ def read_rgb(path: Path) -> NDArray[np.uint8]:
         with Image.open(path) as image:
             return np.ascontiguousarray(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
     except Exception as e:  # Pillow's plug-ins raise almost anything on damaged files
-        raise DiffcodecError(f"{path}: not readable as an image ({e})") from e
+        raise DiffcodecError(
+            f"{path}: not readable as an image ({e}); get a whole copy, or take it away"
+        ) from e
