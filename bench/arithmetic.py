@@ -28,7 +28,7 @@ from bench import chain_only, middle
 from bench.inputs import open_rgb
 from bench.report import markdown
 from diffcodec import decode, load_model
-from diffcodec.codec.encoding import encode_many
+from diffcodec.codec.many import encode_many
 from diffcodec.models.model import Model
 from diffcodec.networks.config import NetworkConfig
 from diffcodec.networks.int8 import ByteConv, digits, kernels_work
@@ -77,7 +77,7 @@ def compare_sizes(models: dict[str, Model], crops: list[Image.Image]) -> None:
     for effort in models["integer"].plans:
         sizes = {}
         for name, model in models.items():
-            files = encode_many(crops, model, effort, progress=True)
+            files = list(encode_many(crops, model, effort, progress=True))
             for crop, data in zip(crops[:2], files[:2], strict=True):
                 assert decode(data, model=model).tobytes() == crop.tobytes()
             samples = np.array([3 * crop.width * crop.height for crop in crops])

@@ -49,7 +49,7 @@ exec(before)
 model = load_model(name)
 with chain_only(), within:
     for effort in ("fast", "default"):
-        data = encode_many([image] * batch, model, effort)[-1]
+        data = list(encode_many([image] * batch, model, effort))[-1]
         assert decode(data, model=model).tobytes() == image.tobytes(), "other pixels"
         print(json.dumps([hashlib.sha256(data).hexdigest()[:12], len(data)]))
 """

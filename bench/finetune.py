@@ -55,7 +55,7 @@ def model_sizes(
         click.ClickException: if one does not come back.
     """
     used = load_model(model)
-    files = encode_many(images, used, effort, progress=True, draws=draws)
+    files = list(encode_many(images, used, effort, progress=True, draws=draws))
     for image, data in zip(images, files, strict=True):
         back = decode(data, model=used)
         if image.mode != back.mode or image.tobytes() != back.tobytes():

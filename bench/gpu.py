@@ -139,7 +139,7 @@ def check_images(device: str, images: int, model: str) -> Iterator[Row]:
     here, there = (load_model(model, device=d) for d in ("cpu", device))
     many = [_crop(1000 + i, IMAGE_SIDE) for i in range(images)]
     with by_the_chain():
-        one, other = (encode_many(many, used, "fast") for used in (here, there))
+        one, other = (list(encode_many(many, used, "fast")) for used in (here, there))
     yield {"images": images, "same_bytes": one == other}
 
 
@@ -224,7 +224,7 @@ def time_files(device: torch.device, name: str, quick: bool, end: float) -> Iter
             continue
         begin = time.perf_counter()
         with by_the_chain():
-            coded = encode_many(images, model)
+            coded = list(encode_many(images, model))
         encoded = time.perf_counter()
         same = all(
             decode(data, model=model).tobytes() == image.tobytes()

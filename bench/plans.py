@@ -28,7 +28,7 @@ from bench.lossless import bound_bits
 from bench.measuring import dips
 from bench.report import markdown
 from diffcodec import decode, load_model
-from diffcodec.codec.encoding import encode_many
+from diffcodec.codec.many import encode_many
 from diffcodec.container.reader import parse
 from diffcodec.diffusion.color import to_domain
 from diffcodec.diffusion.plan import Plan, geometric_plan
@@ -54,7 +54,7 @@ def judge(
         path = Path(folder) / "trial.safetensors"
         path.write_bytes(serialise_model(network, calibration, {"default": plan}, {}))
         model = load_model(path)
-    files = encode_many(images, model)
+    files = list(encode_many(images, model))
     samples = [image.width * image.height * 3 for image in images]
     headers, seeds, previews = [], [], []
     for image, data in zip(images, files, strict=True):

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from diffcodec.codec.decoding import decode as decode
     from diffcodec.codec.decoding import iter_decode as iter_decode
     from diffcodec.codec.encoding import encode as encode
-    from diffcodec.codec.encoding import encode_many as encode_many
+    from diffcodec.codec.many import decode_many as decode_many
+    from diffcodec.codec.many import encode_many as encode_many
     from diffcodec.codec.recovery import recover as recover
     from diffcodec.evaluation.run import evaluate as evaluate
     from diffcodec.models.model import load_model as load_model
@@ -24,6 +25,7 @@ __all__ = [
     "DiffcodecError",
     "Limits",
     "decode",
+    "decode_many",
     "encode",
     "encode_many",
     "errors",
@@ -38,8 +40,9 @@ __all__ = [
 
 _HOMES = {
     "decode": "codec.decoding",
+    "decode_many": "codec.many",
     "encode": "codec.encoding",
-    "encode_many": "codec.encoding",
+    "encode_many": "codec.many",
     "evaluate": "evaluation.run",
     "iter_decode": "codec.decoding",
     "load_model": "models.model",

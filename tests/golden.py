@@ -323,7 +323,7 @@ def coded(image, plan, path=MODEL, **options):
             return encode(image, load_model(path), plan, **options)
         labels = [options.pop("label", None)]
         same = {"labels": labels, "choices": choices}
-        return encode_many([image], load_model(path), plan, **same, **options)[0]
+        return next(encode_many([image], load_model(path), plan, **same, **options))
 
 
 def coded_by_chain(name):

@@ -66,9 +66,9 @@ def test_encode_takes_paths_images_arrays_and_tensors(files, model, tmp_path):
     tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
     for source in (path, str(path), IMAGE, Image.open(saved(IMAGE)), array, tensor):
         assert diffcodec.encode(source, model) == files[0]
-        assert diffcodec.encode_many([source], model) == [files[0]]
-    assert diffcodec.encode_many(iter([array]), model) == [files[0]]
-    assert diffcodec.encode_many([], model) == []
+        assert list(diffcodec.encode_many([source], model)) == [files[0]]
+    assert list(diffcodec.encode_many(iter([array]), model)) == [files[0]]
+    assert list(diffcodec.encode_many([], model)) == []
 
 
 def test_integers_of_numpy_are_integers(files, model):
@@ -110,6 +110,13 @@ def test_one_image_is_no_list_of_images(images, model):
     found = f"images: found {type(images).__name__}, expected a list of images"
     with pytest.raises(TypeError, match=found):
         diffcodec.encode_many(images, model)
+
+
+@pytest.mark.parametrize("files", [b"", "a.dfc", Path("a.dfc"), io.BytesIO(), 5, None])
+def test_one_file_is_no_list_of_files(files, model):
+    found = f"files: found {type(files).__name__}, expected a list of files"
+    with pytest.raises(TypeError, match=found):
+        diffcodec.decode_many(files, model)
 
 
 @pytest.mark.parametrize("seed", [-1, 1 << 24, 1 << 70])
@@ -246,7 +253,19 @@ def test_encode_of_anything(model, image, options, data):
 @given(st.lists(SMALL_IMAGES | ANYTHING, max_size=3) | ANYTHING, some(OPTIONS))
 def test_encode_many_of_anything(model, images, options):
     with suppress(*ALLOWED):
-        assert isinstance(diffcodec.encode_many(images, model, **options), list)
+        assert isinstance(list(diffcodec.encode_many(images, model, **options)), list)
+
+
+@given(st.lists(st.integers(0, 1) | ANYTHING, max_size=3) | ANYTHING, ANYTHING)
+def test_decode_many_of_anything(model, files, several, junk):
+    if isinstance(several, list):
+        several = [
+            files[each] if type(each) is int and each in (0, 1) else each for each in several
+        ]
+    with suppress(*ALLOWED):
+        assert all(map(same, diffcodec.decode_many(several, model)))
+    with suppress(*ALLOWED):
+        list(diffcodec.decode_many([files[0]], junk))
 
 
 @given(st.integers(0, 1), NUMBERS | ANYTHING, some(VIEWS), ANYTHING, st.booleans())

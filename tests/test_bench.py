@@ -652,7 +652,7 @@ def test_fine_tuning_compares_files_of_images_held_out(tmp_path, tiny, monkeypat
     )
     held_out = split_held_out(find_images(tmp_path / "grey.npy"))[1]
     images = [open_image(source, load_model(tiny).color) for source in held_out[:2]]
-    drawn = encode_many(images, load_model(tiny), "fast", draws=3)
+    drawn = list(encode_many(images, load_model(tiny), "fast", draws=3))
     smallest = result["sizes"]["the same, the smallest of 3 draws"]["bytes"]
     assert smallest == [len(file) for file in drawn]
     other = rng.integers(0, 256, (3, 9, 8), np.uint8)

@@ -93,7 +93,7 @@ def test_files_with_previews_tell_the_class(model):
 @pytest.mark.usefixtures("chain_only")
 def test_the_class_of_the_smallest_file(model):
     images = [noise(9, 8, seed) for seed in range(4)]
-    found = encode_many(images, model, "fast", labels=["auto", 0, None, "auto"])
+    found = list(encode_many(images, model, "fast", labels=["auto", 0, None, "auto"]))
     for image, data in zip((images[0], images[3]), (found[0], found[3]), strict=True):
         each = [encode(image, model, "fast", label=k) for k in (None, *range(CLASSES))]
         assert data in each and len(data) == min(map(len, each))
@@ -137,7 +137,7 @@ def test_classes_that_are_none(model, tiny):
     with pytest.raises(UnsupportedError, match="give the number of the class"):
         encode(image, model, "fast", label="auto", timestep=2)
     with pytest.raises(UnsupportedError, match="2 labels for 1 images"):
-        encode_many([image], model, labels=[1, 2])
+        list(encode_many([image], model, labels=[1, 2]))
     with pytest.raises(TypeError, match="label: found str, expected an integer"):
         encode(image, model, "fast", label="cat")
     container = parse(encode(image, model, "fast", label=2))

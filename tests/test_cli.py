@@ -23,7 +23,7 @@ from tiny import TIMESTEPS, tiny_model
 from torch import Tensor
 
 from diffcodec.cli.program import cli
-from diffcodec.codec import encoding, tiles
+from diffcodec.codec import encoding, many, tiles
 from diffcodec.codec.jobs import Choices
 from diffcodec.container.parts import MAGIC, Container, tile_grid
 from diffcodec.container.reader import parse
@@ -63,7 +63,7 @@ def files(tiny: Path, tiny_float: Path) -> dict[str, bytes]:
         dfc = encoding.encode(picture(), str(tiny))
         floating = encoding.encode(picture(), load_model(tiny_float, "float"))
         choices = Choices(marks_from_pixels=1)
-        [marked] = encoding.encode_many([picture()], str(tiny), choices=choices)
+        [marked] = many.encode_many([picture()], str(tiny), choices=choices)
     alpha = encoding.encode(picture().convert("RGBA"), str(tiny))
     assert {tile.coder for tile in parse(dfc).tiles} == {"default"}
     return {

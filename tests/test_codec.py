@@ -21,8 +21,9 @@ from tiny import TIMESTEPS, tiny_model
 
 from diffcodec.codec import tiles
 from diffcodec.codec.decoding import decode
-from diffcodec.codec.encoding import encode, encode_many
+from diffcodec.codec.encoding import encode
 from diffcodec.codec.jobs import Choices
+from diffcodec.codec.many import encode_many
 from diffcodec.codec.timesteps import measure_marks
 from diffcodec.coding.bits_back import EncodedTile, decode_tile, encode_tile, most_seed_words
 from diffcodec.coding.chain import Posterior, Request, TileChain, drive
@@ -175,7 +176,7 @@ def test_a_plan_that_the_model_lacks(tmp_path: Path) -> None:
 def test_many_images_as_each_alone(model: Model) -> None:
     sizes = [(8, 8), (9, 5), (8, 8), (1, 1), (32, 32), (8, 8), (32, 32)]
     images = [smooth(size, mode, i) for i, size in enumerate(sizes) for mode in ("RGB", "L")]
-    together = encode_many(images, model)
+    together = list(encode_many(images, model))
     assert together == [encode(image, model) for image in images]
     for data, image in zip(together, images, strict=True):
         assert_same(decode(data, model=model), image)
@@ -184,13 +185,13 @@ def test_many_images_as_each_alone(model: Model) -> None:
 @pytest.mark.usefixtures("chain_only")
 def test_groups_of_a_batch_do_not_matter(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     images = [smooth((16, 16), seed=i) for i in range(5)]
-    together = encode_many(images, model)
+    together = list(encode_many(images, model))
     monkeypatch.setattr("diffcodec.codec.batches.BATCH_PIXELS", 600)
-    assert encode_many(images, model) == together
+    assert list(encode_many(images, model)) == together
 
 
 def test_no_images(model: Model) -> None:
-    assert encode_many([], model) == []
+    assert list(encode_many([], model)) == []
 
 
 @pytest.mark.usefixtures("chain_only")
@@ -311,13 +312,13 @@ def test_tiles_with_previews_of_their_own(model: Model, previewed: Image.Image) 
     assert all(tile.preview and tile.preview_payload for tile in parse(data).tiles)
     assert_same(decode(data, model=model), previewed)
     images = [previewed, smooth((20, 20)), previewed]
-    assert encode_many(images, model, choices=WITH_PREVIEW)[2] == data
+    assert list(encode_many(images, model, choices=WITH_PREVIEW))[2] == data
 
 
 @pytest.mark.usefixtures("chain_only")
 def test_the_smallest_of_several_draws(model: Model) -> None:
     images = [smooth((23, 14 + i), seed=i) for i in range(5)] + [smooth((520, 3))]
-    single, smallest = encode_many(images, model), encode_many(images, model, draws=6)
+    single, smallest = list(encode_many(images, model)), list(encode_many(images, model, draws=6))
     drawn = [tile.draw for data in smallest for tile in parse(data).tiles]
     assert max(drawn) > 1 and len(set(drawn)) > 2
     assert all(len(b) <= len(a) for a, b in zip(single, smallest, strict=True))
@@ -374,7 +375,7 @@ def test_timesteps_of_a_tile_with_a_preview(model: Model, previewed: Image.Image
 
 
 def test_a_damaged_preview_is_found(model: Model, previewed: Image.Image) -> None:
-    container = parse(encode_many([previewed], model, choices=WITH_PREVIEW)[0])
+    container = parse(next(encode_many([previewed], model, choices=WITH_PREVIEW)))
     tile, other = container.tiles
 
     def changed(**fields: Any) -> bytes:
@@ -695,7 +696,7 @@ def test_float_arithmetic_of_an_integer_model(model: Model, tiny: Path) -> None:
 @pytest.mark.usefixtures("chain_only")
 def test_batches_do_not_matter_to_float_arithmetic(float_model: Model) -> None:
     images = [smooth((16, 16), seed=i) for i in range(5)] + [smooth((521, 9)), smooth((264, 9))]
-    together = encode_many(images, float_model)
+    together = list(encode_many(images, float_model))
     assert together == [encode(image, float_model) for image in images]
     for data, image in zip(together, images, strict=True):
         assert_same(decode(data, model=float_model), image)

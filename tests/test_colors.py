@@ -13,8 +13,9 @@ from samples import make_image
 
 from diffcodec.codec import encoding, layered_encoding
 from diffcodec.codec.decoding import decode, iter_decode
-from diffcodec.codec.encoding import encode, encode_many
+from diffcodec.codec.encoding import encode
 from diffcodec.codec.jobs import Choices
+from diffcodec.codec.many import encode_many
 from diffcodec.codec.recovery import recover
 from diffcodec.codec.timesteps import decode_timesteps, measure_marks
 from diffcodec.container.parts import COLOR_SET

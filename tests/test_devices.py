@@ -183,7 +183,7 @@ IMAGE = np.zeros((4, 4, 3), np.uint8)
     [
         lambda device: encode(IMAGE, device=device),
         lambda device: encode(IMAGE, psnr=30, device=device),
-        lambda device: encode_many([IMAGE], device=device),
+        lambda device: list(encode_many([IMAGE], device=device)),
         lambda device: decode(FILE, model=MODEL, device=device),
         lambda device: list(iter_decode(FILE, MODEL, device=device)),
         lambda device: recover(FILE, MODEL, device=device),

@@ -74,12 +74,12 @@ def test_one_group_is_coded_while_the_other_is_evaluated():
     alone = 8 * 12
     with by_the_chain(), mock.patch.object(batches, "BATCH_PIXELS", alone):
         with noted_flights() as here:
-            expected = encode_many(images, MODELS[0], "fast")
+            expected = list(encode_many(images, MODELS[0], "fast"))
         with emulated_gpu(), mock.patch.object(batches, "DEVICE_PIXEL_BYTES", (1 << 32) // alone):
             model = load_model(MODELS[0], device="cuda")
             assert batches.batch_pixels(model) == alone
             with noted_flights() as there:
-                assert encode_many(images, model, "fast") == expected
+                assert list(encode_many(images, model, "fast")) == expected
     assert here == ["asked", "answered"] * (len(here) // 2)
     assert sorted(there) == sorted(here)
     flying = np.cumsum([1 if what == "asked" else -1 for what in there])

@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from PIL import Image
 from targets import TARGETS, decode, load, model_seeds, mutated_model, parse
 
-from diffcodec.codec import decoding, encoding
+from diffcodec.codec import decoding, encoding, many
 from diffcodec.codec.jobs import Choices
 from diffcodec.container.parts import MAGIC, VERSION
 from diffcodec.container.reader import FileReader
@@ -56,7 +56,7 @@ def make_files() -> dict[str, bytes]:
             ),
         }
         large, marks = picture("L").resize((513, 2)), Choices(marks_from_pixels=1)
-        [files["marked"]] = encoding.encode_many([large], model, "fast", choices=marks)
+        [files["marked"]] = many.encode_many([large], model, "fast", choices=marks)
     for mode in ("P", "RGBA"):
         image = picture(mode)
         image.info["icc_profile"] = b"colours"

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -21,7 +22,8 @@ from samples import raw_tile
 
 from diffcodec.cli.program import cli
 from diffcodec.cli.quality import quality_timestep
-from diffcodec.codec import decoding, encoding
+from diffcodec.codec import decoding, encoding, many
+from diffcodec.codec.opening import OpenFile
 from diffcodec.container.parts import Container, tile_grid
 from diffcodec.container.reader import parse
 from diffcodec.container.writer import pack
@@ -315,13 +317,13 @@ def test_small_images_share_batches_and_files_are_as_each_alone(
 ) -> None:
     """An image that fails costs the others nothing, nor their place."""
     together: list[int] = []
-    plain = encoding.encode_many
+    plain = many.encode_many
 
     def encode_many(images: list[Image.Image], *arguments: object, **options: object) -> object:
         together.append(len(images))
         return plain(images, *arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(encoding, "encode_many", encode_many)
+    monkeypatch.setattr(many, "encode_many", encode_many)
     Path("in/none.png").write_bytes(b"none")
     paths = ["in/a.png", "in/none.png", "in/sub/a.PNG", "in/sub/deep/b.png"]
     Path("list").write_text("\n".join(paths))
@@ -334,6 +336,37 @@ def test_small_images_share_batches_and_files_are_as_each_alone(
     assert together == [3]
     for i, name in enumerate(("a", "c", "b")):
         assert Path(f"out/{name}.dfc").read_bytes() == encoding.encode(picture(i), "m")
+
+
+@pytest.mark.usefixtures("tree", "chain_only")
+def test_small_files_are_decoded_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that fails costs the others nothing; one with previews is decoded by itself."""
+    together: list[int] = []
+    plain = many.decode_together
+
+    def decode_together(files: Sequence[OpenFile], *arguments: object) -> object:
+        together.append(len(files))
+        return plain(files, *arguments)  # type: ignore[arg-type]
+
+    for i in range(6):
+        options = {"timestep": 2} if i == 4 else {}
+        data = encoding.encode(picture(i), "m", **options)  # type: ignore[arg-type]
+        Path(f"{i}.dfc").write_bytes(data if i != 1 else b"none")
+    monkeypatch.setattr(many, "decode_together", decode_together)
+    result = run("decode 0.dfc 1.dfc 2.dfc 3.dfc 4.dfc 5.dfc --output-dir out --model m")
+    assert (result.exit_code, below("out", "")) == (3, [f"out/{i}.png" for i in (0, 2, 3, 4, 5)])
+    assert "4.dfc -> out/4.png: timestep 2, " in result.stderr
+    for i in (0, 2, 3, 5):
+        with Image.open(f"out/{i}.png") as image:
+            assert image.tobytes() == picture(i).tobytes()
+    assert together == [3]
+    damaged = bytearray(Path("2.dfc").read_bytes())
+    damaged[-6] ^= 1
+    Path("2.dfc").write_bytes(damaged)
+    result = run("decode 0.dfc 2.dfc 3.dfc --output-dir out --force --model m")
+    assert (result.exit_code, result.stderr.count("2.dfc: ")) == (3, 1)
+    assert "diffcodec: 1 of 3 inputs failed: 2.dfc" in result.stderr
+    assert result.stderr.count(" -> ") == 2
 
 
 # --- names and modes ------------------------------------------------------------------------------

@@ -102,7 +102,7 @@ def test_limits_of_images_that_are_encoded(tiny: Path) -> None:
             with pytest.raises(LimitError):
                 encode(image, model, "fast", limits=limits, **options)
         with pytest.raises(LimitError):
-            encode_many([image], model, limits=limits)
+            list(encode_many([image], model, limits=limits))
 
 
 def test_metadata_do_not_unfold_beyond_the_limit(tiny: Path) -> None:

@@ -94,7 +94,7 @@ def test_sizes_that_leave_phases_empty(model: Model, size: tuple[int, int], mode
 @pytest.mark.usefixtures("chain_only")
 def test_images_together_are_coded_as_alone(model: Model) -> None:
     images = [smooth(21, 13), noise(21, 13), smooth(9, 21), smooth(21, 13, "L")]
-    assert encode_many(images, model) == [encode(image, model) for image in images]
+    assert list(encode_many(images, model)) == [encode(image, model) for image in images]
 
 
 @pytest.mark.usefixtures("chain_only")

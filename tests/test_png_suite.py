@@ -75,7 +75,7 @@ def test_what_is_right_in_the_suite_comes_back(tiny, capfd):
     names = [name for name in SUITE if name not in BROKEN.keys() | DEEP]
     images = [read_image(io.BytesIO(SUITE[name])) for name in names]
     alone = Choices(seed_share=2, seed_words=1 << 20)  # no previews, which take their time
-    files = diffcodec.encode_many(images, model, "fast", choices=alone)
+    files = list(diffcodec.encode_many(images, model, "fast", choices=alone))
     for name, coded in zip(names, files, strict=True):
         stream = io.BytesIO()
         write_image(diffcodec.decode(coded, model=model), stream)

@@ -10,9 +10,10 @@ from diffcodec.archive.parts import SharedGroup, pack_group, parse_group
 from diffcodec.arrays import Array
 from diffcodec.codec.batches import BATCH_PIXELS
 from diffcodec.codec.decoding import decode
-from diffcodec.codec.encoding import NO_MODEL, encode_many
+from diffcodec.codec.encoding import NO_MODEL
 from diffcodec.codec.estimates import expected_bytes
 from diffcodec.codec.jobs import Part, encoding, make_chain
+from diffcodec.codec.many import encode_many
 from diffcodec.codec.planes import coded_channels, image_of, integers, other_probabilities
 from diffcodec.codec.tiles import fallback_tile
 from diffcodec.coding.bits_back import payload_of, words_of

@@ -2,11 +2,11 @@
 
 import io
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -20,11 +20,15 @@ from diffcodec.cli.options import (
 )
 from diffcodec.cli.program import cli, examples
 from diffcodec.cli.running import (
+    MOST_TOGETHER,
+    TOGETHER_PIXELS,
     CommandError,
     Files,
+    Job,
+    attempt,
     image_format,
+    in_groups,
     load_given,
-    one_by_one,
     parse_data,
     printable,
     reading_file,
@@ -33,14 +37,14 @@ from diffcodec.coding.reconstructions import RECONSTRUCTIONS
 from diffcodec.container.parts import MAGIC
 from diffcodec.container.reader import FileReader
 from diffcodec.container.salvage import Damage
-from diffcodec.errors import CorruptError, TruncatedError
+from diffcodec.errors import CorruptError, DiffcodecError, TruncatedError
 from diffcodec.images.formats import EXACT_MODES, SUFFIX_MODES
 from diffcodec.limits import Limits
 from diffcodec.system.files import STANDARD, check_output, read_file, write_file
 from diffcodec.system.process import loading
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from PIL import Image
 
 
 SCALES = ("1", "1/2", "1/4", "1/8")
@@ -156,88 +160,171 @@ def decode(
     if fill and not recover:
         raise click.UsageError("--fill is of --recover; give both")
     load_given(model, device=device)
-    work = partial(
-        _decode_file,
-        timestep=timestep,
-        model=model,
-        device=device,
-        recover=recover,
-        fill=fill,
-        max_bytes=max_bytes,
-        force=files.force,
-        progress=files.progress,
-        allow_partial=allow_partial or max_bytes is not None,
-        reconstruct=reconstruct,
-        region=region,
-        scale=int(scale.rpartition("/")[2]),
-        **options,
+    work = _Decoder(
+        timestep,
+        model,
+        device,
+        recover,
+        fill,
+        max_bytes,
+        files.force,
+        files.progress,
+        allow_partial or max_bytes is not None,
+        region,
+        int(scale.rpartition("/")[2]),
+        options.pop("limits"),
+        options | {"reconstruct": reconstruct},
     )
-    files.for_each(one_by_one(work))
+    files.for_each(work, most_together=MOST_TOGETHER)
 
 
-def _decode_file(
-    source: str,
-    target: str,
-    *,
-    timestep: int | None,
-    model: str | None,
-    recover: bool,
-    fill: bool,
-    max_bytes: int | None,
-    force: bool,
-    progress: bool,
-    **options: Any,
-) -> str | None:
-    """Decode one file; returns what there is to say of it."""
-    from diffcodec.images.writing import write_image
+class _Opened(NamedTuple):
+    """A file that is to be decoded."""
 
-    if target == source != STANDARD and read_file(source, len(MAGIC)) != MAGIC:
-        parse_data(read_file(source), options["limits"])  # why it is no file of ours
-    format = image_format(target)
-    check_output(target, source, force)
-    start = time.perf_counter()
-    in_parts = options["region"] is not None and max_bytes is None and source != STANDARD
-    data = read_file(source, len(MAGIC) if in_parts else max_bytes)
-    limits = options["limits"]
-    is_exact = recover or (timestep is None and not options["allow_partial"]) or timestep == 0
-    is_exact = is_exact and options["scale"] == 1
-    if format not in EXACT_MODES and is_exact and not _is_lossy(source, data, in_parts, limits):
-        raise CommandError(
-            f"the image is exact, which {format} would not keep: write .png, or give a --timestep"
-        )
-    damage: Sequence[Damage] = ()
-    if recover:
+    source: str
+    target: str
+    format: str
+    data: bytes
+    pixels: int  # of those that are decoded beside others; 0 if it is decoded alone
+    seconds: float  # that it took to read
+
+
+@dataclass(frozen=True)
+class _Decoder:
+    """How files are decoded; works on jobs in this process or in another."""
+
+    timestep: int | None
+    model: str | None
+    device: str
+    recover: bool
+    fill: bool
+    max_bytes: int | None
+    force: bool
+    progress: bool
+    allow_partial: bool
+    region: tuple[int, ...] | None
+    scale: int
+    limits: Limits
+    reconstruction: dict[str, Any]
+
+    def __call__(self, jobs: Iterable[Job]) -> Iterator[str | Exception | None]:
+        """Decode files; for each what there is to say of it, in order."""
+        opened = (attempt(self._open, *job) for job in jobs)
+        for group in in_groups(opened, lambda one: one.pixels, TOGETHER_PIXELS):
+            yield from self._decode(group)
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether all of the exact image is wanted."""
+        given = self.allow_partial or self.recover or self.region or self.scale > 1
+        return not given and not self.timestep
+
+    def _open(self, source: str, target: str) -> _Opened:
+        if target == source != STANDARD and read_file(source, len(MAGIC)) != MAGIC:
+            parse_data(read_file(source), self.limits)  # why it is no file of ours
+        format = image_format(target)
+        check_output(target, source, self.force)
+        start = time.perf_counter()
+        data = read_file(source, len(MAGIC) if self._in_parts(source) else self.max_bytes)
+        pixels = 0
+        if self._is_plain and format in EXACT_MODES:
+            with reading_file(data):
+                container = FileReader(data, self.limits).container
+            pixels = 0 if container.layers else container.width * container.height
+        return _Opened(source, target, format, data, pixels, time.perf_counter() - start)
+
+    def _in_parts(self, source: str) -> bool:
+        """Whether only the parts of a file that are wanted are read."""
+        return self.region is not None and self.max_bytes is None and source != STANDARD
+
+    def _decode(self, group: Sequence[_Opened | Exception]) -> Iterator[str | Exception | None]:
+        """Decode files side by side; if that fails, those that are left each by itself."""
+        files = [one.data for one in group if not isinstance(one, Exception)]
+        images: list[Image.Image] = []
+        start = time.perf_counter()
+        if len(files) > 1:
+            with loading():
+                from diffcodec.codec.many import decode_many
+            with suppress(DiffcodecError, MemoryError):
+                decoded = decode_many(files, self.model, limits=self.limits, device=self.device)
+                images.extend(decoded)
+        seconds = (time.perf_counter() - start) / max(1, len(images))
+        left = iter(images)
+        for one in group:
+            if isinstance(one, Exception):
+                yield one
+            else:
+                yield attempt(self._write, one, next(left, None), seconds)
+
+    def _write(self, one: _Opened, image: "Image.Image | None", seconds: float) -> str | None:
+        """Write an image, and say what there is to say of it."""
+        from diffcodec.images.writing import write_image
+
+        start = time.perf_counter()
+        damage: Sequence[Damage] = ()
         found = 0
-        image, damage = _recover(data, model, progress, limits, options["device"], fill)
-    else:
-        path = source if in_parts else None
-        with _without_previews(data, limits, is_cut=len(data) == max_bytes):
-            found, image = decode_data(data, timestep, model, progress, path, **options)
-    if (mode := SUFFIX_MODES.get(Path(target).suffix.lower(), image.mode)) != image.mode:
-        raise CommandError(
-            f"{target} is for images of mode {mode}, this one is {image.mode}: write .ppm or .png",
-            path=target,
+        if image is None:
+            seconds = 0
+            found, image, damage = self._decode_alone(one)
+        suffix = Path(one.target).suffix.lower()
+        if (mode := SUFFIX_MODES.get(suffix, image.mode)) != image.mode:
+            raise CommandError(
+                f"{one.target} is for images of mode {mode}, this one is {image.mode}: write .ppm "
+                "or .png",
+                path=one.target,
+            )
+        stream = io.BytesIO()
+        is_exact = found == 0 and self.scale == 1
+        lost = write_image(image, stream, one.format, exact=is_exact)
+        write_file(one.target, stream.getvalue(), self.force, one.source)
+        if damage:
+            raise CorruptError(_describe_damage(damage, self.fill))
+        if one.target == STANDARD:
+            return None
+        seconds += one.seconds + time.perf_counter() - start
+        what = f"{image.width} x {image.height} {image.mode}, {seconds:.1f} s"
+        if lost:
+            what += f"; not kept by {one.format}: {', '.join(lost)}"
+        return f"{printable(one.source)} -> {printable(one.target)}: " + (
+            f"timestep {found}, {what}" if found else what
         )
-    stream = io.BytesIO()
-    lost = write_image(image, stream, format, exact=found == 0 and options["scale"] == 1)
-    write_file(target, stream.getvalue(), force, source)
-    if damage:
-        raise CorruptError(_describe_damage(damage, fill))
-    if target == STANDARD:
-        return None
-    seconds = time.perf_counter() - start
-    what = f"{image.width} x {image.height} {image.mode}, {seconds:.1f} s"
-    if lost:
-        what += f"; not kept by {format}: {', '.join(lost)}"
-    return f"{printable(source)} -> {printable(target)}: " + (
-        f"timestep {found}, {what}" if found else what
-    )
 
+    def _decode_alone(self, one: _Opened) -> "tuple[int, Image.Image, Sequence[Damage]]":
+        """The finest timestep that is wanted of a file, its image, and what is damaged."""
+        in_parts = self._in_parts(one.source)
+        is_exact = self.recover or (self.timestep is None and not self.allow_partial)
+        is_exact = (is_exact or self.timestep == 0) and self.scale == 1
+        if one.format not in EXACT_MODES and is_exact:
+            self._check_lossy(one, in_parts)
+        limits, device = self.limits, self.device
+        if self.recover:
+            recovered = _recover(one.data, self.model, self.progress, limits, device, self.fill)
+            return 0, *recovered
+        with _without_previews(one.data, self.limits, len(one.data) == self.max_bytes):
+            found, image = decode_data(
+                one.data,
+                self.timestep,
+                self.model,
+                self.progress,
+                one.source if in_parts else None,
+                allow_partial=self.allow_partial,
+                region=self.region,
+                scale=self.scale,
+                limits=limits,
+                device=device,
+                **self.reconstruction,
+            )
+        return found, image, ()
 
-def _is_lossy(source: str, data: bytes, is_beginning: bool, limits: Limits) -> bool:
-    """Whether a file, or that which these bytes begin, ends before the exact image."""
-    layers = parse_data(read_file(source) if is_beginning else data, limits).layers
-    return layers is not None and not layers.is_exact
+    def _check_lossy(self, one: _Opened, in_parts: bool) -> None:
+        """Refuse an exact image for a format that would not keep it."""
+        data = read_file(one.source) if in_parts else one.data
+        layers = parse_data(data, self.limits).layers
+        if layers is None or layers.is_exact:
+            raise CommandError(
+                f"the image is exact, which {one.format} would not keep: write .png, or give a "
+                "--timestep"
+            )
 
 
 @contextmanager
@@ -262,7 +349,7 @@ def decode_data(
     progress: bool,
     path: str | None = None,
     **options: Any,
-) -> "tuple[int, Image]":
+) -> "tuple[int, Image.Image]":
     """The finest timestep of a file, and its image; with a path the data are only its beginning."""
     with loading():
         from diffcodec.codec import decoding
@@ -273,7 +360,7 @@ def decode_data(
 
 def _recover(
     data: bytes, model: str | None, progress: bool, limits: Limits, device: str, fill: bool
-) -> "tuple[Image, Sequence[Damage]]":
+) -> "tuple[Image.Image, Sequence[Damage]]":
     from diffcodec.codec.recovery import recover
 
     with reading_file(data):

@@ -29,11 +29,13 @@ from diffcodec.cli.program import cli, examples
 from diffcodec.cli.quality import LOSSLESS, quality_timestep
 from diffcodec.cli.running import (
     MOST_TOGETHER,
+    TOGETHER_PIXELS,
     CommandError,
     Files,
     Job,
     attempt,
     failing_as,
+    in_groups,
     load_given,
     print_line,
     printable,
@@ -54,7 +56,6 @@ if TYPE_CHECKING:
     from diffcodec.models.model import Model
 
 _CODED = "it is coded already; give an image, or use decode"
-TOGETHER_PIXELS = 1 << 15  # of small images that are coded side by side
 
 
 def _parse_class(text: str) -> int | str:
@@ -281,7 +282,7 @@ class _Encoder:
     goals: dict[str, Any]
 
     @property
-    def most_pixels(self) -> int:
+    def most(self) -> int:
         """The most pixels of images that are coded together."""
         # Lossy files are coded one at a time, and float arithmetic is not the same in every batch.
         lossy = any(self.goals[name] for name in ("timestep", "bpp", "psnr", "progressive"))
@@ -289,17 +290,9 @@ class _Encoder:
 
     def __call__(self, jobs: Iterable[Job]) -> Iterator[dict[str, Any] | Exception]:
         """Code images; for each what there is to say of it, in order."""
-        group: list[_Opened | Exception] = []
-        pixels = 0
-        for source, target in jobs:
-            opened = attempt(self._open, source, target)
-            size = 1 if isinstance(opened, Exception) else opened.image.width * opened.image.height
-            if group and pixels + size > self.most_pixels:
-                yield from self._encode(group)
-                group, pixels = [], 0
-            group.append(opened)
-            pixels += size
-        yield from self._encode(group)
+        opened = (attempt(self._open, *job) for job in jobs)
+        for group in in_groups(opened, lambda one: one.image.width * one.image.height, self.most):
+            yield from self._encode(group)
 
     def _open(self, source: str, target: str) -> _Opened:
         from diffcodec.images.metadata import stripped
@@ -318,22 +311,23 @@ class _Encoder:
 
     def _encode(self, group: Sequence[_Opened | Exception]) -> Iterator[dict[str, Any] | Exception]:
         """Code images side by side; if that fails, each by itself, to see which is at fault."""
-        from diffcodec.codec.encoding import encode_many
+        from diffcodec.codec.many import encode_many
 
         images = [one.image for one in group if not isinstance(one, Exception)]
-        coded: Iterator[bytes] = iter(())
+        coded: list[bytes] = []
         start = time.perf_counter()
         if len(images) > 1:
             with suppress(DiffcodecError, MemoryError):
                 code = partial(encode_many, draws=self.goals["draws"], limits=self.limits)
                 labels = [self.goals["label"]] * len(images)
-                coded = iter(code(images, self._load(), self.effort, labels=labels))
-        seconds = (time.perf_counter() - start) / max(1, len(images))
+                coded.extend(code(images, self._load(), self.effort, labels=labels))
+        seconds = (time.perf_counter() - start) / max(1, len(coded))
+        left = iter(coded)
         for one in group:
             if isinstance(one, Exception):
                 yield one
             else:
-                yield attempt(self._write, one, next(coded, None), seconds)
+                yield attempt(self._write, one, next(left, None), seconds)
 
     def _load(self) -> "Model":
         from diffcodec.models.model import load_model

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -33,6 +33,7 @@ from diffcodec.system.process import loading
 
 EXIT_FAILURE, EXIT_BAD_FILE, EXIT_WRONG_MODEL = 1, 3, 4  # click exits with 2 on wrong usage
 MOST_TOGETHER = 32  # inputs that a process gets at a time
+TOGETHER_PIXELS = 1 << 15  # of small images that are coded side by side
 ADVICE = {
     errno.EBADF: "it is closed; give a file, or connect it to one",
     errno.EACCES: "check its permissions",
@@ -54,6 +55,7 @@ class CommandError(Exception):
 
 
 FAILURES = (DiffcodecError, OSError, MemoryError, CommandError)
+Opened = TypeVar("Opened")
 Job = tuple[str, ...]  # an input, and its output if there is one
 Work = Callable[[Iterable[Job]], Iterator[Any]]  # a result for each job, or why there is none
 
@@ -182,6 +184,26 @@ def one_by_one(work: Callable[..., Any]) -> Work:
 def _one_by_one(work: Callable[..., Any], jobs: Iterable[Job]) -> Iterator[Any]:
     for job in jobs:
         yield attempt(work, *job)
+
+
+def in_groups(
+    opened: Iterable[Opened | Exception], pixels: Callable[[Opened], int], most: int
+) -> Iterator[list[Opened | Exception]]:
+    """Inputs in order, those together that have so many pixels at most; one of 0 is alone.
+
+    A failure goes with any, and counts nothing.
+    """
+    group: list[Opened | Exception] = []
+    held = 0
+    for one in opened:
+        size = 0 if isinstance(one, Exception) else pixels(one) or most + 1
+        if group and held + size > most:
+            yield group
+            group, held = [], 0
+        group.append(one)
+        held += size
+    if group:
+        yield group
 
 
 def attempt(work: Callable[..., Any], *arguments: Any) -> Any | Exception:

@@ -4,6 +4,7 @@ import mmap
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from io import IOBase
 from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -38,22 +39,23 @@ def find_source(image: Any, limits: Limits, strip: bool) -> Image.Image:
     if flag("strip", strip):
         return stripped(source)
     if lost := source.info.get("not_kept"):
-        warnings.warn(f"not kept of the image's file: {', '.join(lost)}", stacklevel=4)
+        warnings.warn(f"not kept of the image's file: {', '.join(lost)}", stacklevel=3)
     return source
 
 
-def list_images(images: Any) -> list[Any]:
-    """A list of images, which one image is not.
+def each_of(name: str, several: Any) -> Iterator[Any]:
+    """Images or files one after another, of which one alone is none.
 
     Raises:
-        TypeError: it is no list.
+        TypeError: it is not several.
     """
-    one = isinstance(images, (str, bytes, PathLike, Image.Image)) or getattr(images, "ndim", 4) < 4
-    if one or not isinstance(images, Iterable):
+    one = isinstance(several, (str, bytes, PathLike, Image.Image, IOBase, *_BUFFERS))
+    if one or getattr(several, "ndim", 4) < 4 or not isinstance(several, Iterable):
         raise TypeError(
-            f"images: found {type(images).__name__}, expected a list of images; code one by encode"
+            f"{name}: found {type(several).__name__}, expected a list of {name}, or what else "
+            "gives one after another"
         )
-    return list(images)
+    return iter(several)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from os import PathLike
 
 from PIL import Image
@@ -106,17 +107,20 @@ def decode_finest(
         file = open_file(
             source, model, progress, limits, device, region, shows_preview, allow_partial
         )
-        layers = file.container.layers
         if timestep is None:
-            view = replace(view, timestep=_finest(file, scale))
-        if layers is None:
-            found, image = view.timestep, decode_tiles(file, view)
-        else:
-            found, image = decode_layers(file, view, allow_partial)
+            view = replace(view, timestep=finest(file, scale))
+        found, image = show(file, view, allow_partial)
     return found, reduced(image, scale)
 
 
-def _finest(file: OpenFile, scale: int) -> int:
+def show(file: OpenFile, view: View, allow_partial: bool = False) -> tuple[int, Image.Image]:
+    """The image of an open file, and the timestep that it came to."""
+    if file.container.layers is None:
+        return view.timestep, decode_tiles(file, view)
+    return decode_layers(file, view, allow_partial)
+
+
+def finest(file: OpenFile, scale: int = 1) -> int:
     """The timestep to show of a file, if none is asked for."""
     layers, model = file.container.layers, file.model
     if model is None:
@@ -156,42 +160,101 @@ def iter_decode(
         yield from iter_layers(file, view)
 
 
+Watch = Callable[[Part, Job[Array | None]], Job[Array | None]]
+
+
 def decode_tiles(
-    file: OpenFile,
-    view: View = EXACT,
-    watch: Callable[[Part, Job[Array | None]], Job[Array | None]] = lambda part, job: job,
+    file: OpenFile, view: View = EXACT, watch: Watch = lambda part, job: job
 ) -> Image.Image:
     """The image of a file without layers; ``watch`` wraps the jobs of its chains."""
-    container, model, window = file.container, file.model, file.window
-    parts = [replace(part, box=window.boxes[part.index]) for part in chain_parts(container)]
-    last = last_timestep(parts, model)
+    [image] = decode_together([file], view, watch, file.progress)
+    return image
+
+
+def decode_together(
+    files: Sequence[OpenFile],
+    view: View = EXACT,
+    watch: Watch = lambda part, job: job,
+    progress: bool = False,
+) -> Iterator[Image.Image]:
+    """The images of files without layers, whose chains go through one model side by side.
+
+    Args:
+        files: those that use a model all use the same.
+        view: of each.
+        watch: wraps the jobs of chains.
+        progress: show a bar.
+    """
+    all_parts = [_parts(file, view) for file in files]
+    model = next((file.model for file in files if file.model), None)
+    if model is None:
+        yield from (_finished(file, _blank(file), view) for file in files)
+        return
+    flat = [part for parts in all_parts for part in parts]
+    with progress_bar(count_evaluations(flat, model), progress) as bar:
+        landing = [
+            Descents(
+                model,
+                file.container.mode,
+                parts,
+                bar,
+                color_set(file.container),
+                boxes=file.window.boxes,
+            )
+            for file, parts in zip(files, all_parts, strict=True)
+        ]
+        both = list(zip(files, landing, strict=True))
+        jobs = (
+            watch(part, tiles.land(part, file.container.tiles[part.index], view))
+            for file, tiles in both
+            for part in tiles.parts
+        )
+        decoded = run(jobs, flat, model, bar)
+        for file, tiles in both:
+            image, parts = _blank(file), tiles.parts
+            paste_chains(image, parts, islice(decoded, len(parts)), model.color)
+            if view.timestep:
+                tiles.show_landed(image, view)
+            yield _finished(file, image, view)
+
+
+def _parts(file: OpenFile, view: View) -> list[Part]:
+    """The tiles of a file that are chains, where its window has them.
+
+    Raises:
+        UnsupportedError: they have no such timestep.
+    """
+    boxes = file.window.boxes
+    parts = [replace(part, box=boxes[part.index]) for part in chain_parts(file.container)]
+    last = last_timestep(parts, file.model)
     if not 0 <= view.timestep <= last:
         raise UnsupportedError(
             f"timestep {view.timestep}: this file has timesteps 0 (exact) to {last} (coarsest)"
         )
-    if container.whole and model is None:
+    return parts
+
+
+def _blank(file: OpenFile) -> Image.Image:
+    """An image for the tiles of a file, or what is coded as a whole."""
+    container, size = file.container, file.window.size
+    if container.whole and file.model is None:
         (tile,) = container.tiles
-        image = decode_fallback_tile(tile, container.mode, window.size)
+        image = decode_fallback_tile(tile, container.mode, size)
     else:
-        image = Image.new(container.mode, window.size)
+        image = Image.new(container.mode, size)
     # Pasting needs the palette in place.
     apply_metadata(image, container.metadata, file.reader.limits)
-    if model is not None:
-        with progress_bar(count_evaluations(parts, model), file.progress) as bar:
-            colors = color_set(container)
-            tiles = Descents(model, container.mode, parts, bar, colors, boxes=window.boxes)
-            jobs = (
-                watch(part, tiles.land(part, container.tiles[part.index], view)) for part in parts
-            )
-            paste_chains(image, parts, run(jobs, parts, model, bar), model.color)
-            if view.timestep:
-                tiles.show_landed(image, view)
-    tiles_in_view = [(box, container.tiles[index]) for index, box in window.boxes.items()]
-    if not container.whole:
+    return image
+
+
+def _finished(file: OpenFile, image: Image.Image, view: View) -> Image.Image:
+    """The image of a file with what is no chain."""
+    tiles_in_view = [(box, file.container.tiles[i]) for i, box in file.window.boxes.items()]
+    if not file.container.whole:
         paste_fallbacks(image, tiles_in_view)
     if view.timestep == 0:
         add_to_chains(image, tiles_in_view)
-    return window.cut(image)
+    return file.window.cut(image)
 
 
 def last_timestep(parts: Sequence[Part], model: Model | None) -> int:

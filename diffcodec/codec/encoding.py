@@ -1,7 +1,6 @@
 """Images to files: each tile by the chain or a fallback coder, whichever is smaller."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from itertools import islice, product
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Union
@@ -10,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from diffcodec.codec.arguments import find_source, list_images
+from diffcodec.codec.arguments import find_source
 from diffcodec.codec.batches import count_evaluations, progress_bar, run
 from diffcodec.codec.estimates import expected_bytes
 from diffcodec.codec.jobs import DEFAULT_CHOICES, Choices, Job, Part, encode_job, make_chain
@@ -27,12 +26,14 @@ from diffcodec.images.outliers import Found, find_colors
 from diffcodec.limits import DEFAULT_LIMITS, Limits
 from diffcodec.models.file import DEFAULT_MODEL
 from diffcodec.models.model import Model, loaded
-from diffcodec.values import check_limits, flag, integer, number, optional_integer
+from diffcodec.values import flag, integer, number, optional_integer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 ImageLike = Union[str, PathLike[str], Image.Image, NDArray[Any], "Tensor"]
+
+Labelled = tuple[Image.Image, Sequence[int | None]]  # and the classes to try
 
 NO_MODEL = bytes(4)
 AUTO = "auto"  # for the class of the smallest file
@@ -89,10 +90,10 @@ def encode(
         ModelMismatchError: if there is no such model, or its numbers overflow.
     """
     target = _target(timestep, bpp, psnr, progressive, previews)
-    if target == Target():
-        several = partial(encode_many, draws=draws, strip=strip, limits=limits, device=device)
-        return several([image], model, plan, progress, labels=[label])[0]
     used, source = load_planned(model, plan, device), find_source(image, limits, strip)
+    if target == Target():
+        draws, one = check_draws(draws), (source, labels_to_try(used, label))
+        return b"".join(encode_together([one], used, plan, progress, draws=draws, limits=limits))
     target = target._replace(label=_label_of_previews(used, draws, label))
     limits.check_memory(expected_bytes(*source.size, uses_model=True, layered=True))
     chosen = plan if target.exact else used.info.lossy_plan(plan)
@@ -110,41 +111,35 @@ def _target(timestep: Any, bpp: Any, psnr: Any, progressive: Any, previews: Any)
     )
 
 
-def encode_many(
-    images: Sequence[ImageLike],
-    model: str | PathLike[str] | Model = DEFAULT_MODEL,
-    plan: str = "default",
+def encode_together(
+    sources: Sequence[Labelled],
+    model: Model,
+    plan: str,
     progress: bool = False,
     *,
     draws: int = 1,
-    labels: Sequence[int | str | None] | None = None,
-    strip: bool = False,
     limits: Limits = DEFAULT_LIMITS,
     choices: Choices = DEFAULT_CHOICES,
-    device: str | None = None,
-) -> list[bytes]:
-    """Code several images; small ones share the network's batches. See :func:`encode`.
+) -> Iterator[bytes]:
+    """The files of several images, whose tiles go through the network side by side.
 
-    Labels are one for each image. Other ``choices`` than the default are for experiments.
+    Args:
+        sources: plain images, each with the classes to try.
+        model, plan, progress, draws, limits: see :func:`encode`.
+        choices: others than the default are for experiments.
 
     Guarantee: the bytes of a file do not depend on the images coded beside it.
     """
-    if not 1 <= integer("draws", draws) <= MOST_DRAW + 1:
-        raise UnsupportedError(f"{draws} draws: expected 1 to {MOST_DRAW + 1}")
-    check_limits(limits)
-    model = load_planned(model, plan, device)
-    sources = [find_source(image, limits, strip) for image in list_images(images)]
-    pixels = sum(source.width * source.height for source in sources)
+    pixels = sum(source.width * source.height for source, _ in sources)
     limits.check_memory(expected_bytes(pixels, 1, uses_model=True, layered=False))
     looked_at = [
         find_colors(source) if coded_channels(source.mode, model.color) else Found(source)
-        for source in sources
+        for source, _ in sources
     ]
-    tried = _labels_of_each(model, labels, len(sources))
     tiles = [
         (source, found, ways)
-        for source, found, those in zip(sources, looked_at, tried, strict=True)
-        for ways in _ways(model, plan, source, draws, those)
+        for (source, labels), found in zip(sources, looked_at, strict=True)
+        for ways in _ways(model, plan, source, draws, labels)
     ]
     chains = (
         encode_part(model, source, found, part, choices)
@@ -154,10 +149,19 @@ def encode_many(
     parts = [part for *_, ways in tiles for part in ways]
     with progress_bar(count_evaluations(parts, model), progress) as bar:
         coded = _smallest(run(chains, parts, model, bar), [len(ways) for *_, ways in tiles])
-        return [
-            _assemble(source, model, plan, coded, found, choices)
-            for source, found in zip(sources, looked_at, strict=True)
-        ]
+        for (source, _), found in zip(sources, looked_at, strict=True):
+            yield _assemble(source, model, plan, coded, found, choices)
+
+
+def check_draws(draws: Any) -> int:
+    """How many draws to take.
+
+    Raises:
+        TypeError, UnsupportedError: no number, or none of those that a file can tell.
+    """
+    if not 1 <= (count := integer("draws", draws)) <= MOST_DRAW + 1:
+        raise UnsupportedError(f"{draws} draws: expected 1 to {MOST_DRAW + 1}")
+    return count
 
 
 def _ways(
@@ -172,16 +176,7 @@ def _ways(
     ]
 
 
-def _labels_of_each(
-    model: Model, labels: Sequence[int | str | None] | None, count: int
-) -> list[list[int | None]]:
-    """What the model is to be told of the class of each of so many images."""
-    if labels is not None and len(labels) != count:
-        raise UnsupportedError(f"{len(labels)} labels for {count} images: give one for each")
-    return [_labels_to_try(model, label) for label in labels or [None] * count]
-
-
-def _labels_to_try(model: Model, label: Any) -> list[int | None]:
+def labels_to_try(model: Model, label: Any) -> list[int | None]:
     """What the model is to be told of an image's class.
 
     Raises:
@@ -202,7 +197,7 @@ def _label_of_previews(model: Model, draws: Any, label: Any) -> int | None:
         raise UnsupportedError(f"{draws} draws and previews: expected one or the other")
     if label == AUTO:
         raise UnsupportedError("the class 'auto' and previews: give the number of the class")
-    return _labels_to_try(model, label)[0]
+    return labels_to_try(model, label)[0]
 
 
 def _smallest(

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffcodec.codec.batches import BATCH_PIXELS
-from diffcodec.codec.encoding import encode_many
+from diffcodec.codec.many import encode_many
 from diffcodec.codec.planes import coded_channels
 from diffcodec.container.parts import tile_grid
 from diffcodec.diffusion.bound import chain_bound_bits, quantiser_of
