@@ -33,6 +33,7 @@ from diffcodec.container.writer import pack
 from diffcodec.images.color_sets import ColorSet, conversion
 from diffcodec.images.modes import pixel_crc
 from diffcodec.images.outliers import Found, nearest, pack_outliers
+from diffcodec.images.source_planes import from_planes
 from diffcodec.models.known_answers import sample_image
 
 FOLDER = Path(__file__).parent / "golden"
@@ -85,6 +86,18 @@ def converted(width, height, name):
     chroma = rule.red[v], rule.green_u[u] + rule.green_v[v], rule.blue[u]
     pixels = np.clip((rule.luma[y] + np.stack(chroma)) >> 16, 0, 255).astype(np.uint8)
     return Image.fromarray(pixels.transpose(1, 2, 0))
+
+
+def halved(width, height, name):
+    """A part of a video frame, from a second column on, with a few pixels changed."""
+    y, u, v = converted(2 * width, 2 * height, "grey"), *photograph().split()[:2]
+    planes = [each.resize((width // 2 + 1, height // 2 + 1)) for each in (u, v)]
+    planes = [each.resize((2 * each.width, 2 * each.height), 0) for each in planes]
+    box = (1, 0, width + 1, height)
+    u, v = (each.crop(box).point(lambda value: value // 2 + 64) for each in planes)
+    image = from_planes(Image.merge("RGB", (u, y.crop(box).convert("L"), v)), name)
+    image.paste((255, 255, 0), (7, 5, 10, 8))
+    return image
 
 
 def stepped(image, step):
@@ -222,6 +235,7 @@ FALLBACK = {
     "raw-bilevel": lambda: Image.fromarray(np.eye(9, dtype=bool)),
     "png": lambda: Image.new("L", (1, 16400), 9),
     "planes": lambda: converted(40, 30, "jfif"),
+    "planes-420": lambda: halved(41, 33, "bt601-420"),
     "transparent-palette": with_transparency(bytes([0, 128])),
     "transparent-colour": with_transparency((1, 2, 3)),
     "fallback-metadata": lambda: with_metadata().convert("RGBA"),

@@ -278,13 +278,17 @@ def paste(out, mode, rgb, left, top):
 def fallback(coder, payload, mode, size):
     """WebP and PNG by Pillow: what they mean is not this format's to say."""
     samples = "L" if mode == "P" else mode
-    if coder == 3:
-        planes = Image.open(io.BytesIO(payload[1:])).convert("RGB")
-        assert mode == "RGB" and planes.size == size
-        u, y, v = np.asarray(planes).transpose(2, 0, 1)
+    if coder in (3, 4):
+        assert mode == "RGB"
+        if coder == 3:
+            planes, added = np.asarray(plain(payload[1:], "RGB", size)), 0
+        else:
+            planes, added = planes_420(Bytes(payload[1:]), size)
+        u, y, v = planes.transpose(2, 0, 1)
         luma, red, blue, green_u, green_v = conversion(payload[0])
         sums = luma[y] + red[v], luma[y] + green_u[u] + green_v[v], luma[y] + blue[u]
-        return Image.fromarray(np.clip(np.stack(sums, -1) >> 16, 0, 255).astype(np.uint8))
+        rgb = np.clip(np.stack(sums, -1) >> 16, 0, 255).astype(np.uint8)
+        return Image.fromarray(rgb + np.asarray(added, np.uint8))  # modulo 256
     if coder == 0:
         return Image.frombytes(mode, size, payload)
     image = Image.open(io.BytesIO(payload))
@@ -303,6 +307,26 @@ def fallback(coder, payload, mode, size):
         else:
             image = image.convert(mode)
     return Image.frombytes(mode, size, image.convert(samples).tobytes())
+
+
+def plain(data, mode, size):
+    return fallback(2 if data[:1] == b"\x89" else 1, data, mode, size)
+
+
+def planes_420(content, size):
+    """U, Y and V of each pixel, and what is to be added to their colours."""
+    begins = content.u8()
+    assert begins < 4
+    left, top = begins & 1, begins >> 1
+    lengths = content.varint(), content.varint()
+    y = plain(content.take(lengths[0]), "L", size)
+    half = (size[0] + left + 1) // 2, (size[1] + top + 1) // 2
+    v, u, zero = np.asarray(plain(content.take(lengths[1]), "RGB", half)).transpose(2, 0, 1)
+    assert not zero.any()
+    rows, columns = ((np.arange(n) + at) // 2 for n, at in ((size[1], top), (size[0], left)))
+    planes = np.stack([u[rows][:, columns], np.asarray(y), v[rows][:, columns]], -1)
+    rest = content.rest()
+    return planes, plain(rest, "RGB", size) if rest else 0
 
 
 # --- shared randomness ----------------------------------------------------------------------------

@@ -490,7 +490,7 @@ def test_the_class_of_a_tile_and_of_layers() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (file(header(), b"\4"), "unknown coder of tile 1 of 1: 4"),
+        (file(header(), b"\5"), "unknown coder of tile 1 of 1: 5"),
         (file(header(), b"\x20\1"), "unknown coder of tile 1 of 1: 32"),
         (file(header(model=1), b"\x13"), "unknown coder of tile 1 of 1: 19"),
         (file(header(model=1), b"\x17\1"), "unknown coder of tile 1 of 1: 19"),
@@ -790,7 +790,7 @@ def test_a_whole_part_that_breaks_a_rule_is_refused() -> None:
     with pytest.raises(FormatError, match="tiles follow timestep 1"):
         salvage(file(header(0x0A, model=1) + b"\x10\2\1\0", b"", raw()))
     with pytest.raises(UnsupportedFileError, match="coder"):
-        salvage(file(header(), b"\4"))
+        salvage(file(header(), b"\5"))
 
 
 @quick

@@ -15,7 +15,7 @@ from diffcodec.errors import CorruptError, UnsupportedError
 from diffcodec.images import fallback
 from diffcodec.images.color_sets import CONVERSIONS, conversion
 from diffcodec.images.fallback import decode_fallback, encode_fallback
-from diffcodec.images.source_planes import from_planes, to_planes
+from diffcodec.images.source_planes import from_planes, to_halved, to_planes
 
 CODERS = ("webp", "png", "raw")
 
@@ -148,6 +148,63 @@ def test_a_converted_image_is_coded_as_its_planes(size, inner):
     for other, data in (("L", payload), ("RGB", b""), ("RGB", payload[1:]), ("RGB", b"\1")):
         with pytest.raises((CorruptError, UnsupportedError), match=r"planes|damaged"):
             decode_fallback("planes", data, other, size)
+
+
+def frame(size: tuple[int, int], begins: tuple[int, int], name: str) -> Image.Image:
+    """A part of an image of 4:2:0 whose chroma was repeated; any colours, clipped ones too."""
+    luma, half = (make_image("RGB", each, 256, seed) for each, seed in ((size, 1), ((60, 60), 2)))
+    left, top = begins
+    whole = half.point(lambda value: value // 4 + 96).resize((120, 120), Image.Resampling.NEAREST)
+    u, v, _ = whole.crop((left, top, left + size[0], top + size[1])).split()
+    y = luma.getchannel("G").point(lambda value: value // 4 + 150)
+    return from_planes(Image.merge("RGB", (u, y, v)), name)
+
+
+@pytest.mark.parametrize("name", ["photoycc", "bt709-420"])
+@given(
+    st.tuples(st.integers(2, 90), st.integers(2, 90)).filter(lambda size: size[0] * size[1] > 255),
+    st.tuples(st.integers(0, 1), st.integers(0, 1)),
+    st.booleans(),
+)
+def test_repeated_chroma_is_coded_once(name, size, begins, changed):
+    """Wherever squares begin; and pixels of another chroma than the rest of their square's."""
+    image = frame(size, begins, name)
+    if changed:
+        image.putpixel((1, 1), frame((90, 90), begins, name).getpixel((30, 30)))
+    coder, payload = encode_fallback(image, name)
+    assert decode_fallback(coder, payload, "RGB", size).tobytes() == image.tobytes()
+    if min(size) > 30:
+        assert (coder, payload[1]) == ("planes-420", begins[0] + 2 * begins[1])
+        assert len(payload) < 0.9 * len(encode_fallback(image)[1])
+
+
+def test_other_images_are_not_taken_for_such():
+    image = from_planes(make_image("RGB", (90, 60), 256, seed=0), "jfif")
+    for converted in (image, image.crop((0, 0, 1, 60)), image.crop((0, 0, 90, 1))):
+        assert to_halved(converted, to_planes(converted, "jfif"), "jfif") is None
+
+
+def test_damaged_planes_of_420_are_refused():
+    image = frame((40, 40), (1, 0), "jfif-420")
+    coder, good = encode_fallback(image, "jfif-420")
+    assert (coder, good.count(b"RIFF")) == ("planes-420", 2)
+    image.putpixel((9, 9), (255, 255, 255))
+    coder, good = encode_fallback(image, "jfif-420")
+    assert (coder, good.count(b"RIFF")) == ("planes-420", 3)
+    added = good.rindex(b"RIFF")
+    parts = (Image.new("L", (40, 40)).convert("RGB"), Image.new("RGB", (21, 20), (1, 2, 3)))
+    files = [saved(part, "WEBP", lossless=True).getvalue() for part in parts]
+    three = good[:2] + bytes(map(len, files)) + b"".join(files)
+    for data, message in (
+        (good[:1], "ends early"),
+        (good[: len(good) // 2], "ends early|damaged"),
+        (good[:1] + b"\4" + good[2:], "begin at 4"),
+        (good[:1] + b"\0" + good[2:], "size"),
+        (good[:added] + b"RIFF", "damaged"),
+        (three, "three channels"),
+    ):
+        with pytest.raises(CorruptError, match=message):
+            decode_fallback(coder, data, "RGB", image.size)
 
 
 # --- refusals

@@ -58,7 +58,7 @@ CHAIN_MODES = tuple(name for name, mode in MODES.items() if mode.by_chain)
 PLAN_NAMES = ("fast", "default", "best")
 LOSSY_PLAN = "lossy"  # of files without loss never; some models have one
 CODERS = {  # their numbers
-    **{"raw": 0, "webp": 1, "png": 2, "planes": 3},
+    **{"raw": 0, "webp": 1, "png": 2, "planes": 3, "planes-420": 4},
     **{"fast": 16, "default": 17, "best": 18},
 }
 LAYER_PLANS = {name: CODERS[name] for name in PLAN_NAMES} | {LOSSY_PLAN: 19}

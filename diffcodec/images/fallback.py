@@ -2,23 +2,24 @@
 
 ``webp`` is lossless WebP, ``png`` is PNG (only where WebP does not reach: sides over 16383),
 ``planes`` is one of these of the Y, U and V that an image was converted from, behind a byte that
-names the conversion, ``raw`` is the samples themselves. All code samples only; palette and metadata
-go beside them.
+names the conversion, ``planes-420`` the same of chroma at half the resolution, ``raw`` is the
+samples themselves. All code samples only; palette and metadata go beside them.
 """
 
 import io
 import struct
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageChops
 
 from diffcodec.container.parts import MODES
-from diffcodec.errors import CorruptError, UnsupportedError
+from diffcodec.container.primitives import ByteReader, varint
+from diffcodec.errors import CorruptError, FormatError, UnsupportedError
 from diffcodec.images.color_sets import CONVERSIONS
 from diffcodec.images.formats import WEBP_MAX_SIDE
 from diffcodec.images.opening import open_image, webp_size
 from diffcodec.images.png import SIGNATURE
-from diffcodec.images.source_planes import from_planes, to_planes
+from diffcodec.images.source_planes import Halved, from_halved, from_planes, to_halved, to_planes
 
 # WebP's (method, quality); none is always the best. Pillow's default wins on small photographs, by
 # 1 %; method 6 at 90 on larger ones, by 1 %, and on grey, by 3 %; each takes 1 to 3 seconds a
@@ -52,8 +53,11 @@ def encode_fallback(image: Image.Image, conversion: str | None = None) -> tuple[
     payloads = [("raw", raw)]  # first, so that it wins a tie
     payloads += [(coder, _coded(samples, setting)) for setting in _webp_settings(image)]
     if conversion not in (None, "grey"):  # WebP finds out itself that RGB is grey
-        planes = _coded(to_planes(image, conversion), WEBP_PLANES_SETTING)
-        payloads.append(("planes", bytes([CONVERSIONS[conversion]]) + planes))
+        number, planes = bytes([CONVERSIONS[conversion]]), to_planes(image, conversion)
+        payloads.append(("planes", number + _coded(planes, WEBP_PLANES_SETTING)))
+        halved = to_halved(image, planes, conversion)
+        if halved:
+            payloads.append(("planes-420", number + _coded_halved(image, halved, conversion)))
     return min(payloads, key=lambda payload: len(payload[1]))
 
 
@@ -64,6 +68,15 @@ def _coded(samples: Image.Image, setting: tuple[int, int]) -> bytes:
     method, quality = setting
     options = {"lossless": True, "exact": True, "method": method, "quality": quality}
     return _save(_to_color(samples), "WEBP", **options)
+
+
+def _coded_halved(image: Image.Image, halved: Halved, conversion: str) -> bytes:
+    """Where squares begin, luma, chroma, and what is to be added to the samples, if anything."""
+    luma, chroma = (_coded(part, WEBP_PLANES_SETTING) for part in (halved.luma, halved.chroma))
+    missing = ImageChops.subtract_modulo(image, from_halved(halved, conversion))
+    added = _coded(missing, WEBP_PLANES_SETTING) if missing.getbbox() else b""
+    begins = bytes([halved.left + 2 * halved.top])
+    return begins + varint(len(luma)) + varint(len(chroma)) + luma + chroma + added
 
 
 def _webp_settings(image: Image.Image) -> tuple[tuple[int, int], ...]:
@@ -93,7 +106,7 @@ def decode_fallback(coder: str, payload: bytes, mode: str, size: tuple[int, int]
         CorruptError: the payload is malformed, or not an image of that mode and size.
         UnsupportedError: an unknown coder or mode.
     """
-    if coder not in ("webp", "png", "planes", "raw") or mode not in MODES:
+    if coder not in ("webp", "png", "planes", "planes-420", "raw") or mode not in MODES:
         raise UnsupportedError(f"found coder {coder} for mode {mode}: use a newer version")
     if min(size) < 1:
         raise CorruptError(f"found an image of size {size}, expected some pixels")
@@ -102,8 +115,9 @@ def decode_fallback(coder: str, payload: bytes, mode: str, size: tuple[int, int]
         if len(payload) != expected:
             raise CorruptError(f"found {len(payload)} bytes of samples, expected {expected}")
         return Image.frombytes(mode, size, payload)
-    if coder == "planes":
-        return _decode_planes(payload, mode, size)
+    if coder in ("planes", "planes-420"):
+        decoder = _decode_planes if coder == "planes" else _decode_halved
+        return decoder(payload[1:], _conversion(payload, mode), size)
     image = _open(coder, payload, size)
     if coder == "webp":
         image = _from_color(image, _sample_mode(mode))
@@ -112,7 +126,8 @@ def decode_fallback(coder: str, payload: bytes, mode: str, size: tuple[int, int]
     return Image.frombytes(mode, size, image.tobytes())
 
 
-def _decode_planes(payload: bytes, mode: str, size: tuple[int, int]) -> Image.Image:
+def _conversion(payload: bytes, mode: str) -> str:
+    """The name of the conversion that a payload of planes begins with."""
     names = {number: name for name, number in CONVERSIONS.items()}
     if mode != "RGB":
         raise CorruptError(f"found planes of an image of mode {mode}, expected RGB")
@@ -120,8 +135,39 @@ def _decode_planes(payload: bytes, mode: str, size: tuple[int, int]) -> Image.Im
         raise CorruptError("found no conversion of planes, expected a byte that names it")
     if payload[0] not in names:
         raise UnsupportedError(f"found the conversion {payload[0]} of planes: use a newer version")
-    coder = "png" if payload[1:].startswith(SIGNATURE) else "webp"
-    return from_planes(decode_fallback(coder, payload[1:], mode, size), names[payload[0]])
+    return names[payload[0]]
+
+
+def _decode_planes(payload: bytes, conversion: str, size: tuple[int, int]) -> Image.Image:
+    return from_planes(_decode_either(payload, "RGB", size), conversion)
+
+
+def _decode_halved(payload: bytes, conversion: str, size: tuple[int, int]) -> Image.Image:
+    reader, what = ByteReader(payload), "planes of 4:2:0"
+    try:
+        begins, *lengths = (reader.u8(what), reader.varint(what), reader.varint(what))
+        parts = [reader.take(length, what) for length in lengths]
+    except FormatError as error:
+        raise CorruptError(f"damaged {what}: {error}") from error
+    if begins > 3:
+        raise CorruptError(f"found squares that begin at {begins}, expected 0 to 3")
+    left, top = begins % 2, begins // 2
+    half = (size[0] + left + 1) // 2, (size[1] + top + 1) // 2
+    chroma = _decode_either(parts[1], "RGB", half)
+    if chroma.getchannel("B").getbbox():
+        raise CorruptError("found three channels of chroma, expected two and zeros")
+    halved = Halved(_decode_either(parts[0], "L", size), chroma, left, top)
+    image = from_halved(halved, conversion)
+    if not reader.remaining:
+        return image
+    missing = _decode_either(reader.take(reader.remaining, what), "RGB", size)
+    return ImageChops.add_modulo(image, missing)
+
+
+def _decode_either(payload: bytes, mode: str, size: tuple[int, int]) -> Image.Image:
+    """A PNG if it begins as one, else a WebP."""
+    coder = "png" if payload.startswith(SIGNATURE) else "webp"
+    return decode_fallback(coder, payload, mode, size)
 
 
 def _sample_mode(mode: str) -> str:
