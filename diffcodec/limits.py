@@ -27,6 +27,22 @@ class Limits:
     metadata_bytes: int = 2**26
     memory_bytes: int = 2**33
 
+    def __post_init__(self) -> None:
+        """Refuse what nothing could be over.
+
+        Raises:
+            TypeError: a limit is no number.
+            ValueError: it is below 0, or not a number (NaN).
+        """
+        for name, limit in vars(self).items():
+            try:
+                is_limit = bool(limit >= 0)
+            except TypeError as error:
+                found = type(limit).__name__
+                raise TypeError(f"{name}: found {found}, expected a number") from error
+            if not is_limit:
+                raise ValueError(f"{name}: found {limit}, expected a number from 0 on")
+
     def check_image(self, width: int, height: int) -> None:
         """Refuse an image by its size.
 

@@ -2,6 +2,7 @@
 
 import operator
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 from diffcodec.limits import Limits
@@ -28,6 +29,31 @@ def integer(name: str, value: Any) -> int:
     except TypeError as error:
         found = type(value).__name__
         raise TypeError(f"{name}: found {found}, expected an integer") from error
+
+
+def several_integers(name: str, values: Any, expected: str) -> tuple[int, ...]:
+    """Values that are integers, as :func:`integer` takes them.
+
+    Raises:
+        TypeError: they are others, or not several; it names what is expected.
+    """
+    try:
+        found = tuple(values)
+    except TypeError as error:
+        raise TypeError(f"{name}: found {values!r:.100}, expected {expected}") from error
+    return tuple(integer(name, value) for value in found)
+
+
+def path(name: str, value: Any) -> Path:
+    """A value that is a path.
+
+    Raises:
+        TypeError: it is another.
+    """
+    try:
+        return Path(value)
+    except TypeError as error:
+        raise TypeError(f"{name}: found {type(value).__name__}, expected a path") from error
 
 
 def optional_integer(name: str, value: Any) -> int | None:

@@ -98,6 +98,7 @@ import diffcodec
 names = set(dir(diffcodec))
 assert {"decode", "encode", "encode_many", "iter_decode", "load_model", "recover"} <= names
 assert {"evaluate", "train"} <= names
+assert not {"Any", "TYPE_CHECKING"} & names
 assert {"DiffcodecError", "Limits", "errors", "__version__"} <= names
 assert issubclass(diffcodec.errors.CorruptError, diffcodec.DiffcodecError)
 assert not {"torch", "numpy", "PIL"} & set(sys.modules)

@@ -1,7 +1,9 @@
 """Whatever callers of the library give: a result, or an error that names what was given."""
 
+import copy
 import io
 import itertools
+import math
 import mmap
 import pickle
 from contextlib import suppress
@@ -14,10 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from samples import make_image, saved
+from tiny import tiny_model
 
 import diffcodec
 from diffcodec import errors
-from diffcodec.errors import DiffcodecError, UnsupportedError
+from diffcodec.errors import DiffcodecError, ModelMismatchError, UnsupportedError
 from diffcodec.limits import Limits
 from diffcodec.models.model import Model
 
@@ -149,6 +152,46 @@ def test_rates_that_are_no_numbers(value, model):
             diffcodec.encode(IMAGE, model, bpp=value)
 
 
+@pytest.mark.parametrize("goal", ["bpp", "psnr", "timestep"])
+def test_goals_of_nothing_are_named(goal, model):
+    for value in (0, -3):
+        with pytest.raises(DiffcodecError, match=f"{goal} {value}.*: expected a positive number"):
+            diffcodec.encode(IMAGE, model, **{goal: value})
+
+
+def test_one_number_is_no_list_of_numbers(model):
+    with pytest.raises(TypeError, match="previews: found 3, expected a list of timesteps"):
+        diffcodec.encode(IMAGE, model, progressive=True, previews=3)
+    with pytest.raises(TypeError, match="size: found 8, expected width and height"):
+        diffcodec.sample(model, 1, 8)
+    with pytest.raises(DiffcodecError, match="expected width and height"):
+        diffcodec.sample(model, 1, (8, 8, 3))
+
+
+@pytest.mark.parametrize("name", ["data", "out"])
+def test_what_is_no_path_is_named(name, model):
+    paths = {"data": "nowhere", "out": "nowhere"} | {name: 3}
+    with pytest.raises(TypeError, match=f"{name}: found int, expected a path"):
+        diffcodec.train(**paths)
+    with pytest.raises(TypeError, match="data: found int, expected a path"):
+        diffcodec.evaluate(3, model)
+
+
+def test_a_model_of_a_file_can_be_pickled(tiny, tmp_path):
+    """As processes that share the work hand it to each other; it is the same, or an error."""
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(tiny.read_bytes())
+    model = diffcodec.load_model(path)
+    data = pickle.dumps(model)
+    assert len(data) < 1000
+    assert pickle.loads(data).info.id == model.info.id
+    assert copy.deepcopy(model).plans == model.plans
+    assert b"zoo" not in pickle.dumps(diffcodec.load_model("cifar10"))  # which lies there elsewhere
+    path.write_bytes(tiny_model(tmp_path, 1, "other").read_bytes())
+    with pytest.raises(ModelMismatchError, match="when it was pickled"):
+        pickle.loads(data)
+
+
 @pytest.mark.parametrize("junk", [5, None, [], b"photo", IMAGE])
 def test_what_is_no_model_is_named(junk, files):
     found = f"model: found {type(junk).__name__}, expected a name, a path or a loaded model"
@@ -162,6 +205,12 @@ def test_what_is_no_model_is_named(junk, files):
 
 
 def test_limits_are_limits(files, model):
+    with pytest.raises(TypeError, match="pixels: found str, expected a number"):
+        diffcodec.Limits(pixels="3")
+    for value in (-1, math.nan):
+        with pytest.raises(ValueError, match=r"memory_bytes: found .*, expected a number"):
+            diffcodec.Limits(memory_bytes=value)
+    assert diffcodec.Limits(pixels=1e6).pixels == 10**6
     for call in (
         lambda: diffcodec.encode(IMAGE, model, limits=100),
         lambda: diffcodec.decode(files[0], model=model, limits={"pixels": 3}),

@@ -4,6 +4,7 @@ import io
 import re
 import struct
 import sys
+import tracemalloc
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -246,7 +247,7 @@ def test_other_arrays_are_refused(array):
 
 @pytest.mark.parametrize("source", [[[1, 2], [3, 4]], None, b"bytes", 5, Image])
 def test_what_is_no_image_is_named(source):
-    with pytest.raises(TypeError, match=f"found {type(source).__name__}, expected a Pillow image"):
+    with pytest.raises(TypeError, match=f"found {type(source).__name__}, expected the path of"):
         as_image(source)
 
 
@@ -255,6 +256,17 @@ def test_a_masked_array_is_refused():
     with pytest.raises(UnsupportedError, match=r"masked.*\.filled\("):
         as_image(array)
     assert as_image(array.filled(0)).size == (4, 3)
+
+
+def test_an_array_over_a_limit_is_refused_before_it_is_copied():
+    """It may be mapped from a file that is larger than the memory."""
+    large = np.broadcast_to(np.uint8(0), (4000, 4000, 3))
+    tracemalloc.start()
+    with pytest.raises(LimitError):
+        as_image(large, Limits(pixels=1000))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])

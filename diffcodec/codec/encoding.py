@@ -26,7 +26,7 @@ from diffcodec.images.outliers import Found, find_colors
 from diffcodec.limits import DEFAULT_LIMITS, Limits
 from diffcodec.models.file import DEFAULT_MODEL
 from diffcodec.models.model import Model, loaded
-from diffcodec.values import flag, integer, number, optional_integer
+from diffcodec.values import flag, integer, number, optional_integer, several_integers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -107,7 +107,7 @@ def _target(timestep: Any, bpp: Any, psnr: Any, progressive: Any, previews: Any)
         number("bpp", bpp),
         number("psnr", psnr),
         flag("progressive", progressive),
-        None if previews is None else tuple(integer("previews", t) for t in previews),
+        None if previews is None else several_integers("previews", previews, "a list of timesteps"),
     )
 
 

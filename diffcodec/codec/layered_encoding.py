@@ -295,7 +295,8 @@ def _check_target(target: Target, plan: Plan) -> int:
     Raises:
         UnsupportedError: if the target contradicts itself or the plan.
     """
-    goals = [goal for goal in target[:3] if goal is not None]
+    named = {"timestep": target.timestep, "bpp": target.bpp, "psnr": target.psnr}
+    goals = {name: goal for name, goal in named.items() if goal is not None}
     if len(goals) > 1:
         raise UnsupportedError("a timestep, a rate and a quality exclude each other; give one")
     if not goals and not target.exact:
@@ -304,8 +305,9 @@ def _check_target(target: Target, plan: Plan) -> int:
     end = least if target.timestep is None else target.timestep
     if not goals:
         end = min(target.previews) if target.previews else last_preview(plan)
-    if not all(goal > 0 for goal in goals):  # also false for NaN
-        raise UnsupportedError(f"{goals[0]}: expected a positive number")
+    for name, goal in goals.items():
+        if not goal > 0:  # also of NaN
+            raise UnsupportedError(f"{name} {goal}: expected a positive number")
     for t in (end, *(target.previews or ())):
         if not least <= t <= levels:
             raise UnsupportedError(

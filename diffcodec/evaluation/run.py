@@ -1,7 +1,6 @@
 """What the command ``evaluate`` does, for Python."""
 
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 from diffcodec.errors import UnsupportedError
@@ -10,7 +9,7 @@ from diffcodec.evaluation.summary import summarise
 from diffcodec.models.file import DEFAULT_MODEL
 from diffcodec.models.model import Model, loaded
 from diffcodec.training.data import find_images, list_images
-from diffcodec.values import flag, integer
+from diffcodec.values import flag, integer, path
 
 
 def evaluate(
@@ -46,7 +45,7 @@ def evaluate(
         raise UnsupportedError(f"limit {limit}: expected 1 or more images")
     used = loaded(model, device=device)
     chosen = measure.find_plan(used, plan)
-    sources = list_images(find_images(Path(data)))[:limit]
+    sources = list_images(find_images(path("data", data)))[:limit]
     files_plan = None if flag("bound_only", bound_only) else plan
     evaluations = measure.evaluate(
         used, sources, chosen, files_plan=files_plan, progress=flag("progress", progress)

@@ -50,7 +50,7 @@ def as_image(
         UnsupportedError: another mode or array, an empty image, several frames, or a file whose
             samples Pillow reduces.
     """
-    image = source if isinstance(source, Image.Image) else image_of_samples(source)
+    image = source if isinstance(source, Image.Image) else image_of_samples(source, limits)
     if _is_closed(image):
         raise UnsupportedError("found a closed image, expected an open one: open it again")
     if frame is not None:

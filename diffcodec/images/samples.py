@@ -8,6 +8,7 @@ from PIL import Image
 
 from diffcodec.arrays import AnyArray
 from diffcodec.errors import UnsupportedError
+from diffcodec.limits import DEFAULT_LIMITS, Limits
 
 _MODES = {
     ("bool", 1): "1",
@@ -19,26 +20,27 @@ _MODES = {
 }
 
 
-def image_of_samples(source: object) -> Image.Image:
+def image_of_samples(source: object, limits: Limits = DEFAULT_LIMITS) -> Image.Image:
     """The image of a NumPy array or torch tensor; :func:`diffcodec.encode` says which.
 
     Raises:
+        LimitError: it is over a limit; nothing of it has been read or copied then.
         TypeError: it is neither.
         UnsupportedError: another shape or type of samples, or a masked array.
     """
     torch = sys.modules.get("torch")  # who has a tensor has loaded it
     if torch is not None and isinstance(source, torch.Tensor):
-        return _of_array(_channels_last(source))
+        return _of_array(_channels_last(source), limits)
     if not isinstance(source, np.ndarray):
         raise TypeError(
-            f"found {type(source).__name__}, expected a Pillow image, a NumPy array or a torch "
-            "tensor: pass one of these"
+            f"found {type(source).__name__}, expected the path of an image, a Pillow image, a "
+            "NumPy array or a torch tensor: pass one of these (bytes and streams by PIL.Image.open)"
         )
     if isinstance(source, np.ma.MaskedArray):
         raise UnsupportedError(
             "found a masked array, whose masked samples have no values: pass array.filled(value)"
         )
-    return _of_array(source)
+    return _of_array(source, limits)
 
 
 def is_grey(samples: AnyArray) -> bool:
@@ -60,7 +62,7 @@ def _channels_last(tensor: Any) -> np.ndarray[Any, Any]:
     return array
 
 
-def _of_array(array: np.ndarray[Any, Any]) -> Image.Image:
+def _of_array(array: np.ndarray[Any, Any], limits: Limits) -> Image.Image:
     channels = array.shape[2] if array.ndim == 3 else 1
     mode = _MODES.get((array.dtype.name, channels))
     if mode is None or array.ndim not in (2, 3):
@@ -72,6 +74,7 @@ def _of_array(array: np.ndarray[Any, Any]) -> Image.Image:
     if 0 in array.shape:
         raise UnsupportedError(f"found an empty array {list(array.shape)}, expected some pixels")
     height, width = array.shape[:2]
+    limits.check_image(width, height)  # it may be mapped from a file that memory does not hold
     if mode == "1":
         array = np.packbits(array.reshape(height, width), axis=1)
     elif mode == "I;16":

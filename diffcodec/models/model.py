@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from os import PathLike
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from diffcodec.models.file import (
     ARITHMETICS,
     DEFAULT_MODEL,
     ID_BYTES,
+    MODEL_FOLDER,
     ModelInfo,
     file_stamp,
     model_path,
@@ -87,6 +88,7 @@ class Model:
         self.color = network.color
         self.domain = DOMAINS[self.color]
         self._file = file
+        self.loaded_from: tuple[str, str, str] | None = None  # the arguments of load_model
         known = network.levels
         asked = {sigma for plan in self.plans.values() for sigma in plan.levels}
         if known is not None and not asked <= set(known):
@@ -109,6 +111,12 @@ class Model:
         """Name, identity, plans, arithmetic."""
         plans = ", ".join(f"{name} {len(plan.levels)}" for name, plan in self.plans.items())
         return f"<Model {self.name} {self.info.id.hex()}: {self.arithmetic}, timesteps {plans}>"
+
+    def __reduce_ex__(self, protocol: Any) -> str | tuple[Any, ...]:
+        """Pickle a model of a file, for another process, as where to load it from."""
+        if self.loaded_from is None:
+            return super().__reduce_ex__(protocol)
+        return _load_again, (*self.loaded_from, self.info.id)
 
     @property
     def module(self) -> ExpertDenoisers:
@@ -411,7 +419,25 @@ def load_model(
     if not isinstance(arithmetic, str) or arithmetic not in ARITHMETICS:
         raise UnsupportedError(f"arithmetic {arithmetic!r}: expected one of {ARITHMETICS}")
     path = model_path(name_or_path)
-    return _load(path, file_stamp(path), arithmetic, find_device(device))
+    model = _load(path, file_stamp(path), arithmetic, find_device(device))
+    is_shipped = path.parent == MODEL_FOLDER  # which elsewhere may lie in another place
+    model.loaded_from = (path.stem if is_shipped else str(path), arithmetic, device)
+    return model
+
+
+def _load_again(name_or_path: str, arithmetic: str, device: str, model_id: bytes) -> Model:
+    """A model that was pickled.
+
+    Raises:
+        ModelMismatchError: its file is another by now, or gone.
+    """
+    model = load_model(name_or_path, arithmetic, device)
+    if model.info.id != model_id:
+        raise ModelMismatchError(
+            f"{name_or_path}: it was model {model_id.hex()} when it was pickled, and is "
+            f"{model.info.id.hex()} now; load it again"
+        )
+    return model
 
 
 def loaded(

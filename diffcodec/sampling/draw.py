@@ -14,7 +14,7 @@ from diffcodec.models.file import DEFAULT_MODEL
 from diffcodec.models.model import Model, loaded
 from diffcodec.sampling.denoiser import Denoiser, Guidance, Noise, to_images
 from diffcodec.sampling.samplers import SAMPLERS, draw_prior, go_down
-from diffcodec.values import flag, integer, number, optional_integer
+from diffcodec.values import flag, integer, number, optional_integer, several_integers
 
 MOST_SEED, MOST_STEPS = 1 << 63, 10_000
 
@@ -61,7 +61,10 @@ def sample(
     Raises:
         DiffcodecError: if there is no such model, sampler or class, or the numbers are no sizes.
     """
-    n, (width, height) = integer("n", n), (integer("size", side) for side in size)
+    n, sides = integer("n", n), several_integers("size", size, "width and height")
+    if len(sides) != 2:
+        raise UnsupportedError(f"size {size}: expected width and height")
+    width, height = sides
     seed, label = integer("seed", seed), optional_integer("label", label)
     if min(n, width, height) < 1 or not 0 <= seed <= MOST_SEED - n:
         found = f"{n} images of {width} x {height}, seed {seed}"

@@ -14,7 +14,7 @@ from diffcodec.training.config import INIT_WARMUP, TrainConfig
 from diffcodec.training.crops import AUGMENTATIONS
 from diffcodec.training.steps import LOSSES
 from diffcodec.training.trainer import CHECKPOINT, MODEL, Trainer
-from diffcodec.values import flag, integer, number
+from diffcodec.values import flag, integer, number, path
 
 SETTINGS = tuple(field.name for field in fields(TrainConfig) if field.name != "data")
 CHOICES = {
@@ -85,18 +85,18 @@ def train(
     """
     if unknown := settings.keys() - set(SETTINGS):
         raise TypeError(f"found {', '.join(sorted(unknown))}, expected {', '.join(SETTINGS)}")
-    folder, weights = Path(out), None
+    folder, weights = path("out", out), None
     try:
         if (folder / CHECKPOINT).exists() or (folder.exists() and not folder.is_dir()):
             raise DiffcodecError(f"{folder}: it holds a run already, or is no folder; give another")
     except OSError as error:
         raise DiffcodecError(f"{folder}: {error.strerror}; check the path") from error
-    config = TrainConfig(str(Path(data)), **settings)
+    config = TrainConfig(str(path("data", data)), **settings)
     check_settings(config)
     if minutes is not None and not 0 < (number("minutes", minutes) or 0) < math.inf:
         raise UnsupportedError(f"minutes {minutes}: expected a number above 0")
     if init is not None:
-        network, weights = load_weights(str(Path(init)))
+        network, weights = load_weights(path("init", init))
         warmup = settings.get("warmup", INIT_WARMUP)
         config = replace(config, network=network, warmup=warmup)
     trainer = Trainer(config, folder, weights, flag("quiet", quiet))
