@@ -567,7 +567,7 @@ def test_verify_of_the_structure_alone(folder: Path, files: dict[str, bytes]) ->
 
 def test_what_a_newer_writer_used(folder: Path, files: dict[str, bytes]) -> None:
     """Is told after the checksums, and is the file's fault all the same."""
-    head, content = files["alpha.dfc"][:12], b"\x04"
+    head, content = files["alpha.dfc"][:12], b"\x0f"
     crc = zlib.crc32(head + bytes(8) + content)
     data = head + bytes([len(content)]) + content + struct.pack("<I", crc)
     (folder / "other.dfc").write_bytes(data)
