@@ -64,7 +64,7 @@ def group(content, models):
     assert kind == 1
     flags = file.u8()
     mode = reference.MODES[flags & 7]
-    assert mode in ("L", "RGB") and not flags & 0x40
+    assert mode in ("L", "RGB")
     coded = "L" if flags & 16 else mode
     size = file.varint(), file.varint()
     count, crc, identity = file.varint(), file.u32(), file.take(4)
@@ -75,6 +75,15 @@ def group(content, models):
         coder = file.u8()
         image = reference.fallback(coder, file.take(file.varint()), mode, size)
         images[place] = image.tobytes()
+    labels = {}
+    if flags & 0x40:
+        width = file.u8()
+        assert 1 <= width <= 24
+        packed = int.from_bytes(file.take((count * width + 7) // 8), "little")
+        assert packed < 1 << count * width
+        numbers = [packed >> width * k & (1 << width) - 1 for k in range(count)]
+        labels = {k: number - 1 for k, number in enumerate(numbers) if number}
+        assert not set(labels) & set(images)
     colors = None
     if flags & 8:
         colors = reference.color_set(file.take(file.varint()), len(coded))
@@ -85,6 +94,8 @@ def group(content, models):
     if places:
         model = models[identity]
         chains = [reference.Chain(model, plan, coded, k, size, 0, colors) for k in places]
+        for place, chain in zip(places, chains, strict=True):
+            chain.label = labels.get(place)
         for place, chain, x in zip(places, chains, share(chains, payload), strict=True):
             image = Image.new(mode, size)
             reference.paste(image, mode, chain.to_samples(x), 0, 0)

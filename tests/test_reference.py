@@ -74,6 +74,24 @@ def test_a_second_decoder_knows_expert_denoisers(tmp_path, chain_only, shape):
     assert samples == image.tobytes()
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_second_reader_knows_the_classes_of_archives(tmp_path, mode):
+    path = tiny_model(tmp_path, classes=9)
+    images = [smooth(5, 4, mode, k) for k in range(5)]
+    with (
+        mock.patch(
+            "diffcodec.archive.coding.fallback_tile", lambda *_: Tile("raw", bytes(1 << 22))
+        ),
+        open_archive(tmp_path / "x.dfca", "x", model=path, plan="fast", classes=True) as archive,
+    ):
+        for image, label in zip(images, (7, 0, None, 8, 3), strict=True):
+            archive.append(image, label=label)
+    models = {hashlib.sha256(path.read_bytes()).digest()[:4]: reference.Model(path.read_bytes())}
+    found = reference_archive.read((tmp_path / "x.dfca").read_bytes(), models)
+    assert [each[1] for each in found] == [7, 0, None, 8, 3]
+    assert [each[4] for each in found] == [image.tobytes() for image in images]
+
+
 @pytest.mark.parametrize("kind", ["tiny", "phased"])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_a_second_reader_knows_archives(tmp_path, request, kind, mode):

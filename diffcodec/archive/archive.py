@@ -20,7 +20,7 @@ from diffcodec.errors import DiffcodecError, UnsupportedError
 from diffcodec.limits import DEFAULT_LIMITS, Limits
 from diffcodec.models.file import DEFAULT_MODEL, file_id, model_path
 from diffcodec.system.files import write_file
-from diffcodec.values import check_limits
+from diffcodec.values import check_limits, flag, integer
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -62,11 +62,16 @@ class _Encoder:
     plan: str
     device: str | None
 
-    def __call__(self, images: "list[Image]") -> bytes:
+    def __call__(self, images: "list[Image]", told: list[int | None]) -> bytes:
         from diffcodec.archive.coding import encode_images
+
+        return encode_images(images, self.load(), self.plan, told)
+
+    def load(self) -> "Model":
+        """The model, which stays loaded."""
         from diffcodec.codec.encoding import load_planned
 
-        return encode_images(images, load_planned(self.model, self.plan, self.device), self.plan)
+        return load_planned(self.model, self.plan, self.device)
 
 
 class Archive(ArchiveReader):
@@ -108,7 +113,7 @@ class Archive(ArchiveReader):
         Args:
             image: what :func:`diffcodec.encode` takes.
             name: to find it by; without one it goes by its number.
-            label: whatever JSON can hold.
+            label: whatever JSON can hold; of an archive by classes the image's, or None.
 
         Raises:
             DiffcodecError: it cannot be coded, or the archive is open for reading alone.
@@ -122,7 +127,12 @@ class Archive(ArchiveReader):
             raise TypeError(f"name: found {type(name).__name__}, expected a text")
         source = find_source(image, self._limits, self._options["strip"])
         colors = find_color_set(source)
-        self._writing().append(source, name, label, colors.conversion if colors else None)
+        kind = colors.conversion if colors else None
+        writer, told = self._writing(), None
+        if self._options["classes"] and label is not None:
+            told = integer("label", label)
+            self._encoder.load().check_label(told)
+        writer.append(source, name, label if told is None else told, kind, told)
 
     def extend(self, images: "Iterable[ImageLike]") -> None:
         """Append several, without names."""
@@ -200,10 +210,13 @@ class Archive(ArchiveReader):
             last = self._root.images % PAGE_IMAGES
             page: list[Stored] = self._page(self._root.images // PAGE_IMAGES) if last else []
             made = self._options
-            encode = _Encoder(made["model"], made["plan"], made["device"])
-            several = (made["executor"], made["jobs"])
-            self._writer = ArchiveWriter(file, self._root, page, encode, made["group"], *several)
+            several = (made["group"], made["executor"], made["jobs"])
+            self._writer = ArchiveWriter(file, self._root, page, self._encoder, *several)
         return self._writer
+
+    @property
+    def _encoder(self) -> _Encoder:
+        return _Encoder(*(self._options[each] for each in ("model", "plan", "device")))
 
 
 def open_archive(
@@ -213,6 +226,7 @@ def open_archive(
     model: "str | PathLike[str] | Model | None" = None,
     plan: str = "default",
     group: int = GROUP_IMAGES,
+    classes: bool = False,
     strip: bool = False,
     limits: Limits = DEFAULT_LIMITS,
     device: str | None = None,
@@ -230,6 +244,7 @@ def open_archive(
         plan: "fast", "default" or "best".
         group: how many images share a stack, and are decoded for the sake of one; of images of over
             1024 pixels as many as have so many pixels together.
+        classes: tell the model, which was trained with labels, that of each image: its class.
         strip: leave out all metadata; see :func:`diffcodec.encode`.
         limits: the sizes to accept.
         device: where the model computes; see :func:`diffcodec.load_model`.
@@ -245,6 +260,7 @@ def open_archive(
         raise UnsupportedError(f"mode {mode!r}: expected one of {MODES}")
     check_limits(limits)
     options: dict[str, Any] = {"plan": plan, "group": group, "strip": strip, "limits": limits}
+    options["classes"] = flag("classes", classes)
     options |= {"device": device, "executor": executor, "jobs": jobs}
     options["model"] = DEFAULT_MODEL if model is None and mode != "r" else model
     try:

@@ -1,7 +1,7 @@
 """Images to groups and back."""
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from PIL import Image
@@ -47,24 +47,33 @@ def shares_stack(mode: str, size: tuple[int, int], color: str) -> bool:
     return bool(coded_channels(mode, color)) and max(size) <= TILE_SIDE
 
 
-def encode_images(images: Sequence[Image.Image], model: Model, plan: str = "default") -> bytes:
+def encode_images(
+    images: Sequence[Image.Image],
+    model: Model,
+    plan: str = "default",
+    labels: Sequence[int | None] | None = None,
+) -> bytes:
     """The content of a group, without loss.
 
     Args:
         images: plain ones, of one size and mode.
         model: to code them by.
         plan: one of its plans.
+        labels: the classes that the model is told, of each image; of one without None.
 
     Raises:
         DiffcodecError: see :func:`diffcodec.encode`.
     """
     first = images[0]
     if len(images) > 1 and shares_stack(first.mode, first.size, model.color):
-        return pack_group(_encode_shared(images, model, plan))
-    return pack_group(tuple(encode_many(images, model, plan)))
+        told = {place: each for place, each in enumerate(labels or ()) if each is not None}
+        return pack_group(_encode_shared(images, model, plan, told))
+    return pack_group(tuple(encode_many(images, model, plan, labels=labels)))
 
 
-def _encode_shared(images: Sequence[Image.Image], model: Model, plan: str) -> SharedGroup:
+def _encode_shared(
+    images: Sequence[Image.Image], model: Model, plan: str, labels: Mapping[int, int]
+) -> SharedGroup:
     first, all_samples = images[0], _above_each_other(images)
     grey = (
         first.mode == "RGB"
@@ -76,7 +85,7 @@ def _encode_shared(images: Sequence[Image.Image], model: Model, plan: str) -> Sh
     fallbacks = [fallback_tile(image, colors) for image in images]
     places, coded, is_second = list(range(len(images))), None, False
     while places and coded is None:
-        chains = _chains(model, plan, mode, first.size, places, colors)
+        chains = _chains(model, plan, mode, first.size, places, labels, colors)
         box = Box(0, 0, *first.size)
         planes = [integers(images[place], box, model.color).astype(np.float64) for place in places]
         try:
@@ -101,6 +110,7 @@ def _encode_shared(images: Sequence[Image.Image], model: Model, plan: str) -> Sh
         plan=plan,
         float_arithmetic=bool(places) and model.arithmetic == "float",
         grey=grey,
+        labels={place: label for place, label in labels.items() if place in places},
         others={k: tile for k, tile in enumerate(fallbacks) if k not in places},
         colors=colors.pack() if colors and places else b"",
         metadata=metadata,
@@ -148,6 +158,8 @@ def decode_images(
         images[place] = decode_fallback(tile.coder, tile.payload, group.mode, size)
     if group.payload:
         model = find_model(group.model, group.float_arithmetic)
+        if (label := max(group.labels.values(), default=-1)) >= model.classes:
+            raise CorruptError(f"an image of class {label}, but its model knows {model.classes}")
         for place, x in zip(group.chains, _decode_chains(group, model), strict=True):
             images[place] = image_of(x, group.mode, model.color)
     for place, metadata in group.metadata.items():
@@ -164,7 +176,7 @@ def _decode_chains(group: SharedGroup, model: Model) -> list[Array]:
     channels = MODES[group.chain_mode].channels
     colors = ColorSet.unpack(group.colors, channels) if group.colors else None
     size = (group.width, group.height)
-    chains = _chains(model, group.plan, group.chain_mode, size, group.chains, colors)
+    chains = _chains(model, group.plan, group.chain_mode, size, group.chains, group.labels, colors)
     pixels = group.width * group.height
     try:
         return _run(decode_group(chains, words_of(group.payload)), model, group.plan, pixels)
@@ -180,11 +192,13 @@ def _chains(
     mode: str,
     size: tuple[int, int],
     places: Sequence[int],
+    labels: Mapping[int, int],
     colors: ColorSet | None,
 ) -> list[TileChain]:
     """The chains of images of a group, each with the shared randomness of its place's number."""
     box = Box(0, 0, *size)
-    return [make_chain(model, mode, Part(plan, place, box), colors) for place in places]
+    parts = [Part(plan, place, box, label=labels.get(place)) for place in places]
+    return [make_chain(model, mode, part, colors) for part in parts]
 
 
 def _run(job: GroupJob[Result], model: Model, plan: str, pixels: int) -> Result:

@@ -21,9 +21,10 @@ from diffcodec.errors import CorruptError, FormatError, LimitError, UnsupportedF
 from diffcodec.limits import DEFAULT_LIMITS, Limits
 
 FILES, SHARED = 0, 1  # kinds of group
-_COLORS_BIT, _GREY_BIT, _METADATA_BIT, _FLOAT_BIT = 0x08, 0x10, 0x20, 0x80
-_MODE_BITS = 0x47  # bit 6 is reserved: where it is set there is no such mode
+_COLORS_BIT, _GREY_BIT, _METADATA_BIT, _LABELS_BIT, _FLOAT_BIT = 0x08, 0x10, 0x20, 0x40, 0x80
+_MODE_BITS = 0x07
 MOST_IMAGES = 1 << 16  # of a group
+MOST_LABEL_BITS = 24
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class SharedGroup:
         float_arithmetic: the model was evaluated in floating point.
         others: the images, by place, that a fallback coder codes.
         grey: R, G and B of the chains' images, of mode RGB, are equal: they are coded as of mode L.
+        labels: by place, the classes that the model was told.
         colors: which colours can occur in all of them, as of a file; empty if all can.
         metadata: of images that have some, by place.
         payload: the stack's words.
@@ -54,6 +56,7 @@ class SharedGroup:
     float_arithmetic: bool
     others: Mapping[int, Tile]
     grey: bool = False
+    labels: Mapping[int, int] = field(default_factory=dict)
     colors: bytes = b""
     metadata: Mapping[int, Mapping[str, bytes]] = field(default_factory=dict)
     payload: bytes = b""
@@ -78,7 +81,7 @@ def pack_group(group: Group) -> bytes:
         lengths = b"".join(varint(len(file)) for file in group)
         return b"".join((bytes([FILES]), varint(len(group)), lengths, *group))
     flags = MODES[group.mode].number | (_COLORS_BIT if group.colors else 0)
-    flags |= _GREY_BIT if group.grey else 0
+    flags |= (_GREY_BIT if group.grey else 0) | (_LABELS_BIT if group.labels else 0)
     flags |= (_METADATA_BIT if group.metadata else 0) | _FLOAT_BIT * group.float_arithmetic
     out = bytearray([SHARED, flags])
     out += varint(group.width) + varint(group.height) + varint(group.count)
@@ -89,6 +92,8 @@ def pack_group(group: Group) -> bytes:
         out += varint(place - last - 1) + bytes([CODERS[tile.coder]])
         out += varint(len(tile.payload)) + tile.payload
         last = place
+    if group.labels:
+        out += _pack_labels(group.labels, group.count)
     if group.colors:
         out += varint(len(group.colors)) + group.colors
     if group.metadata:
@@ -96,6 +101,25 @@ def pack_group(group: Group) -> bytes:
         packed = zlib.compress(varint(len(entries)) + b"".join(entries), 9)
         out += varint(len(packed)) + packed
     return bytes(out) + group.payload
+
+
+def _pack_labels(labels: Mapping[int, int], count: int) -> bytes:
+    """A number of each image in as few bits as the largest takes: its class + 1, or 0."""
+    width = (max(labels.values()) + 1).bit_length()
+    numbers = "".join(f"{labels.get(k, -1) + 1:0{width}b}" for k in reversed(range(count)))
+    return bytes([width]) + int(numbers, 2).to_bytes(-(-width * count // 8), "little")
+
+
+def _read_labels(reader: ByteReader, count: int) -> dict[int, int]:
+    width = reader.u8("the bits of a class")
+    if not 1 <= width <= MOST_LABEL_BITS:
+        raise FormatError(f"classes of {width} bits, expected 1 to {MOST_LABEL_BITS}")
+    packed = reader.take(-(-width * count // 8), "the classes of a group")
+    bits = f"{int.from_bytes(packed, 'little'):0{width * count}b}"
+    if len(bits) > width * count:
+        raise FormatError("bits follow the classes of a group")
+    numbers = [int(bits[end - width : end], 2) for end in range(len(bits), 0, -width)]
+    return {place: number - 1 for place, number in enumerate(numbers) if number}
 
 
 def parse_group(content: bytes, limits: Limits = DEFAULT_LIMITS) -> Group:
@@ -154,6 +178,7 @@ def _read_shared(reader: ByteReader, limits: Limits) -> SharedGroup:
         float_arithmetic=bool(flags & _FLOAT_BIT),
         grey=bool(flags & _GREY_BIT),
         others=_read_others(reader, count),
+        labels=_read_labels(reader, count) if flags & _LABELS_BIT else {},
         colors=_read_block(reader, "the colours", limits) if flags & _COLORS_BIT else b"",
         metadata=_read_all_metadata(reader, count, limits) if flags & _METADATA_BIT else {},
         payload=reader.take(reader.remaining, "the payload"),
@@ -218,6 +243,8 @@ def _check_shared(group: SharedGroup) -> None:
         check_metadata(metadata)
         if COLOR_SET in metadata:
             raise FormatError("colours of one image of a group, expected of all")
+    if not group.labels.keys() <= set(group.chains):
+        raise FormatError("a group tells the class of an image that is no chain")
     if bool(group.chains) != bool(group.payload):
         raise FormatError(
             f"a group of {len(group.chains)} chains has {len(group.payload)} bytes of words"

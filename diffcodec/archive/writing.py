@@ -30,7 +30,7 @@ GROUP_PIXELS = 1 << 10  # of an image, for so many of which a group has room
 WAITING_PIXELS = 1 << 24  # of images whose groups are not full: over it the largest is written
 INDEX_SECONDS = 60  # between two indexes, so that little is lost
 INDEX_SHARE = 100  # and of the bytes between them so small a part at most
-Encode = Callable[["list[Image]"], bytes]
+Encode = Callable[["list[Image]", list[int | None]], bytes]
 _Key = tuple[str, tuple[int, int], str | None]  # of images of a group
 
 
@@ -39,6 +39,7 @@ class _Waiting(NamedTuple):
 
     number: int
     image: "Image"
+    told: int | None  # its class, for the model
 
 
 class ArchiveWriter:
@@ -47,7 +48,8 @@ class ArchiveWriter:
     Args:
         file: where to write, unbuffered.
         root: of what is there, and ``last`` the images of its last page if that is not full.
-        encode: images of one size and mode to the content of a group; picklable for ``executor``.
+        encode: images of one size and mode, and the classes that the model is told of them, to the
+            content of a group; picklable for ``executor``.
         group: most images of one.
         executor: that codes several groups at a time, ``jobs`` of them.
     """
@@ -76,7 +78,12 @@ class ArchiveWriter:
         self._failed = False
 
     def append(
-        self, image: "Image", name: str | None = None, label: Any = None, kind: str | None = None
+        self,
+        image: "Image",
+        name: str | None = None,
+        label: Any = None,
+        kind: str | None = None,
+        told: int | None = None,
     ) -> None:
         """Take an image; its group is written when it is full.
 
@@ -84,6 +91,7 @@ class ArchiveWriter:
             image: plain.
             name, label: see :meth:`diffcodec.archive.archive.Archive.append`.
             kind: what only images of its group are, too.
+            told: the class that the model is told.
 
         Raises:
             TypeError, ValueError: JSON cannot hold the label.
@@ -91,16 +99,16 @@ class ArchiveWriter:
         """
         if self._failed:
             raise DiffcodecError("a group of the archive has failed: close it and open it again")
-        told = len(json.dumps([name, label], allow_nan=False))
-        if told > MOST_TOLD_BYTES:
+        size = len(json.dumps([name, label], allow_nan=False))
+        if size > MOST_TOLD_BYTES:
             raise LimitError(
-                f"a name and a label of {told} bytes of JSON, the limit is {MOST_TOLD_BYTES}: keep "
+                f"a name and a label of {size} bytes of JSON, the limit is {MOST_TOLD_BYTES}: keep "
                 "what is longer in a file of its own"
             )
         key = (image.mode, image.size, kind)
         self._names[self.count] = name, label
         waiting = self._waiting.setdefault(key, [])
-        waiting.append(_Waiting(self.count, image))
+        waiting.append(_Waiting(self.count, image, told))
         self.count += 1
         if len(waiting) >= self._room(image):
             self._code(key)
@@ -158,13 +166,13 @@ class ArchiveWriter:
     def _code(self, key: _Key) -> None:
         """Code a group, or have it coded."""
         group = self._waiting.pop(key)
-        images = [each.image for each in group]
+        images, told = [each.image for each in group], [each.told for each in group]
         if self._executor is None:
             with self._failing():
-                content = self._encode(images)
+                content = self._encode(images, told)
             self._write_group(group, content)
         else:
-            self._running.append((group, self._executor.submit(self._encode, images)))
+            self._running.append((group, self._executor.submit(self._encode, images, told)))
             self._collect(2 * self._jobs)
 
     def _collect(self, most: int) -> None:

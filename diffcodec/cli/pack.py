@@ -92,6 +92,11 @@ writing_options = together(
         metavar="FILE",
         help="What each image is labelled with, a line of JSON or text for each.",
     ),
+    click.option(
+        "--classes",
+        is_flag=True,
+        help="Tell the model, which was trained with labels, that of each image: its class.",
+    ),
     click.option("--embed-model", is_flag=True, help="Put the model into the archive, too."),
     click.option("--strip", is_flag=True, help="Leave out all metadata."),
     jobs_option("jobs", "Code N groups at a time."),
@@ -133,6 +138,10 @@ def pack(*, inputs: tuple[str, ...], force: bool, finetune: float | None, **opti
             if not (force and path.is_file()):
                 raise FileExistsError(*EXISTS, target)
             path = held.enter_context(replacing(path))
+        if finetune is not None and options["classes"]:
+            raise click.UsageError(
+                "--finetune trains without classes; train --labels first, and give --model"
+            )
         if finetune is not None:
             options |= _finetuned(paths, target, finetune, **options)
         code = _write(paths, path, target, "x", skip_existing=False, **options)
@@ -223,6 +232,8 @@ def _write(
     pictures = list_pictures(paths, files_from, options["limits"])
     load_given(model, device=device)
     told = _read_labels(labels, len(pictures)) if labels else [None] * len(pictures)
+    if options["classes"]:
+        _check_classes(labels, told, model or DEFAULT_MODEL, effort, device)
     with ExitStack() as held:
         executor = held.enter_context(_processes(jobs)) if jobs > 1 else None
         options |= {"model": model, "plan": effort, "device": device, "executor": executor}
@@ -384,6 +395,23 @@ def _read_labels(path: str, count: int) -> list[Any]:
             return line
 
     return list(map(value, lines))
+
+
+def _check_classes(
+    path: str | None, labels: Sequence[Any], model: str, effort: str, device: str
+) -> None:
+    """Refuse labels that the model does not know as classes."""
+    from diffcodec.codec.encoding import load_planned
+
+    if path is None:
+        raise click.UsageError("--classes are those of --labels; give both")
+    with failing_as(path):
+        used = load_planned(model, effort, device)
+        for line, label in enumerate(labels, 1):
+            if label is not None and type(label) is not int:
+                raise CommandError(f"line {line}: {label!r} is no class; give a number, or null")
+            if label is not None:
+                used.check_label(label)
 
 
 def _processes(jobs: int) -> Any:
