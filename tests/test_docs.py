@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,9 +11,13 @@ from html import unescape
 from pathlib import Path
 from urllib.parse import unquote
 
+import click
 import pytest
 from commands import done
 from PIL import Image
+
+from bench.__main__ import main as bench
+from diffcodec.cli import cli
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -68,6 +73,37 @@ def test_the_site_shows_its_pictures_and_equations(site: Path) -> None:
             assert (page.parent / unquote(unescape(source))).is_file(), source
     assert shown > 10
     assert "<msqrt>" in (site / "tutorial/1-forward-process.html").read_text()
+
+
+CALL = re.compile(r"^(?: {4}|  )?(diffcodec|python -m bench) +((?:[^#\n\\]|\\\n)*)", re.M)
+
+
+def written_calls() -> list[tuple[str, str]]:
+    """The program and its arguments, wherever pages or the help of commands show a call.
+
+    Numbers may be letters there; where options or inputs stand for others, it is no example.
+    """
+    texts = [page.read_text() for page in PAGES]
+    texts += [command.epilog or "" for command in cli.commands.values()]
+    calls = [call for text in texts for call in CALL.findall(text)]
+    plain = [(call, re.sub(r"\b[NSX]\b", "2", words.replace("\\\n", ""))) for call, words in calls]
+    return [(call, words) for call, words in plain if not re.search(r"\[|\.\.\.", words)]
+
+
+def test_calls_that_pages_and_help_show_are_understood() -> None:
+    """No command, option or value that is not there; they are parsed, not run."""
+    calls = written_calls()
+    assert len(calls) > 100
+    for program, arguments in calls:
+        name, *words = shlex.split(arguments)
+        commands = cli if program == "diffcodec" else bench
+        with click.Context(commands) as context:
+            command = commands.get_command(context, name)
+            assert command is not None, arguments
+            try:
+                command.make_context(name, words, parent=context)
+            except click.UsageError as error:
+                assert "does not exist" in error.message, f"{arguments}: {error.message}"
 
 
 def guide_commands(name: str) -> list[str]:
