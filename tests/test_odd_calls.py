@@ -67,6 +67,8 @@ CALLS = [  # what is called, its exit code, and what is said
     ("forward a.png --out new.png --levels 99999999", 2, "99999999 is above 10000"),
     ("denoise a.png --out new.png --sigma 1e300", 2, "--sigma"),
     ("sample --out new.png --size 8x", 2, "'8x' is no WxH"),
+    ("sample --out new.png --guidance 3", 2, "--guidance is towards a --class; give both"),
+    ("sample --out new.png --eta 0.5", 2, "--eta is of --sampler ddim; give both"),
     (f"sample --out new.png --seed {1 << 64}", 2, "--seed"),
     ("train --data nowhere --out new", 1, "nowhere: no such folder"),
     ("train --data in --out new --labels nowhere", 1, "nowhere: No such file or directory; check"),

@@ -87,6 +87,15 @@ def test_a_lost_tile_is_drawn_if_that_is_wanted(model: Model, mode: str) -> None
     assert recover(data, model, fill=True).damage == ()
 
 
+def test_a_lost_tile_of_a_file_that_needs_no_model_is_drawn_by_any(model: Model) -> None:
+    image = picture("L")
+    cut = [image.crop((b.left, b.top, b.left + b.width, b.top + b.height)) for b in BOXES]
+    data = pack(replace(parse(encode(image)), whole=False, tiles=tuple(map(raw_tile, cut))))
+    found, damage = recover(flipped(data, 8 * (len(data) - 20)), model, fill=True)
+    assert [part.tile for part in damage] == [2]
+    assert not is_checkerboard(found, BOXES[2], (85, 170))
+
+
 @pytest.mark.parametrize(
     ("mode", "values"),
     [

@@ -263,6 +263,15 @@ def test_a_classifier_leads_samples():
 
     images = sample(model(), 4, classifier=gradient, steps=20)
     assert images.mean() == pytest.approx(90, abs=1)
+    for wrong in (3, None, np.zeros(3), torch.zeros(2, 2)):
+        with pytest.raises(TypeError, match=r"classifier: it gave .* expected the gradient"):
+            sample(model(), 1, (8, 8), classifier=lambda z, sigma, found=wrong: found, steps=2)
+
+
+@pytest.mark.parametrize("options", [{"guidance": 3.0}, {"eta": 0.5}])
+def test_what_would_change_nothing_is_refused(options):
+    with pytest.raises(DiffcodecError, match=r"without a class|only 'ddim' has one"):
+        sample(model(), 1, (8, 8), steps=2, **options)
 
 
 def test_large_images_are_evaluated_in_windows(monkeypatch):

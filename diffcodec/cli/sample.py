@@ -217,6 +217,10 @@ def sample(
     The image at place i has the seed SEED + i, whatever --images is. A model that codes in phases
     is sampled by its posterior.
     """
+    if eta and sampler != "ddim":
+        raise click.UsageError("--eta is of --sampler ddim; give both")
+    if guidance != 1 and label is None:
+        raise click.UsageError("--guidance is towards a --class; give both")
     _check(out, force)
     used = _load(model, device)
     from PIL import Image

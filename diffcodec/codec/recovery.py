@@ -25,7 +25,8 @@ from diffcodec.container.salvage import Damage, Salvage, salvage
 from diffcodec.errors import UnsupportedError
 from diffcodec.images.metadata import apply_metadata
 from diffcodec.limits import DEFAULT_LIMITS, Limits
-from diffcodec.models.model import Model
+from diffcodec.models.file import DEFAULT_MODEL
+from diffcodec.models.model import Model, loaded
 from diffcodec.sampling.edits import inpaint
 from diffcodec.values import check_limits, flag
 
@@ -58,7 +59,8 @@ def recover(
 
     Args:
         data: a file; see :func:`diffcodec.decode`.
-        model: the model it was encoded with, if it is not a shipped one.
+        model: the model it was encoded with, if it is not a shipped one; of a file that needs none
+            the one to fill by.
         progress: show a bar on a terminal when it takes over two seconds.
         limits: the sizes to accept.
         device: where the model computes; see :func:`diffcodec.load_model`.
@@ -78,8 +80,8 @@ def recover(
     check_memory(container, limits)
     image = _checkerboard(container.mode, (container.width, container.height))
     apply_metadata(image, container.metadata, limits)
-    if container.uses_model:
-        used = find_model(container, model, device)
+    used = find_model(container, model, device) if container.uses_model else None
+    if used is not None:
         _paste_chains(image, found, used, progress)
     in_place = list(zip(container.boxes(), found.tiles, strict=False))
     paste_fallbacks(image, in_place)
@@ -91,7 +93,8 @@ def recover(
                 f"lost tiles of an image in the mode {container.mode} cannot be filled, only those "
                 "of RGB and L; leave filling out"
             )
-        _fill(image, list(boxes.values()), find_model(container, model, device))
+        # Of a file that needs none any model will do.
+        _fill(image, list(boxes.values()), used or loaded(model or DEFAULT_MODEL, device=device))
     if not container.has_tiles and all(damage.tile is None for damage in found.damage):
         check_pixels(image, container.pixel_crc, container.float_arithmetic)
     return Recovered(image, found.damage)

@@ -96,6 +96,12 @@ class Denoiser:
         if guidance.classifier is not None:
             noise = self.noise_of(sigma, z)
             gradient = guidance.classifier(z, sigma)
+            shape = tuple(getattr(gradient, "shape", ()))
+            if not isinstance(gradient, Tensor) or shape != tuple(z.shape):
+                raise TypeError(
+                    f"classifier: it gave {type(gradient).__name__} {list(shape)}, expected the "
+                    f"gradient of log p(class | z_t) by z as a tensor {list(z.shape)}"
+                )
             xhat = classifier_guidance(xhat, gradient, noise, guidance.classifier_scale)
         return xhat, v
 

@@ -71,6 +71,8 @@ def sample(
         raise UnsupportedError(f"{found}: expected sizes above 0, seeds below {MOST_SEED}")
     Limits().check_image(width, height * n)
     _check_way(sampler, steps, corrector_steps, eta, {"guidance": guidance, **more})
+    if label is None and guidance != 1:
+        raise UnsupportedError(f"guidance {guidance} without a class: give label, or leave it out")
     used = loaded(model, "float", device)
     denoiser = Denoiser(used, Guidance(label, guidance, **more))
     levels, noise = denoiser.levels(steps), Noise(seed, n)
@@ -93,6 +95,8 @@ def _check_way(
         )
     if not 0 <= (number("eta", eta) or 0) <= 1:
         raise UnsupportedError(f"eta {eta}: expected 0 to 1")
+    if eta and sampler != "ddim":
+        raise UnsupportedError(f"eta {eta} of the sampler {sampler!r}: only 'ddim' has one")
     for name, value in more.items():
         if name != "classifier" and not isfinite(number(name, value) or 0):
             raise UnsupportedError(f"{name} {value}: expected a finite number")
