@@ -52,7 +52,7 @@ clean:
 	$(PYTHON) -m venv .venv
 
 .venv/test.stamp: pyproject.toml constraints.txt | .venv/bin/python
-	$(INSTALL) -e '.[test,train,tensorboard,bench,remote,zarr,dask,parquet,docs]'
+	$(INSTALL) -e '.[test,train,tensorboard,bench,remote,zarr,dask,parquet,datasets,docs]'
 	touch $@
 
 .venv/fuzz.stamp: .venv/test.stamp

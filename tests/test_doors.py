@@ -1,4 +1,4 @@
-"""Pillow, imageio, numcodecs, Zarr, Dask, PyTorch and Parquet, each by the real library."""
+"""Pillow, imageio, numcodecs, Zarr, Dask, PyTorch, datasets, Parquet: by the real library."""
 
 import importlib.util
 import io
@@ -21,7 +21,7 @@ from samples import make_image
 from test_phased_files import same, smooth
 
 import diffcodec.pillow
-from diffcodec import decode, encode, open_archive
+from diffcodec import decode, decode_many, encode, encode_many, open_archive
 from diffcodec.archive.chunks import decode_chunk, encode_chunk
 from diffcodec.errors import CorruptError, UnsupportedError
 from diffcodec.torch import ArchiveDataset, GroupSampler
@@ -226,7 +226,54 @@ def test_dask_loses_a_worker_but_no_image(
         assert example.differences(images, str(store)) == 0
 
 
-# --- PyTorch, Parquet -----------------------------------------------------------------------------
+LARGE_ARRAY = """
+import resource, sys
+import numpy as np, zarr
+from PIL import Image
+from zarr.registry import register_codec
+from diffcodec.zarr import DiffCodec
+
+store, model, photo = sys.argv[1:]
+register_codec("diffcodec", DiffCodec)
+mosaic = np.tile(np.asarray(Image.open(photo).convert("L"))[:250, :400], (1, 50))
+array = zarr.create_array(
+    store, shape=(20000, 20000), chunks=(250, 500), dtype="uint8", compressors=None,
+    serializer=DiffCodec(model, "fast"),
+)
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+
+array[10000:10250, :4000] = mosaic[:, :4000]
+first = peak()
+array[10000:10250, 4000:] = mosaic[:, 4000:]
+array = zarr.open_array(store, mode="r")
+assert np.array_equal(array[10100:10250, 7777:9999], mosaic[100:, 7777:9999])
+assert not array[:300, :600].any()
+print(first, peak() - first)
+"""
+
+
+@pytest.mark.slow
+def test_a_band_of_a_large_array_in_bounded_memory(tiny: Path, tmp_path: Path) -> None:
+    """One of 20,000 x 250 of 20,000 x 20,000 pixels: its 40 chunks take what the first 8 took.
+
+    It takes a minute and a half of one core, so that all 80 bands would take two hours.
+    """
+    pytest.importorskip("zarr")
+    arguments = [tmp_path / "x.zarr", tiny, ROOT / "examples" / "kodim23.png"]
+    done = subprocess.run(
+        [sys.executable, "-c", LARGE_ARRAY, *arguments],
+        check=True,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+    )
+    first, more = map(int, done.stdout.split())
+    assert more < first / 4  # 1.1 GiB, where eight threads code a chunk each
+    assert len(list((tmp_path / "x.zarr" / "c" / "40").iterdir())) == 40
+
+
+# --- PyTorch, datasets, Parquet -------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -261,17 +308,48 @@ def test_a_data_set_of_pytorch(archive: Path, start: str | None) -> None:
     assert sorted(seen) == list(range(12)) != seen
 
 
+def test_a_data_set_of_hugging_face(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As docs/datasets.md shows it, without network."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    datasets = pytest.importorskip("datasets")
+    found = open_archive(archive)
+    columns = {"image": range(len(found)), "label": [entry.label for entry in found.entries()]}
+
+    def decoded(batch: dict[str, list[int]]) -> dict[str, list[object]]:
+        return batch | {"image": found.images(batch["image"])}
+
+    data = datasets.Dataset.from_dict(columns).with_transform(decoded)
+    assert same(data[7]["image"], smooth(8, 8, seed=7)) and data[7]["label"] == 1
+    seen = list(data.shuffle(seed=1))
+    for image, label in (row.values() for row in seen):
+        [k] = [k for k in range(12) if same(image, smooth(8, 8, seed=k))]
+        assert label == k % 3
+    assert len(seen) == 12
+
+
 def test_a_column_of_parquet(tiny: Path, tmp_path: Path) -> None:
     """As docs/datasets.md shows it."""
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet as pq
 
     images = [smooth(9, 7, seed=k) for k in range(3)]
-    files = [encode(image, tiny, "fast") for image in images]
+    files = list(encode_many(images, tiny, "fast"))
     table = pa.table({"image": pa.array(files, pa.binary()), "label": [0, 1, 0]})
     pq.write_table(table, tmp_path / "x.parquet", compression="none")
-    back = pq.read_table(tmp_path / "x.parquet")["image"]
-    assert all(
-        same(decode(data.as_py(), model=tiny), image)
-        for data, image in zip(back, images, strict=True)
-    )
+    back = pq.read_table(tmp_path / "x.parquet")["image"].to_pylist()
+    assert all(map(same, decode_many(back, tiny), images))
+
+
+def test_what_an_archive_tells_as_a_table(archive: Path, tiny: Path) -> None:
+    """As docs/datasets.md shows it."""
+    pa = pytest.importorskip("pyarrow")
+    with open_archive(archive, "a", model=tiny, plan="fast") as found:
+        found.append(smooth(9, 8), "last.png", {"site": "north", "depth": 3.5})
+        entries = list(found.entries())[-2:]
+    table = pa.Table.from_pylist([{"name": e.name, "size": e.size} | e.label for e in entries[1:]])
+    assert table.to_pylist() == [
+        {"name": "last.png", "size": [9, 8], "site": "north", "depth": 3.5}
+    ]
