@@ -194,6 +194,8 @@ CHAIN = {
 CHAIN |= {
     "phased": (sized(23, 17), "default", {MARKS: True}),
     "phased-grey": (sized(11, 14, "L"), "default", {}),
+    "phased-small-tiles": (sized(200, 9), "fast", {"tile_side": 96}),
+    "phased-small-tiles-lossy": (sized(101, 97), "fast", {"timestep": 2, "tile_side": 96}),
     "phased-one-pixel": (sized(1, 1), "fast", {}),
     "phased-progressive": (sized(13, 9), "default", {"progressive": True, "timestep": 2}),
     "phased-lossy": (sized(13, 9), "default", {"timestep": 1}),

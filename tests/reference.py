@@ -53,8 +53,8 @@ class Bytes:
         return self.take(len(self.data) - self.at)
 
 
-def edges(n):
-    k = -(-n // 512)
+def edges(n, most=512):
+    k = -(-n // most)
     return [0, *(8 * -(-i * n // (8 * k)) for i in range(1, k)), n]
 
 
@@ -67,7 +67,8 @@ def decode(data, model):
     mode = MODES[flags & 7]
     width, height = file.varint(), file.varint()
     identity = file.take(4)
-    colors = read_metadata(file, mode) if flags & 32 else None
+    colors, most = read_metadata(file, mode) if flags & 32 else (None, 512)
+    assert most == 512 or not flags & 16
     plan, stops, label, may_end = None, [], None, False
     if flags & 8:
         number = file.u8()
@@ -76,7 +77,7 @@ def decode(data, model):
         stops = [file.varint() for _ in range(file.varint())]
     checksum = file.u32() if stops and stops[-1] else None
     header = data[: file.at]
-    xs, ys = ([0, width], [0, height]) if flags & 16 else (edges(width), edges(height))
+    xs, ys = ([0, width], [0, height]) if flags & 16 else (edges(width, most), edges(height, most))
     boxes = [(x, y, r, b) for y, b in pairwise(ys) for x, r in pairwise(xs)]
     sections = []
     for section in range(max(1, len(stops))):
@@ -188,13 +189,17 @@ def seams(xs, ys):
 
 
 def read_metadata(file, mode):
-    """Which colours can occur, if the file tells."""
-    colors = None
+    """Which colours can occur, if the file tells, and the longest side of a tile."""
+    colors, most = None, 512
     for _ in range(file.u8()):
         name = file.take(file.u8())
         value = file.take(file.varint())
         if name == b"Colors":
             colors = color_set(value, 3 if mode == "RGB" else 1)
+        elif name == b"Tiles":
+            (eighth,) = value
+            assert 12 <= eighth < 64
+            most = 8 * eighth
         elif name in (b"chunks", b"text"):
             chunks = Bytes(zlib.decompress(value))
             while rest := chunks.rest():
@@ -205,7 +210,7 @@ def read_metadata(file, mode):
                 chunks = Bytes(rest[8 + length :])
         else:
             assert chr(name[0]).islower()
-    return colors
+    return colors, most
 
 
 def color_set(value, channels):

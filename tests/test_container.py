@@ -26,7 +26,7 @@ from diffcodec.container.parts import (
     MODES,
     MOST_DRAW,
     PLAN_NAMES,
-    TILE_SIDE,
+    TILES,
     Box,
     Container,
     Layers,
@@ -151,7 +151,8 @@ def containers(draw: st.DrawFn) -> Container:
     layers = draw(st.none() | st.builds(Layers, st.sampled_from(PLAN_NAMES), stops(), st.just(())))
     mode = draw(st.sampled_from(CHAIN_MODES if layers else list(MODES)))
     whole = layers is None and draw(st.booleans())
-    count = 1 if whole else len(tile_grid(width, height))
+    told = draw(st.none() | st.integers(46, 63)) if not whole else None
+    count = 1 if whole else len(tile_grid(width, height, 8 * told if told else None))
     chains = (layers.plan,) if layers else PLAN_NAMES if mode in CHAIN_MODES else ()
     tile = tiles(
         (*plain, *chains),
@@ -168,10 +169,12 @@ def containers(draw: st.DrawFn) -> Container:
         layers = replace(layers, payloads=tuple(payloads), label=label)
         drawn = drawn if layers.is_exact else ()
     uses_model = layers is not None or any(tile.plan for tile in drawn)
-    known = [name for name in METADATA_NAMES if uses_model or name != COLOR_SET]
+    ruled = {TILES} if uses_model else {TILES, COLOR_SET}
+    known = [name for name in METADATA_NAMES if name not in ruled]
     if layers is not None and not layers.is_exact:
         layers = replace(layers, is_part=draw(st.booleans()))
     names = st.sampled_from(known) | st.from_regex(r"\A[a-z][A-Za-z0-9-]{0,9}\Z")
+    metadata = draw(st.dictionaries(names, st.binary(max_size=200)))
     ends_with_layer = layers is not None and not layers.is_exact
     return Container(
         mode=mode,
@@ -180,7 +183,7 @@ def containers(draw: st.DrawFn) -> Container:
         model=draw(st.binary(min_size=4, max_size=4)) if uses_model else bytes(4),
         pixel_crc=draw(st.integers(0, 2**32 - 1)) if ends_with_layer else 0,
         whole=whole,
-        metadata=draw(st.dictionaries(names, st.binary(max_size=200))),
+        metadata=metadata | ({TILES: bytes([told])} if told else {}),
         tiles=drawn,
         float_arithmetic=uses_model and draw(st.booleans()),
         layers=layers,
@@ -299,18 +302,20 @@ def test_header_file_helper_makes_valid_files() -> None:
 
 
 @quick
-@given(st.integers(1, 5000), st.integers(1, 5000))
-@example(1017, 512)  # rounding edges down would make a part of 513
-def test_tiles_cover_every_pixel_once_in_raster_order(width: int, height: int) -> None:
-    boxes = tile_grid(width, height)
+@given(st.integers(1, 5000), st.integers(1, 5000), st.sampled_from([96, 104, 376, 512]))
+@example(1017, 512, 512)  # rounding edges down would make a part of 513
+@example(193, 289, 96)
+def test_tiles_cover_every_pixel_once_in_raster_order(width: int, height: int, most: int) -> None:
+    boxes = tile_grid(width, height, most)
     rows = sorted({(box.top, box.height) for box in boxes})
     columns = sorted({(box.left, box.width) for box in boxes})
     for parts, side in ((rows, height), (columns, width)):
         assert [start for start, _ in parts] == list(accumulate([0, *(n for _, n in parts[:-1])]))
         assert sum(n for _, n in parts) == side
-        assert all(1 <= n <= TILE_SIDE for _, n in parts)
+        assert all(1 <= n <= most for _, n in parts)
+        assert all(n >= 64 for _, n in parts[1:-1])  # what is shown of two borders lies apart
         assert all(start % 8 == 0 for start, _ in parts)
-        assert len(parts) == -(-side // 512)
+        assert len(parts) == -(-side // most)
     assert boxes == [Box(x, y, w, h) for y, h in rows for x, w in columns]
 
 
@@ -328,6 +333,20 @@ def test_whole_is_one_box() -> None:
     assert container.boxes() == [Box(0, 0, 5000, 3000)]
     assert parse(pack(container)).boxes() == container.boxes()
     assert len(replace(container, whole=False).boxes()) == 60
+
+
+@pytest.mark.parametrize("told", [b"", b"\0", b"\x0b", b"\x40", b"\xff", b"\x10\0"])
+def test_other_sides_of_tiles_are_refused(told: bytes) -> None:
+    tiles = (Tile("raw", b""),) * 6
+    good = Container("L", 300, 200, bytes(4), False, {TILES: b"\x0e"}, tiles)
+    assert good.tile_side == 112
+    assert parse(pack(good)) == good
+    for bad in (replace(good, metadata={TILES: told}), replace(good, whole=True, tiles=tiles[:1])):
+        with pytest.raises(FormatError, match="side"):
+            pack(bad)
+    written = pack(good).replace(b"Tiles\1\x0e", b"Tiles" + bytes([len(told)]) + told)
+    with pytest.raises(FormatError, match="side"):
+        parse(written)
 
 
 # Damage

@@ -114,6 +114,40 @@ def test_a_part_is_that_of_the_whole(
         assert stream.count < 0.5 * len(data)
 
 
+@pytest.mark.usefixtures("chain_only")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_part_of_small_tiles_costs_less(
+    model: Model, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = picture((520, 8))
+    data = encode(image, model, "fast", tile_side=96, **KINDS[kind])
+    assert [box.width for box in parse(data).boxes()] == [88, 88, 88, 88, 88, 80]
+    region = (180, 2, 80, 5)  # in the third
+    for timestep in (None, 3):
+        whole = decode(data, timestep, model)
+        assert kind == "lossy" or timestep or same(whole, image)
+        asked = evaluated(monkeypatch)
+        stream = Counted(data)
+        assert same(decode(stream, timestep, model, region=region), cut(whole, region))
+        assert max(asked) <= 128 * 8
+        assert stream.count < (0.3 if timestep is None and kind == "plain" else 0.75) * len(data)
+
+
+@pytest.mark.usefixtures("chain_only")
+def test_small_tiles_are_asked_for_by_a_number(tiny: Path, model: Model, tmp_path: Path) -> None:
+    picture((200, 8)).save(tmp_path / "a.png")
+    done(f"encode {tmp_path}/a.png --tile-side 104 --effort fast --model {tiny}")
+    assert len(parse((tmp_path / "a.dfc").read_bytes()).boxes()) == 2
+    assert run(f"encode {tmp_path}/a.png --tile-side 100 -f").exit_code == 1
+    assert run(f"encode {tmp_path}/a.png --tile-side 64 -f").exit_code == 2
+    assert encode(picture((96, 8)), model, "fast", tile_side=96) == encode(
+        picture((96, 8)), model, "fast"
+    )
+    for side in (0, 95, 97, 520):
+        with pytest.raises(UnsupportedError, match="multiple of 8"):
+            encode(picture(), model, tile_side=side)
+
+
 @settings(max_examples=15)
 @given(st.data())
 def test_parts_of_images_by_other_coders(data: st.DataObject) -> None:

@@ -12,6 +12,7 @@ from diffcodec.container.parts import (
     COLOR_SET,
     MODES,
     PLAN_NAMES,
+    TILES,
     Tile,
 )
 from diffcodec.container.primitives import ByteReader, coder_of, mode_of, varint
@@ -241,8 +242,8 @@ def _check_shared(group: SharedGroup) -> None:
         raise FormatError(f"a group of {group.mode} images that are grey, expected RGB")
     for metadata in group.metadata.values():
         check_metadata(metadata)
-        if COLOR_SET in metadata:
-            raise FormatError("colours of one image of a group, expected of all")
+        if COLOR_SET in metadata or TILES in metadata:
+            raise FormatError("colours or tiles of one image of a group, expected of all or none")
     if not group.labels.keys() <= set(group.chains):
         raise FormatError("a group tells the class of an image that is no chain")
     if bool(group.chains) != bool(group.payload):

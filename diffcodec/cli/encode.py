@@ -42,7 +42,7 @@ from diffcodec.cli.running import (
     say,
 )
 from diffcodec.container.info import dimensions, tiles_by_coder
-from diffcodec.container.parts import MAGIC, MOST_DRAW
+from diffcodec.container.parts import LEAST_TILE_SIDE, MAGIC, MOST_DRAW, TILE_SIDE
 from diffcodec.container.reader import parse
 from diffcodec.errors import DiffcodecError, FormatError
 from diffcodec.images.formats import SUFFIXES, lossy_format
@@ -131,6 +131,15 @@ def _parse_class(text: str) -> int | str:
     metavar="K",
     help="Class of the image, from 0 on, for a model that was trained with labels; auto for the "
     "one of the smallest file.",
+)
+@click.option(
+    "--tile-side",
+    type=click.IntRange(LEAST_TILE_SIDE, TILE_SIDE),
+    default=TILE_SIDE,
+    show_default=True,
+    metavar="N",
+    help="The longest side of a tile, a multiple of 8: of large images whose parts are wanted by "
+    "decode --region. Of 112 such a part costs 2.6 times less, and the file is 0.9 % larger.",
 )
 @click.option(
     "--strip",
@@ -286,6 +295,7 @@ class _Encoder:
         """The most pixels of images that are coded together."""
         # Lossy files are coded one at a time, and float arithmetic is not the same in every batch.
         lossy = any(self.goals[name] for name in ("timestep", "bpp", "psnr", "progressive"))
+        lossy |= self.goals["tile_side"] != TILE_SIDE
         return 0 if lossy or self.arithmetic == "float" else TOGETHER_PIXELS
 
     def __call__(self, jobs: Iterable[Job]) -> Iterator[dict[str, Any] | Exception]:

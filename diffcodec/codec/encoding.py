@@ -1,6 +1,7 @@
 """Images to files: each tile by the chain or a fallback coder, whichever is smaller."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice, product
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Union
@@ -14,10 +15,21 @@ from diffcodec.codec.batches import count_evaluations, progress_bar, run
 from diffcodec.codec.estimates import expected_bytes
 from diffcodec.codec.jobs import DEFAULT_CHOICES, Choices, Job, Part, encode_job, make_chain
 from diffcodec.codec.layered_encoding import Target, encode_layers
-from diffcodec.codec.planes import coded_channels, colors_entry, crop, integers
+from diffcodec.codec.planes import coded_channels, colors_entry, crop, integers, tiles_entry
 from diffcodec.codec.tiles import fallback_tiles, smaller_tile
 from diffcodec.coding.bits_back import EncodedTile
-from diffcodec.container.parts import MOST_DRAW, PLAN_NAMES, Box, Container, Tile, tile_grid
+from diffcodec.container.parts import (
+    EDGE_MULTIPLE,
+    LEAST_TILE_SIDE,
+    MOST_DRAW,
+    PLAN_NAMES,
+    TILE_SIDE,
+    Box,
+    Container,
+    Tile,
+    tile_count,
+    tile_grid,
+)
 from diffcodec.container.writer import pack
 from diffcodec.errors import UnsupportedError
 from diffcodec.images.metadata import get_metadata
@@ -52,14 +64,14 @@ def encode(
     previews: Sequence[int] | None = None,
     draws: int = 1,
     label: int | str | None = None,
+    tile_side: int = TILE_SIDE,
     strip: bool = False,
     limits: Limits = DEFAULT_LIMITS,
     device: str | None = None,
 ) -> bytes:
     """Code an image: without loss, or down to a timestep, or both in one file.
 
-    A timestep, a rate or a quality makes a lossy file, each beginning of which decodes to a
-    coarser image. ``progressive`` makes such a file that goes on to the exact image.
+    A timestep, rate or quality makes a lossy file, whose beginnings decode to coarser images.
 
     Args:
         image: path, PIL image, array (uint8 [h, w], [h, w, 1..4], uint16 [h, w] or bool [h, w]) or
@@ -71,11 +83,11 @@ def encode(
         timestep: stop at z_t. With ``progressive`` this and the next two say where previews end.
         bpp: stop at no more bits per pixel, the whole file counted; within a timestep if lossy.
         psnr: stop where it is at least so many dB; within a timestep if lossy.
-        progressive: previews first, then the exact image.
+        progressive: previews first, as in a lossy file, then the exact image.
         previews: the timesteps that the file can be cut at, instead of about every 1.5 dB.
-        draws: code each tile so many times, by other shared randomness each, and keep the smallest.
-            Of tiny images: 4 gain half a percent of 32 x 32 pixels.
+        draws: code each tile so often, by other randomness each, and keep the smallest.
         label: class that a model of classes is told, from 0 on; "auto": try all, but no previews.
+        tile_side: the longest, a multiple of 8 from 96: a region of small tiles costs less.
         strip: leave out all metadata; palette and transparency stay, being part of the picture.
         limits: the sizes to accept; a larger image takes larger limits to decode, too.
         device: where the model computes; see :func:`diffcodec.load_model`.
@@ -91,13 +103,21 @@ def encode(
     """
     target = _target(timestep, bpp, psnr, progressive, previews)
     used, source = load_planned(model, plan, device), find_source(image, limits, strip)
+    side = _tile_side(tile_side, source.size, limits)
     if target == Target():
-        draws, one = check_draws(draws), (source, labels_to_try(used, label))
-        return b"".join(encode_together([one], used, plan, progress, draws=draws, limits=limits))
-    target = target._replace(label=_label_of_previews(used, draws, label))
+        code = partial(encode_together, draws=check_draws(draws), limits=limits)
+        one = source, labels_to_try(used, label)
+        return b"".join(code([one], used, plan, progress, choices=Choices(tile_side=side)))
+    target = target._replace(label=_label_of_previews(used, draws, label), tile_side=side)
+    return _with_previews(source, used, plan, target, progress, limits)
+
+
+def _with_previews(
+    source: Image.Image, model: Model, plan: str, target: Target, progress: bool, limits: Limits
+) -> bytes:
     limits.check_memory(expected_bytes(*source.size, uses_model=True, layered=True))
-    chosen = plan if target.exact else used.info.lossy_plan(plan)
-    return encode_layers(source, used, chosen, target, progress)
+    chosen = plan if target.exact else model.info.lossy_plan(plan)
+    return encode_layers(source, model, chosen, target, progress)
 
 
 def _target(timestep: Any, bpp: Any, psnr: Any, progressive: Any, previews: Any) -> Target:
@@ -139,7 +159,7 @@ def encode_together(
     tiles = [
         (source, found, ways)
         for (source, labels), found in zip(sources, looked_at, strict=True)
-        for ways in _ways(model, plan, source, draws, labels)
+        for ways in _ways(model, plan, source, choices.tile_side, draws, labels)
     ]
     chains = (
         encode_part(model, source, found, part, choices)
@@ -164,15 +184,37 @@ def check_draws(draws: Any) -> int:
     return count
 
 
+def _tile_side(side: Any, size: tuple[int, int], limits: Limits) -> int:
+    """The longest side of a tile.
+
+    Raises:
+        TypeError, UnsupportedError: no number, or none that a file can tell.
+        LimitError: that makes too many of an image.
+    """
+    found = integer("tile_side", side)
+    if not LEAST_TILE_SIDE <= found <= TILE_SIDE or found % EDGE_MULTIPLE:
+        raise UnsupportedError(
+            f"tiles of side {found}: expected a multiple of {EDGE_MULTIPLE} from "
+            f"{LEAST_TILE_SIDE} to {TILE_SIDE}"
+        )
+    limits.check_tiles(tile_count(*size, whole=False, most=found))
+    return found
+
+
 def _ways(
-    model: Model, plan: str, source: Image.Image, draws: int, labels: Sequence[int | None]
+    model: Model,
+    plan: str,
+    source: Image.Image,
+    side: int,
+    draws: int,
+    labels: Sequence[int | None],
 ) -> list[list[Part]]:
     """The ways to code each tile; none of an image that no chain codes."""
     if not coded_channels(source.mode, model.color):
         return []
     return [
         [Part(plan, index, box, *which) for which in product(range(draws), labels)]
-        for index, box in enumerate(tile_grid(*source.size))
+        for index, box in enumerate(tile_grid(*source.size, side))
     ]
 
 
@@ -258,14 +300,19 @@ def _assemble(
             height=source.height,
             model=model.info.id if uses_model else NO_MODEL,
             whole=whole,
-            metadata=metadata | colors_entry(found.colors if uses_model else None),
+            metadata={
+                **metadata,
+                **colors_entry(found.colors if uses_model else None),
+                **({} if whole else tiles_entry(choices.tile_side, source.size)),
+            },
             tiles=tuple(tiles),
             float_arithmetic=uses_model and model.arithmetic == "float",
         )
         return pack(container)
 
     everything = Box(0, 0, *source.size)
-    boxes = tile_grid(*source.size) if coded_channels(source.mode, model.color) else ()
+    by_chain = coded_channels(source.mode, model.color)
+    boxes = tile_grid(*source.size, choices.tile_side) if by_chain else ()
     has_marks = source.width * source.height >= choices.marks_from_pixels
     others = [box for box in boxes if box != everything]
     with fallback_tiles(source, found, [everything, *others]) as (whole, *fallbacks):

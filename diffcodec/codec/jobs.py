@@ -22,7 +22,7 @@ from diffcodec.coding.reconstructions import RECONSTRUCTIONS
 from diffcodec.coding.relative_entropy.bits import EarlyEndError
 from diffcodec.coding.steps import OutOfRangeError
 from diffcodec.coding.top_down import Descent, encode_below_preview
-from diffcodec.container.parts import Box, Container, Tile
+from diffcodec.container.parts import TILE_SIDE, Box, Container, Tile
 from diffcodec.errors import CorruptError, ModelMismatchError, UnsupportedError
 from diffcodec.images.color_sets import ColorSet
 from diffcodec.images.modes import pixel_crc
@@ -43,12 +43,14 @@ class Choices:
             tile's own is tried.
         seed_bits: words of the seed at which a tile is at once coded so, in bits per sample.
         seed_words: the same in words, where that is more.
+        tile_side: the longest of a tile.
     """
 
     marks_from_pixels: int = 1 << 16
     seed_share: float = 0.01
     seed_bits: float = 0.1
     seed_words: int = 256
+    tile_side: int = TILE_SIDE
 
 
 DEFAULT_CHOICES = Choices()

@@ -19,11 +19,11 @@ from tqdm import tqdm
 
 from diffcodec.arrays import Bits
 from diffcodec.codec.batches import progress_bar
-from diffcodec.codec.planes import coded_channels, colors_entry
+from diffcodec.codec.planes import coded_channels, colors_entry, tiles_entry
 from diffcodec.codec.previews import Previews
 from diffcodec.codec.tiles import fallback_tiles, smaller_tile
 from diffcodec.coding.relative_entropy.bits import EarlyEndError
-from diffcodec.container.parts import LEAST_PREVIEW, Container, Layers, Tile
+from diffcodec.container.parts import LEAST_PREVIEW, TILE_SIDE, Container, Layers, Tile, tile_grid
 from diffcodec.container.primitives import CRC_BYTES
 from diffcodec.container.writer import pack
 from diffcodec.diffusion.plan import Plan
@@ -42,7 +42,7 @@ _Steps = list[list[Bits]]  # by timestep from T down, then by tile
 
 
 class Target(NamedTuple):
-    """Where a file or its previews are to end, and the class; see :func:`diffcodec.encode`.
+    """Where a file or its previews are to end, the class and tiles; see :func:`diffcodec.encode`.
 
     At most one of the first three.
     """
@@ -53,6 +53,7 @@ class Target(NamedTuple):
     exact: bool = False
     previews: Sequence[int] | None = None
     label: int | None = None
+    tile_side: int = TILE_SIDE
 
 
 def last_preview(plan: Plan) -> int:
@@ -107,6 +108,7 @@ class _File:
             encodes=True,
             colors=self.found.colors,
             exact=self.target.exact,
+            boxes=dict(enumerate(tile_grid(*source.size, self.target.tile_side))),
             label=self.target.label,
         )
 
@@ -152,7 +154,9 @@ class _File:
             model=self.model.info.id,
             pixel_crc=0 if tiles else pixel_crc(last),
             whole=False,
-            metadata=get_metadata(self.source) | colors_entry(colors),
+            metadata=get_metadata(self.source)
+            | colors_entry(colors)
+            | tiles_entry(self.target.tile_side, self.source.size),
             tiles=tuple(tiles),
             float_arithmetic=self.model.arithmetic == "float",
             layers=replace(layers, stops=(*layers.stops, 0)) if tiles else layers,

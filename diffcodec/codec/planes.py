@@ -11,7 +11,16 @@ from diffcodec.arrays import Array, Flags
 from diffcodec.coding.codecs import Allowed
 from diffcodec.coding.color_volume import MARGIN, ColorVolume
 from diffcodec.coding.top_down import MayEnd
-from diffcodec.container.parts import CHAIN_MODES, COLOR_SET, MODES, Box, Container
+from diffcodec.container.parts import (
+    CHAIN_MODES,
+    COLOR_SET,
+    EDGE_MULTIPLE,
+    MODES,
+    TILE_SIDE,
+    TILES,
+    Box,
+    Container,
+)
 from diffcodec.diffusion.color import from_domain, to_domain
 from diffcodec.errors import CorruptError
 from diffcodec.images.color_sets import ColorSet
@@ -48,6 +57,12 @@ def may_end(container: Container, end: int) -> MayEnd:
 def colors_entry(colors: ColorSet | None) -> dict[str, bytes]:
     """What the metadata of a file tell of the colours that can occur."""
     return {} if colors is None else {COLOR_SET: colors.pack()}
+
+
+def tiles_entry(side: int, size: tuple[int, int]) -> dict[str, bytes]:
+    """What the metadata of a file tell of the longest side of its tiles, if there are several."""
+    is_told = side != TILE_SIDE and max(size) > side
+    return {TILES: bytes([side // EDGE_MULTIPLE])} if is_told else {}
 
 
 def allowed(colors: ColorSet | None, color: str) -> Allowed | None:

@@ -59,9 +59,8 @@ def read_header(reader: ByteReader, limits: Limits) -> Header:
     flags = reader.u8("the image mode")
     mode, whole = mode_of(flags & MODE_BITS), bool(flags & WHOLE_BIT)
     width, height = reader.varint("the width"), reader.varint("the height")
-    count = tile_count(width, height, whole)
+    tile_count(width, height, whole)  # that it has pixels
     limits.check_image(width, height)
-    limits.check_tiles(count)
     container = Container(  # read in the order of the file
         mode,
         width,
@@ -71,8 +70,11 @@ def read_header(reader: ByteReader, limits: Limits) -> Header:
         metadata=read_metadata(reader, limits) if flags & METADATA_BIT else {},
         tiles=(),
         float_arithmetic=bool(flags & FLOAT_BIT),
-        layers=_read_layers(reader, limits) if flags & LAYERS_BIT else None,
     )
+    count = tile_count(width, height, whole, container.tile_side)
+    limits.check_tiles(count)
+    if flags & LAYERS_BIT:
+        container = replace(container, layers=_read_layers(reader, limits))
     if not container.has_tiles:
         container = replace(container, pixel_crc=reader.u32("the checksum of the pixels"))
     data = bytes(reader.data[: reader.position])

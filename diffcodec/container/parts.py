@@ -10,9 +10,11 @@ from diffcodec.errors import FormatError
 MAGIC = b"\x89DFC"
 VERSION = 1
 COLOR_SET = "Colors"  # the metadata entry that tells which colours can occur
+TILES = "Tiles"  # and how long the sides of tiles are at most, if not TILE_SIDE
 METADATA_NAMES = (
     *(
         COLOR_SET,
+        TILES,
         "chunks",
         "dpi",
         "exif",
@@ -23,10 +25,10 @@ METADATA_NAMES = (
         "xmp",
     ),
 )
-TILE_SIDE = 512
+TILE_SIDE, LEAST_TILE_SIDE = 512, 96  # of tiles between others at least 64 are left of that
 MOST_DRAW = 255  # of the shared randomness, beyond the first
 LEAST_PREVIEW = 2  # timestep of previews that tiles follow: below z_1 there is no chain left
-_EDGE_MULTIPLE = 8  # divides TILE_SIDE, so that rounding edges up keeps every side within it
+EDGE_MULTIPLE = 8  # divides a tile's side, so that rounding edges up keeps every side within it
 
 
 class Mode(NamedTuple):
@@ -196,33 +198,57 @@ class Container:
         told = [self.layers.label if self.layers else None, *(tile.label for tile in self.tiles)]
         return {label for label in told if label is not None}
 
+    @property
+    def tile_side(self) -> int:
+        """The longest side that a tile may have.
+
+        Raises:
+            FormatError: what the metadata say of it is malformed.
+        """
+        told = self.metadata.get(TILES)
+        if told is None:
+            return TILE_SIDE
+        side = EDGE_MULTIPLE * int.from_bytes(told, "little")
+        if len(told) != 1 or not LEAST_TILE_SIDE <= side < TILE_SIDE:
+            raise FormatError(
+                f"the side of tiles is told by {told[:9]!r}, expected a byte of "
+                f"{LEAST_TILE_SIDE // EDGE_MULTIPLE} to {TILE_SIDE // EDGE_MULTIPLE - 1}"
+            )
+        return side
+
     def boxes(self) -> list[Box]:
         """The rectangle of each tile, in raster order."""
         if self.whole:
             return [Box(0, 0, self.width, self.height)]
-        return tile_grid(self.width, self.height)
+        return tile_grid(self.width, self.height, self.tile_side)
 
 
-def tile_grid(width: int, height: int) -> list[Box]:
-    """Cut an image into tiles of nearly equal sides, at most ``TILE_SIDE``, in raster order.
+def tile_grid(width: int, height: int, most: int | None = None) -> list[Box]:
+    """Cut an image into tiles of nearly equal sides, in raster order.
 
-    A side n has k = ceil(n / 512) parts with edges at i n / k, rounded up to a multiple of 8.
+    A side n has k = ceil(n / most) parts with edges at i n / k, rounded up to a multiple of 8.
+
+    Args:
+        width: of the image.
+        height: of the image.
+        most: the longest side of a tile; ``TILE_SIDE`` if it is not given.
     """
-    columns, rows = list(pairwise(_edges(width))), list(pairwise(_edges(height)))
+    columns, rows = (list(pairwise(_edges(side, most or TILE_SIDE))) for side in (width, height))
     return [Box(x, y, right - x, bottom - y) for y, bottom in rows for x, right in columns]
 
 
-def _edges(side: int) -> list[int]:
-    parts = _ceil_divide(side, TILE_SIDE)
-    inner = (_ceil_divide(i * side, parts * _EDGE_MULTIPLE) for i in range(1, parts))
-    return [0, *(edge * _EDGE_MULTIPLE for edge in inner), side]
+def _edges(side: int, most: int) -> list[int]:
+    parts = _ceil_divide(side, most)
+    inner = (_ceil_divide(i * side, parts * EDGE_MULTIPLE) for i in range(1, parts))
+    return [0, *(edge * EDGE_MULTIPLE for edge in inner), side]
 
 
-def tile_count(width: int, height: int, whole: bool) -> int:
+def tile_count(width: int, height: int, whole: bool, most: int | None = None) -> int:
     """The length of ``boxes()`` by arithmetic: the sides may be a hostile file's claim."""
     if width < 1 or height < 1:
         raise FormatError(f"the image is {width} x {height} pixels, expected at least 1 x 1")
-    return 1 if whole else _ceil_divide(width, TILE_SIDE) * _ceil_divide(height, TILE_SIDE)
+    most = most or TILE_SIDE
+    return 1 if whole else _ceil_divide(width, most) * _ceil_divide(height, most)
 
 
 def _ceil_divide(a: int, b: int) -> int:

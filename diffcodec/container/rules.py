@@ -14,6 +14,7 @@ from diffcodec.container.parts import (
     MODES,
     MOST_DRAW,
     PLAN_NAMES,
+    TILES,
     Container,
     Tile,
     tile_count,
@@ -32,6 +33,8 @@ def check_header(container: Container) -> None:
         raise FormatError(f"the model's identity is {container.model!r}, expected 4 bytes")
     _check_crc(container.pixel_crc, is_there=not container.has_tiles, where="the image")
     check_metadata(container.metadata)
+    if TILES in container.metadata and container.whole:
+        raise FormatError("the file tells of the sides of tiles, and one tile is the whole image")
     layers = container.layers
     if layers:
         plans = PLAN_NAMES if layers.is_exact else tuple(LAYER_PLANS)
@@ -83,7 +86,7 @@ def check_container(container: Container) -> None:
     """Refuse what the layout could carry but the format forbids; both directions call it."""
     check_header(container)
     layers = container.layers
-    count = tile_count(container.width, container.height, container.whole)
+    count = tile_count(container.width, container.height, container.whole, container.tile_side)
     if layers:
         if any(len(payload) != count for payload in layers.payloads):
             raise FormatError(f"a layer has other than {count} tiles")
