@@ -329,11 +329,13 @@ def flow_matching_loss(
     share: Share = WHOLE,
     variance: str = "learned",
     quantiser: int = 2,
+    noise: Float[Tensor, "images 3 height width"] | None = None,
 ) -> Float[Tensor, ""]:
     """Flow matching's loss on the straight path (Lipman et al. 2023, eq. 23), its t uniform.
 
     Squared error of the velocity ``eps - x``, with ``u = t / (1 - t)``: that of epsilon times
-    ``(1 + u)^2``; see :func:`simple_loss`.
+    ``(1 + u)^2``; see :func:`simple_loss`. With a ``noise`` for each image instead of a drawn one,
+    that from which a flow leads to it, it is rectified flow's reflow (Liu et al. 2023, eq. 1).
     """
     strata = _strata(x, generator, share)
     ends = (sigma * _unit(color) for sigma in (first_sigma(quantiser), MAX_SIGMA))
@@ -341,7 +343,7 @@ def flow_matching_loss(
     t = low + (high - low) * strata
     u = t / (1 - t)
     sigma = u / _unit(color)
-    return _epsilon_error(model, x, color, generator, share, sigma, (1 + u) ** 2)
+    return _epsilon_error(model, x, color, generator, share, sigma, (1 + u) ** 2, noise)
 
 
 def _strata(x: Tensor, generator: torch.Generator, share: Share) -> Tensor:
@@ -370,12 +372,14 @@ def _epsilon_error(
     share: Share,
     sigma: Tensor,
     weight: Tensor | None = None,
+    noise: Tensor | None = None,
 ) -> Tensor:
     """The share's part of the mean squared error of epsilon at the noise levels of a batch."""
     batch, rows = len(sigma), share.rows
     sigma_t = sigma[rows, None, None, None] * channels(DOMAINS[color].noise_multipliers, x)
-    shape = torch.Size((batch, *x.shape[1:]))
-    noise = torch.randn(shape, generator=generator, device=generator.device)[rows]
+    if noise is None:
+        shape = torch.Size((batch, *x.shape[1:]))
+        noise = torch.randn(shape, generator=generator, device=generator.device)[rows]
     z = q_sample(x, sigma_t, noise)
     xhat, _ = model(z, sigma[rows])
     error = to_bits_per_dimension(((z - xhat) / sigma_t - noise) ** 2)

@@ -1,0 +1,91 @@
+"""The experiments of the family: each runs, in small, from its data to its table."""
+
+import wave
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from tiny import TINY
+
+import diffcodec
+from bench import audio, latent, objectives
+from diffcodec.diffusion.losses import flow_matching_loss
+
+
+def table(command, *options):
+    """The rows of what a command prints, without the heading."""
+    result = CliRunner().invoke(command, [*map(str, options)])
+    assert result.exit_code == 0, result.output
+    rows = [line for line in result.stdout.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    rng = np.random.default_rng(0)
+    tones = rng.integers(0, 200, (40, 1, 1, 3)) + np.arange(16)[:, None] * 3
+    np.save(tmp_path / "pictures.npy", np.broadcast_to(tones, (40, 16, 16, 3)).astype(np.uint8))
+    return tmp_path / "pictures.npy"
+
+
+def test_reflow_asks_for_the_noise_that_belongs_to_an_image():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (8, 3, 4, 4), generator=generator).float()
+    noise = torch.randn(x.shape, generator=generator)
+
+    def model(z, sigma):
+        return z - sigma[:, None, None, None] * noise, torch.ones_like(z)
+
+    loss = partial(flow_matching_loss, model, x, "rgb", generator)
+    assert loss(noise=noise) < 1e-6
+    assert loss() > 0.5
+
+
+def test_objectives_and_reflow(pictures, tmp_path, monkeypatch):
+    for name, value in {"SHAPE": TINY, "CROP": 16, "BATCH": 8, "MEASURED": 4, "PAIRS": 3}.items():
+        monkeypatch.setattr(objectives, name, value)
+    monkeypatch.setattr(objectives, "FLOW_STEPS", 3)
+    chosen = {name: each for name, each in objectives.OBJECTIVES.items() if each.loss == "flow"}
+    for name, each in chosen.items():
+        monkeypatch.setitem(objectives.OBJECTIVES, name, objectives.replace(each, network=TINY))
+    only = [word for name in chosen for word in ("--only", name)]
+    rows = table(
+        objectives.main, "--data", pictures, "--steps", 2, "--out", tmp_path / "out", *only
+    )
+    assert [row[0] for row in rows[2:4]] == list(chosen) == [row[0] for row in rows[6:]]
+    assert all(0 < float(row[3].split()[0]) < 20 for row in rows[2:4])
+    assert all(float(cell) > 0 for row in rows[6:] for cell in row[1:])
+
+
+def test_straight_levels_go_evenly_in_time():
+    u = np.array([*objectives.straight_levels(4), 0]) / 127.5
+    assert np.diff(u / (1 + u)) == pytest.approx(np.full(4, -0.2062), abs=1e-4)
+    assert objectives.straight_levels(1) == pytest.approx([600])
+
+
+def test_sound(tmp_path):
+    samples = (128 + 60 * np.sin(np.arange(1600) / 7)).astype(np.uint8)
+    with wave.open(str(tmp_path / "a.wav"), "wb") as recording:
+        recording.setparams((1, 1, 11025, 0, "NONE", ""))
+        recording.writeframes(samples.tobytes())
+    rows = table(audio.main, tmp_path / "a.wav", "--steps", 2)
+    sizes = {row[0]: row[1] for row in rows[2:]}
+    assert sizes["as it is"] == "399" and int(sizes["the chain, whole file"]) < 500
+    (tmp_path / "b.wav").write_bytes(b"RIFF")
+    result = CliRunner().invoke(audio.main, [str(tmp_path / "b.wav")])
+    assert result.exit_code == 1 and "not a WAV file" in result.output
+
+
+def test_the_chain_of_a_latent(pictures, tmp_path, tiny, monkeypatch):
+    for name, value in {"CROP": 16, "SIDE": 16, "LATENTS": 3}.items():
+        monkeypatch.setattr(latent, name, value)
+    monkeypatch.setattr(diffcodec, "train", lambda *_, **__: tiny)
+    Image.fromarray(np.load(pictures)[0]).resize((40, 30)).save(tmp_path / "a.png")
+    options = ("--data", pictures, "--test", tmp_path / "a.png", "--out", tmp_path, "--steps", 2)
+    *_, lossless, limit = table(latent.main, *options)
+    assert np.load(tmp_path / "latents.npy").shape == (3, 2, 2, 3)
+    assert (lossless[0], limit[0]) == ("without loss", "autoencoder")
+    assert lossless[2:] == limit[2:] and float(lossless[1]) > float(limit[1]) == 0
