@@ -192,7 +192,7 @@ def test_every_convolution_is_exact_for_extreme_inputs(
     integer: IntegerUNet, in_float32: IntegerUNet, level: int
 ) -> None:
     generator = torch.Generator().manual_seed(0)
-    for name, conv in integer._convs.items():
+    for name, conv in in_float32._convs.items():
         low, high = input_range(in_float32, name, level)
         n_in, kernel = conv.weight.shape[1:3]
         # For every output channel the patch that makes its largest and its smallest sum ...
@@ -208,9 +208,9 @@ def test_every_convolution_is_exact_for_extreme_inputs(
         found = conv.sums(x, stride)
         expected = exact_sums(conv.weight, x, stride)
         assert torch.equal(found.double(), expected.double()), name
-        if conv.in_bytes is not None:
+        if (in_bytes := integer._convs[name].in_bytes) is not None:
             of_digits = digits(x.contiguous(memory_format=torch.channels_last), low, high)
-            assert torch.equal(sum(conv.in_bytes.sums(of_digits, low)), found), name
+            assert torch.equal(sum(in_bytes.sums(of_digits, low)), found), name
         assert expected.abs().max() <= largest_sum(conv.weight.long(), low, high) < EXACT_LIMIT
     assert len(integer._convs) == 3 + 2 * 2 * sum(SHAPE.blocks) + 2
 

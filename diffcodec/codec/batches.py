@@ -176,18 +176,21 @@ def _run_group(
         except StopIteration as stop:
             results[i] = stop.value
 
+    def serve(plan: str, members: Sequence[int]) -> Generator[None, None, None]:
+        requests = [waiting.pop(i) for i in members]
+        if isinstance(requests[0], Request):
+            bar.update(len(requests) * requests[0].z[0].size)
+        answers = ask(model, model.plans[plan], requests)
+        yield
+        for i, each in zip(members, answers(), strict=True):
+            advance(i, each)
+
     for i in range(len(jobs)):
         advance(i, None)
     while waiting:
         batches: dict[tuple[Any, ...], list[int]] = {}
-        for i, request in waiting.items():
-            batches.setdefault((jobs[i][1], *request.kind), []).append(i)
+        for i, kind in [(i, asked.kind) for i, asked in waiting.items()]:
+            batches.setdefault((jobs[i][1], *kind), []).append(i)
         for (plan, *_), members in batches.items():
-            requests = [waiting.pop(i) for i in members]
-            if isinstance(requests[0], Request):
-                bar.update(len(requests) * requests[0].z[0].size)
-            answers = ask(model, model.plans[plan], requests)
-            yield
-            for i, each in zip(members, answers(), strict=True):
-                advance(i, each)
+            yield from serve(plan, members)  # what it holds is large, and let go of with it
     return [results[i] for i in range(len(jobs))]

@@ -147,6 +147,7 @@ class TileChain:
     def posterior(self, t: int) -> Generator[Asked, Answer, Posterior]:
         """The posterior of x given z_t, by the model; asked once, however many codecs need it."""
         if self._answered is None or self._answered[0] is not self.z[t]:
+            self._answered = self._phase = self.expected = None  # room for the next
             self._answered = self.z[t], (yield Request(self.z[t], t, self.label))
         return self._answered[1]
 

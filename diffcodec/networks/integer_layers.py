@@ -107,7 +107,7 @@ def by_products(device: torch.device) -> bool:
 class IntegerConv(NamedTuple):
     """An exact convolution of integers that stand for other numbers."""
 
-    weight: Tensor  # integers as float32, [out, in, k, k]
+    weight: Tensor  # integers, [out, in, k, k]; as float32 where that is how it is done
     scale: NDArray[np.float64]  # what one unit of its weights is worth, [out]
     bias: NDArray[np.float64]  # [out]
     units: list[float]  # what one unit of its inputs is worth, at each noise level
@@ -199,8 +199,10 @@ class IntegerLayers:
         products = by_products(self.device)
         largest = max(abs(end) for ends in ranges for end in ends)
         in_bytes = not products and takes_bytes(name, weight, ranges) and kernels_work()
+        if not (in_bytes or products):
+            weight = weight.float().contiguous(memory_format=torch.channels_last)
         return IntegerConv(
-            weight.float().contiguous(memory_format=torch.channels_last),
+            weight,
             tensors[f"{name}.scale"].double().numpy(),
             tensors[f"{name}.bias"].double().numpy(),
             units,

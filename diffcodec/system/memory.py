@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
-SLACK_BYTES = 1 << 29
+SLACK_BYTES = 1 << 27
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 NEVER = (1 << 31) - 1  # bytes
 
