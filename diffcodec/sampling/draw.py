@@ -61,18 +61,14 @@ def sample(
     Raises:
         DiffcodecError: if there is no such model, sampler or class, or the numbers are no sizes.
     """
-    n, sides = integer("n", n), several_integers("size", size, "width and height")
-    if len(sides) != 2:
-        raise UnsupportedError(f"size {size}: expected width and height")
-    width, height = sides
+    n, (width, height) = integer("n", n), _two_sides(size)
     seed, label = integer("seed", seed), optional_integer("label", label)
     if min(n, width, height) < 1 or not 0 <= seed <= MOST_SEED - n:
         found = f"{n} images of {width} x {height}, seed {seed}"
         raise UnsupportedError(f"{found}: expected sizes above 0, seeds below {MOST_SEED}")
     Limits().check_image(width, height * n)
-    _check_way(sampler, steps, corrector_steps, eta, {"guidance": guidance, **more})
-    if label is None and guidance != 1:
-        raise UnsupportedError(f"guidance {guidance} without a class: give label, or leave it out")
+    _check_way(sampler, steps, corrector_steps, eta)
+    _check_guidance(label, guidance, **more)
     used = loaded(model, "float", device)
     denoiser = Denoiser(used, Guidance(label, guidance, **more))
     levels, noise = denoiser.levels(steps), Noise(seed, n)
@@ -82,9 +78,14 @@ def sample(
     return np.stack([np.asarray(image) for image in to_images(x, used)])
 
 
-def _check_way(
-    sampler: str, steps: int | None, corrector_steps: int, eta: float, more: dict[str, Any]
-) -> None:
+def _two_sides(size: Any) -> tuple[int, ...]:
+    sides = several_integers("size", size, "width and height")
+    if len(sides) != 2:
+        raise UnsupportedError(f"size {size}: expected width and height")
+    return sides
+
+
+def _check_way(sampler: str, steps: int | None, corrector_steps: int, eta: float) -> None:
     if sampler not in SAMPLERS:
         raise UnsupportedError(f"sampler {sampler!r}: expected one of {', '.join(SAMPLERS)}")
     few = optional_integer("steps", steps), integer("corrector_steps", corrector_steps)
@@ -97,9 +98,14 @@ def _check_way(
         raise UnsupportedError(f"eta {eta}: expected 0 to 1")
     if eta and sampler != "ddim":
         raise UnsupportedError(f"eta {eta} of the sampler {sampler!r}: only 'ddim' has one")
-    for name, value in more.items():
+
+
+def _check_guidance(label: int | None, guidance: float, **more: Any) -> None:
+    for name, value in {"guidance": guidance, **more}.items():
         if name != "classifier" and not isfinite(number(name, value) or 0):
             raise UnsupportedError(f"{name} {value}: expected a finite number")
+    if label is None and guidance != 1:
+        raise UnsupportedError(f"guidance {guidance} without a class: give label, or leave it out")
 
 
 def grid(images: NDArray[np.uint8], columns: int | None = None, gap: int = 2) -> Image.Image:
