@@ -1087,6 +1087,10 @@ class Step:
         n, total = len(self.bits), int(self.bits.sum())
         worth = total / 2**24 * (round(2 ** (stretch / 8) * 2**30) / 2**30)
         stages = round(worth * 1.03 + min(worth, 3))
+        there = len(bits.bits) - bits.at
+        if bits.may_end and stages > max(there, 16 * n):
+            bits.take(there)
+            return np.full(n, np.nan)
         words = self.random(0, n)
         order = sorted(range(n), key=lambda i: (words[i], i))
         ends = [j * (total // stages) + j * (total % stages) // stages for j in range(1, stages)]
@@ -1100,7 +1104,6 @@ class Step:
         sequences = min(max(row) + 1, 64)
         halves = self.random(2, sequences * 4096)
         halves = np.stack([halves & 0xFFFF, halves >> 16], -1).ravel()
-        there = len(bits.bits) - bits.at
         path = bits.take(min(stages, there) if bits.may_end else stages)
         u = np.empty(n)
         for place, i in enumerate(order):

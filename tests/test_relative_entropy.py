@@ -1,5 +1,7 @@
 """Relative entropy coding: what is decoded is what was coded, costs its KL, and looks like q."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -303,8 +305,15 @@ def test_data_that_may_end_early_tell_what_they_do():
 
 def test_a_claim_of_many_bits_that_may_end_early_takes_no_memory():
     stretched = np.packbits([1, 0] + 47 * [1] + [0]).tobytes()  # 2^6 times the expected bits
+    tracemalloc.start()
+    decoder, arguments = Decoder(stretched, 0), problem(40000, 0.5)[1:]
+    assert np.isnan(decoder.decode_step(0, *arguments, may_end=True)).all()
+    assert decoder.reader.left == 0
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 20 << 20
     with pytest.raises(ValueError, match="end early"):
-        Decoder(stretched, 0).decode_step(0, *problem(40000, 0.5)[1:], may_end=True)
+        Decoder(stretched, 0).decode_step(0, *arguments)
 
 
 def test_a_stretch_out_of_range():

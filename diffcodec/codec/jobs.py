@@ -19,7 +19,6 @@ from diffcodec.coding.bits_back import (
 )
 from diffcodec.coding.chain import Answer, Asked, TileChain
 from diffcodec.coding.reconstructions import RECONSTRUCTIONS
-from diffcodec.coding.relative_entropy.bits import EarlyEndError
 from diffcodec.coding.steps import OutOfRangeError
 from diffcodec.coding.top_down import Descent, encode_below_preview
 from diffcodec.container.parts import TILE_SIDE, Box, Container, Tile
@@ -135,11 +134,9 @@ def make_chain(
 
 @contextmanager
 def encoding(model: Model) -> Iterator[None]:
-    """A ValueError of the chain is the model's, but for what a beginning of a step leaves open."""
+    """A ValueError of the chain is the model's."""
     try:
         yield
-    except EarlyEndError:
-        raise
     except ValueError as e:
         raise ModelMismatchError(
             f"model {model.info.name} cannot code this image ({e}); give another model"

@@ -7,7 +7,6 @@ tiles as in any other, by the chain below the last preview or by a fallback code
 import bisect
 import math
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -22,7 +21,6 @@ from diffcodec.codec.batches import progress_bar
 from diffcodec.codec.planes import coded_channels, colors_entry, tiles_entry
 from diffcodec.codec.previews import Previews
 from diffcodec.codec.tiles import fallback_tiles, smaller_tile
-from diffcodec.coding.relative_entropy.bits import EarlyEndError
 from diffcodec.container.parts import LEAST_PREVIEW, TILE_SIDE, Container, Layers, Tile, tile_grid
 from diffcodec.container.primitives import CRC_BYTES
 from diffcodec.container.writer import pack
@@ -255,12 +253,6 @@ def _part_of_step(file: _File, before: Previews, steps: _Steps) -> _Coded | None
     Returns:
         None if no part of it does, or what there is room for shows no more than nothing of it.
     """
-    with suppress(EarlyEndError):  # more bits a sample than a beginning may claim
-        return _find_part(file, before, steps)
-    return None
-
-
-def _find_part(file: _File, before: Previews, steps: _Steps) -> _Coded | None:
     target, found = file.target, None
     if target.psnr is not None:
         low, high = 0, WHOLE

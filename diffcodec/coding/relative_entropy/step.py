@@ -236,14 +236,19 @@ class Decoder:
         except EarlyEndError:
             if not may_end:
                 raise
-            self.reader.read(self.reader.left)
-            return np.full(len(p_mean), np.nan)
+            return self._nothing(len(p_mean))
         self.stretch += change
         if abs(self.stretch) > MOST_STRETCH:
             raise ValueError(f"stretch {self.stretch}, expected at most {MOST_STRETCH}")
         stages, left = step.stages(self.stretch), self.reader.left
-        # before memory is taken for them
-        if stages > left and not (may_end and stages <= MOST_STAGES * len(p_mean)):
+        if stages > left and not may_end:
             raise EarlyEndError(stages, left)
+        if stages > max(left, MOST_STAGES * len(p_mean)):  # before memory is taken for them
+            return self._nothing(len(p_mean))
         layout, codebook = step.lay_out(self.stretch)
         return step.sample(p_mean, layout, codebook, self.reader.read(min(stages, left)))
+
+    def _nothing(self, dimensions: int) -> Float64[Array, " n"]:
+        """A sample that the data don't tell; they end there."""
+        self.reader.read(self.reader.left)
+        return np.full(dimensions, np.nan)
