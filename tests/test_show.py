@@ -280,6 +280,24 @@ def test_the_slider_by_the_keyboard(browser: Browser, address: str) -> None:
     assert {url.partition("#")[0] for url in asked} == {address}
 
 
+def test_the_slider_by_bytes(browser: Browser, address: str) -> None:
+    """Of 1000, 2000 and 3000: the finest of those that fit, by the logarithm."""
+    browser.open(address)
+    budget, fits = "document.getElementById('budget')", "document.getElementById('fits')"
+    for value, told, index in (
+        (0, "1,000", 0),
+        (0.6, "1,933", 0),
+        (0.7, "2,158", 1),
+        (1, "3,000", 2),
+    ):
+        browser.value(f"{budget}.value = {value}; {budget}.dispatchEvent(new Event('input'))")
+        assert state(browser) == expected(some()[index])
+        assert browser.value(f"{fits}.innerText") == told
+        assert browser.value(f"{budget}.getAttribute('aria-valuetext')") == f"{told} bytes"
+    browser.open(address + "#t=2")  # it follows the other slider
+    assert browser.value(f"{fits}.innerText") == "2,000"
+
+
 def test_addresses_of_timesteps(browser: Browser, address: str) -> None:
     shown = some()
     for fragment, index in (("#t=2", 1), ("#t=4", 0), ("#t=0", 2), ("#t=3", 1), ("#2", 1)):
