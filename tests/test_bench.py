@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from PIL import Image
 
 import bench
 from bench import (
+    aerial,
     anatomy,
     codecs,
     ddpm,
@@ -689,6 +691,23 @@ def test_slices_for_the_test_are_not_next_to_those_trained_on(tmp_path, monkeypa
     }
     assert levels["test"] == set(range(85, 100))
     assert min(abs(a - b) for a in levels["train"] for b in levels["test"]) == 3
+
+
+def test_tiles_of_an_aerial_photograph(tmp_path, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (130, 200, 3), np.uint8)
+    path, out = tmp_path / "package.whl", tmp_path / "out"
+    with zipfile.ZipFile(path, "w") as package, package.open(aerial.PICTURE, "w") as file:
+        Image.fromarray(pixels).save(file, "PNG")
+    command = [str(path), str(out)]
+    refused = CliRunner().invoke(aerial.main, command)
+    assert refused.exit_code == 1 and "expected f7ec154a" in refused.output
+    tiles = [pixels[y : y + 64, x : x + 64] for y in (0, 64) for x in (0, 64, 128)]
+    samples = np.stack(tiles).tobytes()
+    monkeypatch.setattr(aerial, "SAMPLES", hashlib.sha256(samples).hexdigest())
+    assert CliRunner().invoke(aerial.main, command).exit_code == 0
+    assert np.load(out / "tiles.npy").tobytes() == samples
+    path.write_bytes(b"none")
+    assert "not the package" in CliRunner().invoke(aerial.main, command).output
 
 
 def test_the_last_images_of_each_class_of_fashion_mnist_are_for_the_test(tmp_path, monkeypatch):
