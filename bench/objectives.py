@@ -1,6 +1,6 @@
 """Objectives in bits: one network, trained by each for as many steps, codes the same images.
 
-python -m bench objectives --data cifar10/train.npy [--steps 300] [--only NAME] [--out DIR]
+python -m bench objectives --data cifar10/train.npy [--steps 300] [--only NAME ...]
 
 The bound is that of the default plan on held-out crops, by the variance that goes with the
 objective, and by a table that is calibrated on training crops, as is done with networks of others.
@@ -14,6 +14,7 @@ from a noise, in grey levels, few of Euler's steps lead from it.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,7 @@ from diffcodec.training.steps import TrainingSteps, hash_seed
 
 SHAPE = UNetConfig(channels=(32, 48, 64), blocks=(1, 1, 1))
 CROP, BATCH = 32, 16
-MEASURED, SEED = 48, 12345  # crops of the bound, and as many of the table
-PAIRS, FLOW_STEPS, FEW = 256, 16, (1, 2, 4, 8)
+SEED, FLOW_STEPS, FEW = 12345, 16, (1, 2, 4, 8)
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,8 @@ def bound(model: Model, x: Tensor, variance: str = "learned") -> dict[str, Any]:
     return mean_interval(bits.sum(1).tolist())
 
 
-def measure(data: Path, steps: int, objective: Objective) -> dict[str, Any]:
-    """Train a network by an objective, and measure it."""
+def measure(data: Path, steps: int, objective: Objective, crops: int, pairs: int) -> dict[str, Any]:
+    """Train a network by an objective, and measure it on crops, and as many of the table."""
     config = TrainConfig(
         str(data),
         steps=steps,
@@ -140,12 +140,12 @@ def measure(data: Path, steps: int, objective: Objective) -> dict[str, Any]:
     begun, run = time.process_time(), TrainingSteps(config, quiet=True)
     model = trained(run)
     if objective.reflow:
-        noise = Noise(SEED, PAIRS)(CROP, CROP)
+        noise = Noise(SEED, pairs)(CROP, CROP)
         x = follow_closely(model, noise)
         model = trained(Reflow(config, run.ema, x, noise))
     seconds, color = time.process_time() - begun, config.network.color
-    held_out = domain_batch(run.held_out.batch(MEASURED, SEED, 0), color)
-    table = calibrate(model, domain_batch(run.train_data.batch(MEASURED, SEED, 0), color))
+    held_out = domain_batch(run.held_out.batch(crops, SEED, 0), color)
+    table = calibrate(model, domain_batch(run.train_data.batch(crops, SEED, 0), color))
     found = {
         "seconds": seconds,
         "parameters": sum(p.numel() for p in run.model.parameters()),
@@ -153,7 +153,7 @@ def measure(data: Path, steps: int, objective: Objective) -> dict[str, Any]:
         "calibrated": bound(Model(CalibratedNetwork(model.network, table), model.plans), held_out),
     }
     if objective.loss == "flow":
-        noise = Noise(SEED + PAIRS, MEASURED // 2)(CROP, CROP)
+        noise = Noise(SEED + pairs, crops // 2)(CROP, CROP)
         end = follow_closely(model, noise)
         few = {count: follow(model, noise, straight_levels(count)) - end for count in FEW}
         found["few"] = {str(n): float(away.square().mean().sqrt()) for n, away in few.items()}
@@ -164,14 +164,17 @@ def measure(data: Path, steps: int, objective: Objective) -> dict[str, Any]:
 @click.option("--data", required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--steps", default=300, show_default=True, help="Of training, by each objective.")
 @click.option("--only", multiple=True, type=click.Choice(list(OBJECTIVES)), help="Which of them.")
+@click.option("--crops", default=48, show_default=True, help="That are measured.")
+@click.option("--pairs", default=256, show_default=True, help="Of noise and image, for reflow.")
 @click.option("--out", default=Path("results/objectives"), type=click.Path(path_type=Path))
-def main(data: Path, steps: int, only: tuple[str, ...], out: Path) -> None:
+def main(data: Path, steps: int, only: tuple[str, ...], crops: int, pairs: int, out: Path) -> None:
     """Train by each objective, and print the tables; what is there already is not repeated."""
     store, rows, few = Store(out / "rows.jsonl"), [], []
     for name in only or OBJECTIVES:
         objective = OBJECTIVES[name]
-        key = {"objective": name, "steps": steps, "data": str(data)}
-        found = store.get(key, lambda each=objective: measure(data, steps, each))  # type: ignore[misc]
+        key = {"objective": name, "steps": steps, "data": str(data), "crops": crops, "pairs": pairs}
+        compute = partial(measure, data, steps, objective, crops, pairs)
+        found = store.get(key, compute)
         bounds = (found[kind] for kind in ("own", "calibrated"))
         figures = [f"{each['mean']:.3f} ± {each['half_width']:.3f}" for each in bounds]
         rows.append((name, f"{found['seconds']:.0f} s", *figures))

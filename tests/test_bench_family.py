@@ -45,16 +45,14 @@ def test_reflow_asks_for_the_noise_that_belongs_to_an_image():
 
 
 def test_objectives_and_reflow(pictures, tmp_path, monkeypatch):
-    for name, value in {"SHAPE": TINY, "CROP": 16, "BATCH": 8, "MEASURED": 4, "PAIRS": 3}.items():
+    for name, value in {"SHAPE": TINY, "CROP": 16, "BATCH": 8, "FLOW_STEPS": 3}.items():
         monkeypatch.setattr(objectives, name, value)
-    monkeypatch.setattr(objectives, "FLOW_STEPS", 3)
     chosen = {name: each for name, each in objectives.OBJECTIVES.items() if each.loss == "flow"}
     for name, each in chosen.items():
         monkeypatch.setitem(objectives.OBJECTIVES, name, objectives.replace(each, network=TINY))
     only = [word for name in chosen for word in ("--only", name)]
-    rows = table(
-        objectives.main, "--data", pictures, "--steps", 2, "--out", tmp_path / "out", *only
-    )
+    few = ("--steps", 2, "--crops", 4, "--pairs", 3)
+    rows = table(objectives.main, "--data", pictures, "--out", tmp_path / "out", *few, *only)
     assert [row[0] for row in rows[2:4]] == list(chosen) == [row[0] for row in rows[6:]]
     assert all(0 < float(row[3].split()[0]) < 20 for row in rows[2:4])
     assert all(float(cell) > 0 for row in rows[6:] for cell in row[1:])
