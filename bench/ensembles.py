@@ -1,6 +1,6 @@
 """What self-ensemble gains, by noise level.
 
-python -m bench.ensembles --data IMAGES [--model cifar10] [--crop 64] [--crops 48]
+python -m bench.ensembles --data IMAGES --model FLOAT [--crop 64] [--crops 48]
 
 The bound of the plan "default" by the float network, on crops of every twentieth image (those that
 training holds out): with the network asked once, and with each self-ensemble at all levels. The
@@ -39,7 +39,7 @@ def bound_by_level(weights: dict[str, Tensor], network: ExpertDenoisers, x: Tens
 
 @click.command()
 @click.option("--data", required=True, help="Images as for training.")
-@click.option("--model", default="cifar10", show_default=True)
+@click.option("--model", required=True, help="Name or path; no model in phases.")
 @click.option("--crop", default=64, show_default=True, help="Sides of the crops.")
 @click.option("--crops", default=48, show_default=True, help="How many.")
 def main(data: str, model: str, crop: int, crops: int) -> None:
