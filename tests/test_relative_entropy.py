@@ -21,7 +21,7 @@ from diffcodec.coding.relative_entropy.bits import (
 from diffcodec.coding.relative_entropy.layout import UNIT, Key, half_log2, make_layout
 from diffcodec.coding.relative_entropy.step import Decoder, Encoder, surprise_bits
 from diffcodec.coding.relative_entropy.trellis import (
-    _NOISE,
+    _noise_table,
     Codebook,
     Trellis,
     best_path,
@@ -263,7 +263,7 @@ def test_rice_code(pairs):
 
 
 def test_noise_table_is_normal():
-    noise = _NOISE / 32
+    noise = _noise_table() / 32
     assert (noise.mean(), noise.var()) == (pytest.approx(0), pytest.approx(1, abs=2e-3))
     assert np.array_equal(noise, -noise[::-1])
 

@@ -7,6 +7,7 @@ at a time (nothing that could be fused into a multiply-add), and look-up tables.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -51,6 +52,7 @@ INPUT_RANGES = {
 }
 
 
+@cache
 def silu_table() -> NDArray[np.float64]:
     """silu(i / 1024) for i = -65536..65536."""
     u = np.arange(-SILU_RANGE * SILU_STEPS, SILU_RANGE * SILU_STEPS + 1) / SILU_STEPS

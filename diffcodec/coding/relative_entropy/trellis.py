@@ -1,6 +1,7 @@
 """The trellis: shared noise by path, and the path of the largest density ratio."""
 
 from dataclasses import dataclass
+from functools import cache
 from statistics import NormalDist
 
 import numpy as np
@@ -49,15 +50,13 @@ class Trellis:
 TRELLIS = Trellis()
 
 
+@cache
 def _noise_table() -> Int8[Int8s, "65536"]:
     """Quantiles of the standard normal at the centres of 2^16 equal parts, in units of 1/32."""
     normal = NormalDist()  # SciPy's takes a while to load
     quantiles = [normal.inv_cdf((i + 0.5) / (1 << 16)) for i in range(1 << 16)]
     table: Int8s = np.clip(np.rint(NOISE_STEPS * np.array(quantiles)), -127, 127).astype(np.int8)
     return table
-
-
-_NOISE = _noise_table()
 
 
 class Codebook:
@@ -71,7 +70,7 @@ class Codebook:
         sequences = min(rows, SEQUENCES)
         words = key.words(2, sequences * trellis.branches // 2)
         halves = np.stack([words & np.uint32(0xFFFF), words >> np.uint32(16)], -1)
-        self.sequences = _NOISE[halves].reshape(sequences, trellis.branches)
+        self.sequences = _noise_table()[halves].reshape(sequences, trellis.branches)
 
     def noise(self, row: Int64[Integers, " n"], branch: Int64[Integers, " n"]) -> Int8[Int8s, " n"]:
         """The noise of each branch in its row, elementwise."""
