@@ -32,12 +32,13 @@ from diffcodec.cli.running import (
     parse_data,
     printable,
     reading_file,
+    write_together,
 )
 from diffcodec.coding.reconstructions import RECONSTRUCTIONS
 from diffcodec.container.parts import MAGIC
 from diffcodec.container.reader import FileReader
 from diffcodec.container.salvage import Damage
-from diffcodec.errors import CorruptError, DiffcodecError, TruncatedError
+from diffcodec.errors import CorruptError, TruncatedError
 from diffcodec.images.formats import EXACT_MODES, SUFFIX_MODES
 from diffcodec.limits import Limits
 from diffcodec.system.files import STANDARD, check_output, read_file, write_file
@@ -238,23 +239,15 @@ class _Decoder:
         return self.region is not None and self.max_bytes is None and source != STANDARD
 
     def _decode(self, group: Sequence[_Opened | Exception]) -> Iterator[str | Exception | None]:
-        """Decode files side by side; if that fails, those that are left each by itself."""
-        files = [one.data for one in group if not isinstance(one, Exception)]
-        images: list[Image.Image] = []
-        start = time.perf_counter()
-        if len(files) > 1:
+        """Decode files side by side and write their images."""
+
+        def decoded(files: list[_Opened]) -> "Iterator[Image.Image]":
             with loading():
                 from diffcodec.codec.many import decode_many
-            with suppress(DiffcodecError, MemoryError):
-                decoded = decode_many(files, self.model, limits=self.limits, device=self.device)
-                images.extend(decoded)
-        seconds = (time.perf_counter() - start) / max(1, len(images))
-        left = iter(images)
-        for one in group:
-            if isinstance(one, Exception):
-                yield one
-            else:
-                yield attempt(self._write, one, next(left, None), seconds)
+            data = [file.data for file in files]
+            return decode_many(data, self.model, limits=self.limits, device=self.device)
+
+        return write_together(group, decoded, self._write)
 
     def _write(self, one: _Opened, image: "Image.Image | None", seconds: float) -> str | None:
         """Write an image, and say what there is to say of it."""

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -56,6 +57,7 @@ class CommandError(Exception):
 
 FAILURES = (DiffcodecError, OSError, MemoryError, CommandError)
 Opened = TypeVar("Opened")
+Made = TypeVar("Made")
 Job = tuple[str, ...]  # an input, and its output if there is one
 Work = Callable[[Iterable[Job]], Iterator[Any]]  # a result for each job, or why there is none
 
@@ -212,6 +214,33 @@ def attempt(work: Callable[..., Any], *arguments: Any) -> Any | Exception:
         return work(*arguments)
     except Exception as e:
         return e
+
+
+def write_together(
+    group: Sequence[Opened | Exception],
+    make: Callable[[list[Opened]], Iterable[Made]],
+    write: Callable[[Opened, Made | None, float], Any],
+) -> Iterator[Any]:
+    """Write what is made of inputs side by side; if that fails, of those left by each itself.
+
+    Args:
+        group: inputs, or why there is none.
+        make: what is to be written of each of several inputs, in order.
+        write: an input and what was made of it, in so many seconds, if anything; gives its outcome.
+    """
+    inputs = [one for one in group if not isinstance(one, Exception)]
+    made: list[Made] = []
+    start = time.perf_counter()
+    if len(inputs) > 1:
+        with suppress(DiffcodecError, MemoryError):
+            made.extend(make(inputs))
+    seconds = (time.perf_counter() - start) / max(1, len(made))
+    left = iter(made)
+    for one in group:
+        if isinstance(one, Exception):
+            yield one
+        else:
+            yield attempt(write, one, next(left, None), seconds)
 
 
 def for_each(
