@@ -21,9 +21,9 @@ from diffcodec.coding.relative_entropy.bits import (
 from diffcodec.coding.relative_entropy.layout import UNIT, Key, half_log2, make_layout
 from diffcodec.coding.relative_entropy.step import Decoder, Encoder, surprise_bits
 from diffcodec.coding.relative_entropy.trellis import (
-    _noise_table,
     Codebook,
     Trellis,
+    _noise_table,
     best_path,
     path_branches,
     path_noise,
