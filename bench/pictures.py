@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from bench.published import PUBLISHED
+
 OURS = "#d62728"
 COLOURS = {
     "jpeg": "#8c6d31",
@@ -39,7 +41,6 @@ STYLE: Any = {
 }
 LABEL_GAP = 0.045  # between labels at curves, of the axes' height
 EDGE = 0.8  # of the axes' width: labels right of it may meet
-PUBLISHED = "(published)"
 PUBLISHED_LINES = ("--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))
 
 

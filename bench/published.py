@@ -7,12 +7,13 @@ from pathlib import Path
 from bench.report import Table
 from bench.store import Row
 
-PUBLISHED = Path(__file__).with_name("published.json")
+FIGURES = Path(__file__).with_name("published.json")
+PUBLISHED = "(published)"  # behind the names of curves
 
 
 def published(what: str, data: str) -> tuple[str, list[Row]]:
     """Source and curves for a data set by its name; nothing for others, or for crops."""
-    found = json.loads(PUBLISHED.read_text())[what].get(data)
+    found = json.loads(FIGURES.read_text())[what].get(data)
     return (found["source"], found["curves"]) if found else ("", [])
 
 
@@ -23,7 +24,7 @@ def published_table(data: str, measured: Sequence[Row]) -> Table | None:
         data: the name of the results.
         measured: ``name``, ``bpd``, ``what`` and ``evaluations`` of each figure of this run.
     """
-    figures = json.loads(PUBLISHED.read_text())["lossless"]
+    figures = json.loads(FIGURES.read_text())["lossless"]
     rows = next((rows for name, rows in figures.items() if data.startswith(name)), None)
     if rows is None:
         return None

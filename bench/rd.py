@@ -34,7 +34,7 @@ from bench.measuring import (
     run_options,
 )
 from bench.metrics import Interval, bd_rate, interval, qualities, quality_at, rate_at
-from bench.published import published
+from bench.published import PUBLISHED, published
 from bench.report import Section, Table
 from bench.store import Row, Store, cpu, write_json
 from diffcodec import decode, encode, iter_decode
@@ -182,9 +182,17 @@ def compressai_result(name: str, about: str, curves: Curves, similarity: str) ->
 
 
 def bd_table(
-    curves: Mapping[str, Curves], labels: Mapping[str, str], ours: str, rate: str, similarity: str
+    curves: Mapping[str, Curves],
+    labels: Mapping[str, str],
+    ours: str,
+    rate: str,
+    similarity: str,
+    references: Sequence[Row] = (),
 ) -> Table:
-    """Bjontegaard delta rates of diffcodec over each codec."""
+    """Bjontegaard delta rates of diffcodec over each codec.
+
+    Published curves, of means and whole files, stand below those that were measured.
+    """
     named = "payload" if rate == "payload-bpp" else "file"
     measures = {"PSNR": "psnr-rgb", similarity.removesuffix("-rgb").upper(): similarity}
     columns = ["diffcodec over"]
@@ -210,6 +218,12 @@ def bd_table(
             found = interval(each) if each else Interval(math.nan, math.nan, math.nan)
             cells += [f"{whole:+.1f} %", f"{found.mean:+.1f} %", found.text(1, " %")]
         lines.append(cells)
+    for reference in references if rate == "bpp" else ():
+        cells = [f"{reference['name']} {PUBLISHED}"]
+        for field in measures.values():
+            whole = bd_rate(_published_curve(reference, field), _curve(curves[ours], rate, field))
+            cells += [f"{whole:+.1f} %", "", ""]
+        lines.append(cells)
     caption = (
         f"Bjontegaard delta rate, {named} against {named}: percent of bits that diffcodec takes "
         "more (+) or less (-) at equal quality"
@@ -226,23 +240,41 @@ def _curve(curves: Curves, rate: str, field: str) -> tuple[list[float], list[flo
     return curves.mean(rate), quality if field == "psnr-rgb" else decibels(quality)
 
 
+def _published_curve(reference: Row, field: str) -> tuple[list[float], list[float]]:
+    quality = reference[field]
+    return reference["bpp"], quality if field == "psnr-rgb" else decibels(quality)
+
+
 def equal_quality_table(
-    curves: Mapping[str, Curves], labels: Mapping[str, str], ours: str, rate: str
+    curves: Mapping[str, Curves],
+    labels: Mapping[str, str],
+    ours: str,
+    rate: str,
+    references: Sequence[Row] = (),
 ) -> Table:
     """What the others take at the PSNR that diffcodec has at a rate, over diffcodec's bits."""
     named = "payload" if rate == "payload-bpp" else "file"
-    others = [name for name in labels if name != ours]
+    others = {
+        label: _curve(curves[name], rate, "psnr-rgb")
+        for name, label in labels.items()
+        if name != ours
+    }
+    others |= {
+        f"{reference['name']} {PUBLISHED}": _published_curve(reference, "psnr-rgb")
+        for reference in references
+        if rate == "bpp"
+    }
     quality = quality_at(*_curve(curves[ours], rate, "psnr-rgb"))
-    at = {name: rate_at(*_curve(curves[name], rate, "psnr-rgb")) for name in others}
+    at = {label: rate_at(*curve) for label, curve in others.items()}
     lines = []
     for wanted in RATES:
         decibel = quality(wanted)
         if math.isnan(decibel):
             continue
-        ratios = (at[name](decibel) / wanted for name in others)
+        ratios = (rate_of(decibel) / wanted for rate_of in at.values())
         cells = ["" if math.isnan(r) else f"{r:.2f}" for r in ratios]
         lines.append([f"{wanted:g}", f"{decibel:.2f}", *cells])
-    columns = [f"diffcodec, bpp ({named})", "PSNR, dB", *(labels[name] for name in others)]
+    columns = [f"diffcodec, bpp ({named})", "PSNR, dB", *others]
     caption = f"Bits of the others over diffcodec's at equal PSNR, {named} against {named}"
     return Table(f"equal-{named}", caption, columns, lines)
 
@@ -294,10 +326,9 @@ def draw_curves(
             texts.append((*_last_seen(rate_values, quality, left, right, highest), label, shade))
         lines = zip(references, pictures.PUBLISHED_LINES, strict=False)
         for reference, line in lines if rate == "bpp" else ():
-            rate_values = reference["bpp"]
-            quality = reference[field] if field == "psnr-rgb" else decibels(reference[field])
+            rate_values, quality = _published_curve(reference, field)
             axes.plot(rate_values, quality, ls=line, lw=1, color="#444444")
-            text = f"{reference['name']} {pictures.PUBLISHED}"
+            text = f"{reference['name']} {PUBLISHED}"
             end = _last_seen(rate_values, quality, left, right, highest)
             texts.append((*end, text, "#444444"))
         counted = "without container" if rate == "payload-bpp" else "whole files"
@@ -358,7 +389,7 @@ def draw_ratios(
         }
         lines = zip(references, pictures.PUBLISHED_LINES, strict=False)
         for reference, dashes in lines if rate == "bpp" else ():
-            name = f"{reference['name']} {pictures.PUBLISHED}"
+            name = f"{reference['name']} {PUBLISHED}"
             others[name] = (reference["bpp"], reference["psnr-rgb"], "#444444", dashes)
         ratios = {}
         for label, (their_rate, their_quality, _, _) in others.items():
@@ -404,8 +435,8 @@ def run(data: Dataset, model: Model, efforts: Sequence[str], out: Path) -> None:
     source, references = published("rd", data.name)
     tables = []
     for rate in rates:
-        tables.append(bd_table(curves, labels, ours, rate, similarity))
-        tables.append(equal_quality_table(curves, labels, ours, rate))
+        tables.append(bd_table(curves, labels, ours, rate, similarity, references))
+        tables.append(equal_quality_table(curves, labels, ours, rate, references))
     tables += [points_table(curves[our_name(e)], similarity, our_name(e)) for e in efforts]
     pictures = [
         draw_curves(curves, labels, rates, similarity, references, folder),
@@ -414,7 +445,7 @@ def run(data: Dataset, model: Model, efforts: Sequence[str], out: Path) -> None:
     paragraphs = [
         f"{len(images)} images of {data.name}, real bytes of files that were decoded. Model "
         f"{identity(model)}. Curves are means over images at each setting.",
-        *([f"Dashed curves are published, not measured here: {source}."] if references else []),
+        *([f"Published curves, dashed, were not measured here: {source}."] if references else []),
         *missing_programs(),
     ]
     command = f"python -m bench rd {data.options}{run_options(model, efforts)}"

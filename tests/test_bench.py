@@ -405,6 +405,24 @@ def test_rd_run(folder, tiny, tmp_path, monkeypatch):
     assert (out / "ratio.svg").exists()
 
 
+def test_published_curves_stand_in_the_tables():
+    _, references = published("rd", "kodak")
+    vtm = references[0]
+    fields = [vtm[name] for name in ("bpp", "psnr-rgb", "ms-ssim-rgb")]
+    points = [
+        {"setting": t, "bytes": 100 * bpp, "psnr-rgb": decibel, "ms-ssim-rgb": similarity}
+        for t, (bpp, decibel, similarity) in enumerate(zip(*fields, strict=True))
+    ]
+    curves = {"diffcodec": rd.Curves([{"width": 100, "height": 10}], [points])}
+    given = curves, {"diffcodec": "diffcodec"}, "diffcodec", "bpp"
+    differences = rd.bd_table(*given, "ms-ssim-rgb", references)
+    assert differences.rows[0] == ["VTM (VVC) (published)", "-20.0 %", "", "", "-20.0 %", "", ""]
+    assert len(differences.rows) == len(references)
+    ratios = rd.equal_quality_table(*given, references)
+    assert len(ratios.rows) > 5
+    assert {row[2] for row in ratios.rows} == {"1.25"}
+
+
 def test_the_picture_of_ratios_goes_down_to_the_worst():
     ratios = [np.array([np.nan, 2.0]), np.array([0.1, np.nan])]
     assert rd.lowest_ratio(ratios) == pytest.approx(0.09)
