@@ -21,6 +21,8 @@ COMMANDS = {  # name: module and what it does; modules are loaded when they are 
     "plans": ("plans", "Plans that are found beside geometric levels."),
     "ablation": ("ablation", "Choices in the network and the recipe, at equal time."),
     "objectives": ("objectives", "Training objectives in bits, and reflow."),
+    "classes": ("classes", "What classes are worth in bits: training with labels and without."),
+    "calibrated": ("calibrated", "A network of fixed variance made a codec by a table."),
     "audio": ("audio", "Sound by the same chain, as images of height 1: an experiment."),
     "latent": ("latent", "The chain in the latent of a small autoencoder: an experiment."),
     "samples": ("samples", "How far samples are from images, by sampler and steps."),

@@ -87,6 +87,24 @@ class Reflow(TrainingSteps):
         return flow_matching_loss(*given, quantiser=c.network.quantiser, noise=noise)
 
 
+def recipe(data: Path, steps: int, objective: Objective, labels: str | None = None) -> TrainConfig:
+    """How a network is trained by an objective."""
+    return TrainConfig(
+        str(data),
+        labels,
+        steps=steps,
+        batch=BATCH,
+        crop=CROP,
+        augment="mirror",
+        loss=objective.loss,
+        variance=objective.variance,
+        precision="float32",
+        compile=False,
+        device="cpu",
+        network=one_network(**vars(objective.network)),
+    )
+
+
 def trained(steps: TrainingSteps) -> Model:
     """The model of the averaged weights after all of a run's steps."""
     while steps.step < steps.config.steps:
@@ -124,19 +142,7 @@ def bound(model: Model, x: Tensor, variance: str = "learned") -> dict[str, Any]:
 
 def measure(data: Path, steps: int, objective: Objective, crops: int, pairs: int) -> dict[str, Any]:
     """Train a network by an objective, and measure it on crops, and as many of the table."""
-    config = TrainConfig(
-        str(data),
-        steps=steps,
-        batch=BATCH,
-        crop=CROP,
-        augment="mirror",
-        loss=objective.loss,
-        variance=objective.variance,
-        precision="float32",
-        compile=False,
-        device="cpu",
-        network=one_network(**vars(objective.network)),
-    )
+    config = recipe(data, steps, objective)
     begun, run = time.process_time(), TrainingSteps(config, quiet=True)
     model = trained(run)
     if objective.reflow:

@@ -8,10 +8,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
-from tiny import TINY
+from tiny import TINY, tiny_model
 
 import diffcodec
-from bench import audio, latent, objectives
+from bench import audio, calibrated, classes, latent, objectives
 from diffcodec.diffusion.losses import flow_matching_loss
 
 
@@ -87,3 +87,32 @@ def test_the_chain_of_a_latent(pictures, tmp_path, tiny, monkeypatch):
     assert np.load(tmp_path / "latents.npy").shape == (3, 2, 2, 3)
     assert (lossless[0], limit[0]) == ("without loss", "autoencoder")
     assert lossless[2:] == limit[2:] and float(lossless[1]) > float(limit[1]) == 0
+
+
+def test_classes_beside_none(pictures, tmp_path, monkeypatch):
+    def trained(run):
+        kinds = run.config.network.classes
+        return diffcodec.load_model(tiny_model(tmp_path, name=f"of{kinds}", classes=kinds), "float")
+
+    monkeypatch.setattr(classes, "trained", trained)
+    monkeypatch.setattr(objectives, "CROP", 16)
+    (tmp_path / "labels.txt").write_text("0\n1\n" * 20)
+    images = ("--data", pictures, "--test", pictures, "--out", tmp_path / "out")
+    labels = ("--labels", tmp_path / "labels.txt", "--test-labels", tmp_path / "labels.txt")
+    rows = table(classes.main, *images, *labels, "--limit", 3, "--files", 2)[2:]
+    assert [row[0] for row in rows] == ["without labels"] * 2 + ["with labels"] * 3
+    assert rows[1][:3] == ["without labels", "nothing, smallest of 3 draws", ""]
+    none, its, best = ([float(row[2]), float(row[4])] for row in rows[2:])
+    assert none[0] != its[0] and best[0] <= min(none[0], its[0]) and best[1] <= min(none[1], its[1])
+    again = table(classes.main, *images, *labels, "--limit", 3, "--files", 2)[2:]
+    assert again == rows  # from what was written
+
+
+def test_a_network_of_fixed_variance_made_a_codec(pictures, tmp_path):
+    model = tiny_model(tmp_path, arithmetic="float")
+    options = ("--model", model, "--data", pictures, "--test", pictures, "--crop", 16)
+    few = ("--steps", 3, "--crops", 4, "--limit", 3, "--files", 2)
+    own, small, levels, contrast = table(calibrated.main, *options, *few)[2:]
+    assert all(float(row[1].split()[0]) > 0 for row in (own, small, levels, contrast))
+    assert float(levels[1].split()[0]) < float(own[1].split()[0]) and small[2] == ""
+    assert float(levels[2]) < float(own[2])
