@@ -264,6 +264,7 @@ OPTIONS = {
     "plan": st.sampled_from(["fast", "default", "best"]) | ANYTHING,
     "progress": ANYTHING,
     "draws": st.sampled_from([1, 2]) | ANYTHING.filter(lambda n: n is True or not _is_large(n)),
+    "tile_side": st.sampled_from([96, 512]) | ANYTHING,
     "strip": ANYTHING,
     "limits": st.just(Limits()) | ANYTHING,
 }

@@ -17,14 +17,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from diffcodec import decode, encode, load_model
+from diffcodec import decode, encode, encode_many, load_model
 from diffcodec.codec import tiles
 from diffcodec.codec.windows import SCALES, scaled_timestep
 from diffcodec.container.parts import tile_grid
 from diffcodec.container.reader import parse
 from diffcodec.container.writer import pack
-from diffcodec.errors import CorruptError, DiffcodecError, TruncatedError, UnsupportedError
+from diffcodec.errors import (
+    CorruptError,
+    DiffcodecError,
+    LimitError,
+    TruncatedError,
+    UnsupportedError,
+)
 from diffcodec.images.modes import psnr
+from diffcodec.limits import Limits
 from diffcodec.models.file import DEFAULT_MODEL, model_info, model_path
 from diffcodec.models.model import Model
 
@@ -135,9 +142,13 @@ def test_a_part_of_small_tiles_costs_less(
 
 @pytest.mark.usefixtures("chain_only")
 def test_small_tiles_are_asked_for_by_a_number(tiny: Path, model: Model, tmp_path: Path) -> None:
-    picture((200, 8)).save(tmp_path / "a.png")
-    done(f"encode {tmp_path}/a.png --tile-side 104 --effort fast --model {tiny}")
-    assert len(parse((tmp_path / "a.dfc").read_bytes()).boxes()) == 2
+    for name in "ab":  # side by side
+        picture((200, 8)).save(tmp_path / f"{name}.png")
+    both = f"{tmp_path}/a.png {tmp_path}/b.png --output-dir {tmp_path}"
+    done(f"encode {both} --tile-side 104 --effort fast --model {tiny}")
+    coded = [(tmp_path / f"{name}.dfc").read_bytes() for name in "ab"]
+    assert len(parse(coded[0]).boxes()) == 2
+    assert coded == [encode(tmp_path / "a.png", model, "fast", tile_side=104)] * 2
     assert run(f"encode {tmp_path}/a.png --tile-side 100 -f").exit_code == 1
     assert run(f"encode {tmp_path}/a.png --tile-side 64 -f").exit_code == 2
     assert encode(picture((96, 8)), model, "fast", tile_side=96) == encode(
@@ -146,6 +157,10 @@ def test_small_tiles_are_asked_for_by_a_number(tiny: Path, model: Model, tmp_pat
     for side in (0, 95, 97, 520):
         with pytest.raises(UnsupportedError, match="multiple of 8"):
             encode(picture(), model, tile_side=side)
+        with pytest.raises(UnsupportedError, match="multiple of 8"):
+            encode_many([picture()], model, tile_side=side)
+    with pytest.raises(LimitError, match="3 tiles, the limit is 2"):
+        list(encode_many([picture((200, 8))], model, tile_side=96, limits=Limits(tiles=2)))
 
 
 @settings(max_examples=15)

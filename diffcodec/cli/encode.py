@@ -295,7 +295,6 @@ class _Encoder:
         """The most pixels of images that are coded together."""
         # Lossy files are coded one at a time, and float arithmetic is not the same in every batch.
         lossy = any(self.goals[name] for name in ("timestep", "bpp", "psnr", "progressive"))
-        lossy |= self.goals["tile_side"] != TILE_SIDE
         return 0 if lossy or self.arithmetic == "float" else TOGETHER_PIXELS
 
     def __call__(self, jobs: Iterable[Job]) -> Iterator[dict[str, Any] | Exception]:
@@ -324,9 +323,15 @@ class _Encoder:
         from diffcodec.codec.many import encode_many
 
         def coded(images: list[_Opened]) -> Iterator[bytes]:
-            labels = [self.goals["label"]] * len(images)
-            code = partial(encode_many, draws=self.goals["draws"], limits=self.limits)
-            return code([one.image for one in images], self._load(), self.effort, labels=labels)
+            same = {name: self.goals[name] for name in ("draws", "tile_side")}
+            return encode_many(
+                [one.image for one in images],
+                self._load(),
+                self.effort,
+                labels=[self.goals["label"]] * len(images),
+                limits=self.limits,
+                **same,
+            )
 
         return write_together(group, coded, self._write)
 

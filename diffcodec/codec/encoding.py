@@ -103,7 +103,7 @@ def encode(
     """
     target = _target(timestep, bpp, psnr, progressive, previews)
     used, source = load_planned(model, plan, device), find_source(image, limits, strip)
-    side = _tile_side(tile_side, source.size, limits)
+    side = check_tile_side(tile_side)
     if target == Target():
         code = partial(encode_together, draws=check_draws(draws), limits=limits)
         one = source, labels_to_try(used, label)
@@ -115,6 +115,7 @@ def encode(
 def _with_previews(
     source: Image.Image, model: Model, plan: str, target: Target, progress: bool, limits: Limits
 ) -> bytes:
+    limits.check_tiles(tile_count(*source.size, whole=False, most=target.tile_side))
     limits.check_memory(expected_bytes(*source.size, uses_model=True, layered=True))
     chosen = plan if target.exact else model.info.lossy_plan(plan)
     return encode_layers(source, model, chosen, target, progress)
@@ -150,6 +151,8 @@ def encode_together(
 
     Guarantee: the bytes of a file do not depend on the images coded beside it.
     """
+    for source, _ in sources:
+        limits.check_tiles(tile_count(*source.size, whole=False, most=choices.tile_side))
     pixels = sum(source.width * source.height for source, _ in sources)
     limits.check_memory(expected_bytes(pixels, 1, uses_model=True, layered=False))
     looked_at = [
@@ -184,12 +187,11 @@ def check_draws(draws: Any) -> int:
     return count
 
 
-def _tile_side(side: Any, size: tuple[int, int], limits: Limits) -> int:
+def check_tile_side(side: Any) -> int:
     """The longest side of a tile.
 
     Raises:
         TypeError, UnsupportedError: no number, or none that a file can tell.
-        LimitError: that makes too many of an image.
     """
     found = integer("tile_side", side)
     if not LEAST_TILE_SIDE <= found <= TILE_SIDE or found % EDGE_MULTIPLE:
@@ -197,7 +199,6 @@ def _tile_side(side: Any, size: tuple[int, int], limits: Limits) -> int:
             f"tiles of side {found}: expected a multiple of {EDGE_MULTIPLE} from "
             f"{LEAST_TILE_SIDE} to {TILE_SIDE}"
         )
-    limits.check_tiles(tile_count(*size, whole=False, most=found))
     return found
 
 

@@ -1,6 +1,7 @@
 """Many images to files and back, one after another: small ones share the network's batches."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from dataclasses import replace
 from functools import partial
 from itertools import repeat, zip_longest
 from os import PathLike
@@ -15,12 +16,14 @@ from diffcodec.codec.encoding import (
     ImageLike,
     Labelled,
     check_draws,
+    check_tile_side,
     encode_together,
     labels_to_try,
     load_planned,
 )
 from diffcodec.codec.jobs import DEFAULT_CHOICES, Choices, View
 from diffcodec.codec.opening import OpenFile, open_file
+from diffcodec.container.parts import TILE_SIDE
 from diffcodec.container.primitives import read_stream
 from diffcodec.errors import DiffcodecError, UnsupportedError
 from diffcodec.limits import DEFAULT_LIMITS, Limits
@@ -43,6 +46,7 @@ def encode_many(
     *,
     draws: int = 1,
     labels: Iterable[int | str | None] | None = None,
+    tile_side: int = TILE_SIDE,
     strip: bool = False,
     limits: Limits = DEFAULT_LIMITS,
     choices: Choices = DEFAULT_CHOICES,
@@ -61,6 +65,7 @@ def encode_many(
     """
     check_limits(limits)
     draws = check_draws(draws)
+    choices = replace(choices, tile_side=check_tile_side(tile_side))
     used = load_planned(model, plan, device)
     if isinstance(images, Sized) and isinstance(labels, Sized) and len(labels) != len(images):
         raise UnsupportedError(f"{len(labels)} labels for {len(images)} images: give one for each")
