@@ -4,11 +4,12 @@ python -m bench latent --data photos --test kodak [--limit 6] [--out results/lat
 
 The autoencoder makes three numbers of 0 to 255 of each 8 x 8 pixels, so that its latent is a small
 image, and a network is trained on such images by the code length, as any model is. Latents are
-coded as lossy files at some timesteps of its plan, and without loss; what the decoder makes of them
-is held against the middle of each test image. The last row is the autoencoder's own loss, at no
-rate: what no file of its latent can do better than.
+coded as files that end at some rates, and without loss, and what the decoder makes of them is held
+against the middle of each test image; so are files of the image itself, by a model of pixels, that
+end at the same rates. An exact latent has the autoencoder's own loss: no file of it does better.
 """
 
+import math
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +25,7 @@ import diffcodec
 from bench.inputs import dataset
 from bench.metrics import qualities
 from bench.report import markdown
+from diffcodec.errors import UnsupportedError
 from diffcodec.models.model import Model
 from diffcodec.networks.config import UNetConfig, one_network
 from diffcodec.training.crops import CropSampler
@@ -33,7 +35,7 @@ CROP, BATCH, RATE = 64, 16, 2e-3
 CHANNELS = (32, 64, 96)  # at 1/2, 1/4 and 1/8 of the resolution
 SIDE, LATENTS = 256, 600  # crops that the chain is trained on
 CHAIN = UNetConfig(channels=(48, 64), blocks=(2, 2), color="rgb")
-SEED = 0
+RATES, SEED = (0.02, 0.05, 0.1, 0.2, 0.3), 0
 
 
 class Residual(nn.Module):
@@ -113,19 +115,35 @@ def shown_of(network: Autoencoder, latent: NDArray[np.uint8]) -> NDArray[np.uint
     return rgb.byte().permute(1, 2, 0).numpy()
 
 
+def ends_at(
+    image: NDArray[np.uint8], model: Model, bits: float, exact: bytes | None = None
+) -> NDArray[np.uint8] | None:
+    """What a file of so many bits shows, the exact one if it is that small; None if none is."""
+    if exact is not None and 8 * len(exact) <= bits:
+        return np.asarray(diffcodec.decode(exact, model=model))
+    try:
+        data = diffcodec.encode(image, model, bpp=bits / image[..., 0].size)
+    except UnsupportedError:  # too few bits
+        return None
+    return np.asarray(diffcodec.decode(data, model=model))
+
+
 def measure(
-    network: Autoencoder, model: Model, image: NDArray[np.uint8]
-) -> dict[str, tuple[float, ...]]:
-    """Bits per pixel, PSNR and MS-SSIM of an image, by where its file ends."""
+    network: Autoencoder, model: Model, beside: Model, image: NDArray[np.uint8]
+) -> list[list[float]]:
+    """For each rate and for the exact latent: bits per pixel, and PSNR and MS-SSIM by latent and by
+    pixels; NaN where there is no file.
+    """
     latent = latents_of(network, torch.from_numpy(image.copy()).permute(2, 0, 1)[None])[0]
-    last, found = len(model.plans["default"].levels), {}
-    for t in range(last, -1, -1):
-        data = diffcodec.encode(latent, model, timestep=t or None)
-        back = np.asarray(diffcodec.decode(data, model=model))
-        quality = qualities(shown_of(network, back), image).values()
-        name = f"timestep {t}" if t else "without loss"
-        found[name] = (8 * len(data) / image[..., 0].size, *quality)
-    found["autoencoder"] = (0.0, *qualities(shown_of(network, latent), image).values())
+    exact, pixels = diffcodec.encode(latent, model), image[..., 0].size
+    found = []
+    for rate in (*RATES, 8 * len(exact) / pixels):
+        back = ends_at(latent, model, rate * pixels, exact)
+        shown = None if back is None else shown_of(network, back)
+        row = [rate]
+        for each in (shown, ends_at(image, beside, rate * pixels)):
+            row += [math.nan] * 2 if each is None else qualities(each, image).values()
+        found.append(row)
     return found
 
 
@@ -135,10 +153,18 @@ def measure(
 @click.option("--images", default=120, show_default=True, help="To train on.")
 @click.option("--steps", default=1500, show_default=True, help="Of the autoencoder's training.")
 @click.option("--chain-steps", default=600, show_default=True, help="Of the chain's.")
+@click.option("--model", "beside", default="photo", show_default=True, help="Of pixels.")
 @click.option("--limit", default=6, show_default=True, help="Test images.")
 @click.option("--out", default=Path("results/latent"), type=click.Path(path_type=Path))
 def main(
-    data: Path, test: Path, images: int, steps: int, chain_steps: int, limit: int, out: Path
+    data: Path,
+    test: Path,
+    images: int,
+    steps: int,
+    chain_steps: int,
+    beside: str,
+    limit: int,
+    out: Path,
 ) -> None:
     """Train both, and print the table of means over the test images."""
     begun = time.process_time()
@@ -163,12 +189,15 @@ def main(
     ended = time.process_time()
     model = diffcodec.load_model(path)
     tested = dataset(test, limit, SIDE).images()
-    found = [measure(network, model, np.asarray(image)) for _, image in tested]
+    pixels = diffcodec.load_model(beside)
+    found = [measure(network, model, pixels, np.asarray(image)) for _, image in tested]
     rows = []
-    for name in found[0]:
-        rate, psnr, similarity = np.mean([each[name] for each in found], 0)
-        rows.append((name, f"{rate:.3f}", f"{psnr:.2f}", f"{similarity:.3f}"))
-    click.echo(markdown(("file ends at", "bits per pixel", "PSNR, dB", "MS-SSIM"), rows))
+    for rate, *values in np.mean(found, 0):
+        texts = [f"{value:.{digits}f}" for value, digits in zip(values, (2, 3, 2, 3), strict=True)]
+        rows.append((f"{rate:.3f}", *(text.replace("nan", "-") for text in texts)))
+    rows[-1] = (f"{rows[-1][0]}, the exact latent", *rows[-1][1:])
+    columns = ("bits per pixel", "latent: PSNR, dB", "MS-SSIM", f"{beside}: PSNR, dB", "MS-SSIM")
+    click.echo(markdown(columns, rows))
     click.echo(
         f"\n{len(found)} images; {steps} steps, {between - begun:.0f} s of a processor, and "
         f"{chain_steps} steps, {ended - between:.0f} s"

@@ -83,10 +83,12 @@ def test_the_chain_of_a_latent(pictures, tmp_path, tiny, monkeypatch):
     monkeypatch.setattr(diffcodec, "train", lambda *_, **__: tiny)
     Image.fromarray(np.load(pictures)[0]).resize((40, 30)).save(tmp_path / "a.png")
     options = ("--data", pictures, "--test", tmp_path / "a.png", "--out", tmp_path, "--steps", 2)
-    *_, lossless, limit = table(latent.main, *options)
+    monkeypatch.setattr(latent, "RATES", (0.01, 40))
+    none, all_of_it, exact = table(latent.main, *options, "--model", tiny)[2:]
     assert np.load(tmp_path / "latents.npy").shape == (3, 2, 2, 3)
-    assert (lossless[0], limit[0]) == ("without loss", "autoencoder")
-    assert lossless[2:] == limit[2:] and float(lossless[1]) > float(limit[1]) == 0
+    assert none[1:] == ["-"] * 4
+    assert exact[1:3] == all_of_it[1:3] and 0 < float(all_of_it[2]) < 1
+    assert float(all_of_it[3]) > 30
 
 
 def test_classes_beside_none(pictures, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Pipelines of diffusers in and out, saved and loaded by the real library; networks are random."""
 
 import json
+import logging
 import warnings
 
 import numpy as np
@@ -68,11 +69,13 @@ def saved(network, scheduler, folder):
 
 
 @pytest.mark.usefixtures("chain_only")
-def test_a_saved_pipeline_codes_images_and_is_calibrated(tmp_path, monkeypatch):
+def test_a_saved_pipeline_codes_images_and_is_calibrated(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(logging.getLogger("diffusers"), "propagate", True)
     pipeline = diffusers.DDPMPipeline(unet(), diffusers.DDPMScheduler())
     pipeline.save_pretrained("p")
     model = from_diffusers("p")
+    assert not caplog.records  # nothing that users could not act upon
     assert model.name == "p" and model.network.multiple == 16
     assert from_diffusers(pipeline).network.identity == model.network.identity
     data = encode(IMAGE, model, plan="fast")

@@ -95,7 +95,11 @@ def _load(library: Any, folder: Path) -> tuple[Any, Any]:
     _check(scheduler, (*DISCRETE, *STRAIGHT))
     try:
         network = getattr(library, kind).from_pretrained(
-            folder, subfolder=part, use_safetensors=True, local_files_only=True
+            folder,
+            subfolder=part,
+            use_safetensors=True,
+            local_files_only=True,
+            low_cpu_mem_usage=False,  # or it asks for accelerate on stderr
         )
         chain = getattr(library, scheduler).from_pretrained(folder, subfolder="scheduler")
     except (OSError, ValueError, RuntimeError) as e:
