@@ -298,6 +298,17 @@ def test_the_slider_by_bytes(browser: Browser, address: str) -> None:
     assert browser.value(f"{fits}.innerText") == "2,000"
 
 
+def test_a_page_of_one_picture_has_nothing_to_choose(browser: Browser, tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    path.write_text(page(some()[-1:], "exact.dfc"), "utf-8")
+    browser.open(path.as_uri())
+    assert state(browser) == expected(some()[-1])
+    assert browser.value("document.getElementById('fits').textContent") == "3,000"
+    sides = "[...document.querySelectorAll('input, button, select')].map(one => one.offsetWidth)"
+    shown = browser.value(f"{sides}.filter(side => side).length")
+    assert shown == 1  # the zoom
+
+
 def test_addresses_of_timesteps(browser: Browser, address: str) -> None:
     shown = some()
     for fragment, index in (("#t=2", 1), ("#t=4", 0), ("#t=0", 2), ("#t=3", 1), ("#2", 1)):
@@ -401,6 +412,14 @@ def test_a_contact_sheet_of_large_pictures() -> None:
     assert (np.asarray(titled)[above + MARGIN :] == np.asarray(sheet)[MARGIN:]).all()
     assert np.asarray(titled)[: above + MARGIN].min() < 64
     assert 2 * (most * 3 // 4) < sheet.height < 2 * most
+
+
+def test_a_contact_sheet_is_as_wide_as_its_title() -> None:
+    title = "a-name-that-is-wider-than-the-one-picture.dfc"
+    sheet = np.asarray(contact_sheet(some(1), title))
+    assert (sheet[:, -MARGIN:] == 255).all()
+    wider = np.asarray(contact_sheet(some(1), title + "c"))
+    assert wider.shape[1] > sheet.shape[1] > PANEL_SIDES[0] + 2 * MARGIN
 
 
 # --- the command ----------------------------------------------------------------------------------

@@ -163,7 +163,7 @@ class FileReader:
         layers, count = self.container.layer_count, self.header.tile_count
         layer = f"layer {section + 1} of {layers}" if section < layers else ""
         if tile is None:
-            return layer or f"the {count} tiles"
+            return layer or ("the tile" if count == 1 else f"the {count} tiles")
         return ", ".join(filter(None, (layer, f"tile {tile + 1} of {count}")))
 
     def read_lengths(self, section: int) -> list[int]:

@@ -232,9 +232,9 @@ def contact_sheet(shown: Sequence[Preview], title: str = "") -> Image.Image:
     rows = -(-len(panels) // max(1, SHEET_WIDTH // (width + MARGIN)))
     columns = -(-len(panels) // rows)
     top = MARGIN + (TITLE_SIZE + MARGIN if title else 0)
-    size = (columns * (width + MARGIN) + MARGIN, top + rows * (height + MARGIN))
-    sheet = Image.new("RGB", size, "white")
     font = ImageFont.load_default(TITLE_SIZE)
+    wide = max(columns * (width + MARGIN), round(font.getlength(title)) + MARGIN)
+    sheet = Image.new("RGB", (wide + MARGIN, top + rows * (height + MARGIN)), "white")
     ImageDraw.Draw(sheet).text((MARGIN, MARGIN), title, "black", font)
     for i, panel in enumerate(panels):
         row, column = divmod(i, columns)
