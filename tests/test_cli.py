@@ -411,7 +411,7 @@ def test_wrong_usage(command: str, message: str) -> None:
         ("decode text.txt", 3, "text.txt", "not a diffcodec file .*; give"),
         ("decode photo.png new.png", 3, "photo.png", "not a diffcodec file .*; give"),
         ("decode empty", 3, "empty", "the data is empty"),
-        ("decode cut.dfc new.png", 3, "cut.dfc", "the file ends early, in the tile: .*; get the whole"),
+        ("decode cut.dfc new.png", 3, "cut.dfc", "ends early, in the tile: .*; get the whole"),
         ("decode flipped.dfc", 3, "flipped.dfc", "damaged.*; get the file again"),
         ("decode newer.dfc", 3, "newer.dfc", "version 1.*newer diffcodec is needed"),
         ("decode huge.dfc", 3, "huge.dfc", "pixels, the limit of a side is"),
