@@ -34,7 +34,7 @@ from diffcodec.training.data import find_images
 CROP, BATCH, RATE = 64, 16, 2e-3
 CHANNELS = (32, 64, 96)  # at 1/2, 1/4 and 1/8 of the resolution
 SIDE, LATENTS = 256, 600  # crops that the chain is trained on
-CHAIN = UNetConfig(channels=(48, 64), blocks=(2, 2), color="rgb")
+CHAIN = UNetConfig(channels=(32, 48, 64), blocks=(1, 1, 1), color="rgb")
 RATES, SEED = (0.02, 0.05, 0.1, 0.2, 0.3), 0
 
 
@@ -181,7 +181,6 @@ def main(
         batch=16,
         crop=SIDE // 8,
         augment="mirror",
-        precision="float32",
         compile=False,
         quiet=True,
         network=one_network(**vars(CHAIN)),

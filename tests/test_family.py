@@ -39,10 +39,11 @@ def test_an_equation_has_its_function_and_test(equation: str, functions: str, te
     assert names and any(name in "".join(texts) for name in names), equation
 
 
-@pytest.mark.parametrize(("system", "_works", "commands", "tests", "_figure"), SYSTEMS)
-def test_a_system_has_its_commands_and_tests(
-    system: str, _works: str, commands: str, tests: str, _figure: str
+@pytest.mark.parametrize(("system", "_works", "commands", "tests", "figure"), SYSTEMS)
+def test_a_system_has_its_commands_tests_and_a_figure(
+    system: str, _works: str, commands: str, tests: str, figure: str
 ) -> None:
+    assert re.match(r"\[[^]]+\]\([^)]+\)", figure), system  # where links lead, test_docs holds
     for words in map(str.split, re.findall(r"`([a-z]+[^`(]*)`", commands)):
         if words[0] == "python":  # -m bench
             assert words[3] in COMMANDS, system

@@ -86,6 +86,12 @@ def test_a_saved_pipeline_codes_images_and_is_calibrated(tmp_path, monkeypatch, 
     done("decode a.dfc b.png --model m.json")
     assert np.array_equal(np.asarray(Image.open("b.png")), IMAGE)
     assert load_model("m.json", "float").info.about["crop"] == 16
+    with pytest.raises(ModelMismatchError, match=r"no model 'p'.*; diffcodec calibrate makes one"):
+        load_model("p")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/model.safetensors").touch()
+    with pytest.raises(ModelMismatchError, match=r"run'.*there is a model\.safetensors in it"):
+        load_model("run")
 
 
 @pytest.mark.parametrize("name", DISCRETE)

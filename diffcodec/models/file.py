@@ -27,6 +27,10 @@ ID_BYTES = 4
 CALIBRATED = "diffcodec-calibrated-0"  # JSON: which network, and a table of its variances
 INDEX = "index.json"  # names of the shipped models by identity: one is found without reading all
 MAX_HEADER_BYTES = 1 << 20
+HINTS = {  # to those who give a folder that has such a file
+    "model.safetensors": "; there is a model.safetensors in it",
+    "model_index.json": "; diffcodec calibrate makes one of a pipeline of diffusers",
+}
 
 
 @dataclass(frozen=True)
@@ -230,13 +234,14 @@ def model_path(name_or_path: str | PathLike[str]) -> Path:
     shipped = {p.stem: p for p in shipped_models()}
     if str(name_or_path) in shipped:
         return shipped[str(name_or_path)]
-    path, is_file = Path(name_or_path), False
+    path, is_file, hint = Path(name_or_path), False, ""
     with suppress(OSError):  # a name that is too long, a folder that is closed to us
         is_file = path.is_file()
+        hint = "".join(text for name, text in HINTS.items() if (path / name).is_file())
     if not is_file:
         raise ModelMismatchError(
             f"no model {str(name_or_path)!r}: expected one of "
-            f"{', '.join([*shipped, 'the path of a model file'])}"
+            f"{', '.join([*shipped, 'the path of a model file'])}{hint}"
         )
     return path.resolve()
 

@@ -145,9 +145,7 @@ class Model:
             UnsupportedError: so.
         """
         if not self.classes:
-            raise UnsupportedError(
-                f"class {label}, but model {self.name} knows no classes; leave it out"
-            )
+            raise UnsupportedError(f"a class, but model {self.name} knows no classes; leave it out")
         if not 0 <= label < self.classes:
             raise UnsupportedError(
                 f"class {label} for a model of {self.classes} classes; give one from 0 to "
