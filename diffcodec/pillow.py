@@ -18,7 +18,18 @@ from diffcodec.limits import DEFAULT_LIMITS
 FORMAT = "DFC"
 EXTENSION = ".dfc"
 MIME = "image/x-diffcodec"
-OPTIONS = ("model", "plan", "timestep", "bpp", "psnr", "progressive", "draws", "label", "strip")
+OPTIONS = (
+    "model",
+    "plan",
+    "timestep",
+    "bpp",
+    "psnr",
+    "progressive",
+    "draws",
+    "adapt",
+    "label",
+    "strip",
+)
 
 
 class DfcImageFile(ImageFile.ImageFile):

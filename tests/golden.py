@@ -26,6 +26,7 @@ from diffcodec import decode, encode, encode_many, load_model
 from diffcodec.codec.jobs import Choices
 from diffcodec.codec.planes import crop
 from diffcodec.codec.tiles import fallback_tile
+from diffcodec.coding.adaptation import Adaptation
 from diffcodec.coding.bits_back import EncodedTile
 from diffcodec.container.parts import tile_grid
 from diffcodec.container.reader import parse
@@ -129,6 +130,17 @@ def within(colors):
     return found
 
 
+def adaptation(counts):
+    """Tables that fit no image, of so many parameters of each variable."""
+    rng = np.random.default_rng(0)
+    tables = {
+        which: rng.integers(-40, 40, (4, 2, count)).astype(np.int8)
+        for which, count in enumerate(counts)
+        if count
+    }
+    return Adaptation(tables)
+
+
 def with_outliers(image):
     """A few pixels that are not of the image's set."""
     samples = np.array(image)
@@ -138,7 +150,7 @@ def with_outliers(image):
 
 two_tiles, grey_tiles = sized(520, 5), sized(5, 520, "L")
 # options of this file alone
-MARKS, PREVIEW, COLORS = "marks", "tile_preview", "colors"
+MARKS, PREVIEW, COLORS, TABLES = "marks", "tile_preview", "colors", "tables"
 
 # name: image, plan, options; coded by the chain
 CHAIN = {
@@ -196,6 +208,12 @@ CHAIN |= {
     "phased-grey": (sized(11, 14, "L"), "default", {}),
     "phased-small-tiles": (sized(200, 9), "fast", {"tile_side": 96}),
     "phased-small-tiles-lossy": (sized(101, 97), "fast", {"timestep": 2, "tile_side": 96}),
+    "phased-adapted": (sized(17, 12), "default", {TABLES: (21, 9, 6)}),
+    "phased-adapted-preview": (sized(11, 10, "L"), "default", {PREVIEW: 3, TABLES: (0, 0, 6)}),
+    "phased-adapted-colors": (
+        lambda: converted(14, 9, "photoycc"),
+        *("fast", {COLORS: ColorSet("photoycc"), TABLES: (21, 0, 0)}),
+    ),
     "phased-one-pixel": (sized(1, 1), "fast", {}),
     "phased-progressive": (sized(13, 9), "default", {"progressive": True, "timestep": 2}),
     "phased-lossy": (sized(13, 9), "default", {"timestep": 1}),
@@ -315,7 +333,7 @@ def coded(image, plan, path=MODEL, **options):
         return "raw", image.tobytes() * 9 + bytes(99)
 
     marks, preview = options.pop(MARKS, False), options.pop(PREVIEW, 0)
-    colors = options.pop(COLORS, None)
+    colors, counts = options.pop(COLORS, None), options.pop(TABLES, ())
     choices = Choices(
         marks_from_pixels=1 if marks else Choices.marks_from_pixels,
         seed_share=-1 if preview else Choices.seed_share,
@@ -325,6 +343,10 @@ def coded(image, plan, path=MODEL, **options):
             found = mock.patch(f"diffcodec.codec.{module}.find_colors", within(colors))
             patches.enter_context(found)
         patches.enter_context(mock.patch("diffcodec.codec.tiles.encode_fallback", large))
+        if counts:
+            fit = mock.patch("diffcodec.codec.encoding.fit", lambda *_: adaptation(counts))
+            patches.enter_context(fit)
+            options["adapt"] = True
         if preview:  # as if the stack ran empty down to there
             below = mock.patch(
                 "diffcodec.coding.top_down._expected_below",

@@ -67,7 +67,8 @@ def decode(data, model):
     mode = MODES[flags & 7]
     width, height = file.varint(), file.varint()
     identity = file.take(4)
-    colors, most = read_metadata(file, mode) if flags & 32 else (None, 512)
+    colors, most, adaptation = read_metadata(file, mode) if flags & 32 else (None, 512, {})
+    assert not (adaptation and flags & 8)
     assert most == 512 or not flags & 16
     plan, stops, label, may_end = None, [], None, False
     if flags & 8:
@@ -129,7 +130,7 @@ def decode(data, model):
         if flags & 64:
             [content.varint() for _ in range(content.varint())]
         chain = Chain(model, PLANS[coder & 3], mode, tile, size, number, colors)
-        chain.label = own
+        chain.label, chain.adaptation = own, adaptation
         preview = ends[-1] if stops else 0
         if coder & 8:
             preview = content.varint()
@@ -189,8 +190,8 @@ def seams(xs, ys):
 
 
 def read_metadata(file, mode):
-    """Which colours can occur, if the file tells, and the longest side of a tile."""
-    colors, most = None, 512
+    """Which colours can occur, the longest side of a tile, and the adaptation."""
+    colors, most, adaptation = None, 512, {}
     for _ in range(file.u8()):
         name = file.take(file.u8())
         value = file.take(file.varint())
@@ -200,6 +201,8 @@ def read_metadata(file, mode):
             (eighth,) = value
             assert 12 <= eighth < 64
             most = 8 * eighth
+        elif name == b"Adaptation":
+            adaptation = read_adaptation(Bytes(value))
         elif name in (b"chunks", b"text"):
             chunks = Bytes(zlib.decompress(value))
             while rest := chunks.rest():
@@ -210,7 +213,17 @@ def read_metadata(file, mode):
                 chunks = Bytes(rest[8 + length :])
         else:
             assert chr(name[0]).islower()
-    return colors, most
+    return colors, most, adaptation
+
+
+def read_adaptation(value):
+    """Scales and shifts of the parameters of variables, [4, 2, parameters]."""
+    tables = {}
+    for which in range(3):
+        if count := value.u8():
+            tables[which] = np.frombuffer(value.take(8 * count), np.int8).reshape(4, 2, count)
+    assert tables and not value.rest()
+    return tables
 
 
 def color_set(value, channels):
@@ -499,7 +512,7 @@ class Chain:
 
     def __init__(self, model, plan, mode, tile, size, number=0, colors=None, exact=True):
         self.model, self.tile, self.number, self.colors = model, tile, number, colors
-        self.label = None
+        self.label, self.adaptation = None, {}
         self.around_first = exact and bool(model.phases)
         self.shape = (3, size[1], size[0])
         self.coded = 3 if mode == "RGB" else 1
@@ -753,6 +766,15 @@ class Chain:
 
     # in phases
 
+    def parameters(self, t, number, shared, told):
+        """Of the distributions of a phase of z_t, fitted to the image."""
+        p = self.model.parameters(number, shared, told).astype(np.float64)
+        if (table := self.adaptation.get(self.variable(t))) is None:
+            return p
+        scale, shift = table[number].astype(np.float64)[:, :, None, None]
+        assert len(scale) == len(p)
+        return p * (1 + scale / 64) + shift / 64
+
     def refined(self, z_s, z, t, mean, unit, xhat, v, shared, number, before):
         """The posterior of x at the places of a phase, by what is known of z_s = z_t below z."""
         planes = np.clip(np.rint((z_s - mean) / unit * 128), -768, 768) * before
@@ -760,8 +782,7 @@ class Chain:
         told = np.concatenate([planes, np.full((1, *self.shape[1:]), length)])
         row, start = PHASES[number]
         xhat, v = (field[:, row::2, start::2] for field in (xhat, v))
-        p = self.model.parameters(number, shared[number], told)
-        p = p[:, : xhat.shape[1], : xhat.shape[2]].astype(np.float64)
+        p = self.parameters(t, number, shared[number], told)[:, : xhat.shape[1], : xhat.shape[2]]
         scale = np.vectorize(lambda t: exponential(t, -5, 3))(p[3:])
         return xhat + np.sqrt(v) * p[:3], (np.sqrt(v) * scale) ** 2
 
@@ -839,12 +860,12 @@ class Chain:
             if not places:
                 continue
             errors = np.clip(np.rint((z - mean) / unit * 128), -768, 768) * before
-            parameters = self.model.parameters(number, shared[number], errors)
+            parameters = self.parameters(t, number, shared[number], errors)
             for c in range(self.coded):
                 tables = known(c, z, places, parameters) if known else {}
                 with self.turn():
                     for i, j in places:
-                        p = parameters[:, i // 2, j // 2].astype(np.float64)
+                        p = parameters[:, i // 2, j // 2]
                         e = [(z[b, i, j] - mean[b, i, j]) / unit[b, i, j] for b in range(c)]
                         z[c, i, j] = sample((c, i, j), p, e, tables.get((i, j)))
             before[row::2, start::2] = 1
@@ -885,7 +906,7 @@ class Chain:
             """The table of every place, among the colours that can occur."""
             rows = [[] for _ in range(c, self.coded)]
             for i, j in places:
-                p = parameters[:, i // 2, j // 2].astype(np.float64)
+                p = parameters[:, i // 2, j // 2]
                 e = [(x[b, i, j] - mean[b, i, j]) / unit[b, i, j] for b in range(c)]
                 for b in range(c, self.coded):
                     probabilities, expected = table((b, i, j), p, e)

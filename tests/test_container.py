@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 import diffcodec.container
 from diffcodec.container.parts import (
+    ADAPTATION,
     CHAIN_MODES,
     CODERS,
     COLOR_SET,
@@ -169,7 +170,7 @@ def containers(draw: st.DrawFn) -> Container:
         layers = replace(layers, payloads=tuple(payloads), label=label)
         drawn = drawn if layers.is_exact else ()
     uses_model = layers is not None or any(tile.plan for tile in drawn)
-    ruled = {TILES} if uses_model else {TILES, COLOR_SET}
+    ruled = {TILES, ADAPTATION} if uses_model else {TILES, ADAPTATION, COLOR_SET}
     known = [name for name in METADATA_NAMES if name not in ruled]
     if layers is not None and not layers.is_exact:
         layers = replace(layers, is_part=draw(st.booleans()))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from diffcodec.container.header import read_metadata
 from diffcodec.container.parts import (
+    ADAPTATION,
     CHAIN_MODES,
     CODERS,
     COLOR_SET,
@@ -242,8 +243,10 @@ def _check_shared(group: SharedGroup) -> None:
         raise FormatError(f"a group of {group.mode} images that are grey, expected RGB")
     for metadata in group.metadata.values():
         check_metadata(metadata)
-        if COLOR_SET in metadata or TILES in metadata:
-            raise FormatError("colours or tiles of one image of a group, expected of all or none")
+        if metadata.keys() & {ADAPTATION, COLOR_SET, TILES}:
+            raise FormatError(
+                "colours, tiles or adaptation of one image of a group, expected of all or none"
+            )
     if not group.labels.keys() <= set(group.chains):
         raise FormatError("a group tells the class of an image that is no chain")
     if bool(group.chains) != bool(group.payload):

@@ -125,6 +125,13 @@ def _parse_class(text: str) -> int | str:
     "images without loss. Decoding takes no longer.",
 )
 @click.option(
+    "--adapt",
+    is_flag=True,
+    help="Fit the model to the image, and keep in the file what that takes, where it pays: for "
+    "images unlike those that the model was trained with, without loss. Encoding takes longer, "
+    "decoding not.",
+)
+@click.option(
     "--class",
     "label",
     type=_parse_class,
@@ -219,6 +226,7 @@ def _check_goals(
     progressive: bool,
     previews: tuple[int, ...] | None,
     draws: int,
+    adapt: bool,
     label: int | str | None,
     **_: Any,
 ) -> None:
@@ -232,6 +240,8 @@ def _check_goals(
         )
     if draws > 1 and (goals or progressive):
         raise click.UsageError("--draws is for files without loss and previews")
+    if adapt and (goals or progressive):
+        raise click.UsageError("--adapt is for files without loss and previews")
     if isinstance(label, str) and (goals or progressive):
         raise click.UsageError("--class auto is for files without loss and previews; give a number")
 
@@ -323,7 +333,7 @@ class _Encoder:
         from diffcodec.codec.many import encode_many
 
         def coded(images: list[_Opened]) -> Iterator[bytes]:
-            same = {name: self.goals[name] for name in ("draws", "tile_side")}
+            same = {name: self.goals[name] for name in ("draws", "adapt", "tile_side")}
             return encode_many(
                 [one.image for one in images],
                 self._load(),

@@ -10,13 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from diffcodec.codec.adapting import fit
 from diffcodec.codec.arguments import find_source
 from diffcodec.codec.batches import count_evaluations, progress_bar, run
 from diffcodec.codec.estimates import expected_bytes
 from diffcodec.codec.jobs import DEFAULT_CHOICES, Choices, Job, Part, encode_job, make_chain
 from diffcodec.codec.layered_encoding import Target, encode_layers
-from diffcodec.codec.planes import coded_channels, colors_entry, crop, integers, tiles_entry
+from diffcodec.codec.planes import (
+    adaptation_entry,
+    coded_channels,
+    colors_entry,
+    crop,
+    integers,
+    tiles_entry,
+)
 from diffcodec.codec.tiles import fallback_tiles, smaller_tile
+from diffcodec.coding.adaptation import Adaptation
 from diffcodec.coding.bits_back import EncodedTile
 from diffcodec.container.parts import (
     EDGE_MULTIPLE,
@@ -65,13 +74,12 @@ def encode(
     draws: int = 1,
     label: int | str | None = None,
     tile_side: int = TILE_SIDE,
+    adapt: bool = False,
     strip: bool = False,
     limits: Limits = DEFAULT_LIMITS,
     device: str | None = None,
 ) -> bytes:
-    """Code an image: without loss, or down to a timestep, or both in one file.
-
-    A timestep, rate or quality makes a lossy file, whose beginnings decode to coarser images.
+    """Code an image without loss, or down to a timestep, rate or quality, or both in one file.
 
     Args:
         image: path, PIL image, array (uint8 [h, w], [h, w, 1..4], uint16 [h, w] or bool [h, w]) or
@@ -85,9 +93,10 @@ def encode(
         psnr: stop where it is at least so many dB; within a timestep if lossy.
         progressive: previews first, as in a lossy file, then the exact image.
         previews: the timesteps that the file can be cut at, instead of about every 1.5 dB.
-        draws: code each tile so often, by other randomness each, and keep the smallest.
+        draws: code each tile so often, each by other randomness, and keep the smallest.
         label: class that a model of classes is told, from 0 on; "auto": try all, but no previews.
         tile_side: the longest, a multiple of 8 from 96: a region of small tiles costs less.
+        adapt: fit a model in phases to the image, where it pays; it takes longer.
         strip: leave out all metadata; palette and transparency stay, being part of the picture.
         limits: the sizes to accept; a larger image takes larger limits to decode, too.
         device: where the model computes; see :func:`diffcodec.load_model`.
@@ -97,18 +106,17 @@ def encode(
 
     Raises:
         TypeError: for anything but the types above.
-        UnsupportedError: for an image, timestep, rate, quality or class that cannot be coded.
-        LimitError: for an image that is over a limit.
+        UnsupportedError, LimitError: for what cannot be coded, and images over a limit.
         ModelMismatchError: if there is no such model, or its numbers overflow.
     """
     target = _target(timestep, bpp, psnr, progressive, previews)
     used, source = load_planned(model, plan, device), find_source(image, limits, strip)
     side = check_tile_side(tile_side)
     if target == Target():
-        code = partial(encode_together, draws=check_draws(draws), limits=limits)
-        one = source, labels_to_try(used, label)
-        return b"".join(code([one], used, plan, progress, choices=Choices(tile_side=side)))
-    target = target._replace(label=_label_of_previews(used, draws, label), tile_side=side)
+        code = partial(encode_together, draws=check_draws(draws), adapt=flag("adapt", adapt))
+        one, choices = (source, labels_to_try(used, label)), Choices(tile_side=side)
+        return b"".join(code([one], used, plan, progress, limits=limits, choices=choices))
+    target = target._replace(label=_label_of_previews(used, draws, adapt, label), tile_side=side)
     return _with_previews(source, used, plan, target, progress, limits)
 
 
@@ -139,6 +147,7 @@ def encode_together(
     progress: bool = False,
     *,
     draws: int = 1,
+    adapt: bool = False,
     limits: Limits = DEFAULT_LIMITS,
     choices: Choices = DEFAULT_CHOICES,
 ) -> Iterator[bytes]:
@@ -146,7 +155,7 @@ def encode_together(
 
     Args:
         sources: plain images, each with the classes to try.
-        model, plan, progress, draws, limits: see :func:`encode`.
+        model, plan, progress, draws, adapt, limits: see :func:`encode`.
         choices: others than the default are for experiments.
 
     Guarantee: the bytes of a file do not depend on the images coded beside it.
@@ -159,10 +168,14 @@ def encode_together(
         find_colors(source) if coded_channels(source.mode, model.color) else Found(source)
         for source, _ in sources
     ]
+    adaptations = [
+        fit(model, plan, source, found, labels[0]) if adapt else None
+        for (source, labels), found in zip(sources, looked_at, strict=True)
+    ]
     tiles = [
         (source, found, ways)
-        for (source, labels), found in zip(sources, looked_at, strict=True)
-        for ways in _ways(model, plan, source, choices.tile_side, draws, labels)
+        for (source, labels), found, adaptation in zip(sources, looked_at, adaptations, strict=True)
+        for ways in _ways(model, plan, source, choices.tile_side, draws, labels, adaptation)
     ]
     chains = (
         encode_part(model, source, found, part, choices)
@@ -172,8 +185,8 @@ def encode_together(
     parts = [part for *_, ways in tiles for part in ways]
     with progress_bar(count_evaluations(parts, model), progress) as bar:
         coded = _smallest(run(chains, parts, model, bar), [len(ways) for *_, ways in tiles])
-        for (source, _), found in zip(sources, looked_at, strict=True):
-            yield _assemble(source, model, plan, coded, found, choices)
+        for (source, _), found, fitted in zip(sources, looked_at, adaptations, strict=True):
+            yield _assemble(source, model, plan, coded, found, fitted, choices)
 
 
 def check_draws(draws: Any) -> int:
@@ -209,12 +222,13 @@ def _ways(
     side: int,
     draws: int,
     labels: Sequence[int | None],
+    adaptation: Adaptation | None,
 ) -> list[list[Part]]:
     """The ways to code each tile; none of an image that no chain codes."""
     if not coded_channels(source.mode, model.color):
         return []
     return [
-        [Part(plan, index, box, *which) for which in product(range(draws), labels)]
+        [Part(plan, index, box, *which, adaptation) for which in product(range(draws), labels)]
         for index, box in enumerate(tile_grid(*source.size, side))
     ]
 
@@ -234,8 +248,10 @@ def labels_to_try(model: Model, label: Any) -> list[int | None]:
     return [found]
 
 
-def _label_of_previews(model: Model, draws: Any, label: Any) -> int | None:
+def _label_of_previews(model: Model, draws: Any, adapt: Any, label: Any) -> int | None:
     """The class of all tiles of a file with previews, which goes one way."""
+    if flag("adapt", adapt):
+        raise UnsupportedError("an adaptation and previews: expected one or the other")
     if integer("draws", draws) != 1:
         raise UnsupportedError(f"{draws} draws and previews: expected one or the other")
     if label == AUTO:
@@ -288,6 +304,7 @@ def _assemble(
     plan: str,
     coded: Iterator[EncodedTile | None],
     found: Found,
+    adaptation: Adaptation | None,
     choices: Choices,
 ) -> bytes:
     """The smaller of two files: tile by tile the best coder, or one fallback for the whole."""
@@ -304,6 +321,7 @@ def _assemble(
             metadata={
                 **metadata,
                 **colors_entry(found.colors if uses_model else None),
+                **adaptation_entry(adaptation if uses_model else None),
                 **({} if whole else tiles_entry(choices.tile_side, source.size)),
             },
             tiles=tuple(tiles),

@@ -9,7 +9,14 @@ from typing import TypeVar
 from jaxtyping import Float64
 
 from diffcodec.arrays import Array
-from diffcodec.codec.planes import allowed, coded_channels, image_of, other_probabilities
+from diffcodec.codec.planes import (
+    adaptation_of,
+    allowed,
+    coded_channels,
+    image_of,
+    other_probabilities,
+)
+from diffcodec.coding.adaptation import Adaptation
 from diffcodec.coding.bits_back import (
     EncodedTile,
     SeedSpentError,
@@ -61,7 +68,7 @@ class Part:
     """A tile that the chain codes: by which plan, its number in the image, and where it lies.
 
     ``draw`` is which seed and dither of the shared randomness its chain takes, ``label`` the class
-    that the model is told, if it is told one.
+    that the model is told, if it is told one, ``adaptation`` fits the model to the image.
     """
 
     plan: str
@@ -69,6 +76,7 @@ class Part:
     box: Box
     draw: int = 0
     label: int | None = None
+    adaptation: Adaptation | None = None
 
     @property
     def pixels(self) -> int:
@@ -118,6 +126,8 @@ def make_chain(
     coded = coded_channels(mode, model.color)
     if part.plan not in model.plans or not coded:
         raise CorruptError(f"a tile of a {mode} image is coded by {part.plan!r}, which cannot be")
+    if part.adaptation and not model.phased:
+        raise CorruptError(f"the file adapts the phases of a model, and {model.info.name} has none")
     shape = (part.box.height, part.box.width)
     plan = model.plans[part.plan]
     can_occur = allowed(colors, model.color)
@@ -129,6 +139,7 @@ def make_chain(
         allowed=can_occur,
         phased=model.phased,
         around_first=model.phased and exact,
+        adaptation=part.adaptation,
     )
 
 
@@ -156,10 +167,15 @@ def decoding(model: Model, index: int) -> Iterator[None]:
 
 
 def chain_parts(container: Container) -> list[Part]:
-    """The tiles that are chains."""
+    """The tiles that are chains.
+
+    Raises:
+        FormatError: if what the file tells of its adaptation is malformed.
+    """
+    adaptation = adaptation_of(container)
     pairs = zip(container.boxes(), container.tiles, strict=True)
     return [
-        Part(tile.plan, index, box, tile.draw, tile.label)
+        Part(tile.plan, index, box, tile.draw, tile.label, adaptation)
         for index, (box, tile) in enumerate(pairs)
         if tile.plan
     ]

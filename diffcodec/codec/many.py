@@ -45,6 +45,7 @@ def encode_many(
     progress: bool = False,
     *,
     draws: int = 1,
+    adapt: bool = False,
     labels: Iterable[int | str | None] | None = None,
     tile_side: int = TILE_SIDE,
     strip: bool = False,
@@ -71,7 +72,13 @@ def encode_many(
         raise UnsupportedError(f"{len(labels)} labels for {len(images)} images: give one for each")
     sources = _labelled(each_of("images", images), labels, used, limits, strip)
     encode = partial(
-        encode_together, model=used, plan=plan, draws=draws, limits=limits, choices=choices
+        encode_together,
+        model=used,
+        plan=plan,
+        draws=draws,
+        adapt=flag("adapt", adapt),
+        limits=limits,
+        choices=choices,
     )
     chunks = _chunks(sources, lambda source: source[0].width * source[0].height)
     return _with_bar(_results(chunks, encode), images, flag("progress", progress))

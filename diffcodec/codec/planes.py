@@ -8,10 +8,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from diffcodec.arrays import Array, Flags
+from diffcodec.coding.adaptation import Adaptation
 from diffcodec.coding.codecs import Allowed
 from diffcodec.coding.color_volume import MARGIN, ColorVolume
 from diffcodec.coding.top_down import MayEnd
 from diffcodec.container.parts import (
+    ADAPTATION,
     CHAIN_MODES,
     COLOR_SET,
     EDGE_MULTIPLE,
@@ -52,6 +54,21 @@ def may_end(container: Container, end: int) -> MayEnd:
     assert layers is not None
     is_last = end == layers.stops[-1]
     return MayEnd.IN_LAST_STEP if is_last and layers.is_part else MayEnd.NEVER
+
+
+def adaptation_of(container: Container) -> Adaptation | None:
+    """What fits the model to the image of a file, if anything does.
+
+    Raises:
+        FormatError: if what it tells is malformed.
+    """
+    data = container.metadata.get(ADAPTATION)
+    return None if data is None else Adaptation.unpack(data)
+
+
+def adaptation_entry(adaptation: Adaptation | None) -> dict[str, bytes]:
+    """What the metadata of a file tell of its adaptation."""
+    return {} if adaptation is None else {ADAPTATION: adaptation.pack()}
 
 
 def colors_entry(colors: ColorSet | None) -> dict[str, bytes]:

@@ -14,7 +14,7 @@ from diffcodec.codec.batches import count_evaluations, progress_bar, run
 from diffcodec.codec.estimates import check_memory
 from diffcodec.codec.jobs import Job, Part, decode_job, decoding, make_chain
 from diffcodec.codec.opening import find_model
-from diffcodec.codec.planes import check_pixels, color_set, may_end
+from diffcodec.codec.planes import adaptation_of, check_pixels, color_set, may_end
 from diffcodec.codec.seams import Seam, Strips, paste_seam
 from diffcodec.codec.tiles import add_to_chains, paste_chains, paste_fallbacks
 from diffcodec.coding.chain import TileChain
@@ -134,7 +134,7 @@ def _fill(image: Image.Image, boxes: Sequence[Box], model: Model) -> None:
 
 def _chain_parts(found: Salvage) -> Iterator[Part]:
     """The tiles that the chain shows something of."""
-    layers = found.container.layers
+    layers, adaptation = found.container.layers, adaptation_of(found.container)
     for index, box in enumerate(found.container.boxes()):
         tile = found.tiles[index] if found.tiles else None
         if tile is not None and not tile.plan:
@@ -142,7 +142,7 @@ def _chain_parts(found: Salvage) -> Iterator[Part]:
         if layers:
             yield Part(layers.plan, index, box, label=layers.label)
         elif tile is not None and tile.plan:
-            yield Part(tile.plan, index, box, tile.draw, tile.label)
+            yield Part(tile.plan, index, box, tile.draw, tile.label, adaptation)
 
 
 def _decode(

@@ -13,6 +13,7 @@ from jaxtyping import Float64
 
 from diffcodec.arrays import Array
 from diffcodec.coding import randomness
+from diffcodec.coding.adaptation import Adaptation
 from diffcodec.coding.codecs import Allowed
 from diffcodec.coding.levels import make_levels
 from diffcodec.diffusion.color import ColorDomain
@@ -92,6 +93,7 @@ class TileChain:
         preview: the timestep s whose z_s is known beforehand and must lie in ``z``; 0 for none.
         draw: which seed and dither of the shared randomness it takes.
         label: class of the image, if the model is told.
+        adaptation: of what the model's phases predict to the image, if there is one.
         allowed: tells which colours can occur, if not all do.
         phased: whether the model codes in phases.
         around_first: whether a preview's noise is around z_1, as in exact files of such a model,
@@ -111,10 +113,11 @@ class TileChain:
         phased: bool = False,
         around_first: bool = False,
         label: int | None = None,
+        adaptation: Adaptation | None = None,
     ):
         self.plan, self.domain = plan, domain
         self.tile, self.coded, self.preview, self.draw = tile, coded, preview, draw
-        self.label = label
+        self.label, self.adaptation = label, adaptation
         self.allowed, self.phased, self.around_first = allowed, phased, around_first
         self.shape = (3, *shape)
         self.levels = make_levels(plan, domain, preview, around_first)
@@ -178,7 +181,10 @@ class TileChain:
             told = told_planes((self.z[timestep] - mean) / unit, number, levels)
             asked = PhaseRequest(timestep, number, posterior.shared[number], told)
             parameters = yield asked
-            self._phase = above, number, parameters.astype(np.float64)
+            parameters = parameters.astype(np.float64)
+            if self.adaptation:
+                parameters = self.adaptation.apply(timestep, number, parameters)
+            self._phase = above, number, parameters
         return self._phase[2]
 
     def known_channels(self, t: int) -> Float64[Array, "known height width"]:

@@ -114,7 +114,7 @@ class Descent:
         c = self.chain
         same = (c.plan, c.domain, c.tile, c.coded, c.shape[1:])
         more = (c.draw, c.allowed, c.phased, c.around_first, c.label)
-        chain = TileChain(*same, self.timestep, *more)
+        chain = TileChain(*same, self.timestep, *more, adaptation=c.adaptation)
         chain.z[self.timestep] = self.z
         return chain
 

@@ -9,10 +9,12 @@ from diffcodec.errors import FormatError
 
 MAGIC = b"\x89DFC"
 VERSION = 1
-COLOR_SET = "Colors"  # the metadata entry that tells which colours can occur
+ADAPTATION = "Adaptation"  # the metadata entry that fits the model to the image
+COLOR_SET = "Colors"  # the one that tells which colours can occur
 TILES = "Tiles"  # and how long the sides of tiles are at most, if not TILE_SIDE
 METADATA_NAMES = (
     *(
+        ADAPTATION,
         COLOR_SET,
         TILES,
         "chunks",

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from itertools import pairwise
 
 from diffcodec.container.parts import (
+    ADAPTATION,
     CHAIN_MODES,
     CODERS,
     COLOR_SET,
@@ -36,6 +37,8 @@ def check_header(container: Container) -> None:
     if TILES in container.metadata and container.whole:
         raise FormatError("the file tells of the sides of tiles, and one tile is the whole image")
     layers = container.layers
+    if ADAPTATION in container.metadata and layers:
+        raise FormatError("the file has an adaptation and layers, expected one or the other")
     if layers:
         plans = PLAN_NAMES if layers.is_exact else tuple(LAYER_PLANS)
         if layers.plan not in plans:
@@ -116,6 +119,8 @@ def _check_entries(container: Container) -> None:
     """Refuse entries of the metadata that say what the rest of the file cannot be."""
     if COLOR_SET in container.metadata and not container.uses_model:
         raise FormatError("the file has a set of colours, but no tile is a chain")
+    if ADAPTATION in container.metadata and not container.uses_model:
+        raise FormatError("the file has an adaptation, but no tile is a chain")
 
 
 def check_tile(tile: Tile, where: str, container: Container) -> None:

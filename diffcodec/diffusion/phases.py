@@ -291,12 +291,20 @@ def first_bits(z_1: Images, predicted: Phased, steps: Tensor) -> Images:
     for number, parameters in enumerate(predicted.parameters):
         z, mean, unit = (of_phase(field, number) for field in (z_1, *predicted[:2]))
         height, width = z.shape[2:]
-        means, log_scales, coupling = gaussians(parameters[:, :, :height, :width])
-        centre = mean + unit * (means + _shifts(coupling, (z - mean) / unit))
-        scale = unit * clipped_exp(log_scales)
-        p = Gaussian(centre, first_variance(scale, steps))
-        of_phase(bits, number)[:] = discretized_gaussian_bits(z, *p, steps)
+        told = parameters[:, :, :height, :width]
+        of_phase(bits, number)[:] = first_phase_bits(z, mean, unit, told, steps)
     return bits
+
+
+def first_phase_bits(
+    z: Samples, mean: Samples, unit: Samples, parameters: Parameters, steps: Tensor
+) -> Samples:
+    """Code length of one phase of z_1 given z_2, in bits; see :func:`first_bits`."""
+    means, log_scales, coupling = gaussians(parameters)
+    centre = mean + unit * (means + _shifts(coupling, (z - mean) / unit))
+    scale = unit * clipped_exp(log_scales)
+    p = Gaussian(centre, first_variance(scale, steps))
+    return discretized_gaussian_bits(z, *p, steps)
 
 
 def clipped_exp(log_scales: Tensor) -> Tensor:
