@@ -27,6 +27,7 @@ COMMANDS = {  # name: module and what it does; modules are loaded when they are 
     "latent": ("latent", "The chain in the latent of a small autoencoder: an experiment."),
     "samples": ("samples", "How far samples are from images, by sampler and steps."),
     "draws": ("draws", "What coding by several draws of the shared randomness gains."),
+    "adaptation": ("adaptation", "What fitting the model to each image gains."),
     "archive": ("archive", "An archive beside single files and other codecs."),
     "finetune": ("finetune", "What fine-tuning gains on images that are alike."),
     "ddpm": ("ddpm", "DDPM's own table of timesteps, rates and distortions."),

@@ -6,6 +6,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from commands import run
 from golden import adaptation
 from hypothesis import given
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from test_phased_files import large, same, smooth
 
+from bench.adaptation import main as benchmark
 from diffcodec import decode, encode, encode_many, load_model
 from diffcodec.codec import tiles
 from diffcodec.coding.adaptation import Adaptation
@@ -90,6 +92,16 @@ def test_none_where_it_does_not_pay(model: Model) -> None:
         assert encode(image, model, adapt=True) == encode(image, model)
     bilevel = image.convert("1")  # which no chain codes
     assert encode(bilevel, model, adapt=True) == encode(bilevel, model)
+
+
+def test_the_benchmark_measures_both(phased: Path, tmp_path: Path) -> None:
+    smooth(56, 40).save(tmp_path / "a.png")
+    options = ["--model", str(phased), "--effort", "fast", "--crop", "40"]
+    with mock.patch.object(tiles, "encode_fallback", large):
+        result = CliRunner().invoke(benchmark, [str(tmp_path), *options])
+    assert result.exit_code == 0, result.output
+    cells = result.output.splitlines()[-1].strip("| ").split(" | ")
+    assert cells[0] == "a.png" and 0 < float(cells[2]) < float(cells[1]) and int(cells[4]) > 72
 
 
 def test_what_cannot_be_fitted(model: Model, phased: Path, tiny: Path, tmp_path: Path) -> None:
