@@ -34,7 +34,7 @@ def measure(image: Image.Image, model: Model, effort: str) -> list[str]:
         start = time.process_time()
         data = encode(image, model, effort, adapt=adapt)
         seconds.append(time.process_time() - start)
-        if not np.array_equal(decode(data, model=model), image):
+        if not np.array_equal(np.asarray(decode(data, model=model)), np.asarray(image)):
             raise click.ClickException("an image did not come back as it was")
         rates.append(8 * len(data) / np.asarray(image).size)
         tables = parse(data).metadata.get(ADAPTATION, b"")
