@@ -17,8 +17,9 @@ from tiny import tiny_model
 import diffcodec
 from diffcodec import load_model
 from diffcodec.diffusion.plan import geometric_plan
-from diffcodec.diffusion.process import LOG2_E, Gaussian, q_posterior
+from diffcodec.diffusion.process import LOG2_E, Gaussian, p_reverse, q_posterior
 from diffcodec.errors import DiffcodecError, ModelMismatchError, UnsupportedError
+from diffcodec.evaluation.measure import ModelInPhases
 from diffcodec.models.model import Model
 from diffcodec.networks.scaling import scaling
 from diffcodec.sampling import denoiser as denoisers
@@ -283,6 +284,23 @@ def test_large_images_are_evaluated_in_windows(monkeypatch):
     assert known.network.asked == 3 * 4
     expected = known.posterior_x(z.numpy(), 10.0)
     assert np.array_equal(xhat, expected[0]) and np.array_equal(v, expected[1])
+
+
+def test_a_model_in_phases_draws_what_it_codes(phased_float, monkeypatch):
+    """Its noise is what lies between the draw and the distribution that the bound takes."""
+    loaded = load_model(phased_float, "float")
+    denoiser, noise = Denoiser(loaded), Noise(1, 2)(23, 90)
+    z = 127.5 + 100 * Noise(0, 2)(23, 90)
+    t, s = 80.0, 40.0
+    drawn = denoiser.step(z, t, s, noise)
+    sigmas = denoiser.noise_of(s, z), denoiser.noise_of(t, z)
+    told = ModelInPhases(loaded, loaded.plans["default"])
+    p = p_reverse(*told.refined(drawn, z, torch.tensor([s]), torch.tensor([t])), z, *sigmas)
+    assert torch.allclose((drawn - p.mean) / p.variance.sqrt(), noise, atol=1e-4)
+    alone = p_reverse(*denoiser(z, t), z, *sigmas)
+    assert not torch.allclose((drawn - alone.mean) / alone.variance.sqrt(), noise, atol=0.1)
+    monkeypatch.setattr(denoisers, "WINDOW", 16)
+    assert torch.allclose(Denoiser(loaded).step(z, t, s, noise), drawn, atol=1e-3)
 
 
 def test_what_cannot_be_drawn_is_refused():

@@ -1,8 +1,9 @@
 """The model as samplers ask it: xhat of images of any size, guided, and the noise they take."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import EllipsisType
 
 import numpy as np
 import torch
@@ -10,14 +11,22 @@ from PIL import Image
 from torch import Tensor
 
 from diffcodec.diffusion.color import channels, from_domain, to_domain
+from diffcodec.diffusion.losses import second_sigmas
+from diffcodec.diffusion.phases import clipped_exp, expected_z, of_phase, refined, told_planes
 from diffcodec.diffusion.plan import geometric_plan
+from diffcodec.diffusion.process import p_reverse, q_sample
 from diffcodec.errors import ModelMismatchError, UnsupportedError
 from diffcodec.models.model import Model
-from diffcodec.sampling.equations import classifier_free_guidance, classifier_guidance
+from diffcodec.sampling.equations import (
+    ancestral_step,
+    classifier_free_guidance,
+    classifier_guidance,
+)
 
 WINDOW, MARGIN = 512, 64  # pixels that are evaluated together, and seen around them
 TOP_SIGMA = 600.0  # where samples begin: far above the range of pixels
 STEPS = 50
+Place = tuple[EllipsisType, slice, slice]
 Gradient = Callable[[Tensor, float], Tensor]
 
 
@@ -66,26 +75,76 @@ class Denoiser:
             ModelMismatchError: if the model's numbers are out of range.
         """
         xhat, v = torch.empty_like(z), torch.empty_like(z)
+        for part, inside, here in self._windows(z):
+            for field, found in zip((xhat, v), self._posterior(z[part], sigma), strict=True):
+                field[here] = found[inside]
+        self._checked(sigma, xhat, v)
+        return xhat, v
+
+    def step(self, z: Tensor, t: float, s: float, noise: Tensor) -> Tensor:
+        """A sample of ``p(z_s | z_t)``; by a model in phases one phase after the other.
+
+        Such a model's posterior of x given z_t alone is not trained above the second level: what it
+        codes is that of each phase, which knows z_s of those before.
+
+        Args:
+            z: z_t, in the colour domain.
+            t: its noise level.
+            s: the one below.
+            noise: standard normal, like z.
+        """
+        quantiser = min((plan.quantiser for plan in self.model.plans.values()), default=2)
+        if not self.model.phased or s < second_sigmas(quantiser)[0]:
+            sigma_s, sigma_t = (self.noise_of(level, z) for level in (s, t))
+            return ancestral_step(*self(z, t), z, sigma_s, sigma_t, noise)
+        z_s = torch.empty_like(z)
+        for part, inside, here in self._windows(z):
+            z_s[here] = self._step_in_phases(z[part], t, s, noise[part])[inside]
+        return self._checked(t, z_s)[0]
+
+    def _step_in_phases(self, z: Tensor, t: float, s: float, noise: Tensor) -> Tensor:
+        sigmas = self.noise_of(s, z), self.noise_of(t, z)
+        *posterior, shared = self.model.begin_phases(2, z.double().numpy(), t)
+        xhat, v = map(torch.from_numpy, posterior)
+        lead = self._led(xhat, z, t) - xhat
+        mean, unit = expected_z(xhat, v, z, sigmas, torch.sqrt)
+        z_s, errors = torch.empty_like(z), torch.zeros_like(z)
+        for number, own in enumerate(shared):
+            told = told_planes(errors.numpy(), number, (s, t))
+            found = self.model.phase_parameters(2, t, number, own, told)
+            fields = (xhat, v, lead, z, noise, mean, unit)
+            xhat_n, v_n, lead_n, z_n, noise_n, mean_n, unit_n = (
+                of_phase(field, number) for field in fields
+            )
+            parameters = torch.from_numpy(found)[:, :, : z_n.shape[2], : z_n.shape[3]]
+            told_x, told_v = refined(xhat_n, v_n, parameters, torch.sqrt, clipped_exp)
+            p = p_reverse(told_x + lead_n, told_v, z_n, *sigmas)
+            drawn = q_sample(p.mean, p.variance.sqrt(), noise_n)
+            of_phase(z_s, number)[:] = drawn
+            of_phase(errors, number)[:] = (drawn - mean_n) / unit_n
+        return z_s
+
+    def _windows(self, z: Tensor) -> Iterator[tuple[Place, Place, Place]]:
+        """Parts of an image: where each lies, which of it is kept, and where that goes."""
         height, width = z.shape[2:]
         for top in range(0, height, self.window):
             for left in range(0, width, self.window):
                 above, before = (max(0, start - self.margin) for start in (top, left))
                 below, behind = (start + self.window + self.margin for start in (top, left))
-                part = z[:, :, above:below, before:behind]
                 inside = (
-                    slice(None),
-                    slice(None),
+                    ...,
                     slice(top - above, top - above + self.window),
                     slice(left - before, left - before + self.window),
                 )
                 here = (..., slice(top, top + self.window), slice(left, left + self.window))
-                for field, found in zip((xhat, v), self._posterior(part, sigma), strict=True):
-                    field[here] = found[inside]
-        if not (xhat.isfinite().all() and v.isfinite().all()):
+                yield (..., slice(above, below), slice(before, behind)), inside, here
+
+    def _checked(self, sigma: float, *fields: Tensor) -> tuple[Tensor, ...]:
+        if not all(field.isfinite().all() for field in fields):
             raise ModelMismatchError(
                 f"model {self.model.name}: numbers out of range at the noise level {sigma:g}"
             )
-        return xhat, v
+        return fields
 
     def _posterior(self, z: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
         guidance = self.guidance
@@ -93,17 +152,22 @@ class Denoiser:
         if guidance.label is not None and guidance.scale != 1:
             plain, _ = _ask(self.model, z, sigma)
             xhat = classifier_free_guidance(plain, xhat, guidance.scale)
-        if guidance.classifier is not None:
-            noise = self.noise_of(sigma, z)
-            gradient = guidance.classifier(z, sigma)
-            shape = tuple(getattr(gradient, "shape", ()))
-            if not isinstance(gradient, Tensor) or shape != tuple(z.shape):
-                raise TypeError(
-                    f"classifier: it gave {type(gradient).__name__} {list(shape)}, expected the "
-                    f"gradient of log p(class | z_t) by z as a tensor {list(z.shape)}"
-                )
-            xhat = classifier_guidance(xhat, gradient, noise, guidance.classifier_scale)
-        return xhat, v
+        return self._led(xhat, z, sigma), v
+
+    def _led(self, xhat: Tensor, z: Tensor, sigma: float) -> Tensor:
+        """The mean of x as a classifier leads it."""
+        guidance = self.guidance
+        if guidance.classifier is None:
+            return xhat
+        gradient = guidance.classifier(z, sigma)
+        shape = tuple(getattr(gradient, "shape", ()))
+        if not isinstance(gradient, Tensor) or shape != tuple(z.shape):
+            raise TypeError(
+                f"classifier: it gave {type(gradient).__name__} {list(shape)}, expected the "
+                f"gradient of log p(class | z_t) by z as a tensor {list(z.shape)}"
+            )
+        noise = self.noise_of(sigma, z)
+        return classifier_guidance(xhat, gradient, noise, guidance.classifier_scale)
 
     def noise_of(self, sigma: float, like: Tensor) -> Tensor:
         """The noise of each channel, [3, 1, 1]."""

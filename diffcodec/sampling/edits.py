@@ -20,7 +20,6 @@ from diffcodec.sampling.denoiser import (
     to_images,
 )
 from diffcodec.sampling.equations import (
-    ancestral_step,
     forward_step,
     replace_coarse,
     replace_known,
@@ -211,8 +210,7 @@ def _replacing(
         sigma_s, sigma_t = (denoiser.noise_of(level, z) for level in (s, above[s]))
         for _ in range(resamplings - 1):
             z = forward_step(z, sigma_s, sigma_t, noise(height, width))
-            xhat, v = denoiser(z, above[s])
-            z = replaced(ancestral_step(xhat, v, z, sigma_s, sigma_t, noise(height, width)), s)
+            z = replaced(denoiser.step(z, above[s], s, noise(height, width)), s)
         return z
 
     z = replaced(draw_prior(denoiser, levels[0], noise(height, width)), levels[0])

@@ -10,7 +10,6 @@ from tqdm import tqdm
 from diffcodec.diffusion.process import p_prior
 from diffcodec.sampling.denoiser import Denoiser, Noise
 from diffcodec.sampling.equations import (
-    ancestral_step,
     ddim_step,
     heun_step,
     langevin_step,
@@ -60,14 +59,13 @@ def go_down(
     pairs = list(pairwise(levels))
     for t, s in tqdm(pairs, "noise levels", disable=None if progress else True):
         sigma_t, sigma_s = (denoiser.noise_of(level, z) for level in (t, s))
-        xhat, v = denoiser(z, t)
         if sampler == "ancestral":
-            z = ancestral_step(xhat, v, z, sigma_s, sigma_t, noise(height, width))
+            z = denoiser.step(z, t, s, noise(height, width))
         elif sampler == "ddim":
             fresh = noise(height, width) if eta else torch.zeros_like(z)
-            z = ddim_step(xhat, z, sigma_s, sigma_t, eta, fresh)
+            z = ddim_step(denoiser(z, t)[0], z, sigma_s, sigma_t, eta, fresh)
         else:
-            slope = probability_flow(xhat, z, t)
+            slope = probability_flow(denoiser(z, t)[0], z, t)
             euler = z + (s - t) * slope
             z = heun_step(z, slope, probability_flow(denoiser(euler, s)[0], euler, s), s, t)
         for _ in range(corrector_steps):
