@@ -16,6 +16,7 @@ from tiny import tiny_model
 from diffcodec import decode, encode, load_model
 from diffcodec.codec.decoding import iter_decode
 from diffcodec.container.reader import parse
+from diffcodec.diffusion.bound import chain_bound_bits
 from diffcodec.diffusion.parametrisation import (
     SCHEDULES,
     NoisePath,
@@ -26,7 +27,7 @@ from diffcodec.diffusion.parametrisation import (
 )
 from diffcodec.diffusion.plan import Plan, geometric_plan
 from diffcodec.errors import DiffcodecError, ModelMismatchError
-from diffcodec.evaluation.measure import evaluate
+from diffcodec.evaluation.measure import evaluate, torch_posterior
 from diffcodec.models import from_epsilon
 from diffcodec.models.calibration import calibrate
 from diffcodec.models.file import model_info
@@ -196,6 +197,21 @@ def test_a_table_is_the_variance_that_there_is():
     assert np.all((between - low) * (high - between) >= 0)
     again = VarianceTable.from_dict(json.loads(json.dumps(table.to_dict())))
     assert np.array_equal(again.variances, table.variances)
+
+
+def test_where_a_network_knows_less_than_z_1_its_table_says_so():
+    """A variance below the error would cost the square of their ratio."""
+
+    class GreyAtFirst(Gaussian):
+        def forward(self, x, sigma):
+            return super().forward(x, sigma) if sigma > 0.6 / 127.5 else torch.zeros_like(x)
+
+    x = as_crops(gaussian_images(4))
+    model = from_epsilon(GreyAtFirst("edm", "x0"), "edm", "x0")
+    network = CalibratedNetwork(model.network, calibrate(model, x))
+    plan, posterior = geometric_plan(8), torch_posterior(Model(network, model.plans))
+    bits = chain_bound_bits(posterior, x.double(), "rgb", plan, torch.Generator().manual_seed(0))
+    assert bits[:, 0].mean() == pytest.approx(1, abs=0.01)  # one of two integers
 
 
 def test_what_cannot_be_is_refused(tiny):

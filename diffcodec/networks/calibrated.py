@@ -121,5 +121,8 @@ class CalibratedNetwork:
         which = classes_of(contrast(mean), edges)  # [batch, 3, height, width]
         table = torch.from_numpy(variances).to(mean.device)
         channel = torch.arange(3, device=mean.device)[:, None, None]
-        noise = sigma * channels(DOMAINS[self.color].noise_multipliers, mean)
-        return mean, torch.minimum(table[channel, which], LARGEST_SHARE * noise**2)
+        v = table[channel, which]
+        if sigma > self.table.levels[0]:  # there a network may know less of x than z_1 does
+            noise = sigma * channels(DOMAINS[self.color].noise_multipliers, mean)
+            v = torch.minimum(v, LARGEST_SHARE * noise**2)
+        return mean, v
