@@ -68,7 +68,8 @@ def group(content, models):
     coded = "L" if flags & 16 else mode
     size = file.varint(), file.varint()
     count, crc, identity = file.varint(), file.u32(), file.take(4)
-    plan = reference.PLANS[file.u8() - 16]
+    number = file.u8()
+    plan = reference.PLANS[(number & ~64) - 16]
     images, place = {}, -1
     for _ in range(file.varint()):
         place += 1 + file.varint()
@@ -87,6 +88,9 @@ def group(content, models):
     colors = None
     if flags & 8:
         colors = reference.color_set(file.take(file.varint()), len(coded))
+    adaptation = {}
+    if number & 64:
+        adaptation = reference.read_adaptation(reference.Bytes(file.take(file.varint())))
     if flags & 32:
         zlib.decompress(file.take(file.varint()))
     payload = file.rest()
@@ -95,7 +99,7 @@ def group(content, models):
         model = models[identity]
         chains = [reference.Chain(model, plan, coded, k, size, 0, colors) for k in places]
         for place, chain in zip(places, chains, strict=True):
-            chain.label = labels.get(place)
+            chain.label, chain.adaptation = labels.get(place), adaptation
         for place, chain, x in zip(places, chains, share(chains, payload), strict=True):
             image = Image.new(mode, size)
             reference.paste(image, mode, chain.to_samples(x), 0, 0)

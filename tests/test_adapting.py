@@ -1,11 +1,14 @@
 """Models that are fitted to an image: tables of scales and shifts in a file."""
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
+import reference
+import reference_archive
 from click.testing import CliRunner
 from commands import run
 from golden import adaptation
@@ -15,13 +18,15 @@ from hypothesis.extra.numpy import arrays
 from test_phased_files import large, same, smooth
 
 from bench.adaptation import main as benchmark
-from diffcodec import decode, encode, encode_many, load_model
+from diffcodec import decode, encode, encode_many, load_model, open_archive
+from diffcodec.archive.coding import decode_images, encode_images
+from diffcodec.archive.parts import SharedGroup, pack_group, parse_group
 from diffcodec.codec import tiles
 from diffcodec.coding.adaptation import Adaptation
-from diffcodec.container.parts import ADAPTATION
+from diffcodec.container.parts import ADAPTATION, Tile
 from diffcodec.container.reader import parse
 from diffcodec.container.writer import pack
-from diffcodec.errors import CorruptError, FormatError, UnsupportedError
+from diffcodec.errors import CorruptError, DiffcodecError, FormatError, UnsupportedError
 from diffcodec.models.model import Model
 
 TABLES = st.dictionaries(
@@ -92,6 +97,39 @@ def test_none_where_it_does_not_pay(model: Model) -> None:
         assert encode(image, model, adapt=True) == encode(image, model)
     bilevel = image.convert("1")  # which no chain codes
     assert encode(bilevel, model, adapt=True) == encode(bilevel, model)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_groups_are_fitted(model: Model, mode: str) -> None:
+    images = [smooth(24, 20, mode, seed) for seed in range(5)]
+    with mock.patch("diffcodec.archive.coding.fallback_tile", lambda *_: Tile("raw", bytes(9999))):
+        plain, fitted = (encode_images(images, model, "fast", adapt=a) for a in (False, True))
+    group = parse_group(fitted)
+    assert isinstance(group, SharedGroup) and group.adaptation and pack_group(group) == fitted
+    assert len(fitted) < 0.98 * len(plain)
+    assert all(map(same, images, decode_images(fitted, lambda *_: model)))
+    for change in ({"adaptation": group.adaptation[:-1]}, {"adaptation": b""}):
+        with pytest.raises(DiffcodecError):
+            decode_images(pack_group(replace(group, **change)), lambda *_: model)
+    with pytest.raises(FormatError, match="adapts a model that no image uses"):
+        others = dict.fromkeys(range(5), Tile("raw", b"1"))
+        none = {"others": others, "payload": b"", "model": bytes(4)}
+        parse_group(pack_group(replace(group, **none)))
+
+
+def test_a_second_reader_knows_groups_that_are_fitted(phased: Path, tmp_path: Path) -> None:
+    images = [smooth(5, 4, seed=seed) for seed in range(3)]
+    path = tmp_path / "x.dfca"
+    with (
+        mock.patch("diffcodec.archive.coding.fallback_tile", lambda *_: Tile("raw", bytes(9999))),
+        mock.patch("diffcodec.archive.coding.fit", lambda *_, **__: adaptation((21, 9, 6))),
+        open_archive(path, "x", model=phased, plan="fast", adapt=True) as archive,
+    ):
+        archive.extend(images)
+    data = phased.read_bytes()
+    models = {hashlib.sha256(data).digest()[:4]: reference.Model(data)}
+    found = reference_archive.read(path.read_bytes(), models)
+    assert [each[4] for each in found] == [image.tobytes() for image in images]
 
 
 def test_the_benchmark_measures_both(phased: Path, tmp_path: Path) -> None:

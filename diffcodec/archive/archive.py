@@ -61,11 +61,12 @@ class _Encoder:
     model: "str | PathLike[str] | Model"
     plan: str
     device: str | None
+    adapt: bool
 
     def __call__(self, images: "list[Image]", told: list[int | None]) -> bytes:
         from diffcodec.archive.coding import encode_images
 
-        return encode_images(images, self.load(), self.plan, told)
+        return encode_images(images, self.load(), self.plan, told, self.adapt)
 
     def load(self) -> "Model":
         """The model, which stays loaded."""
@@ -216,7 +217,7 @@ class Archive(ArchiveReader):
 
     @property
     def _encoder(self) -> _Encoder:
-        return _Encoder(*(self._options[each] for each in ("model", "plan", "device")))
+        return _Encoder(*(self._options[each] for each in ("model", "plan", "device", "adapt")))
 
 
 def open_archive(
@@ -227,6 +228,7 @@ def open_archive(
     plan: str = "default",
     group: int = GROUP_IMAGES,
     classes: bool = False,
+    adapt: bool = False,
     strip: bool = False,
     limits: Limits = DEFAULT_LIMITS,
     device: str | None = None,
@@ -245,6 +247,7 @@ def open_archive(
         group: how many images share a stack, and are decoded for the sake of one; of images of over
             1024 pixels as many as have so many pixels together.
         classes: tell the model, which was trained with labels, that of each image: its class.
+        adapt: fit the model, one in phases, to each group, where it pays; it takes longer.
         strip: leave out all metadata; see :func:`diffcodec.encode`.
         limits: the sizes to accept.
         device: where the model computes; see :func:`diffcodec.load_model`.
@@ -260,7 +263,7 @@ def open_archive(
         raise UnsupportedError(f"mode {mode!r}: expected one of {MODES}")
     check_limits(limits)
     options: dict[str, Any] = {"plan": plan, "group": group, "strip": strip, "limits": limits}
-    options["classes"] = flag("classes", classes)
+    options |= {"classes": flag("classes", classes), "adapt": flag("adapt", adapt)}
     options |= {"device": device, "executor": executor, "jobs": jobs}
     options["model"] = DEFAULT_MODEL if model is None and mode != "r" else model
     try:

@@ -8,6 +8,7 @@ from PIL import Image
 
 from diffcodec.archive.parts import SharedGroup, pack_group, parse_group
 from diffcodec.arrays import Array
+from diffcodec.codec.adapting import fit
 from diffcodec.codec.batches import BATCH_PIXELS
 from diffcodec.codec.decoding import decode
 from diffcodec.codec.encoding import NO_MODEL
@@ -16,6 +17,7 @@ from diffcodec.codec.jobs import Part, encoding, make_chain
 from diffcodec.codec.many import encode_many
 from diffcodec.codec.planes import coded_channels, image_of, integers, other_probabilities
 from diffcodec.codec.tiles import fallback_tile
+from diffcodec.coding.adaptation import Adaptation
 from diffcodec.coding.bits_back import payload_of, words_of
 from diffcodec.coding.chain import Answer, Asked, Result, TileChain, drive
 from diffcodec.coding.groups import (
@@ -32,6 +34,7 @@ from diffcodec.errors import CorruptError
 from diffcodec.images.color_sets import ColorSet, find_color_set
 from diffcodec.images.fallback import decode_fallback
 from diffcodec.images.metadata import apply_metadata, get_metadata
+from diffcodec.images.outliers import Found
 from diffcodec.images.samples import is_grey
 from diffcodec.limits import DEFAULT_LIMITS, Limits
 from diffcodec.models.answering import answer, is_usable
@@ -52,6 +55,7 @@ def encode_images(
     model: Model,
     plan: str = "default",
     labels: Sequence[int | None] | None = None,
+    adapt: bool = False,
 ) -> bytes:
     """The content of a group, without loss.
 
@@ -60,6 +64,7 @@ def encode_images(
         model: to code them by.
         plan: one of its plans.
         labels: the classes that the model is told, of each image; of one without None.
+        adapt: fit the model to the images, where it pays.
 
     Raises:
         DiffcodecError: see :func:`diffcodec.encode`.
@@ -67,12 +72,16 @@ def encode_images(
     first = images[0]
     if len(images) > 1 and shares_stack(first.mode, first.size, model.color):
         told = {place: each for place, each in enumerate(labels or ()) if each is not None}
-        return pack_group(_encode_shared(images, model, plan, told))
-    return pack_group(tuple(encode_many(images, model, plan, labels=labels)))
+        return pack_group(_encode_shared(images, model, plan, told, adapt))
+    return pack_group(tuple(encode_many(images, model, plan, labels=labels, adapt=adapt)))
 
 
 def _encode_shared(
-    images: Sequence[Image.Image], model: Model, plan: str, labels: Mapping[int, int]
+    images: Sequence[Image.Image],
+    model: Model,
+    plan: str,
+    labels: Mapping[int, int],
+    adapt: bool,
 ) -> SharedGroup:
     first, all_samples = images[0], _above_each_other(images)
     grey = (
@@ -82,10 +91,11 @@ def _encode_shared(
     )
     mode = "L" if grey else first.mode
     colors = find_color_set(all_samples.convert(mode))
+    fitted = _fitted(model, plan, all_samples.convert(mode), colors, first) if adapt else None
     fallbacks = [fallback_tile(image, colors) for image in images]
     places, coded, is_second = list(range(len(images))), None, False
     while places and coded is None:
-        chains = _chains(model, plan, mode, first.size, places, labels, colors)
+        chains = _chains(model, plan, mode, first.size, places, labels, colors, fitted)
         box = Box(0, 0, *first.size)
         planes = [integers(images[place], box, model.color).astype(np.float64) for place in places]
         try:
@@ -113,9 +123,23 @@ def _encode_shared(
         labels={place: label for place, label in labels.items() if place in places},
         others={k: tile for k, tile in enumerate(fallbacks) if k not in places},
         colors=colors.pack() if colors and places else b"",
+        adaptation=fitted.pack() if fitted and places else b"",
         metadata=metadata,
         payload=payload_of(coded.words) if coded else b"",
     )
+
+
+def _fitted(
+    model: Model,
+    plan: str,
+    samples: Image.Image,
+    colors: ColorSet | None,
+    first: Image.Image,
+) -> Adaptation | None:
+    """What fits the model to images above each other, each of the first one's size."""
+    heights = range(0, samples.height, first.height)
+    boxes = [Box(0, top, first.width, first.height) for top in heights]
+    return fit(model, plan, samples, Found(samples, colors), boxes=boxes)
 
 
 def _worth(coded: EncodedGroup, places: list[int], fallbacks: Sequence[Tile]) -> list[int]:
@@ -176,7 +200,9 @@ def _decode_chains(group: SharedGroup, model: Model) -> list[Array]:
     channels = MODES[group.chain_mode].channels
     colors = ColorSet.unpack(group.colors, channels) if group.colors else None
     size = (group.width, group.height)
-    chains = _chains(model, group.plan, group.chain_mode, size, group.chains, group.labels, colors)
+    told = group.chains, group.labels, colors
+    adaptation = Adaptation.unpack(group.adaptation) if group.adaptation else None
+    chains = _chains(model, group.plan, group.chain_mode, size, *told, adaptation)
     pixels = group.width * group.height
     try:
         return _run(decode_group(chains, words_of(group.payload)), model, group.plan, pixels)
@@ -194,10 +220,13 @@ def _chains(
     places: Sequence[int],
     labels: Mapping[int, int],
     colors: ColorSet | None,
+    adaptation: Adaptation | None,
 ) -> list[TileChain]:
     """The chains of images of a group, each with the shared randomness of its place's number."""
     box = Box(0, 0, *size)
-    parts = [Part(plan, place, box, label=labels.get(place)) for place in places]
+    parts = [
+        Part(plan, place, box, label=labels.get(place), adaptation=adaptation) for place in places
+    ]
     return [make_chain(model, mode, part, colors) for part in parts]
 
 

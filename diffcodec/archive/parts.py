@@ -25,6 +25,7 @@ from diffcodec.limits import DEFAULT_LIMITS, Limits
 FILES, SHARED = 0, 1  # kinds of group
 _COLORS_BIT, _GREY_BIT, _METADATA_BIT, _LABELS_BIT, _FLOAT_BIT = 0x08, 0x10, 0x20, 0x40, 0x80
 _MODE_BITS = 0x07
+_ADAPTED_BIT = 0x40  # of the plan
 MOST_IMAGES = 1 << 16  # of a group
 MOST_LABEL_BITS = 24
 
@@ -44,6 +45,7 @@ class SharedGroup:
         grey: R, G and B of the chains' images, of mode RGB, are equal: they are coded as of mode L.
         labels: by place, the classes that the model was told.
         colors: which colours can occur in all of them, as of a file; empty if all can.
+        adaptation: what fits the model to all of them, as of a file; empty if nothing does.
         metadata: of images that have some, by place.
         payload: the stack's words.
     """
@@ -60,6 +62,7 @@ class SharedGroup:
     grey: bool = False
     labels: Mapping[int, int] = field(default_factory=dict)
     colors: bytes = b""
+    adaptation: bytes = b""
     metadata: Mapping[int, Mapping[str, bytes]] = field(default_factory=dict)
     payload: bytes = b""
 
@@ -88,7 +91,8 @@ def pack_group(group: Group) -> bytes:
     out = bytearray([SHARED, flags])
     out += varint(group.width) + varint(group.height) + varint(group.count)
     out += struct.pack("<I", group.pixel_crc) + group.model
-    out += bytes([CODERS[group.plan]]) + varint(len(group.others))
+    plan = CODERS[group.plan] | (_ADAPTED_BIT if group.adaptation else 0)
+    out += bytes([plan]) + varint(len(group.others))
     last = -1
     for place, tile in sorted(group.others.items()):
         out += varint(place - last - 1) + bytes([CODERS[tile.coder]])
@@ -98,6 +102,8 @@ def pack_group(group: Group) -> bytes:
         out += _pack_labels(group.labels, group.count)
     if group.colors:
         out += varint(len(group.colors)) + group.colors
+    if group.adaptation:
+        out += varint(len(group.adaptation)) + group.adaptation
     if group.metadata:
         entries = [varint(p) + pack_metadata(m) for p, m in sorted(group.metadata.items())]
         packed = zlib.compress(varint(len(entries)) + b"".join(entries), 9)
@@ -176,12 +182,15 @@ def _read_shared(reader: ByteReader, limits: Limits) -> SharedGroup:
         count=count,
         pixel_crc=reader.u32("the checksum of the pixels"),
         model=reader.take(4, "the model's identity"),
-        plan=coder_of(reader.u8("the plan of a group"), "plan of a group"),
+        plan=coder_of(
+            (plan := reader.u8("the plan of a group")) & ~_ADAPTED_BIT, "plan of a group"
+        ),
         float_arithmetic=bool(flags & _FLOAT_BIT),
         grey=bool(flags & _GREY_BIT),
         others=_read_others(reader, count),
         labels=_read_labels(reader, count) if flags & _LABELS_BIT else {},
         colors=_read_block(reader, "the colours", limits) if flags & _COLORS_BIT else b"",
+        adaptation=_read_adaptation(reader, limits) if plan & _ADAPTED_BIT else b"",
         metadata=_read_all_metadata(reader, count, limits) if flags & _METADATA_BIT else {},
         payload=reader.take(reader.remaining, "the payload"),
     )
@@ -198,6 +207,13 @@ def _read_others(reader: ByteReader, count: int) -> dict[int, Tile]:
             raise FormatError(f"image {place} of {count} by {coder!r}, expected a fallback coder")
         others[place] = Tile(coder, reader.take(reader.varint(what), what))
     return others
+
+
+def _read_adaptation(reader: ByteReader, limits: Limits) -> bytes:
+    found = _read_block(reader, "the adaptation", limits)
+    if not found:
+        raise FormatError("an adaptation of 0 bytes, expected some")
+    return found
 
 
 def _read_block(reader: ByteReader, what: str, limits: Limits) -> bytes:
@@ -253,5 +269,5 @@ def _check_shared(group: SharedGroup) -> None:
         raise FormatError(
             f"a group of {len(group.chains)} chains has {len(group.payload)} bytes of words"
         )
-    if not group.chains and (any(group.model) or group.float_arithmetic):
-        raise FormatError("a group names a model that no image uses")
+    if not group.chains and (any(group.model) or group.float_arithmetic or group.adaptation):
+        raise FormatError("a group names or adapts a model that no image uses")

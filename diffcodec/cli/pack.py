@@ -97,6 +97,12 @@ writing_options = together(
         is_flag=True,
         help="Tell the model, which was trained with labels, that of each image: its class.",
     ),
+    click.option(
+        "--adapt",
+        is_flag=True,
+        help="Fit the model to each group of images, where it pays: for images unlike those that "
+        "it was trained with. Coding takes longer, decoding not.",
+    ),
     click.option("--embed-model", is_flag=True, help="Put the model into the archive, too."),
     click.option("--strip", is_flag=True, help="Leave out all metadata."),
     jobs_option("jobs", "Code N groups at a time."),

@@ -17,7 +17,7 @@ from diffcodec.coding.adaptation import STEPS, VARIABLES, Adaptation, Table
 from diffcodec.coding.bits_back import encode_tile
 from diffcodec.coding.chain import Answer, PhaseRequest, TileChain
 from diffcodec.coding.steps import OutOfRangeError
-from diffcodec.container.parts import tile_grid
+from diffcodec.container.parts import Box, tile_grid
 from diffcodec.diffusion.phases import (
     PHASES,
     clipped_exp,
@@ -58,7 +58,12 @@ Notes = dict[tuple[int, int], list[Told]]  # by variable and phase
 
 
 def fit(
-    model: Model, plan: str, source: Image.Image, found: Found, label: int | None = None
+    model: Model,
+    plan: str,
+    source: Image.Image,
+    found: Found,
+    label: int | None = None,
+    boxes: Sequence[Box] = (),
 ) -> Adaptation | None:
     """What fits the model to an image, if it pays.
 
@@ -72,6 +77,7 @@ def fit(
         source, found: the image, and which colours occur; where not all do, the tables of x would
             be others, and there are none.
         label: class that the model is told.
+        boxes: what the image is made of, if these are images by themselves; else squares are taken.
 
     Raises:
         UnsupportedError: the model has no phases.
@@ -81,7 +87,8 @@ def fit(
     coded = coded_channels(source.mode, model.color)
     if not coded:
         return None
-    parts = _sample(plan, source.size, label)
+    boxes = _sample(boxes or tile_grid(*source.size, SAMPLE_SIDE))
+    parts = [Part(plan, index, box, label=label) for index, box in enumerate(boxes)]
     notes: list[Notes] = [{} for _ in parts]
     jobs = (
         _watched(model, make_chain(model, source.mode, part), _samples(model, found, part), each)
@@ -95,13 +102,11 @@ def fit(
     return Adaptation(kept) if kept else None
 
 
-def _sample(plan: str, size: tuple[int, int], label: int | None) -> list[Part]:
-    """Squares of an image, evenly among all."""
-    boxes = tile_grid(*size, SAMPLE_SIDE)
+def _sample(boxes: Sequence[Box]) -> list[Box]:
+    """Some of an image's parts, evenly among all."""
     most = max(1, SAMPLE_PIXELS // (boxes[0].width * boxes[0].height))
     count = min(len(boxes), most)
-    chosen = [boxes[(2 * i + 1) * len(boxes) // (2 * count)] for i in range(count)]
-    return [Part(plan, index, box, label=label) for index, box in enumerate(chosen)]
+    return [boxes[(2 * i + 1) * len(boxes) // (2 * count)] for i in range(count)]
 
 
 def _samples(model: Model, found: Found, part: Part) -> Array:
