@@ -28,6 +28,7 @@ from diffcodec.errors import ModelMismatchError
 from diffcodec.models.file import make_metadata, read_model_info
 from diffcodec.models.layout import write_network
 from diffcodec.models.model import load_model
+from diffcodec.networks import integer_layers
 from diffcodec.networks.config import NetworkConfig, UNetConfig
 from diffcodec.networks.exact import EXACT_LIMIT, check_exact, largest_sum
 from diffcodec.networks.experts import (
@@ -303,6 +304,16 @@ def test_whatever_enters_stays_within_what_was_proven(in_float32, network, monke
 @pytest.mark.parametrize("sigma", LEVELS)
 def test_posterior_is_close_to_that_of_the_float_network(integer, network, sigma):
     check_close(integer, network, sigma)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_fields_worked_on_in_strips_are_the_same(integer, network, monkeypatch, batch):
+    z = noisy(LEVELS[0], network, batch)
+    whole = integer.evaluate(z, LEVELS[0])
+    monkeypatch.setattr(integer_layers, "STRIP_ELEMENTS", 1000)
+    cut = integer.evaluate(z, LEVELS[0])
+    assert len(list(integer_layers.strips(cut[2], 1))) > 1
+    assert all(map(torch.equal, whole, cut))
 
 
 def test_a_network_at_full_resolution():

@@ -13,7 +13,7 @@ from torch import Tensor
 from diffcodec import compiled
 from diffcodec.coding import mixtures
 from diffcodec.models.model import load_model
-from diffcodec.networks import kernels
+from diffcodec.networks import integer_layers, kernels
 
 pytest.importorskip("numba", reason="compiles the kernels")
 
@@ -63,6 +63,16 @@ def test_halves_are_rounded_to_even_and_ends_hold():
     assert found.flatten().tolist() == expected
 
 
+def test_what_is_scaled_goes_where_it_is_told():
+    parts, plus = [drawn(0), drawn(1)], drawn(2)
+    expected = sum(parts) * FACTOR + OFFSET + plus
+    kept, out = parts[0].clone(), torch.zeros_like(plus)
+    assert kernels.scaled(parts, FACTOR, OFFSET, plus, out) is out
+    assert torch.equal(out, expected) and torch.equal(parts[0], kept)
+    assert torch.equal(kernels.scaled(parts, FACTOR, OFFSET, plus, plus), expected)
+    assert torch.equal(plus, expected)
+
+
 @pytest.mark.parametrize("place", [0, -1])
 def test_what_is_no_number_is_told(place):
     x = drawn(0)
@@ -102,6 +112,7 @@ def test_a_network_answers_the_same(monkeypatch, phased):
 
     plain = answers()
     monkeypatch.setattr(kernels, "LEAST_ELEMENTS", 1)
+    monkeypatch.setattr(integer_layers, "STRIP_ELEMENTS", 3000)
     with mock.patch.object(kernels, "look_up", wraps=kernels.look_up) as looked_up:
         compiled = answers()
     assert looked_up.call_count > 10

@@ -51,30 +51,35 @@ def test_only_when_it_has_grown(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 REUSED = """
-import resource, sys
+import resource
 from diffcodec.system import memory
-if sys.argv[1] == "keep":
-    memory.keep_freed_memory()
+memory.keep_freed_memory()
 import torch
 
-reused = 0
-for mebibytes in range(20, 80, 3):
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def is_reused(mebibytes):
     for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        before = faults()
         torch.ones(mebibytes << 18)
-    reused += resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 20
-print(reused)
+    return faults() - before < 20
+
+before = memory.HEAP.resident_bytes()
+reused = sum(map(is_reused, [2, 3, 4, 5, 6, 7]))
+kept = memory.HEAP.resident_bytes() - before
+torch.ones(90 << 18)
+print(reused, kept >> 20, memory.HEAP.resident_bytes() - before >> 20)
 """
 
 
 @pytest.mark.skipif(Heap().allocator is None, reason="not glibc")
-def test_large_tensors_use_the_same_memory() -> None:
-    def sizes_reused(how: str) -> int:
-        command = [sys.executable, "-c", REUSED, how]
-        return int(run(command, check=True, capture_output=True, text=True).stdout)
-
-    # not all: glibc may fail to use an aligned block again
-    assert sizes_reused("leave") < 5 < sizes_reused("keep")
+def test_tensors_use_the_same_memory_and_the_largest_give_it_back() -> None:
+    command = [sys.executable, "-c", REUSED]
+    told = run(command, check=True, capture_output=True, text=True).stdout
+    reused, kept, kept_of_large = map(int, told.split())
+    assert reused >= 4  # not all: glibc may fail to use an aligned block again
+    assert kept_of_large < kept + 20
 
 
 def test_a_setting_from_outside_stays(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -559,7 +559,7 @@ def test_kernels_of_8_bits_give_the_same_result(
     convs = integer.phases[teller]._convs
     in_bytes = {name for name, conv in convs.items() if conv.in_bytes is not None}
     assert in_bytes == {n for n in convs if is_behind_silu(n)}
-    assert "features" in in_bytes
+    assert "features.0" in in_bytes
     assert all(c.in_bytes is None for c in in_float32.phases[teller]._convs.values())
     for z, errors in ((noisy(teller), told_errors()), (1e6 * noisy(teller).sign(), -told_errors())):
         pairs = zip(

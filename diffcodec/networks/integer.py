@@ -148,7 +148,8 @@ class IntegerUNet(IntegerLayers):
     ):
         """Load and check: see :class:`IntegerLayers`."""
         shape = outline(config, len(tensors))
-        super().__init__(shape, tensors, tensors["levels"].tolist(), device, config.classes)
+        grown = _grown_alike(tensors, len(config.channels) - 1)
+        super().__init__(shape, grown, tensors["levels"].tolist(), device, config.classes)
         self.config = config
         domain = DOMAINS[config.color]
         self._center, self._data_std, self._multipliers = (
@@ -181,8 +182,7 @@ class IntegerUNet(IntegerLayers):
                 h = self._resample(f"shrink.{i}", level, h, stride=2)
         for i in range(last, -1, -1):
             if i < last:
-                h = F.pixel_shuffle(self._resample(f"grow.{i}", level, h, stride=1), 2)
-                h = h.contiguous(memory_format=torch.channels_last).add_(skips.pop())
+                h = _add_grown(skips.pop(), self._resample(f"grow.{i}", level, h, stride=1))
             for k in range(self.config.blocks[i]):
                 h = self._block(f"up.{i}.{k}", level, h, label)
         output = F.pixel_shuffle(self._output("conv_out", level, h), self.config.patch)
@@ -202,11 +202,11 @@ class IntegerUNet(IntegerLayers):
         index = torch.remainder(turn, TURN_STEPS).to(torch.int32).flatten()
         phases = [t.index_select(0, index).view(z.shape) for t in (self._sine, self._cosine)]
         conv, phase_conv = self._convs["conv_in.z"], self._convs["conv_in.phase"]
-        sums = [conv.sums(self._unshuffle(high)).mul_(256), conv.sums(self._unshuffle(low))]
+        sums = conv.sums(self._unshuffle(high)).mul_(256).add_(conv.sums(self._unshuffle(low)))
         phase_sums = phase_conv.sums(self._unshuffle(torch.cat(phases, 1)))
         phase_sums.mul_(self._per_channel(phase_conv.scale / PHASE_AMPLITUDE))
         factor, offset = self._per_channel(conv.scale / INPUT_SCALE), self._per_channel(conv.bias)
-        return affine(sums, factor, offset, phase_sums)
+        return affine([sums], factor, offset, phase_sums)
 
     def _unshuffle(self, x: Tensor) -> Tensor:
         patches = F.pixel_unshuffle(x.float(), self.config.patch)
@@ -225,7 +225,13 @@ class IntegerPhases(IntegerLayers):
     def __init__(
         self, outline: PhaseNetworks, tensors: Mapping[str, Tensor], device: torch.device = CPU
     ):
-        super().__init__(outline, _folded_alike(tensors, outline.fold), [0.0], device)
+        tensors = _folded_alike(tensors, outline.fold)
+        super().__init__(outline, tensors, [0.0], device)
+        # One of each phase: what all make at once would be the largest of all fields.
+        self._features = [f"features.{number}" for number in range(len(PHASES))]
+        for number, name in enumerate(self._features):
+            self._convs[name] = self._conv("features", _of_phase(number, tensors))
+        del self._convs["features"]
         self.fold, self.blocks = outline.fold, len(outline.phases[0].blocks)
         none = np.zeros((1, 4 * outline.phases[0].known.shape[0]))  # they know no noise level
         for number in range(len(PHASES)):
@@ -233,11 +239,11 @@ class IntegerPhases(IntegerLayers):
 
     def shared(self, stream: Tensor) -> list[Tensor]:
         """What each phase makes of the U-Net's stream; see ``PhaseNetworks.shared``."""
-        name = "features"
+        name = self._features[0]  # of any: all take the same
         folded = [_fold(digit, self.fold) for digit in self._silu_alone(name, 0, stream)]
-        sums = self._scaled(name, 0, self._sums(name, 0, folded))
-        self._mark_invalid(sums)
-        return [part.contiguous(memory_format=torch.channels_last) for part in sums.chunk(4, 1)]
+        shared = [self._scaled(name, 0, self._sums(name, 0, folded)) for name in self._features]
+        self._mark_invalid(*shared)
+        return shared
 
     def parameters_of(self, number: int, shared: Tensor, told: Planes) -> Tensor:
         """See ``PhaseNetworks.parameters_of``; what is told are integers of 1 / 128."""
@@ -253,12 +259,35 @@ class IntegerPhases(IntegerLayers):
         return parameters
 
 
+def _grown_alike(tensors: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """The tensors, the channels that the growing convolutions make as :func:`_add_grown` has."""
+    kinds = [f"grow.{i}.{kind}" for i in range(count) for kind in ("weight", "scale", "bias")]
+    orders = {name: tensors[name].unflatten(0, (-1, 4)).transpose(0, 1) for name in kinds}
+    return dict(tensors) | {name: order.flatten(0, 1) for name, order in orders.items()}
+
+
+def _add_grown(h: Tensor, squares: Tensor) -> Tensor:
+    """The sum, with channels that are squares of 2 x 2 pixels, each with all its own; in place."""
+    by_square = squares.unflatten(1, (2, 2, -1)).permute(0, 3, 4, 1, 5, 2)
+    h.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).add_(by_square)
+    return h
+
+
 def _fold(x: Tensor, side: int) -> Tensor:
     """Squares of pixels to channels, row by row, each with all its own: whole runs are moved."""
     n, c, height, width = x.shape
     squares = x.permute(0, 2, 3, 1).reshape(n, height // side, side, width // side, side * c)
     rows = squares.transpose(2, 3).reshape(n, height // side, width // side, side * side * c)
     return rows.permute(0, 3, 1, 2)
+
+
+def _of_phase(number: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of the features' convolution, of what it makes for one phase."""
+    own = ("weight", "scale", "bias")
+    parts = {
+        f"features.{kind}": tensors[f"features.{kind}"].chunk(len(PHASES))[number] for kind in own
+    }
+    return dict(tensors) | parts
 
 
 def _folded_alike(tensors: Mapping[str, Tensor], side: int) -> dict[str, Tensor]:

@@ -6,8 +6,9 @@ from the weights and the largest inputs. All else is element-wise IEEE arithmeti
 at a time (nothing that could be fused into a multiply-add), and look-up tables.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -43,6 +44,7 @@ SILU_RANGE = 64  # the coarsest covers -64..64
 SILU_HALF = 4096  # entries on each side of zero: what every table has
 OUTPUT_DIGIT = 128  # the last activation is cut into two digits of this base
 LARGEST_BATCH = 15  # that torch never gives to NNPACK
+STRIP_ELEMENTS = 1 << 20  # of a field that is worked on at once: 4 MB of sums
 # Of first convolutions, by the end of their names: bytes, the upper one with a sign; phases of
 # the Fourier features; errors.
 INPUT_RANGES = {
@@ -50,6 +52,8 @@ INPUT_RANGES = {
     "conv_in.phase": (-PHASE_AMPLITUDE, PHASE_AMPLITUDE),
     "known": (-ERROR_LIMIT, ERROR_LIMIT),
 }
+
+Slices = tuple[slice, ...]
 
 
 @cache
@@ -240,8 +244,22 @@ class IntegerLayers:
         factor = (1 + scale2) * steps2
         offset = factor * conv.bias + shift2 * steps2
         factor = factor * (conv.scale * conv.units[level])
-        x = self._activate(name2, level, self._sums(name1, level, x), factor, offset)
-        return self._scaled(name2, level, self._sums(name2, level, x), h)
+        parts = [
+            self._activate(name2, level, sums, factor, offset)
+            for _, sums in self._sums_in_strips(name1, level, x)
+        ]
+        x = [torch.cat(digits, strip_axis(h)) for digits in zip(*parts, strict=True)]
+        for strip, sums in self._sums_in_strips(name2, level, x):
+            self._scaled(name2, level, sums, h[strip], out=h[strip])
+        return h
+
+    def _sums_in_strips(
+        self, name: str, level: int, x: Sequence[Tensor]
+    ) -> Iterator[tuple[tuple[slice, ...], list[Tensor]]]:
+        """The same as :meth:`_sums`, strip by strip: what is worked on stays in the caches."""
+        for strip, near, own in strips(x[0], self._convs[name].weight.shape[2] // 2):
+            sums = self._sums(name, level, [part[near] for part in x])
+            yield strip, [part[own] for part in sums]
 
     def _sums(self, name: str, level: int, x: Sequence[Tensor]) -> list[Tensor]:
         """Parts that add up to the named convolution's sums, for what :meth:`_activate` gives."""
@@ -256,12 +274,17 @@ class IntegerLayers:
         return [conv.sums(x[0])]
 
     def _scaled(
-        self, name: str, level: int, sums: Sequence[Tensor], plus: Tensor | None = None
+        self,
+        name: str,
+        level: int,
+        sums: Sequence[Tensor],
+        plus: Tensor | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
-        """What the named convolution's sums stand for, and something more; overwrites them."""
+        """What the named convolution's sums stand for, and something more; see :func:`affine`."""
         conv = self._convs[name]
         factor = self._per_channel(conv.scale * conv.units[level])
-        return affine(sums, factor, self._per_channel(conv.bias), plus)
+        return affine(sums, factor, self._per_channel(conv.bias), plus, out)
 
     def _steps(self, name: str, level: int) -> int:
         """Entries per unit of the SiLU table before the named convolution."""
@@ -375,19 +398,54 @@ def _numbers(tensor: Tensor, shape: tuple[int, ...]) -> NDArray[np.float64]:
 
 
 def affine(
-    parts: Sequence[Tensor], factor: Tensor, offset: Tensor, plus: Tensor | None = None
+    parts: Sequence[Tensor],
+    factor: Tensor,
+    offset: Tensor,
+    plus: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """``sum of parts * factor + offset + plus``; overwrites the parts.
+    """``sum of parts * factor + offset + plus``; overwrites the parts, or ``out``.
 
     Args:
         parts: one or two, [batch, channels, height, width].
         factor, offset: by channel, [1, channels, 1, 1].
-        plus: as the parts.
+        plus, out: as the parts, or the same.
     """
     if plus is not None and kernels.are_for(plus):
-        return kernels.scaled(parts, factor, offset, plus)
+        return kernels.scaled(parts, factor, offset, plus, out)
     found = _added(parts).mul_(factor).add_(offset)
-    return found if plus is None else found.add_(plus)
+    if plus is not None:
+        found = found.add_(plus)
+    return found if out is None else out.copy_(found)
+
+
+def strip_axis(x: Tensor) -> int:
+    """Along which :func:`strips` cuts: images, or the rows of one."""
+    return 0 if len(x) > 1 else 2
+
+
+def strips(x: Tensor, margin: int) -> Iterator[tuple[Slices, Slices, Slices]]:
+    """Parts of images for convolutions: as indices of each, of what it knows of, and of it in that.
+
+    Args:
+        x: [batch, channels, height, width].
+        margin: rows that the convolution sees on either side.
+    """
+    axis, count = strip_axis(x), 1
+    if x.device.type == "cpu":
+        count = min(x.shape[axis], max(1, x.numel() // STRIP_ELEMENTS))
+    size, margin = x.shape[axis], margin if axis else 0
+    ends = [size * i // count for i in range(count + 1)]
+    for start, end in pairwise(ends):
+        first = max(0, start - margin)
+        indices = (
+            slice(start, end),
+            slice(first, min(size, end + margin)),
+            slice(start - first, end - first),
+        )
+        whole = (slice(None),) * axis
+        strip, near, own = ((*whole, index) for index in indices)
+        yield strip, near, own
 
 
 def _added(parts: Sequence[Tensor]) -> Tensor:

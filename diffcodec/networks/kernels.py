@@ -43,16 +43,26 @@ def look_up(
     return out if all(found) else None
 
 
-def scaled(parts: Sequence[Tensor], factor: Tensor, offset: Tensor, plus: Tensor) -> Tensor:
-    """``sum of parts * factor + offset + plus``, arguments as above; may overwrite the parts."""
+def scaled(
+    parts: Sequence[Tensor],
+    factor: Tensor,
+    offset: Tensor,
+    plus: Tensor,
+    out: Tensor | None = None,
+) -> Tensor:
+    """``sum of parts * factor + offset + plus``, arguments as above.
+
+    In ``out``, which may be ``plus``, else it may overwrite the parts.
+    """
     parts = [part.contiguous(memory_format=torch.channels_last) for part in parts]
+    out = parts[0] if out is None else out
     by_threads(
         compiled(_scaled),
-        [*_first_and_last(parts), _rows(plus)],
+        [*_first_and_last(parts), _rows(plus), _rows(out)],
         [len(parts) == 2, *_flat([factor, offset])],
         torch.get_num_threads(),
     )
-    return parts[0]
+    return out
 
 
 def are_for(x: Tensor) -> bool:
@@ -137,11 +147,11 @@ def _look_up(
     return True
 
 
-def _scaled(a: Rows, b: Rows, plus: Rows, two: bool, factor: Rows, offset: Rows) -> None:
+def _scaled(a: Rows, b: Rows, plus: Rows, out: Rows, two: bool, factor: Rows, offset: Rows) -> None:
     pixels, channels = a.shape
     for i in range(pixels):
         for c in range(channels):
             u = a[i, c] + b[i, c] if two else a[i, c]
             u = u * factor[c]
             u = u + offset[c]
-            a[i, c] = u + plus[i, c]
+            out[i, c] = u + plus[i, c]

@@ -2,8 +2,9 @@
 
 Left alone, glibc's allocator returns each of them to the system at once, which must then clear as
 many pages for the next: a third of the time of decoding. So the commands keep what is freed
-(:func:`keep_freed_memory`). But in aligned blocks glibc may fail to use the same memory again: now
-and then a process that works on 300 MB holds 3 GB. That is given back (:class:`Heap`).
+(:func:`keep_freed_memory`), but for the largest blocks, of which there are few. But in aligned
+blocks glibc may fail to use the same memory again: now and then a process that works on 300 MB
+holds 3 GB. That is given back (:class:`Heap`).
 
 Both change the whole process, so they are for programs: a call of the library does neither.
 """
@@ -15,7 +16,8 @@ from functools import cached_property
 from pathlib import Path
 
 SLACK_BYTES = 1 << 27
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+LARGE_BYTES = 1 << 23  # of a block that is the system's own: at most a whole field of a tile is
 NEVER = (1 << 31) - 1  # bytes
 
 
@@ -23,7 +25,7 @@ def keep_freed_memory() -> None:
     """Have this process use freed memory again, in huge pages, and give back what it cannot use.
 
     Numbers stay the same; nothing happens where glibc is not used. It is for programs, since it
-    changes the whole process: call it before torch takes memory. MALLOC_MMAP_MAX_ and
+    changes the whole process: call it before torch takes memory. MALLOC_MMAP_THRESHOLD_ and
     MALLOC_TRIM_THRESHOLD_ of glibc and THP_MEM_ALLOC_ENABLE of torch do the same from outside,
     except for giving back; the last, where set, is left alone.
     """
@@ -31,7 +33,7 @@ def keep_freed_memory() -> None:
     HEAP.is_ours = True
     with suppress(AttributeError, OSError, TypeError):
         library = ctypes.CDLL(None)
-        library.mallopt(M_MMAP_MAX, 0)  # large blocks are taken from the heap too
+        library.mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
         library.mallopt(M_TRIM_THRESHOLD, NEVER)
 
 
