@@ -13,6 +13,7 @@ COMMANDS = {  # name: module and what it does; modules are loaded when they are 
     "overhead": ("overhead", "What relative entropy coding costs beyond the KL."),
     "anatomy": ("anatomy", "Where the bits of a file go."),
     "report": ("report", "One page of all results; fills the tables of docs."),
+    "replayed": ("replayed", "What coding takes without its network."),
     "gate": ("gate", "Sizes of a few small files against the committed ones."),
     "demo": ("demo", "One photograph, coded, decoded, previewed."),
     "large": ("large", "Time and memory of a large image."),

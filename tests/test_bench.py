@@ -13,6 +13,7 @@ import tarfile
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import click
 import numpy as np
@@ -44,6 +45,7 @@ from bench import (
     planes,
     rd,
     reconstructions,
+    replayed,
     report,
     samples,
     speed,
@@ -529,6 +531,19 @@ def test_the_demonstration_needs_an_image_that_has_previews(photo, tiny, tmp_pat
     refused = CliRunner().invoke(demo.main, options)
     assert refused.exit_code == 1
     assert "previews of a RGBA image: expected RGB or L" in refused.output
+
+
+def test_coding_is_timed_without_the_network(photo, phased, tmp_path):
+    photo.save(tmp_path / "photo.png")
+    given = [str(tmp_path / "photo.png"), "--model", str(phased), "--runs", "2"]
+    network = load_model(phased).network
+    asked = network.phase_parameters
+    with mock.patch.object(network, "phase_parameters", side_effect=asked) as original:
+        result = CliRunner().invoke(replayed.main, given)
+        assert result.exit_code == 0, result.output
+        assert network.phase_parameters is original  # as before
+    assert original.call_count == 4 * len(load_model(phased).plans["fast"].levels)
+    assert "encoding: " in result.output and "decoding: " in result.output
 
 
 def test_reconstructions_are_compared(folder, tiny, capsys):

@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from samples import SIZES, make_image, saved
 
-from diffcodec.container.parts import MODES
+from diffcodec.codec.tiles import Fallback, smaller_tile
+from diffcodec.coding.bits_back import EncodedTile
+from diffcodec.container.parts import MODES, Tile
 from diffcodec.errors import CorruptError, UnsupportedError
 from diffcodec.images import fallback
 from diffcodec.images.color_sets import CONVERSIONS, conversion
-from diffcodec.images.fallback import decode_fallback, encode_fallback
+from diffcodec.images.fallback import LEAST_LEFT, decode_fallback, encode_fallback
 from diffcodec.images.source_planes import from_planes, to_halved, to_planes
 
 CODERS = ("webp", "png", "raw")
@@ -338,3 +340,26 @@ def test_unknown_coders_and_modes_are_refused():
         decode_fallback("raw", bytes(4), "CMYK", (1, 1))
     with pytest.raises(UnsupportedError, match="CMYK"):
         encode_fallback(Image.new("CMYK", (1, 1)))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("levels", [2, 5, 256])
+def test_what_the_first_setting_makes_is_little_more_than_the_least(mode, levels):
+    image = make_image(mode, (64, 48), levels, seed=1)
+    quick, best = (len(encode_fallback(image, None, thorough)[1]) for thorough in (False, True))
+    assert best <= quick and LEAST_LEFT * quick <= best
+
+
+def test_all_settings_are_tried_where_one_may_be_the_best():
+    tried = []
+    quick, best = Tile("webp", bytes(100)), Tile("webp", bytes(90))
+    offered = Fallback(quick, b"", lambda: tried.append(1) or best)
+
+    def smaller(words):
+        chain = words and EncodedTile(np.ones(words, np.uint32), 0, (), ())
+        return smaller_tile(offered, chain, "fast")
+
+    assert smaller(20).coder == "fast" and not tried  # 80 bytes
+    assert smaller(22).coder == "fast" and len(tried) == 1
+    assert smaller(25) is best
+    assert smaller(None) is best

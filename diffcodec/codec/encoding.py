@@ -339,7 +339,10 @@ def _assemble(
             smaller_tile(fallback.result(), chain, plan, has_marks)
             for fallback, chain in zip((fallbacks or [whole])[: len(boxes)], coded, strict=False)
         ]
-        candidates = [file([whole.result().tile], whole=True)]
+        in_tiles = sum(tile.size for tile in tiles)
+        one = whole.result()
+        everywhere = one.unless_below(in_tiles) if tiles else one.thorough()
+        candidates = [file([everywhere], whole=True)]
     if tiles:
         candidates.append(file(tiles, whole=False))
     return min(candidates, key=len)

@@ -1,9 +1,10 @@
 """What becomes of a tile: a chain, or what a fallback coder makes of it where that is smaller."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -16,32 +17,49 @@ from diffcodec.coding.bits_back import EncodedTile
 from diffcodec.container.parts import Box, Tile
 from diffcodec.container.primitives import CRC_BYTES
 from diffcodec.images.color_sets import ColorSet
-from diffcodec.images.fallback import decode_fallback, encode_fallback
+from diffcodec.images.fallback import LEAST_LEFT, decode_fallback, encode_fallback
 from diffcodec.images.modes import pixel_crc
 from diffcodec.images.outliers import Found, add_outliers, pack_outliers
 
 
-def fallback_tile(image: Image.Image, colors: ColorSet | None = None) -> Tile:
+def fallback_tile(
+    image: Image.Image, colors: ColorSet | None = None, thorough: bool = True
+) -> Tile:
     """A tile by the fallback coder that makes the least of it, and the colours of its image."""
-    coded = encode_fallback(image, colors.conversion if colors else None)
+    coded = encode_fallback(image, colors.conversion if colors else None, thorough)
     return Tile(*coded, pixel_crc=pixel_crc(image))
 
 
 class Fallback(NamedTuple):
-    """A tile by the plain coders, and the outliers that a chain in its place needs beside it."""
+    """A tile by the plain coders, and the outliers that a chain in its place needs beside it.
 
-    tile: Tile
+    Attributes:
+        quick: by their quickest settings.
+        outliers: of the image's colours.
+        thorough: the same by all settings.
+    """
+
+    quick: Tile
     outliers: bytes
+    thorough: Callable[[], Tile]
+
+    def unless_below(self, size: int) -> Tile:
+        """The best there is, unless not even that can be below a size."""
+        return self.thorough() if LEAST_LEFT * self.quick.size < size else self.quick
 
 
 def _fallback(source: Image.Image, found: Found, box: Box) -> Fallback:
-    tile = fallback_tile(crop(found.image, box), found.colors)
     outliers = pack_outliers(crop(found.differences, box)) if found.differences else b""
-    if not outliers:
-        return Fallback(tile, outliers)
-    plain = fallback_tile(crop(source, box))
-    within = replace(tile, outliers=outliers, pixel_crc=plain.pixel_crc)
-    return Fallback(min(within, plain, key=attrgetter("size")), outliers)
+
+    def tile(thorough: bool) -> Tile:
+        coded = fallback_tile(crop(found.image, box), found.colors, thorough)
+        if not outliers:
+            return coded
+        plain = fallback_tile(crop(source, box), None, thorough)
+        within = replace(coded, outliers=outliers, pixel_crc=plain.pixel_crc)
+        return min(within, plain, key=attrgetter("size"))
+
+    return Fallback(tile(False), outliers, cache(lambda: tile(True)))
 
 
 @contextmanager
@@ -70,8 +88,12 @@ def smaller_tile(
         plan: the chain's.
         has_marks: whether the file has step marks.
     """
-    tile, outliers = fallback
-    if chain is None or chain.size + len(outliers) >= tile.size + CRC_BYTES:
+    outliers = fallback.outliers
+    if chain is None:
+        return fallback.thorough()
+    size = chain.size + len(outliers) - CRC_BYTES
+    tile = fallback.unless_below(size)
+    if size >= tile.size:
         return tile
     return Tile(
         coder=plan,
