@@ -352,7 +352,7 @@ def test_what_the_first_setting_makes_is_little_more_than_the_least(mode, levels
 
 def test_all_settings_are_tried_where_one_may_be_the_best():
     tried = []
-    quick, best = Tile("webp", bytes(100)), Tile("webp", bytes(90))
+    quick, best = Tile("webp", bytes(100)), Tile("webp", bytes(95))
     offered = Fallback(quick, b"", lambda: tried.append(1) or best)
 
     def smaller(words):
@@ -360,6 +360,6 @@ def test_all_settings_are_tried_where_one_may_be_the_best():
         return smaller_tile(offered, chain, "fast")
 
     assert smaller(20).coder == "fast" and not tried  # 80 bytes
-    assert smaller(22).coder == "fast" and len(tried) == 1
-    assert smaller(25) is best
+    assert smaller(25).coder == "fast" and len(tried) == 1
+    assert smaller(26) is best
     assert smaller(None) is best
