@@ -97,7 +97,7 @@ def test_calls_that_pages_and_help_show_are_understood() -> None:
     for program, arguments in calls:
         name, *words = shlex.split(arguments)
         commands = cli if program == "diffcodec" else bench
-        with click.Context(commands) as context:
+        with click.Context(commands, **commands.context_settings) as context:
             command = commands.get_command(context, name)
             assert command is not None, arguments
             try:

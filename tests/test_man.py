@@ -35,7 +35,11 @@ def test_every_option_is_in_the_page_once(folder: Path, name: str) -> None:
     command = cli.commands[name]
     text = (folder / f"diffcodec-{name}.1").read_text().replace("\\-", "-")
     shown = re.findall(r"^\.TP\n\\fB(?:-\w, )?(--[\w-]+)", text, re.M)
-    options = [p for p in command.get_params(click.Context(command)) if isinstance(p, click.Option)]
+    options = [
+        p
+        for p in command.get_params(click.Context(command, help_option_names=["-h", "--help"]))
+        if isinstance(p, click.Option)
+    ]
     assert sorted(shown) == sorted(next(o for o in p.opts if o[:2] == "--") for p in options)
     example = (command.epilog or "").splitlines()[-1].strip()
     assert f"\n{example}\n" in text

@@ -15,7 +15,7 @@ LITERAL = "\b\n"  # how click marks a paragraph whose lines stay as they are
 
 def manual_pages() -> Iterator[tuple[str, str]]:
     """The name and the text of each page, that of the program first, for section 1."""
-    top = click.Context(cli, info_name=PROGRAM)
+    top = click.Context(cli, info_name=PROGRAM, **cli.context_settings)
     yield f"{PROGRAM}.1", _page(top, cli)
     for name, command in sorted(cli.commands.items()):
         context = click.Context(command, parent=top, info_name=name)
