@@ -117,10 +117,9 @@ def check_container(container: Container) -> None:
 
 def _check_entries(container: Container) -> None:
     """Refuse entries of the metadata that say what the rest of the file cannot be."""
-    if COLOR_SET in container.metadata and not container.uses_model:
-        raise FormatError("the file has a set of colours, but no tile is a chain")
-    if ADAPTATION in container.metadata and not container.uses_model:
-        raise FormatError("the file has an adaptation, but no tile is a chain")
+    for name, what in ((COLOR_SET, "a set of colours"), (ADAPTATION, "an adaptation")):
+        if name in container.metadata and not container.uses_model:
+            raise FormatError(f"the file has {what}, but no tile is a chain")
 
 
 def check_tile(tile: Tile, where: str, container: Container) -> None:

@@ -133,7 +133,7 @@ class IntegerConv(NamedTuple):
         parts = [x] if has_onednn else x.split(LARGEST_BATCH)
         with torch.autocast("cpu", enabled=False):
             sums = [F.conv2d(part, self.weight, None, stride, padding) for part in parts]
-        return sums[0] if len(sums) == 1 else torch.cat(sums)
+        return _joined(sums)
 
 
 class IntegerLayers:
@@ -248,7 +248,7 @@ class IntegerLayers:
             self._activate(name2, level, sums, factor, offset)
             for _, sums in self._sums_in_strips(name1, level, x)
         ]
-        x = [torch.cat(digits, strip_axis(h)) for digits in zip(*parts, strict=True)]
+        x = [_joined(digits, strip_axis(h)) for digits in zip(*parts, strict=True)]
         for strip, sums in self._sums_in_strips(name2, level, x):
             self._scaled(name2, level, sums, h[strip], out=h[strip])
         return h
@@ -435,17 +435,19 @@ def strips(x: Tensor, margin: int) -> Iterator[tuple[Slices, Slices, Slices]]:
     if x.device.type == "cpu":
         count = min(x.shape[axis], max(1, x.numel() // STRIP_ELEMENTS))
     size, margin = x.shape[axis], margin if axis else 0
-    ends = [size * i // count for i in range(count + 1)]
-    for start, end in pairwise(ends):
-        first = max(0, start - margin)
-        indices = (
-            slice(start, end),
-            slice(first, min(size, end + margin)),
-            slice(start - first, end - first),
+    before = (slice(None),) * axis
+    for start, end in pairwise(size * i // count for i in range(count + 1)):
+        first, last = max(0, start - margin), min(size, end + margin)
+        yield (
+            (*before, slice(start, end)),
+            (*before, slice(first, last)),
+            (*before, slice(start - first, end - first)),
         )
-        whole = (slice(None),) * axis
-        strip, near, own = ((*whole, index) for index in indices)
-        yield strip, near, own
+
+
+def _joined(parts: Sequence[Tensor], axis: int = 0) -> Tensor:
+    """The whole of parts along an axis; one part is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), axis)
 
 
 def _added(parts: Sequence[Tensor]) -> Tensor:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 SLACK_BYTES = 1 << 27
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-LARGE_BYTES = 1 << 23  # of a block that is the system's own: at most a whole field of a tile is
+LARGE_BYTES = 1 << 23  # of blocks that go back to the system at once, as before: few are so large
 NEVER = (1 << 31) - 1  # bytes
 
 
