@@ -1,7 +1,8 @@
-"""PNG files of photographs that have been JPEG, as they lie about everywhere, or video frames.
+"""PNG files of photographs that have been JPEG, as they lie about everywhere, or other YCbCr.
 
     python -m bench jpegs --data photos24 --quality 90 --subsampling 4:2:0 --out DIR
     python -m bench jpegs --data photos24 --video --out DIR
+    python -m bench jpegs --data photos24 --photo-cd --out DIR
     python -m bench lossless --data DIR --crop 128 --no-bound [--no-color-sets]
 
 Their colours are those that a converter from YCbCr can reach: docs/colour-sets.md.
@@ -12,12 +13,16 @@ from pathlib import Path
 
 import click
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
+from scipy.ndimage import convolve
 
 from bench.inputs import open_rgb
+from diffcodec.images.source_planes import from_planes
 from diffcodec.training.data import find_images
 
 VIDEO_FRAMES = 8
+TENT = (0.25, 0.5, 0.25)
 
 
 def as_jpeg(image: Image.Image, quality: int, subsampling: str) -> Image.Image:
@@ -46,21 +51,56 @@ def as_frame(image: Image.Image) -> Image.Image:
     return Image.fromarray(last.to_ndarray(format="rgb24"))
 
 
+def as_photo_cd(image: Image.Image) -> Image.Image:
+    """An image by way of Photo CD, as Kodak's: 8-bit PhotoYCC, chroma of every second sample."""
+    width, height = image.size
+    even = (0, height % 2), (0, width % 2), (0, 0)
+    r, g, b = np.pad(np.asarray(image), even, mode="edge").transpose(2, 0, 1).astype(np.float64)
+    luma = 0.299 * r + 0.587 * g + 0.114 * b
+    planes = [luma / 1.3584]
+    for chroma in ((b - luma) / 2.2179 + 156, (r - luma) / 1.8215 + 137):
+        smooth = convolve(chroma, np.outer(TENT, TENT), mode="nearest")
+        planes.append(interpolated(smooth[::2, ::2].round()))
+    y, u, v = (Image.fromarray(each.round().clip(0, 255).astype(np.uint8)) for each in planes)
+    return from_planes(Image.merge("RGB", (u, y, v)), "photoycc").crop((0, 0, width, height))
+
+
+def interpolated(halved: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Twice the size: samples, and between them the means of two or four, halves rounded up."""
+    height, width = halved.shape
+    edged = np.pad(halved, ((0, 1), (0, 1)), mode="edge")
+    whole = np.empty((2 * height, 2 * width))
+    for row, column in np.ndindex(2, 2):
+        parts = [edged[i : i + height, j : j + width] for i, j in np.ndindex(row + 1, column + 1)]
+        whole[row::2, column::2] = np.mean(parts, 0)
+    return np.floor(whole + 0.5)
+
+
 @click.command()
 @click.option("--data", required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
 @click.option("--quality", default=90, show_default=True, type=click.IntRange(1, 100))
 @click.option("--subsampling", default="4:2:0", type=click.Choice(["4:4:4", "4:2:2", "4:2:0"]))
 @click.option("--video", is_flag=True, help="Frames of H.264 instead; needs PyAV.")
+@click.option("--photo-cd", is_flag=True, help="By way of Photo CD instead.")
 @click.option("--limit", type=int, help="Only the first so many images.")
 def main(
-    data: Path, out: Path, quality: int, subsampling: str, video: bool, limit: int | None
+    data: Path,
+    out: Path,
+    quality: int,
+    subsampling: str,
+    video: bool,
+    photo_cd: bool,
+    limit: int | None,
 ) -> None:
-    """Write each image of a folder as PNG, after it has been JPEG or a frame of a video."""
+    """Write each image of a folder as PNG, after it has been JPEG, video or on a Photo CD."""
     out.mkdir(parents=True, exist_ok=True)
     for path in find_images(data)[:limit]:
         image = open_rgb(path)
-        decoded = as_frame(image) if video else as_jpeg(image, quality, subsampling)
+        if photo_cd:
+            decoded = as_photo_cd(image)
+        else:
+            decoded = as_frame(image) if video else as_jpeg(image, quality, subsampling)
         decoded.save(out / f"{path.stem}.png")
     click.echo(f"{out}: {len(list(out.glob('*.png')))} images")
 

@@ -208,7 +208,7 @@ def other_tiles(tiles: tuple[Tile, ...], rng: random.Random, mutate: Mutate) -> 
     if kind == 0:
         tile = replace(tile, coder=rng.choice(list(CODERS)))
     elif kind == 1:
-        tile = replace(tile, pixel_crc=other_number(tile.pixel_crc, rng))
+        tile = replace(tile, pixel_crc=other_number(tile.pixel_crc, rng) % 2**32)
     elif kind == 2:
         tile = tiles[rng.randrange(len(tiles))]
     elif kind == 3 and tile.preview:

@@ -502,6 +502,11 @@ def multipliers(ratios):
     return first / first[0]
 
 
+def inside(place, away, side):
+    """The place so far away, or at the border that on the other side."""
+    return place + away if place + away in range(side) else place - away
+
+
 @contextlib.contextmanager
 def no_turns(pushes=False):
     yield
@@ -860,6 +865,8 @@ class Chain:
             if not places:
                 continue
             errors = np.clip(np.rint((z - mean) / unit * 128), -768, 768) * before
+            if t == 0:
+                errors = self.with_neighbours(errors, z, mean, unit, number)
             parameters = self.parameters(t, number, shared[number], errors)
             for c in range(self.coded):
                 tables = known(c, z, places, parameters) if known else {}
@@ -870,6 +877,27 @@ class Chain:
                         z[c, i, j] = sample((c, i, j), p, e, tables.get((i, j)))
             before[row::2, start::2] = 1
         return z
+
+    def with_neighbours(self, errors, x, mean, unit, number):
+        """What phases of x are told: also what the pixels around one are on average."""
+        height, width = self.shape[1:]
+        told = np.zeros((6, height + height % 2, width + width % 2))
+        told[:3, :height, :width] = errors
+        (row, start), before = PHASES[number], PHASES[:number]
+        for i in range(row, height, 2):
+            for j in range(start, width, 2):
+                for kind, around in enumerate(AROUND):
+                    places = [(inside(i, d, height), inside(j, r, width)) for d, r in around]
+                    if not all(
+                        p in range(height) and q in range(width) and (p % 2, q % 2) in before
+                        for p, q in places
+                    ):
+                        continue
+                    average = sum(x[:, p, q] for p, q in places) / len(places)
+                    e = np.rint((average - mean[:, i, j]) / unit[:, i, j] * 128)
+                    at = i // 2 * 2 + PHASES[kind][0], j // 2 * 2 + PHASES[kind][1]
+                    told[(slice(3, 6), *at)] = np.clip(e, -768, 768)
+        return told
 
     def first_in_phases(self, z):
         xhat, v, shared = self.model.begin(1, z, self.levels[2])
@@ -940,6 +968,7 @@ class Chain:
 
 
 PHASES = ((0, 0), (1, 1), (0, 1), (1, 0))
+AROUND = (((0, -1), (0, 1)), ((-1, 0), (1, 0)), ((-1, -1), (-1, 1), (1, -1), (1, 1)))
 
 
 def shift(c, coupling, errors):

@@ -301,12 +301,22 @@ def test_interpolated_chroma_is_what_the_decoder_makes_of_its_own():
     assert np.mean([u, v] == expected) > 0.98  # but where colours are clipped
 
 
+def test_chroma_of_photo_cd_is_interpolated():
+    whole = jpegs.interpolated(np.array([[0.0, 3.0], [5.0, 6.0]]))
+    assert whole.tolist() == [[0, 2, 3, 3], [3, 4, 5, 5], [5, 6, 6, 6], [5, 6, 6, 6]]
+    image = bench.middle(Image.open(FOLDER / "examples" / "kodim23.png"), 99)
+    stored = jpegs.as_photo_cd(image)
+    assert stored.size == (99, 99)
+    assert np.abs(np.subtract(stored, image, dtype=float)).mean() < 3
+
+
 def test_files_that_have_been_jpeg_or_video_have_a_set(tmp_path):
     pytest.importorskip("av")
     source = bench.middle(Image.open(FOLDER / "examples" / "kodim23.png"), 128)
     (tmp_path / "in").mkdir()
     source.save(tmp_path / "in" / "parrots.png")
-    for options, expected in (("", "jfif"), ("--video", "bt601-420")):
+    kinds = (("", "jfif"), ("--video", "bt601-420"), ("--photo-cd", "photoycc"))
+    for options, expected in kinds:
         arguments = f"--data {tmp_path / 'in'} --out {tmp_path / 'out'} {options}".split()
         assert CliRunner().invoke(jpegs.main, arguments).exit_code == 0
         colors = find_color_set(Image.open(tmp_path / "out" / "parrots.png"))

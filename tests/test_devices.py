@@ -18,6 +18,7 @@ from diffcodec import (
     recover,
 )
 from diffcodec.cli.program import cli
+from diffcodec.diffusion.phases import PLANES
 from diffcodec.errors import UnsupportedError
 from diffcodec.models import agreement
 from diffcodec.models import model as models
@@ -162,8 +163,8 @@ def test_what_is_no_number_is_told_late_but_told(like_a_gpu, request, which):
         part._convs[name] = conv._replace(scale=np.full_like(conv.scale, np.nan))
     assert not is_posterior(*model.posterior_x(z, sigma))
     if model.phased:
-        shared = torch.zeros(1, 8, 4, 4)
-        assert not np.isfinite(model.phase_parameters(0, sigma, 0, shared, z)).any()
+        shared, told = torch.zeros(1, 8, 4, 4), np.zeros((1, PLANES[0], 8, 8))
+        assert not np.isfinite(model.phase_parameters(0, sigma, 0, shared, told)).any()
 
 
 def test_a_file_is_the_same(like_a_gpu, chain_only, tiny):

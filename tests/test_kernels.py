@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffcodec import compiled
 from diffcodec.coding import mixtures
+from diffcodec.diffusion.phases import PLANES
 from diffcodec.models.model import load_model
 from diffcodec.networks import integer_layers, kernels
 
@@ -103,7 +104,7 @@ def test_without_a_compiler_torch_does_it(monkeypatch, error):
 def test_a_network_answers_the_same(monkeypatch, phased):
     network = load_model(phased).network
     z = 100 + 50 * drawn(3, shape=(1, 3, 32, 40)).double()
-    planes = torch.zeros(1, 3, 32, 40, dtype=torch.float64)
+    planes = torch.zeros(1, PLANES[0], 32, 40, dtype=torch.float64)
 
     def answers() -> list[Tensor]:
         sigma = PHASED_PLANS["default"].levels[0]

@@ -43,6 +43,7 @@ from diffcodec.diffusion.phases import (
     of_phase,
     phased_bits,
     refined_everywhere,
+    told_in_units,
     told_planes,
 )
 from diffcodec.diffusion.plan import shipped_plan
@@ -58,6 +59,7 @@ from diffcodec.networks.integer import IntegerNetwork
 from diffcodec.networks.integer_layers import is_behind_silu
 from diffcodec.networks.unet import Conv
 
+ORDER = ((0, 0), (1, 1), (0, 1), (1, 0))  # of the phases
 STEPS = torch.tensor([8.0, 16.0, 12.0], dtype=torch.float64)[:, None, None]
 
 
@@ -220,14 +222,43 @@ def test_context_moves_and_narrows_the_posterior_of_x() -> None:
 
 
 def test_what_a_phase_is_told() -> None:
-    errors = np.array([0.5, -7.0, 7.0])[:, None, None] * np.ones((3, 2, 3))
+    mean, unit = drawn(3, 2, 4).numpy(), np.full((3, 2, 4), 2.0)
+    field = mean + 2 * np.array([0.5, -7.0, 7.0])[:, None, None]
     for number in range(4):
-        told = told_planes(errors, number, (10.0, 20.0))
-        before = known_before(number, errors)
+        told = told_planes(2, field, mean, unit, number, (10.0, 20.0))
+        before = known_before(number, field)
         assert np.array_equal(told[:3], np.array([64, -768, 768])[:, None, None] * before)
         assert (told[3] == round(128 * math.log(2))).all()
-        assert np.array_equal(told_planes(errors, number), told[:3])
-    assert (told_planes(errors, 0, (1.0, 1e9))[3] == 768).all()
+        for which in (0, 1):
+            assert np.array_equal(told_planes(which, field, mean, unit, number)[:3], told[:3])
+    assert (told_planes(2, field, mean, unit, 0, (1.0, 1e9))[3] == 768).all()
+
+
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 3), st.integers(0, 99))
+def test_phases_of_x_are_told_the_averages_of_neighbours(
+    height: int, width: int, number: int, seed: int
+) -> None:
+    """Those beside a sample, above and below, and at its corners; one at a border counts twice."""
+    mean = drawn(3, height, width, seed=seed, scale=9).numpy()
+    unit, x = np.full_like(mean, 3.0), (mean + 9).round()
+    told = told_planes(0, x, mean, unit, number)
+    expected = np.zeros((3, height + height % 2, width + width % 2))
+    row, column = ORDER[number]
+    for i, j in itertools.product(range(row, height, 2), range(column, width, 2)):
+        square = expected[:, i // 2 * 2 : i // 2 * 2 + 2, j // 2 * 2 : j // 2 * 2 + 2]
+        corners = list(itertools.product((-1, 1), (-1, 1)))
+        around = [(0, -1), (0, 1)], [(-1, 0), (1, 0)], corners
+        for place, neighbours in zip(((0, 0), (1, 1), (0, 1)), around, strict=True):
+            at = {(i + d, j + r) for d, r in neighbours}
+            at = {(p, q) for p, q in at if 0 <= p < height and 0 <= q < width}
+            if at and all((p % 2, q % 2) in ORDER[:number] for p, q in at):
+                average = np.mean([x[:, p, q] for p, q in at], 0)
+                error = ((average - mean[:, i, j]) / 3 * 128).round()
+                square[:, *place] = error.clip(-768, 768)
+    np.testing.assert_allclose(told[3:], expected, atol=1)
+    assert (np.abs(told[3:] - expected) > 0).mean() < 0.1  # but where halves are rounded
+    tensors = told_in_units(0, *map(torch.from_numpy, (x, mean, unit)), number)
+    assert np.array_equal(tensors.numpy(), told_in_units(0, x, mean, unit, number))
 
 
 def test_losses_of_shares_of_a_batch_in_phases_add_up() -> None:
@@ -445,7 +476,9 @@ def told_errors(batch: int = 3, side: int = 16) -> Tensor:
 def told_by(teller: int, number: int, errors: Tensor) -> Tensor:
     """What a phase is told of errors that are integers already."""
     levels = (LEVELS[teller - 1], LEVELS[teller]) if teller >= 2 else None
-    return torch.from_numpy(told_planes(errors.numpy() / ERROR_STEPS, number, levels))
+    field = errors.numpy() / ERROR_STEPS
+    zero, one = np.zeros_like(field), np.ones_like(field)
+    return torch.from_numpy(told_planes(min(teller, 2), field, zero, one, number, levels))
 
 
 def answers(network, teller: int, z: Tensor, errors: Tensor) -> list[Tensor]:
@@ -463,12 +496,17 @@ def test_a_phase_sees_the_phases_before_alone(phased_float: Path, teller: int) -
     side = 16 // PHASED.experts[teller][1].patch
     features = drawn(1, 8, side, side).float()
     errors = drawn(1, 3, 16, 16, seed=1).float()
-    ratio = torch.ones(1) if teller >= 2 else None
-    before = networks(features, errors, ratio)
+
+    def predicted(errors: Tensor) -> list[Tensor]:
+        zero, one = torch.zeros_like(errors), torch.ones_like(errors)
+        known = min(teller, 2), errors, zero, one
+        return networks(features, [told_in_units(*known, number) for number in range(4)])
+
+    before = predicted(errors)
     for number in range(4):
         changed = errors.clone()
         of_phase(changed, number).add_(1)
-        after = networks(features, changed, ratio)
+        after = predicted(changed)
         same = [torch.equal(a, b) for a, b in zip(before, after, strict=True)]
         assert same == [later <= number for later in range(4)]
 
@@ -482,9 +520,8 @@ def test_a_float_model_answers_as_its_module(phased_float: Path, teller: int) ->
     found = answers(model.network, teller, z, errors)[2:]
     unet, networks = model.module.experts[teller], model.module.phases[teller]
     features = unet.features(z.float(), torch.full((len(z),), LEVELS[teller]))
-    length = math.log(LEVELS[teller] / LEVELS[teller - 1])
-    ratio = torch.full((len(z),), length) if teller >= 2 else None
-    for a, b in zip(found, networks(features, errors.float() / ERROR_STEPS, ratio), strict=True):
+    told = [told_by(teller, number, errors).float() / ERROR_STEPS for number in range(4)]
+    for a, b in zip(found, networks(features, told), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
 
 
@@ -558,7 +595,9 @@ def test_kernels_of_8_bits_give_the_same_result(
         in_float32 = IntegerNetwork(PHASED, tensors)
     convs = integer.phases[teller]._convs
     in_bytes = {name for name, conv in convs.items() if conv.in_bytes is not None}
-    assert in_bytes == {n for n in convs if is_behind_silu(n)}
+    behind = {n for n in convs if is_behind_silu(n)}
+    assert in_bytes <= behind and len(behind - in_bytes) <= 1  # where weights are too large
+    assert all(n.endswith("out") for n in behind - in_bytes)
     assert "features.0" in in_bytes
     assert all(c.in_bytes is None for c in in_float32.phases[teller]._convs.values())
     for z, errors in ((noisy(teller), told_errors()), (1e6 * noisy(teller).sign(), -told_errors())):

@@ -178,7 +178,8 @@ class TileChain:
             levels = None
             if is_step:
                 levels = self.plan.levels[timestep - 1], self.plan.levels[timestep]
-            told = told_planes((self.z[timestep] - mean) / unit, number, levels)
+            known = self.z[timestep], mean, unit
+            told = told_planes(2 if is_step else timestep, *known, number, levels)
             asked = PhaseRequest(timestep, number, posterior.shared[number], told)
             parameters = yield asked
             parameters = parameters.astype(np.float64)

@@ -14,7 +14,7 @@ transition then is p(z_s | z_t) as ever.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Generic, NamedTuple
+from typing import Any, Generic, NamedTuple
 
 import numpy as np
 import torch
@@ -36,7 +36,10 @@ PHASES = ((0, 0), (1, 1), (0, 1), (1, 0))  # row and column in each square of 2 
 LEAST_STD = 0.3  # grey levels, added to the posterior's
 LARGEST_ERROR = 6.0  # that a network sees, in units
 ERROR_STEPS = 128  # of a unit, where it sees integers
-PLANES = (3, 3, 4)  # that phases are told of x, of z_1 and of those above
+PLANES = (6, 3, 4)  # that phases are told of x, of z_1 and of those above
+# The neighbours of a sample whose averages phases of x are told: beside it, above and below, at its
+# corners.
+NEIGHBOURS = (((0, -1), (0, 1)), ((-1, 0), (1, 0)), ((-1, -1), (-1, 1), (1, -1), (1, 1)))
 ERROR_LIMIT = round(ERROR_STEPS * LARGEST_ERROR)  # of these
 LOG_SCALES = (-5.0, 3.0)  # what they are clipped to
 
@@ -128,21 +131,102 @@ def expected_of(
     return expected_z(xhat, v, z, sigmas, sqrt)
 
 
-def told_planes(errors: Array, number: int, sigmas: tuple[float, float] | None = None) -> Array:
-    """What a phase is told: integers of ``1 / ERROR_STEPS``, clipped to ``LARGEST_ERROR``.
+def told_planes(
+    which: int,
+    variable: Array,
+    mean: Array,
+    unit: Array,
+    number: int,
+    sigmas: tuple[float, float] | None = None,
+) -> Array:
+    """What a phase is told: :func:`told_in_units` as integers of ``1 / ERROR_STEPS``.
 
     Args:
-        errors: of the mean in units, [..., 3, height, width]; 0 is told where it knows none.
-        number: of the phase.
-        sigmas: noise levels s and t of a step above z_1. How far it goes, ln(sigma_t / sigma_s), is
-            then told in a fourth plane.
+        which: see :func:`told_in_units`, as of the other arguments.
+        variable, mean, unit: likewise.
+        number: likewise.
+        sigmas: noise levels s and t of a step above z_1.
     """
-    integers = (errors * ERROR_STEPS).round().clip(-ERROR_LIMIT, ERROR_LIMIT)
-    told: Array = integers * known_before(number, errors)
-    if sigmas is None:
-        return told
-    length = min(round(ERROR_STEPS * math.log(sigmas[1] / sigmas[0])), ERROR_LIMIT)
-    return np.concatenate([told, np.full_like(told[..., :1, :, :], length)], -3)
+    length = 0.0 if sigmas is None else math.log(sigmas[1] / sigmas[0])
+    planes = told_in_units(which, variable, mean, unit, number, length)
+    integers: Array = (planes * ERROR_STEPS).round()
+    return integers
+
+
+def told_in_units(
+    which: int, variable: Numbers, mean: Numbers, unit: Numbers, number: int, length: Any = 0.0
+) -> Numbers:
+    """What a phase is told, clipped to ``LARGEST_ERROR``.
+
+    The errors of the mean where the variable is known before, else 0. Of x three planes more, how
+    far the averages of a sample's :func:`neighbours` are from its own mean: in its square of 2 x 2
+    the first in the place of phase 0, the others in those of phases 1 and 2. Of steps above z_1 a
+    fourth plane, how far they go.
+
+    Args:
+        which: 0 for x, 1 for z_1, 2 for z_s above.
+        variable: of which phases before are known, [..., 3, height, width].
+        mean, unit: what is expected of it, likewise.
+        number: of the phase.
+        length: ln(sigma_t / sigma_s) of a step, of all or [..., 1, 1].
+
+    Returns:
+        [..., PLANES[which], height, width], the sides rounded up to even ones.
+    """
+    *batch, _, height, width = variable.shape
+    shape = *batch, PLANES[which], height + height % 2, width + width % 2
+    planes = _zeros(shape, mean)
+    planes[..., :3, :height, :width] = (variable - mean) / unit
+    if which == 0:
+        own = of_phase(mean, number), of_phase(unit, number)
+        for place, average in enumerate(neighbours(variable, number)):
+            if average is not None:
+                slots = of_phase(planes[..., 3:, :, :], place)
+                slots[..., : average.shape[-2], : average.shape[-1]] = (average - own[0]) / own[1]
+    if which == 2:
+        planes[..., 3, :height, :width] = length
+    told: Numbers = planes.clip(-LARGEST_ERROR, LARGEST_ERROR)
+    told[..., :3, :height, :width] *= known_before(number, mean)
+    return told
+
+
+def neighbours(variable: Numbers, number: int) -> list[Numbers | None]:
+    """The averages of the ``NEIGHBOURS`` of each sample of a phase, None where they come after it.
+
+    Of two at the image's border that are opposite each other one is there, and stands for both.
+    """
+    height, width = variable.shape[-2:]
+    edged = _mirrored(variable)
+    row, column = PHASES[number]
+    ends = 2 * len(range(row, height, 2)), 2 * len(range(column, width, 2))
+
+    def average(around: Sequence[tuple[int, int]]) -> Numbers:
+        total: Numbers = 0 * variable[..., row::2, column::2]
+        for down, right in around:
+            top, left = 1 + row + down, 1 + column + right
+            total = total + edged[..., top : top + ends[0] : 2, left : left + ends[1] : 2]
+        return total / len(around)
+
+    def is_known(down: int, right: int) -> bool:
+        place = (row + down) % 2, (column + right) % 2
+        return place in PHASES[:number] and place[0] < height and place[1] < width
+
+    return [average(each) if is_known(*each[0]) else None for each in NEIGHBOURS]
+
+
+def _mirrored(field: Numbers) -> Numbers:
+    """A field with a sample more at each end: the last but one, which is of the same phase."""
+    *batch, height, width = field.shape
+    edged = _zeros((*batch, height + 2, width + 2), field)
+    edged[..., 1:-1, 1:-1] = field
+    edged[..., 0, :], edged[..., -1, :] = edged[..., min(2, height), :], edged[..., -3, :]
+    edged[..., 0], edged[..., -1] = edged[..., min(2, width)], edged[..., -3]
+    return edged
+
+
+def _zeros(shape: Sequence[int], like: Numbers) -> Numbers:
+    zeros: Numbers = like.new_zeros(shape) if isinstance(like, Tensor) else np.zeros(shape)
+    return zeros
 
 
 def mixture_parameters(components: int) -> int:

@@ -115,7 +115,7 @@ def plans_from(quantiser: int) -> dict[str, Plan]:
         return PLANS
     first = first_sigma(quantiser)
     return {
-        "fast": plan_in_phases(first, *(first * ratio for ratio in (4, 11, 40, 150))),
+        "fast": plan_in_phases(first, *(first * ratio for ratio in (4, 18, 140))),
         "default": plan_in_phases(first, *(first * ratio for ratio in (4, 8, 17, 48, 175))),
         "best": plan_in_phases(
             first, *(first * ratio for ratio in (3, 4.5, 6.3, 9, 12, 18, 26, 44, 83, 220))

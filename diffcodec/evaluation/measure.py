@@ -191,10 +191,11 @@ class ModelInPhases:
         steps, sigma_1 = quantiser_of(self.model.domain, self.plan.quantiser, z)
         sigmas = below * multipliers if below else sigma_1, sigma * multipliers
         mean, unit = expected_of(which, xhat, v, z, sigmas, steps, torch.sqrt)
-        errors, levels = ((variable - mean) / unit).numpy(), (below, sigma) if below else None
+        known = variable.numpy(), mean.numpy(), unit.numpy()
+        levels = (below, sigma) if below else None
         parameters = []
         for number, own in enumerate(shared):
-            planes = told_planes(errors, number, levels)
+            planes = told_planes(which, *known, number, levels)
             found = self.model.phase_parameters(which, sigma, number, own, planes)
             parameters.append(torch.from_numpy(found))
         return Phased(mean, unit, parameters), xhat, v

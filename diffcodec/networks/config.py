@@ -126,7 +126,7 @@ class PhasesConfig:
 
     def multiplications(self, which: int, unet: UNetConfig) -> float:
         """The multiplications of one variable's networks behind a U-Net, for each pixel."""
-        told, parameters = ((12, 9 * self.components + 3), (12, 9), (16, 6))[which]
+        told, parameters = ((24, 9 * self.components + 3), (12, 9), (16, 6))[which]
         features = 4 * unet.channels[0] // unet.patch**2
         channels = self.channels_behind(unet)
         convolutions = features + told + 2 * self.blocks * channels + parameters

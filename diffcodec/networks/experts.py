@@ -12,12 +12,13 @@ from diffcodec.diffusion.bound import quantiser_of
 from diffcodec.diffusion.color import DOMAINS, channels
 from diffcodec.diffusion.phases import (
     ERROR_STEPS,
-    LARGEST_ERROR,
+    PHASES,
     Phased,
     expected_of,
     first_bits,
     phased_bits,
     refined_everywhere,
+    told_in_units,
 )
 from diffcodec.diffusion.quantiser import first_sigma
 from diffcodec.networks.config import ENSEMBLES, PHASES_PREFIX, PREFIX, NetworkConfig
@@ -86,13 +87,14 @@ class ExpertDenoisers(nn.Module):
         features = unet.features(z, sigma)
         xhat, v = unet.read_out(features, z, sigma)
         steps, sigma_1 = quantiser_of(DOMAINS[self.config.color], self.config.quantiser, z)
-        low, ratio = sigma_1, None
+        low, length = sigma_1, torch.zeros_like(sigma)
         if below is not None:
-            low, ratio = unet.noise_of(below), torch.log(sigma / below)
+            low, length = unet.noise_of(below), torch.log(sigma / below)[:, None, None]
         sigmas = low, unet.noise_of(sigma)
         mean, unit = expected_of(which, xhat, v, z, sigmas, steps, torch.sqrt)
-        errors = ((variable - mean) / unit).clamp(-LARGEST_ERROR, LARGEST_ERROR)
-        return Phased(mean, unit, self.phases[teller](features, errors, ratio)), xhat, v
+        known = variable, mean, unit
+        planes = [told_in_units(which, *known, number, length) for number in range(len(PHASES))]
+        return Phased(mean, unit, self.phases[teller](features, planes)), xhat, v
 
     def forward(
         self,

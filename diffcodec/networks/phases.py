@@ -18,7 +18,6 @@ from diffcodec.diffusion.phases import (
     PLANES,
     REFINED_PARAMETERS,
     Parameters,
-    known_before,
     mixture_parameters,
 )
 from diffcodec.networks.config import NetworkConfig, PhasesConfig, UNetConfig
@@ -95,8 +94,7 @@ class PhaseNetworks(nn.Module):
         Args:
             number: of the phase.
             shared: its own of :meth:`shared`.
-            told: errors of the mean in units, clipped; 0 of what is not known before. Those of
-                steps are also told how far these go, in a fourth plane.
+            told: see :func:`.told_in_units`.
         """
         phase = self.phases[number]
         h = shared + phase.known(F.pixel_unshuffle(told, 2))
@@ -106,24 +104,17 @@ class PhaseNetworks(nn.Module):
     def forward(
         self,
         features: Features,
-        errors: Float[Tensor, "batch 3 height width"],
-        ratio: Float[Tensor, " batch"] | None = None,
+        told: Sequence[Float[Tensor, "batch planes height width"]],
     ) -> list[Parameters]:
         """The parameters of every phase, where the encoder knows the whole variable.
 
         Args:
             features: of the U-Net.
-            errors: of the mean in units, clipped.
-            ratio: ln(sigma_t / sigma_s), of steps.
+            told: of each phase, see :meth:`parameters_of`.
         """
-        planes = []
-        if ratio is not None:
-            planes.append(ratio[:, None, None, None].expand_as(errors[:, :1]))
         return [
-            self.parameters_of(
-                number, shared, torch.cat([errors * known_before(number, errors), *planes], 1)
-            )
-            for number, shared in enumerate(self.shared(features))
+            self.parameters_of(number, shared, planes)
+            for number, (shared, planes) in enumerate(zip(self.shared(features), told, strict=True))
         ]
 
 

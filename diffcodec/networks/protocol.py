@@ -104,9 +104,7 @@ class PhasedNetwork(PosteriorNetwork, Protocol):
             sigma: the noise level of the variable above.
             number: of the phase.
             shared: what it made of the variable above.
-            told: errors of the mean in units, as integers of ``1 / ERROR_STEPS``, clipped to
-                ``LARGEST_ERROR``; 0 of samples that are not known before the phase. Of variables
-                above z_1 a fourth plane with :func:`.told_planes`.
+            told: what is known before the phase, see :func:`.told_planes`.
         """
         ...
 

@@ -108,20 +108,17 @@ class Denoiser:
         xhat, v = map(torch.from_numpy, posterior)
         lead = self._led(xhat, z, t) - xhat
         mean, unit = expected_z(xhat, v, z, sigmas, torch.sqrt)
-        z_s, errors = torch.empty_like(z), torch.zeros_like(z)
+        z_s = torch.zeros_like(z)
         for number, own in enumerate(shared):
-            told = told_planes(errors.numpy(), number, (s, t))
+            known = z_s.numpy(), mean.numpy(), unit.numpy()
+            told = told_planes(2, *known, number, (s, t))
             found = self.model.phase_parameters(2, t, number, own, told)
-            fields = (xhat, v, lead, z, noise, mean, unit)
-            xhat_n, v_n, lead_n, z_n, noise_n, mean_n, unit_n = (
-                of_phase(field, number) for field in fields
-            )
+            fields = (xhat, v, lead, z, noise)
+            xhat_n, v_n, lead_n, z_n, noise_n = (of_phase(field, number) for field in fields)
             parameters = torch.from_numpy(found)[:, :, : z_n.shape[2], : z_n.shape[3]]
             told_x, told_v = refined(xhat_n, v_n, parameters, torch.sqrt, clipped_exp)
             p = p_reverse(told_x + lead_n, told_v, z_n, *sigmas)
-            drawn = q_sample(p.mean, p.variance.sqrt(), noise_n)
-            of_phase(z_s, number)[:] = drawn
-            of_phase(errors, number)[:] = (drawn - mean_n) / unit_n
+            of_phase(z_s, number)[:] = q_sample(p.mean, p.variance.sqrt(), noise_n)
         return z_s
 
     def _windows(self, z: Tensor) -> Iterator[tuple[Place, Place, Place]]:
