@@ -91,8 +91,8 @@ def variables() -> dict[str, tuple[str, ...]]:
     extensions = config["SIMD Extensions"].get("found", []) if config else []
     return {
         "ATEN_CPU_CAPABILITY": ("default", "avx2", "avx512"),
-        "ONEDNN_MAX_CPU_ISA": ("SSE41", "AVX2", "AVX512_CORE"),
-        "ONEDNN_DEFAULT_FPMATH_MODE": ("ANY",),
+        "ONEDNN_MAX_CPU_ISA": ("SSE41", "AVX2", "AVX512_CORE", "AVX512_CORE_AMX"),
+        "ONEDNN_DEFAULT_FPMATH_MODE": ("ANY", "BF16"),
         "MKL_ENABLE_INSTRUCTIONS": ("SSE4_2", "AVX2", "AVX512"),
         "MKL_CBWR": ("COMPATIBLE", "AVX2"),
         "OPENBLAS_CORETYPE": ("Nehalem", "Haswell"),
@@ -134,6 +134,7 @@ def settings() -> list[Setting]:
                 "torch.set_default_dtype(torch.float64)",
                 "torch.set_flush_denormal(True)",
                 "torch.set_float32_matmul_precision('medium')",
+                "torch.backends.mkldnn.conv.fp32_precision = 'bf16'",
                 "within = torch.autocast('cpu')",
             )
         ),

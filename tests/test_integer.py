@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from precisions import LOWERED
 from safetensors.torch import load, save
 from threads import threads
 from torch import Tensor
@@ -27,7 +28,7 @@ from diffcodec.diffusion.process import q_sample
 from diffcodec.errors import ModelMismatchError
 from diffcodec.models.file import make_metadata, read_model_info
 from diffcodec.models.layout import write_network
-from diffcodec.models.model import load_model
+from diffcodec.models.model import build_model, load_model
 from diffcodec.networks import integer_layers
 from diffcodec.networks.config import NetworkConfig, UNetConfig
 from diffcodec.networks.exact import EXACT_LIMIT, check_exact, largest_sum
@@ -733,6 +734,29 @@ def test_the_caller_s_settings_of_torch_do_not_matter(tiny, setting):
         "no NNPACK": lambda: torch.backends.nnpack.flags(enabled=False),
     }
     with within[setting]():
+        found = model.posterior_x(z, sigma)
+    for a, b in zip(found, expected, strict=True):
+        assert np.array_equal(a, b)
+
+
+@pytest.mark.parametrize("within", LOWERED)
+def test_float32_of_fewer_bits_is_not_taken(tiny, monkeypatch, within):
+    """As processors with AMX have it where they may; here each rounds to 8 bits where it may."""
+    monkeypatch.setattr(integer_layers, "kernels_work", lambda: False)
+    info, data = read_model_info(tiny)
+    model = build_model(info, load(data), "integer")
+    z = np.random.default_rng(1).normal(100, 60, (2, 3, 16, 16))
+    sigma = model.plans["fast"].levels[-2]
+    expected, conv2d = model.posterior_x(z, sigma), F.conv2d
+
+    def in_8_bits(x, weight, *rest):
+        if x.dtype == torch.float32:
+            x, weight = x.bfloat16().float(), weight.bfloat16().float()
+        return conv2d(x, weight, *rest)
+
+    monkeypatch.setattr(integer_layers.F, "conv2d", in_8_bits)
+    assert not np.array_equal(model.posterior_x(z, sigma)[0], expected[0])
+    with within():
         found = model.posterior_x(z, sigma)
     for a, b in zip(found, expected, strict=True):
         assert np.array_equal(a, b)

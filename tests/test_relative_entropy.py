@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from precisions import LOWERED
 from scipy.stats import kstest
 
 from diffcodec.coding.relative_entropy import bits, trellis
@@ -205,6 +206,25 @@ def test_best_path_is_the_best():
     best = max(score(path) for path in paths)
     found = score(best_path(m, rho, layout, codebook))
     assert found == pytest.approx(best, abs=0.3)  # squares are rounded to an eighth
+
+
+@pytest.mark.parametrize("within", LOWERED)
+def test_the_path_is_the_same_where_float32_may_have_fewer_bits(monkeypatch, within):
+    rng, key = np.random.default_rng(0), Key(0, 0)
+    layout = make_layout(np.full(6000, 1 << 22), key, 3000)
+    codebook = Codebook(key, Trellis(state_bits=8), int(layout.row.max()) + 1)
+    m, rho = rng.normal(size=6000), rng.uniform(0.3, 0.9, 6000)
+    expected, addmm = best_path(m, rho, layout, codebook), torch.Tensor.addmm_
+
+    def in_8_bits(total, a, b):
+        rounded = (x.bfloat16().to(x.dtype) if x.dtype == torch.float32 else x for x in (a, b))
+        return addmm(total, *rounded)
+
+    monkeypatch.setattr(torch.Tensor, "addmm_", in_8_bits)
+    assert not np.array_equal(best_path(m, rho, layout, codebook), expected)
+    with within():
+        found = best_path(m, rho, layout, codebook)
+    assert np.array_equal(found, expected)
 
 
 def test_path_branches():

@@ -1,5 +1,6 @@
 """How large a convolution's sums can become: while they stay below 2^24, float32 is exact."""
 
+import os
 from collections.abc import Iterable
 
 import torch
@@ -52,3 +53,17 @@ def check_exact(name: str, weight: Tensor, ranges: Iterable[tuple[int, int]]) ->
             f"{name}: a partial sum can reach {found}, and only sums below {EXACT_LIMIT} are "
             "exact; quantise it to fewer bits"
         )
+
+
+def may_round_float32() -> bool:
+    """Whether the user lets torch or oneDNN take float32 for numbers of fewer bits.
+
+    Processors with AMX then do: of inputs and weights 8 bits are left, also of convolutions.
+    """
+    modes = [os.environ.get(f"{name}_DEFAULT_FPMATH_MODE") for name in ("ONEDNN", "DNNL")]
+    if any(mode and mode.upper() != "STRICT" for mode in modes):
+        return True
+    backends, onednn = torch.backends, torch.backends.mkldnn
+    places = (backends, onednn, *(getattr(onednn, name, None) for name in ("conv", "matmul")))
+    precisions = {getattr(place, "fp32_precision", "none") for place in places}
+    return not precisions <= {"none", "ieee"}

@@ -21,7 +21,7 @@ from diffcodec.arrays import round_significant
 from diffcodec.diffusion.phases import ERROR_LIMIT
 from diffcodec.networks import kernels
 from diffcodec.networks.devices import CPU
-from diffcodec.networks.exact import EXACT_LIMIT, check_exact, largest_sum
+from diffcodec.networks.exact import EXACT_LIMIT, check_exact, largest_sum, may_round_float32
 from diffcodec.networks.gemm import GemmConv
 from diffcodec.networks.int8 import (
     BYTE,
@@ -128,11 +128,14 @@ class IntegerConv(NamedTuple):
             return self.products.sums(x, stride)
         padding = (self.weight.shape[2] - 1) // 2
         # Neither by NNPACK, whose Winograd transforms make fractions (torch takes it for batches
-        # of 16 and more where oneDNN is off or missing), nor in a caller's autocast to bfloat16.
+        # of 16 and more where oneDNN is off or missing), nor in a caller's autocast to bfloat16,
+        # nor in what else the caller lets float32 be.
         has_onednn = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
-        parts = [x] if has_onednn else x.split(LARGEST_BATCH)
+        parts, weight = [x] if has_onednn else x.split(LARGEST_BATCH), self.weight
+        if may_round_float32():
+            parts, weight = [part.double() for part in parts], weight.double()
         with torch.autocast("cpu", enabled=False):
-            sums = [F.conv2d(part, self.weight, None, stride, padding) for part in parts]
+            sums = [F.conv2d(part, weight, None, stride, padding).float() for part in parts]
         return _joined(sums)
 
 

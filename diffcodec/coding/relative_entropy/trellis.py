@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffcodec.arrays import Array, Bits, Float32s, Int8s, Integers
 from diffcodec.coding.relative_entropy.layout import Key, Layout
+from diffcodec.networks.exact import may_round_float32
 
 # Part of the file format.
 START = 3  # further stages, since a path begins at one known state
@@ -127,11 +128,12 @@ def _scores(
     weights = np.zeros((shifts, 2, len(stages), letters.shape[1]), dtype=np.float32)
     weights[row // SEQUENCES, 0, stage, row % SEQUENCES] = linear[begin:end]
     weights[row // SEQUENCES, 1, stage, row % SEQUENCES] = -square[begin:end]
-    total = torch.zeros(len(stages), branches, dtype=torch.float32)
+    exact = torch.float64 if may_round_float32() else torch.float32
+    total = torch.zeros(len(stages), branches, dtype=exact)
     for shift, pair in enumerate(torch.from_numpy(weights)):  # [u or u^2, stages, sequences]
-        for weight, letter in zip(pair, letters, strict=True):
+        for weight, letter in zip(pair.to(exact), letters.to(exact), strict=True):
             total.addmm_(weight, letter[:, shift : shift + branches])  # [stages, branches]
-    return total.numpy()
+    return total.float().numpy()
 
 
 def _whole_scores(
