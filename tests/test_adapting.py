@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from test_phased_files import large, same, smooth
+from tiny import phased_model
 
 from bench.adaptation import main as benchmark
 from diffcodec import decode, encode, encode_many, load_model, open_archive
@@ -34,6 +35,12 @@ TABLES = st.dictionaries(
     st.integers(1, 40).flatmap(lambda n: arrays(np.int8, (4, 2, n))),
     min_size=1,
 )
+
+
+@pytest.fixture(scope="module")
+def phased(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another than other tests', far enough from what it is asked to code for a fit to pay."""
+    return phased_model(tmp_path_factory.mktemp("poor"), seed=5)
 
 
 @pytest.fixture(scope="module")

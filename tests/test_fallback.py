@@ -2,6 +2,7 @@
 
 import struct
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,9 +17,10 @@ from diffcodec.container.parts import MODES, Tile
 from diffcodec.errors import CorruptError, UnsupportedError
 from diffcodec.images import fallback
 from diffcodec.images.color_sets import CONVERSIONS, conversion
-from diffcodec.images.fallback import LEAST_LEFT, decode_fallback, encode_fallback
+from diffcodec.images.fallback import decode_fallback, encode_fallback, least_left
 from diffcodec.images.source_planes import from_planes, to_halved, to_planes
 
+PHOTO = Path(__file__).parent.parent / "examples" / "kodim23.png"
 CODERS = ("webp", "png", "raw")
 
 
@@ -347,13 +349,23 @@ def test_unknown_coders_and_modes_are_refused():
 def test_what_the_first_setting_makes_is_little_more_than_the_least(mode, levels):
     image = make_image(mode, (64, 48), levels, seed=1)
     quick, best = (len(encode_fallback(image, None, thorough)[1]) for thorough in (False, True))
-    assert best <= quick and LEAST_LEFT * quick <= best
+    assert best <= quick and least_left(image) * quick <= best
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_it_is_less_where_photographs_are_large(mode):
+    photo = Image.open(PHOTO).convert(mode)
+    large, small = photo.crop((100, 100, 324, 324)), photo.crop((100, 100, 164, 164))
+    assert [least_left(image) for image in (large, small)] == [0.94 if mode == "RGB" else 0.9, 0.9]
+    for image in (large, small):
+        quick, best = (len(encode_fallback(image, None, all_)[1]) for all_ in (False, True))
+        assert best <= quick and least_left(image) * quick <= best
 
 
 def test_all_settings_are_tried_where_one_may_be_the_best():
     tried = []
     quick, best = Tile("webp", bytes(100)), Tile("webp", bytes(95))
-    offered = Fallback(quick, b"", lambda: tried.append(1) or best)
+    offered = Fallback(quick, b"", lambda: tried.append(1) or best, 0.9 * quick.size)
 
     def smaller(words):
         chain = words and EncodedTile(np.ones(words, np.uint32), 0, (), ())

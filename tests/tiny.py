@@ -49,9 +49,11 @@ def tiny_model(
     return _written(folder / f"{name}.safetensors", network, described, arithmetic)
 
 
-def phased_model(folder: Path, name: str = "phased", arithmetic: str = "integer") -> Path:
+def phased_model(
+    folder: Path, name: str = "phased", arithmetic: str = "integer", seed: int = 0
+) -> Path:
     """A model file that codes x given z_1, and z_1 given z_2, in phases; its plans are few."""
-    network = random_network(PHASED, seed=4)  # of whose weights 8-bit kernels take all they may
+    network = random_network(PHASED, seed)
     return _written(folder / f"{name}.safetensors", network, PHASED_MODEL_PLANS, arithmetic)
 
 

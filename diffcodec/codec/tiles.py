@@ -17,7 +17,7 @@ from diffcodec.coding.bits_back import EncodedTile
 from diffcodec.container.parts import Box, Tile
 from diffcodec.container.primitives import CRC_BYTES
 from diffcodec.images.color_sets import ColorSet
-from diffcodec.images.fallback import LEAST_LEFT, decode_fallback, encode_fallback
+from diffcodec.images.fallback import decode_fallback, encode_fallback, least_left
 from diffcodec.images.modes import pixel_crc
 from diffcodec.images.outliers import Found, add_outliers, pack_outliers
 
@@ -37,15 +37,17 @@ class Fallback(NamedTuple):
         quick: by their quickest settings.
         outliers: of the image's colours.
         thorough: the same by all settings.
+        least: bytes that these make, or more.
     """
 
     quick: Tile
     outliers: bytes
     thorough: Callable[[], Tile]
+    least: float
 
     def unless_below(self, size: int) -> Tile:
         """The best there is, unless not even that can be below a size."""
-        return self.thorough() if LEAST_LEFT * self.quick.size < size else self.quick
+        return self.thorough() if self.least < size else self.quick
 
 
 def _fallback(source: Image.Image, found: Found, box: Box) -> Fallback:
@@ -59,7 +61,9 @@ def _fallback(source: Image.Image, found: Found, box: Box) -> Fallback:
         within = replace(coded, outliers=outliers, pixel_crc=plain.pixel_crc)
         return min(within, plain, key=attrgetter("size"))
 
-    return Fallback(tile(False), outliers, cache(lambda: tile(True)))
+    quick = tile(False)
+    least = least_left(crop(source, box)) * quick.size
+    return Fallback(quick, outliers, cache(lambda: tile(True)), least)
 
 
 @contextmanager

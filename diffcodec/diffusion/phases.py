@@ -149,8 +149,8 @@ def told_planes(
     """
     length = 0.0 if sigmas is None else math.log(sigmas[1] / sigmas[0])
     planes = told_in_units(which, variable, mean, unit, number, length)
-    integers: Array = (planes * ERROR_STEPS).round()
-    return integers
+    planes *= ERROR_STEPS
+    return np.rint(planes, out=planes)
 
 
 def told_in_units(
@@ -174,20 +174,26 @@ def told_in_units(
         [..., PLANES[which], height, width], the sides rounded up to even ones.
     """
     *batch, _, height, width = variable.shape
-    shape = *batch, PLANES[which], height + height % 2, width + width % 2
-    planes = _zeros(shape, mean)
-    planes[..., :3, :height, :width] = (variable - mean) / unit
+    planes = _zeros((*batch, PLANES[which], height + height % 2, width + width % 2), mean)
+    if which == 2:
+        step = planes[..., 3, :height, :width]
+        step[:] = length
+        step[:] = step.clip(-LARGEST_ERROR, LARGEST_ERROR)
+
+    def tell(first: int, place: int, errors: Numbers) -> None:
+        slots = of_phase(planes[..., first : first + 3, :, :], place)
+        told: Numbers = errors.clip(-LARGEST_ERROR, LARGEST_ERROR)
+        slots[..., : errors.shape[-2], : errors.shape[-1]] = told
+
+    for before in range(number):
+        z, expected, unit_before = (of_phase(field, before) for field in (variable, mean, unit))
+        tell(0, before, (z - expected) / unit_before)
     if which == 0:
-        own = of_phase(mean, number), of_phase(unit, number)
+        own_mean, own_unit = of_phase(mean, number), of_phase(unit, number)
         for place, average in enumerate(neighbours(variable, number)):
             if average is not None:
-                slots = of_phase(planes[..., 3:, :, :], place)
-                slots[..., : average.shape[-2], : average.shape[-1]] = (average - own[0]) / own[1]
-    if which == 2:
-        planes[..., 3, :height, :width] = length
-    told: Numbers = planes.clip(-LARGEST_ERROR, LARGEST_ERROR)
-    told[..., :3, :height, :width] *= known_before(number, mean)
-    return told
+                tell(3, place, (average - own_mean) / own_unit)
+    return planes
 
 
 def neighbours(variable: Numbers, number: int) -> list[Numbers | None]:
@@ -243,14 +249,6 @@ def of_phase(field: Numbers, number: int) -> Numbers:
     row, column = PHASES[number]
     samples: Numbers = field[..., row::2, column::2]
     return samples
-
-
-def known_before(number: int, like: Numbers) -> Numbers:
-    """1 where samples lie in phases before the given one, else 0; [height, width] of the field."""
-    mask: Numbers = like[(0,) * (like.ndim - 2)] * 0
-    for row, column in PHASES[:number]:
-        mask[row::2, column::2] = 1
-    return mask
 
 
 class Mixtures(NamedTuple, Generic[Numbers]):

@@ -29,7 +29,10 @@ WEBP_SETTINGS = ((4, 80), (6, 90))
 WEBP_PLANES_SETTING = (6, 90)  # nearly always the smaller one of them
 WEBP_PALETTE_SETTING = (6, 100)
 WEBP_PALETTE_MAX_PIXELS = 2**18
-LEAST_LEFT = 0.9  # of what the first setting makes; by trying all it loses 8 % at most
+# Of what the first setting makes; by trying all it loses 8 % at most, and where it is large and in
+# colour 5 %.
+LEAST_LEFT, LEAST_LEFT_OF_COLOR = 0.9, 0.94
+LARGE_PIXELS = 1 << 15
 
 
 def encode_fallback(
@@ -41,7 +44,7 @@ def encode_fallback(
         image: to code.
         conversion: one of ``CONVERSIONS`` that reaches every pixel, if there is one.
         thorough: whether to try all of WebP's settings that may be the best; else the first alone,
-            in a quarter of the time, of which the best leaves ``LEAST_LEFT`` or more.
+            in a quarter of the time, of which the best leaves :func:`least_left` or more.
 
     Returns:
         The coder's name, and the payload: never larger than the raw samples, nor than lossless
@@ -68,6 +71,12 @@ def encode_fallback(
             coded = _coded_halved(image, halved, conversion, of_planes)
             payloads.append(("planes-420", number + coded))
     return min(payloads, key=lambda payload: len(payload[1]))
+
+
+def least_left(image: Image.Image) -> float:
+    """The share of what :func:`encode_fallback` makes at once that remains if it is thorough."""
+    is_large = image.mode == "RGB" and image.width * image.height >= LARGE_PIXELS
+    return LEAST_LEFT_OF_COLOR if is_large else LEAST_LEFT
 
 
 def _coded(samples: Image.Image, setting: tuple[int, int]) -> bytes:
