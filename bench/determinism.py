@@ -23,13 +23,14 @@ from pathlib import Path
 import click
 import numpy as np
 
+from diffcodec.container.parts import LEAST_TILE_SIDE, TILE_SIDE
+
 WORK = """
 import hashlib, json, platform, sys
 from contextlib import nullcontext
 import constriction, numpy, scipy, torch
 from bench import chain_only
 from diffcodec import decode, encode_many, load_model
-from diffcodec.container import parts
 from diffcodec.codec import batches
 from diffcodec.images.reading import read_image
 
@@ -42,14 +43,13 @@ versions = {
 }
 print(json.dumps(versions))
 torch.set_num_threads(threads)
-parts.TILE_SIDE = tile
 image = read_image(path).convert("RGB").crop((0, 0, crop, crop))
 within = nullcontext()
 exec(before)
 model = load_model(name)
 with chain_only(), within:
     for effort in ("fast", "default"):
-        data = list(encode_many([image] * batch, model, effort))[-1]
+        data = list(encode_many([image] * batch, model, effort, tile_side=tile))[-1]
         assert decode(data, model=model).tobytes() == image.tobytes(), "other pixels"
         print(json.dumps([hashlib.sha256(data).hexdigest()[:12], len(data)]))
 """
@@ -68,13 +68,19 @@ torch.nn.functional.conv2d = patched
 """
 REVERSED = """
 run_group = batches._run_group
-batches._run_group = lambda jobs, *rest: run_group(jobs[::-1], *rest)[::-1]
+def in_reverse(jobs, *rest):
+    results = yield from run_group(jobs[::-1], *rest)
+    return results[::-1]
+batches._run_group = in_reverse
 """
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One row; ``tiles`` are those along the crop's side. Rows with as many share their bytes."""
+    """One row; ``tiles`` along the crop's side: of several all are of the least side there is.
+
+    Rows with as many share their bytes.
+    """
 
     label: str
     environment: dict[str, str] = field(default_factory=dict)
@@ -148,7 +154,10 @@ def run(
     setting: Setting, image: Path, model: str, crop: int
 ) -> tuple[dict[str, str], list[tuple[str, int]], str]:
     """A row's child process: its versions, a digest and a size for each effort, its complaint."""
-    work = (str(image), model, crop, setting.threads, setting.batch, crop // setting.tiles)
+    side = TILE_SIDE
+    if setting.tiles > 1:
+        crop, side = setting.tiles * LEAST_TILE_SIDE, LEAST_TILE_SIDE
+    work = (str(image), model, crop, setting.threads, setting.batch, side)
     found = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
         [*shlex.split(setting.python), "-c", WORK, json.dumps([*work, setting.before])],
