@@ -12,16 +12,20 @@ import torch
 def convolutions_in_bfloat16() -> Iterator[None]:
     of = torch.backends.mkldnn.conv
     before, of.fp32_precision = of.fp32_precision, "bf16"
-    yield
-    of.fp32_precision = before
+    try:
+        yield
+    finally:
+        of.fp32_precision = before
 
 
 @contextmanager
 def products_in_bfloat16() -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
-    yield
-    torch.set_float32_matmul_precision(before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def all_in_bfloat16() -> AbstractContextManager[object]:

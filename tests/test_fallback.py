@@ -349,17 +349,19 @@ def test_unknown_coders_and_modes_are_refused():
 def test_what_the_first_setting_makes_is_little_more_than_the_least(mode, levels):
     image = make_image(mode, (64, 48), levels, seed=1)
     quick, best = (len(encode_fallback(image, None, thorough)[1]) for thorough in (False, True))
-    assert best <= quick and least_left(image) * quick <= best
+    assert best <= quick and least_left(image.mode, image.width * image.height) * quick <= best
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_it_is_less_where_photographs_are_large(mode):
     photo = Image.open(PHOTO).convert(mode)
     large, small = photo.crop((100, 100, 324, 324)), photo.crop((100, 100, 164, 164))
-    assert [least_left(image) for image in (large, small)] == [0.94 if mode == "RGB" else 0.9, 0.9]
+    shares = [least_left(mode, image.width * image.height) for image in (large, small)]
+    assert shares == [0.94 if mode == "RGB" else 0.9, 0.9]
+    assert least_left(mode, 1 << 20, "jfif") == 0.9
     for image in (large, small):
         quick, best = (len(encode_fallback(image, None, all_)[1]) for all_ in (False, True))
-        assert best <= quick and least_left(image) * quick <= best
+        assert best <= quick and least_left(image.mode, image.width * image.height) * quick <= best
 
 
 def test_all_settings_are_tried_where_one_may_be_the_best():

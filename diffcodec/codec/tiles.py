@@ -26,7 +26,7 @@ def fallback_tile(
     image: Image.Image, colors: ColorSet | None = None, thorough: bool = True
 ) -> Tile:
     """A tile by the fallback coder that makes the least of it, and the colours of its image."""
-    coded = encode_fallback(image, colors.conversion if colors else None, thorough)
+    coded = encode_fallback(image, _conversion(colors), thorough)
     return Tile(*coded, pixel_crc=pixel_crc(image))
 
 
@@ -62,8 +62,12 @@ def _fallback(source: Image.Image, found: Found, box: Box) -> Fallback:
         return min(within, plain, key=attrgetter("size"))
 
     quick = tile(False)
-    least = least_left(crop(source, box)) * quick.size
-    return Fallback(quick, outliers, cache(lambda: tile(True)), least)
+    share = least_left(source.mode, box.width * box.height, _conversion(found.colors))
+    return Fallback(quick, outliers, cache(lambda: tile(True)), share * quick.size)
+
+
+def _conversion(colors: ColorSet | None) -> str | None:
+    return colors.conversion if colors else None
 
 
 @contextmanager

@@ -188,7 +188,7 @@ def told_in_units(
     for before in range(number):
         z, expected, unit_before = (of_phase(field, before) for field in (variable, mean, unit))
         tell(0, before, (z - expected) / unit_before)
-    if which == 0:
+    if which == 0 and number:
         own_mean, own_unit = of_phase(mean, number), of_phase(unit, number)
         for place, average in enumerate(neighbours(variable, number)):
             if average is not None:

@@ -129,9 +129,10 @@ def _scores(
     weights[row // SEQUENCES, 0, stage, row % SEQUENCES] = linear[begin:end]
     weights[row // SEQUENCES, 1, stage, row % SEQUENCES] = -square[begin:end]
     exact = torch.float64 if may_round_float32() else torch.float32
+    pairs, letters = torch.from_numpy(weights).to(exact), letters.to(exact)
     total = torch.zeros(len(stages), branches, dtype=exact)
-    for shift, pair in enumerate(torch.from_numpy(weights)):  # [u or u^2, stages, sequences]
-        for weight, letter in zip(pair.to(exact), letters.to(exact), strict=True):
+    for shift, pair in enumerate(pairs):  # [u or u^2, stages, sequences]
+        for weight, letter in zip(pair, letters, strict=True):
             total.addmm_(weight, letter[:, shift : shift + branches])  # [stages, branches]
     return total.float().numpy()
 
