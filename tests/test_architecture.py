@@ -75,6 +75,21 @@ def test_files_and_functions_are_short(path: Path) -> None:
     assert ast.get_docstring(ast.parse(text))
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE.parent)))
+def test_shapes_are_of_arrays_not_of_their_elements_types(path: Path) -> None:
+    """``NDArray[...]`` is no class from NumPy 2.5 on, which jaxtyping refuses when it is read."""
+    tree = ast.parse(path.read_text())
+    jaxtyping = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module == "jaxtyping"
+        for alias in node.names
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Subscript) and ast.unparse(node.value) in jaxtyping:
+            assert "NDArray" not in ast.unparse(node), f"line {node.lineno}"
+
+
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 FRAGMENT = re.compile(r"(Of|As|By|In|At|Whose|With|On|And|From)\b")
 

@@ -6,16 +6,15 @@ from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float64, Int8
-from numpy.typing import NDArray
 
-from diffcodec.arrays import Array
+from diffcodec.arrays import Array, Int8s
 from diffcodec.diffusion.phases import PHASES
 from diffcodec.errors import FormatError
 
 STEPS = 64  # of a unit
 VARIABLES = 3  # x, z_1 and all above
 
-Table = Int8[NDArray[np.int8], "phases 2 parameters"]  # scales, and shifts
+Table = Int8[Int8s, "phases 2 parameters"]  # scales, and shifts
 
 
 @dataclass(frozen=True)
