@@ -31,6 +31,17 @@ def test_evaluate(tiny, pictures):
         diffcodec.evaluate(pictures / "none", tiny)
 
 
+def test_train_has_what_the_command_has(tmp_path, pictures, tiny):
+    labels = tmp_path / "labels.txt"
+    labels.write_text("0\n2\n1\n")
+    settings = {"steps": 1, "batch": 8, "crop": 16, "compile": False, "init": tiny}
+    path = diffcodec.train(
+        pictures, tmp_path / "run", labels=labels, augment="mirror", precision="float32", **settings
+    )
+    network = diffcodec.load_model(path).info.network
+    assert (network.classes, network.self_ensemble) == (3, "mirror")
+
+
 def test_train(tmp_path, pictures):
     small = one_network(channels=(8, 8), blocks=(1, 1))
     settings = {"steps": 2, "batch": 8, "crop": 16, "compile": False, "network": small}

@@ -125,6 +125,6 @@ def test_commands_of_the_guides_work(tmp_path: Path, monkeypatch: pytest.MonkeyP
         commands = guide_commands(name)
         assert len(commands) >= count
         for command in commands:
-            done(command.removeprefix("diffcodec ").replace("600,200,256,256", "16,8,16,24"))
+            done(command.removeprefix("diffcodec ").replace("400,200,256,256", "16,8,16,24"))
         for copy in ("damaged.dfc", "upload.dfc"):
             shutil.copy("photo.dfc", copy)

@@ -935,6 +935,14 @@ def test_labels_make_classes(arguments, tmp_path, labels, tiny):
     assert load_model(tmp_path / "run" / MODEL).info.network.classes == 9
 
 
+@pytest.mark.parametrize("way", [("--phases",), ("--init", "photo")])
+def test_labels_do_not_go_with_phases(arguments, tmp_path, labels, way):
+    result = command(*arguments, *way, "--labels", labels)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "a network in phases knows no classes" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("more", "code", "message"),
     [

@@ -50,7 +50,7 @@ SIDE = 64  # of crops, where neither --crop nor the network says it
     metavar="N",
     help="Of contrast around a sample, each with a variance; 1 for none.",
 )
-@crop_option
+@crop_option("64, or the next that the network takes")
 @force_option
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object, table and all.")
 @quiet_option

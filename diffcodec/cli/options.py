@@ -88,6 +88,16 @@ def effort_option(description: str) -> Option:
     )
 
 
+def crop_option(default: str) -> Option:
+    """The option for the size of crops, whose default the command finds."""
+    return click.option(
+        "--crop",
+        metavar="N",
+        type=click.IntRange(min=1),
+        help=f"Sides of the crops of images.  [default: {default}]",
+    )
+
+
 file_model_option = model_option(
     "The model file it was encoded with, if that is not a shipped one."
 )
@@ -95,12 +105,6 @@ data_option = click.option(
     "--data", type=PATH, metavar="DIR", required=True, help="Folder of images, or a .npy or .npz."
 )
 used_model_option = model_option(f"A shipped model, or a model file.  [default: {DEFAULT_MODEL}]")
-crop_option = click.option(
-    "--crop",
-    metavar="N",
-    type=click.IntRange(min=1),
-    help="Sides of the crops of images.  [default: as in training]",
-)
 device_option = click.option(
     "--device",
     type=click.Choice(DEVICES),

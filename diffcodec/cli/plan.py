@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     metavar="N",
     help="How many to search on, and how many to predict files for.",
 )
-@crop_option
+@crop_option("as in training")
 @device_option
 @force_option
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object, plans and all.")
@@ -181,7 +181,7 @@ QUANTIZED = ".integer.safetensors"
 @click.argument("source", metavar="FLOAT_MODEL")
 @click.argument("output", metavar="[OUT]", required=False)
 @data_option
-@crop_option
+@crop_option("as in training")
 @device_option
 @force_option
 def quantize(

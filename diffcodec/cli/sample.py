@@ -215,7 +215,7 @@ def sample(
     """Draw images from a model, and write them side by side.
 
     The image at place i has the seed SEED + i, whatever --images is. A model that codes in phases
-    is sampled by its posterior.
+    is drawn phase by phase by ancestral; the other samplers take its posterior alone.
     """
     if eta and sampler != "ddim":
         raise click.UsageError("--eta is of --sampler ddim; give both")

@@ -204,7 +204,8 @@ def train(
     The run writes OUT/model.safetensors: a model for --model; and OUT/float.safetensors, the same
     before it was quantised. Ctrl-C ends it so that --resume goes on from its last step.
     """
-    from diffcodec.training.data import find_images, read_labels
+    from diffcodec.training.config import with_classes
+    from diffcodec.training.data import find_images
     from diffcodec.training.devices import joined_processes
 
     if resume and init is not None:
@@ -226,12 +227,9 @@ def train(
     if init is not None:
         network, weights = _initial_network(ctx, init, config.network)
         config = replace(config, network=network)
-    network = config.network
-    if labels is not None and not network.classes:
+    if labels is not None:
         with failing_as(labels):
-            classes = int(read_labels(Path(labels)).max()) + 1
-        shapes = [(up_to, replace(shape, classes=classes)) for up_to, shape in network.experts]
-        config = replace(config, network=replace(network, experts=tuple(shapes)))
+            config = replace(config, network=with_classes(config.network, Path(labels)))
     if config.crop % config.network.multiple:
         multiple = config.network.multiple
         raise click.UsageError(f"--crop must be a multiple of {multiple} for this network")

@@ -1,12 +1,15 @@
 """The settings of a run."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from torch import Tensor
 
+from diffcodec.errors import UnsupportedError
 from diffcodec.networks.config import PREFIX, NetworkConfig
 from diffcodec.networks.experts import join_experts, split_experts
+from diffcodec.training.data import read_labels
 
 ENSEMBLE_OF_AUGMENTATION = {"all": "rotation", "mirror": "mirror", "none": "none"}
 INIT_WARMUP = 100  # default of a run from a model's weights
@@ -37,6 +40,24 @@ class TrainConfig:
     device: str = "auto"  # of DEVICES
     tensorboard: bool = False
     network: NetworkConfig = field(default_factory=NetworkConfig)
+
+
+def with_classes(network: NetworkConfig, labels: Path) -> NetworkConfig:
+    """The network, told one of as many classes as the labels have, if it knows none yet.
+
+    Raises:
+        DiffcodecError: if the file has no labels, or the network codes in phases.
+    """
+    if network.phases:
+        raise UnsupportedError(
+            "a network in phases knows no classes; train without phases, from no model that has "
+            "them, or without labels"
+        )
+    if network.classes:
+        return network
+    classes = int(read_labels(labels).max()) + 1
+    shapes = ((up_to, replace(shape, classes=classes)) for up_to, shape in network.experts)
+    return replace(network, experts=tuple(shapes))
 
 
 def start_of(expert: int, wanted: int, given: int) -> int:

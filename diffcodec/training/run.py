@@ -1,6 +1,7 @@
 """What the command ``train`` does, for Python."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from os import PathLike
 from pathlib import Path
@@ -10,7 +11,12 @@ from diffcodec.diffusion.variances import VARIANCES
 from diffcodec.errors import DiffcodecError, UnsupportedError
 from diffcodec.models.model import load_weights
 from diffcodec.networks.config import DEVICES, NetworkConfig
-from diffcodec.training.config import INIT_WARMUP, TrainConfig
+from diffcodec.training.config import (
+    ENSEMBLE_OF_AUGMENTATION,
+    INIT_WARMUP,
+    TrainConfig,
+    with_classes,
+)
 from diffcodec.training.crops import AUGMENTATIONS
 from diffcodec.training.steps import LOSSES
 from diffcodec.training.trainer import CHECKPOINT, MODEL, Trainer
@@ -74,7 +80,8 @@ def train(
         minutes: that the run takes, compiling, validations and the quantised model counted, instead
             of ``steps``.
         quiet: whether to say nothing of it: neither lines of the log nor a progress bar.
-        settings: of :class:`diffcodec.training.config.TrainConfig`, such as ``steps``.
+        settings: of :class:`diffcodec.training.config.TrainConfig`, such as ``steps``. The network,
+            if it is none of them, has self-ensemble by ``augment``; with ``labels`` their classes.
 
     Returns:
         The path of the model, for :func:`diffcodec.load_model`.
@@ -93,15 +100,26 @@ def train(
         raise DiffcodecError(f"{folder}: {error.strerror}; check the path") from error
     config = TrainConfig(str(path("data", data)), **settings)
     check_settings(config)
+    if config.labels is not None:
+        config = replace(config, labels=str(path("labels", config.labels)))
     if minutes is not None and not 0 < (number("minutes", minutes) or 0) < math.inf:
         raise UnsupportedError(f"minutes {minutes}: expected a number above 0")
     if init is not None:
         network, weights = load_weights(path("init", init))
         warmup = settings.get("warmup", INIT_WARMUP)
         config = replace(config, network=network, warmup=warmup)
+    config = replace(config, network=_as_asked(config, settings))
     trainer = Trainer(config, folder, weights, flag("quiet", quiet))
     folder.mkdir(parents=True, exist_ok=True)
     if minutes is not None:
         trainer.finish_within(minutes)
     trainer.run()
     return folder / MODEL
+
+
+def _as_asked(config: TrainConfig, settings: Mapping[str, Any]) -> NetworkConfig:
+    """The network with self-ensemble and classes, as the command has it."""
+    network = config.network
+    if "network" not in settings and not network.phases:
+        network = replace(network, self_ensemble=ENSEMBLE_OF_AUGMENTATION[config.augment])
+    return network if config.labels is None else with_classes(network, Path(config.labels))
