@@ -13,6 +13,7 @@ from diffcodec.container.header import read_header
 from diffcodec.container.parts import MAGIC, VERSION
 from diffcodec.container.primitives import ByteReader
 from diffcodec.errors import DiffcodecError
+from diffcodec.images.metadata import KEPT_FIELDS
 from diffcodec.limits import DEFAULT_LIMITS
 
 FORMAT = "DFC"
@@ -25,10 +26,14 @@ OPTIONS = (
     "bpp",
     "psnr",
     "progressive",
+    "previews",
     "draws",
     "adapt",
     "label",
+    "tile_side",
     "strip",
+    "limits",
+    "device",
 )
 
 
@@ -74,10 +79,15 @@ def _accept(prefix: bytes) -> bool:
 
 
 def _save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
-    options = {name: image.encoderinfo[name] for name in OPTIONS if name in image.encoderinfo}
+    given = image.encoderinfo
+    if unknown := given.keys() - {*OPTIONS, *KEPT_FIELDS}:
+        raise TypeError(f"found {', '.join(sorted(unknown))}, expected {', '.join(OPTIONS)}")
     plain = image.copy()
-    plain.info |= {name: value for name, value in image.encoderinfo.items() if name not in options}
-    file.write(encode(plain, **options))
+    plain.info |= {name: given[name] for name in KEPT_FIELDS if name in given}
+    try:
+        file.write(encode(plain, **{name: given[name] for name in OPTIONS if name in given}))
+    except DiffcodecError as e:
+        raise OSError(str(e)) from e
 
 
 Image.register_open(FORMAT, DfcImageFile, _accept)

@@ -1,7 +1,10 @@
 """Archives: what goes in comes out, appends that are cut short cost nothing, damage one group."""
 
+import io
+import os
 import pickle
 import random
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -482,3 +485,58 @@ def test_only_one_process_appends(written: Path, tiny: Path, tmp_path: Path) -> 
         with pytest.raises(OSError, match="another"), open_archive(path, "a", model=tiny) as other:
             other.append(smooth(4, 4))
     assert len(open_archive(path)) == 24
+
+
+def test_what_waits_is_the_archives_own(tiny: Path, tmp_path: Path) -> None:
+    image, label = Image.new("RGB", (8, 8), (255, 0, 0)), {"k": 0}
+    with open_archive(tmp_path / "x.dfca", "x", model=tiny, plan="fast") as archive:
+        archive.append(image, label=label)
+        image.paste((0, 255, 0), (0, 0, 8, 8))
+        label["k"] = 1
+        archive.append(image, label=label)
+        label["k"] = object()
+    with open_archive(tmp_path / "x.dfca", model=tiny) as archive:
+        assert [each.getpixel((0, 0)) for each in archive] == [(255, 0, 0), (0, 255, 0)]
+        assert [entry.label for entry in archive.entries()] == [{"k": 0}, {"k": 1}]
+
+
+@pytest.mark.parametrize(
+    ("option", "error", "message"),
+    [
+        ({"group": 0}, UnsupportedError, "a group of 0 images: expected 1 to 65536"),
+        ({"group": 1 << 17}, UnsupportedError, "expected 1 to 65536"),
+        ({"group": "7"}, TypeError, "group: found str, expected an integer"),
+        ({"group": 2.5}, TypeError, "group: found float, expected an integer"),
+        ({"jobs": 0}, UnsupportedError, "0 jobs: expected 1 or more"),
+    ],
+)
+def test_groups_and_jobs_are_numbers_in_range(
+    tmp_path: Path, option: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        open_archive(tmp_path / "x.dfca", "x", **option)
+    assert not (tmp_path / "x.dfca").exists()
+
+
+def test_appending_takes_no_longer_the_more_waits() -> None:
+    """By lines of Python that run: time hangs on the machine."""
+
+    def lines(count: int) -> int:
+        ran = 0
+
+        def trace(*_: object) -> Any:
+            nonlocal ran
+            ran += 1
+            return trace
+
+        with io.FileIO(os.devnull, "w") as file:
+            writer = writing.ArchiveWriter(file, Root(), [], lambda *_: b"", 1 << 16)
+            for _ in range(count):
+                writer.append(Image.new("L", (1, 1)))
+            before = sys.gettrace()
+            sys.settrace(trace)
+            writer.append(Image.new("L", (1, 1)))
+            sys.settrace(before)
+        return ran
+
+    assert lines(300) == lines(3)

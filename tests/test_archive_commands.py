@@ -223,3 +223,64 @@ def test_a_command_that_is_killed_leaves_what_was_complete(
     with open_archive(packed, model=tiny) as archive:
         assert 2 <= len(archive) < 4000
         assert all(same(archive[k], Image.fromarray(images[k % 16])) for k in range(len(archive)))
+
+
+def test_labels_that_json_cannot_hold_are_texts(folder: Path, tiny: Path) -> None:
+    lines = ["NaN", "1e999", "[" * 4000, '"a\u2028b"', "-Infinity", "{}"]
+    (folder / "labels").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    done(f"pack {folder}/in {folder}/x.dfca --model {tiny} --effort fast --labels {folder}/labels")
+    with open_archive(folder / "x.dfca", model=tiny) as archive:
+        labels = [entry.label for entry in archive.entries()]
+    assert labels == [*lines[:3], "a\u2028b", "-Infinity", {}]
+
+
+def test_no_empty_archive_is_left(folder: Path, tiny: Path) -> None:
+    packed = folder / "x.dfca"
+    command = f"pack {folder}/in {packed} --model {tiny} --effort fast"
+    result = run(f"{command} --adapt")
+    assert result.exit_code == 1 and "no phases that could be adapted" in result.stderr
+    assert not packed.exists()
+    with open_archive(packed, "x"):
+        pass
+    assert run(command).exit_code == 1 and packed.exists()  # somebody else's
+
+
+def test_images_of_one_name_come_out_as_several(folder: Path, tiny: Path) -> None:
+    pictures = folder / "alike"
+    pictures.mkdir()
+    for k, name in enumerate(("x.png", "x.bmp", "x.png.png")):
+        smooth(8, 9, seed=k).save(pictures / name)
+    done(f"pack {pictures} {folder}/x.dfca --model {tiny} --effort fast")
+    with open_archive(folder / "x.dfca", "a", model=tiny, plan="fast") as archive:
+        archive.append(smooth(8, 9, seed=3), "x.bmp")
+    for command in (
+        "unpack {} {}",
+        "unpack {} {} -j 2",
+        "extract {} 3 x.png x.bmp 2 --output-dir {}",
+    ):
+        out = folder / f"out{len(command)}"
+        done(f"{command.format(folder / 'x.dfca', out)} --model {tiny} --force")
+        found = [opened(path).tobytes() for path in out.iterdir()]
+        assert sorted(found) == sorted(smooth(8, 9, seed=k).tobytes() for k in range(4))
+
+
+def test_an_array_has_no_palettes(folder: Path, tiny: Path) -> None:
+    pictures = folder / "palettes"
+    pictures.mkdir()
+    smooth(8, 9).convert("P").save(pictures / "x.png")
+    done(f"pack {pictures} {folder}/x.dfca --model {tiny} --effort fast")
+    result = run(f"unpack {folder}/x.dfca {folder}/x.npy --model {tiny}")
+    assert result.exit_code == 1 and "images with palettes" in result.stderr
+    assert not (folder / "x.npy").exists()
+
+
+def test_an_archive_of_arrays_by_any_suffix(folder: Path, tiny: Path) -> None:
+    np.savez(folder / "x.npz", a=np.asarray(smooth(8, 9))[None])
+    (folder / "x.npz").rename(folder / "X.NPZ")
+    done(f"pack {folder}/X.NPZ {folder}/x.dfca --model {tiny} --effort fast")
+    with open_archive(folder / "x.dfca", model=tiny) as archive:
+        assert same(archive[0], smooth(8, 9))
+    np.savez(folder / "none.npz")
+    result = run(f"pack {folder}/none.npz {folder}/y.dfca --model {tiny}")
+    assert result.exit_code == 1 and "no image" in result.stderr
+    assert not (folder / "y.dfca").exists()

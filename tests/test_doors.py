@@ -50,6 +50,17 @@ def test_pillow_opens_and_saves(tmp_path: Path) -> None:
         assert same(decode(again), image)
 
 
+def test_pillow_saves_by_all_options_or_none(tmp_path: Path) -> None:
+    image, path = smooth(200, 40), tmp_path / "x.dfc"
+    image.save(path, plan="fast", timestep=6, tile_side=96, previews=[7])
+    assert path.read_bytes() == encode(image, plan="fast", timestep=6, tile_side=96, previews=[7])
+    with pytest.raises(TypeError, match="found quality, expected model, "):
+        image.save(tmp_path / "y.dfc", quality=10)
+    with pytest.raises(OSError, match="found mode CMYK"):
+        image.convert("CMYK").save(tmp_path / "y.dfc")
+    assert not (tmp_path / "y.dfc").exists()
+
+
 def test_pillow_reads_streams_and_loads_late() -> None:
     data = encode(smooth(9, 7), plan="fast")
     assert same(Image.open(io.BytesIO(data)), smooth(9, 7))

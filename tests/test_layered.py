@@ -74,6 +74,13 @@ def ends_within(data: bytes) -> bool:
 # --- lossy ----------------------------------------------------------------------------------------
 
 
+def test_previews_below_the_end_are_refused(model: Model) -> None:
+    message = "a preview at timestep 1, where the last is at 3; leave it out"
+    with pytest.raises(UnsupportedError, match=message):
+        encode(smooth((8, 8)), model, "fast", timestep=3, previews=[4, 1])
+    assert stops(encode(smooth((8, 8)), model, "fast", timestep=3, previews=[4, 3])) == (4, 3)
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (13, 17), (33, 31)])
 def test_lossy_files_of_any_size(model: Model, size: tuple[int, int], mode: str) -> None:

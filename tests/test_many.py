@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 from PIL import Image
 from samples import make_image
@@ -122,3 +123,17 @@ def test_labels_are_as_many_as_images(model: Model) -> None:
         assert decode(next(coded), model=model)
         with pytest.raises(UnsupportedError, match="give a label for each image"):
             list(coded)
+
+
+def test_images_may_be_drawn_over_the_one_before(model: Model) -> None:
+    def frames() -> Iterator[Any]:
+        frame, array = Image.new("RGB", (8, 8)), np.zeros((8, 8, 3), np.uint8)
+        for k in range(3):
+            frame.paste((80 * k, 0, 0), (0, 0, 8, 8))
+            yield frame
+            array[:] = (0, 80 * k, 0)
+            yield array
+
+    files = list(encode_many(frames(), model, "fast"))
+    pixels = [image.getpixel((0, 0)) for image in decode_many(files, model)]
+    assert pixels == [(0, 0, 0), (0, 0, 0), (80, 0, 0), (0, 80, 0), (160, 0, 0), (0, 160, 0)]

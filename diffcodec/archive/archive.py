@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffcodec.archive.index import PAGE_IMAGES, Entry, Root, Stored
+from diffcodec.archive.parts import MOST_IMAGES
 from diffcodec.archive.reading import ArchiveReader
 from diffcodec.archive.records import HEADER, ROOT, record, tail
 from diffcodec.archive.repair import last_root
@@ -121,12 +122,12 @@ class Archive(ArchiveReader):
             OSError: it cannot be written.
             TypeError, ValueError: it is no image, the name no text, or the label not JSON's.
         """
-        from diffcodec.codec.arguments import find_source
+        from diffcodec.codec.arguments import held_source
         from diffcodec.images.color_sets import find_color_set
 
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name: found {type(name).__name__}, expected a text")
-        source = find_source(image, self._limits, self._options["strip"])
+        source = held_source(image, self._limits, self._options["strip"])
         colors = find_color_set(source)
         kind = colors.conversion if colors else None
         writer, told = self._writing(), None
@@ -256,12 +257,16 @@ def open_archive(
 
     Raises:
         DiffcodecError: there is no such file, it is no archive, or damaged; another mode; the file
-            cannot be made, or is there already.
-        TypeError: the limits are none.
+            cannot be made, or is there already; ``group`` or ``jobs`` is out of range.
+        TypeError: the limits are none, or these no integers.
     """
     if mode not in MODES:
         raise UnsupportedError(f"mode {mode!r}: expected one of {MODES}")
     check_limits(limits)
+    if not 1 <= integer("group", group) <= MOST_IMAGES:
+        raise UnsupportedError(f"a group of {group} images: expected 1 to {MOST_IMAGES}")
+    if integer("jobs", jobs) < 1:
+        raise UnsupportedError(f"{jobs} jobs: expected 1 or more")
     options: dict[str, Any] = {"plan": plan, "group": group, "strip": strip, "limits": limits}
     options |= {"classes": flag("classes", classes), "adapt": flag("adapt", adapt)}
     options |= {"device": device, "executor": executor, "jobs": jobs}

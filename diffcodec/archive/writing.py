@@ -72,6 +72,7 @@ class ArchiveWriter:
         self._names: dict[int, tuple[str | None, Any]] = {}  # of images that are not written
         self._written: dict[int, tuple[GroupEntry, int]] = {}
         self._waiting: dict[_Key, list[_Waiting]] = {}
+        self._held = 0  # pixels of these
         self._running: deque[tuple[list[_Waiting], Future[bytes]]] = deque()
         self._next, self.count = root.images, root.images
         self._indexed, self._index_bytes, self._bytes = time.monotonic(), 0, 0
@@ -99,20 +100,21 @@ class ArchiveWriter:
         """
         if self._failed:
             raise DiffcodecError("a group of the archive has failed: close it and open it again")
-        size = len(json.dumps([name, label], allow_nan=False))
-        if size > MOST_TOLD_BYTES:
+        text = json.dumps([name, label], allow_nan=False)
+        if len(text) > MOST_TOLD_BYTES:
             raise LimitError(
-                f"a name and a label of {size} bytes of JSON, the limit is {MOST_TOLD_BYTES}: keep "
-                "what is longer in a file of its own"
+                f"a name and a label of {len(text)} bytes of JSON, the limit is {MOST_TOLD_BYTES}: "
+                "keep what is longer in a file of its own"
             )
         key = (image.mode, image.size, kind)
-        self._names[self.count] = name, label
+        self._names[self.count] = tuple(json.loads(text))  # the caller may change the label
         waiting = self._waiting.setdefault(key, [])
         waiting.append(_Waiting(self.count, image, told))
+        self._held += image.width * image.height
         self.count += 1
         if len(waiting) >= self._room(image):
             self._code(key)
-        elif sum(map(_pixels, self._waiting.values())) > WAITING_PIXELS:
+        elif self._held > WAITING_PIXELS:
             self._code(max(self._waiting, key=lambda each: _pixels(self._waiting[each])))
 
     def add_model(self, model_id: bytes, data: bytes) -> int:
@@ -166,6 +168,7 @@ class ArchiveWriter:
     def _code(self, key: _Key) -> None:
         """Code a group, or have it coded."""
         group = self._waiting.pop(key)
+        self._held -= _pixels(group)
         images, told = [each.image for each in group], [each.told for each in group]
         if self._executor is None:
             with self._failing():

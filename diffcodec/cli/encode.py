@@ -42,7 +42,7 @@ from diffcodec.cli.running import (
     write_together,
 )
 from diffcodec.container.info import dimensions, tiles_by_coder
-from diffcodec.container.parts import LEAST_TILE_SIDE, MAGIC, MOST_DRAW, TILE_SIDE
+from diffcodec.container.parts import EDGE_MULTIPLE, LEAST_TILE_SIDE, MAGIC, MOST_DRAW, TILE_SIDE
 from diffcodec.container.reader import parse
 from diffcodec.errors import FormatError
 from diffcodec.images.formats import SUFFIXES, lossy_format
@@ -62,9 +62,21 @@ def _parse_class(text: str) -> int | str:
     """A number, or auto."""
     if text == "auto":
         return text
-    if (number := int(text)) < 0:
-        raise ValueError("a number below 0")
-    return number
+    if not (text.isascii() and text.isdigit()):
+        raise click.BadParameter(f"{text!r}, expected a number from 0 on, or auto")
+    return int(text)
+
+
+def _parse_side(given: str | int) -> int:
+    """The side of tiles, or its default."""
+    text = str(given)
+    side = int(text) if text.isascii() and text.isdigit() else 0
+    least, most = LEAST_TILE_SIDE, TILE_SIDE
+    if side % EDGE_MULTIPLE or not least <= side <= most:
+        raise click.BadParameter(
+            f"{text!r}, expected a multiple of {EDGE_MULTIPLE} from {least} to {most}"
+        )
+    return side
 
 
 @cli.command(
@@ -141,7 +153,7 @@ def _parse_class(text: str) -> int | str:
 )
 @click.option(
     "--tile-side",
-    type=click.IntRange(LEAST_TILE_SIDE, TILE_SIDE),
+    type=_parse_side,
     default=TILE_SIDE,
     show_default=True,
     metavar="N",

@@ -243,10 +243,11 @@ def _write(
     with ExitStack() as held:
         executor = held.enter_context(_processes(jobs)) if jobs > 1 else None
         options |= {"model": model, "plan": effort, "device": device, "executor": executor}
-        archive = held.enter_context(open_archive(path, mode, jobs=jobs, **options))
-        if mode == "x":  # no more open than any of its inputs, before there is anything in it
-            modes = (Path(one.path).stat().st_mode for one in pictures if _size(one.path))
-            path.chmod(reduce(and_, modes, path.stat().st_mode) & 0o777)
+        archive = open_archive(path, mode, jobs=jobs, **options)
+        if mode == "x":
+            held.push(partial(_leave_none_empty, path))  # after it is closed
+            _close_to_others(path, pictures)
+        held.enter_context(archive)
         before = path.stat().st_size if mode == "a" else 0
         adding = _Adding(archive, pictures, told, skip_existing)
         model_bytes = archive.embed_model() if embed_model else 0
@@ -351,8 +352,9 @@ def _read_arrays(path: str) -> dict[str, Any]:
 
     try:
         loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-        found = {f"/{name}": loaded[name] for name in loaded.files} if path.endswith("z") else {}
-        found = found or {"": loaded}
+        found = {"": loaded}
+        if isinstance(loaded, np.lib.npyio.NpzFile):
+            found = {f"/{name}": loaded[name] for name in loaded.files}
     except Exception as e:  # NumPy and zipfile raise almost anything on damaged files
         raise CommandError(f"not readable as an array of images ({e})", path=path) from e
     for name, array in found.items():
@@ -367,6 +369,22 @@ def _read_arrays(path: str) -> dict[str, Any]:
                 path=path,
             )
     return found
+
+
+def _close_to_others(path: Path, pictures: Sequence[Picture]) -> None:
+    """Make an archive no more open than any of its inputs, before there is anything in it."""
+    modes = (Path(one.path).stat().st_mode for one in pictures if _size(one.path))
+    path.chmod(reduce(and_, modes, path.stat().st_mode) & 0o777)
+
+
+def _leave_none_empty(path: Path, _kind: object, error: BaseException | None, _: object) -> None:
+    """Remove an archive that was just made if something failed before an image was in it."""
+    if error is None:
+        return
+    with open_archive(path) as made:
+        is_empty = not len(made)
+    if is_empty:
+        path.unlink()
 
 
 def _samples(entry: Entry) -> int:
@@ -390,15 +408,18 @@ def _size(path: str) -> int:
 
 def _read_labels(path: str, count: int) -> list[Any]:
     with failing_as(path):
-        lines = Path(path).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        text = Path(path).read_text(encoding="utf-8", errors="surrogateescape")
+        lines = text.removesuffix("\n").split("\n") if text else []  # JSON may hold other breaks
         if len(lines) != count:
             raise CommandError(f"{len(lines)} labels for {count} images; give one for each")
 
     def value(line: str) -> Any:
         try:
-            return json.loads(line)
-        except ValueError:
+            found = json.loads(line)
+            json.dumps(found, allow_nan=False)
+        except (ValueError, RecursionError):  # NaN and infinities among it
             return line
+        return found
 
     return list(map(value, lines))
 

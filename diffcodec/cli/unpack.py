@@ -5,7 +5,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -181,6 +181,19 @@ class _Extractor:
         """The archive, opened once in a process."""
         return open_archive(self.path, model=self.model, limits=self.limits, device=self.device)
 
+    @cached_property
+    def renamed(self) -> dict[int, str]:
+        """The files of images by number whose own name another one has, as x.bmp beside x.png."""
+        taken, others = set[str](), {}
+        for number, entry in enumerate(self.archive.entries()):
+            with suppress(CorruptError):
+                ways = (_file_name(entry), f"{entry.name}.png", f"{entry.name}.{number}.png")
+                name = next((way for way in ways if way not in taken), ways[-1])
+                taken.add(name)
+                if name != ways[0]:
+                    others[number] = name
+        return others
+
     def __call__(self, jobs: Iterable[Job]) -> Iterator[Any]:
         """Outcomes, job by job: an image's name, and its number if that is known."""
         for name, number, _ in jobs:
@@ -190,7 +203,8 @@ class _Extractor:
         from diffcodec.images.writing import write_image
 
         which = int(number) if number else _number(self.archive, name)
-        target = Path(self.folder, _file_name(self.archive.entry(which)))
+        name = _file_name(self.archive.entry(which))
+        target = Path(self.folder, self.renamed.get(which, name))
         if target.exists() and not self.force:
             raise FileExistsError(*EXISTS, str(target))
         stream = io.BytesIO()
@@ -254,6 +268,10 @@ def _unpack_array(
         if len(kinds) != 1:
             raise DiffcodecError(
                 f"images of {len(kinds)} sizes and modes, expected one for an array: give a folder"
+            )
+        if {mode for mode, _ in kinds} == {"P"}:
+            raise DiffcodecError(
+                "images with palettes, of which an array would hold indices alone: give a folder"
             )
         temporary = held.enter_context(replacing(output))
         first = np.asarray(archive[0])

@@ -43,6 +43,16 @@ def find_source(image: Any, limits: Limits, strip: bool) -> Image.Image:
     return source
 
 
+def held_source(image: Any, limits: Limits, strip: bool) -> Image.Image:
+    """:func:`find_source`, to be coded later: a copy, since callers may draw the next one over it.
+
+    Raises:
+        DiffcodecError, TypeError: likewise.
+    """
+    source = find_source(image, limits, strip)
+    return source if isinstance(image, (str, PathLike)) else source.copy()
+
+
 def each_of(name: str, several: Any) -> Iterator[Any]:
     """Images or files one after another, of which one alone is none.
 

@@ -309,6 +309,10 @@ def _check_target(target: Target, plan: Plan) -> int:
             raise UnsupportedError(
                 f"timestep {t}: this plan has previews at timesteps {least} to {levels}"
             )
+        if target.timestep is not None and t < target.timestep:
+            raise UnsupportedError(
+                f"a preview at timestep {t}, where the last is at {target.timestep}; leave it out"
+            )
     return end
 
 

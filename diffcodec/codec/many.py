@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from PIL import Image
 from tqdm import tqdm
 
-from diffcodec.codec.arguments import FileLike, each_of, file_source, find_source
+from diffcodec.codec.arguments import FileLike, each_of, file_source, held_source
 from diffcodec.codec.decoding import decode_together, finest, show
 from diffcodec.codec.encoding import (
     ImageLike,
@@ -146,7 +146,7 @@ def _labelled(
         if image is _NO_MORE or label is _NO_MORE:
             few, many = ("images", "labels") if image is _NO_MORE else ("labels", "images")
             raise UnsupportedError(f"fewer {few} than {many}: give a label for each image")
-        yield find_source(image, limits, strip), labels_to_try(model, label)
+        yield held_source(image, limits, strip), labels_to_try(model, label)
 
 
 def _chunks(
