@@ -11,6 +11,7 @@ from numcodecs.compat import ensure_bytes, ndarray_copy
 
 from diffcodec.archive.chunks import decode_chunk, encode_chunk
 from diffcodec.models.file import DEFAULT_MODEL
+from diffcodec.values import number
 
 
 class DiffCodec(Codec):  # type: ignore[misc]  # numcodecs tells no types
@@ -19,7 +20,8 @@ class DiffCodec(Codec):  # type: ignore[misc]  # numcodecs tells no types
     Args:
         model: a shipped model's name, or a path that readers have, too.
         plan: "fast", "default" or "best".
-        psnr: least quality of each image, in dB.
+        psnr: least quality of each image of a chunk, in dB. Of a chunk that is written in parts
+            what was there is coded with loss anew each time.
     """
 
     codec_id = "diffcodec"
@@ -27,7 +29,7 @@ class DiffCodec(Codec):  # type: ignore[misc]  # numcodecs tells no types
     def __init__(
         self, model: str = DEFAULT_MODEL, plan: str = "default", psnr: float | None = None
     ) -> None:
-        self.model, self.plan, self.psnr = str(model), plan, psnr
+        self.model, self.plan, self.psnr = str(model), plan, number("psnr", psnr)
 
     def encode(self, buf: Any) -> bytes:
         """The bytes of an array of images."""

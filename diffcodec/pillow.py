@@ -13,7 +13,7 @@ from diffcodec.container.header import read_header
 from diffcodec.container.parts import MAGIC, VERSION
 from diffcodec.container.primitives import ByteReader
 from diffcodec.errors import DiffcodecError
-from diffcodec.images.metadata import KEPT_FIELDS
+from diffcodec.images.metadata import KEPT_FIELDS, apply_metadata, kept_fields
 from diffcodec.limits import DEFAULT_LIMITS
 
 FORMAT = "DFC"
@@ -42,24 +42,30 @@ class DfcImageFile(ImageFile.ImageFile):
 
     format = FORMAT
     format_description = "diffcodec"
+    _start: int | None = None  # where the file begins, until it is loaded
 
     def _open(self) -> None:
         assert self.fp is not None
-        self._start: int | None = self.fp.tell()
+        self._start = self.fp.tell()
         try:
             container = read_header(ByteReader(cast(BinaryIO, self.fp)), DEFAULT_LIMITS).container
+            alike = Image.new(container.mode, (1, 1))
+            apply_metadata(alike, container.metadata)
         except DiffcodecError as e:
             raise SyntaxError(str(e)) from e
         self._mode, self._size = container.mode, (container.width, container.height)
+        self.info, self.palette = alike.info, alike.palette
 
     def load(self) -> Any:
         """Decode the image.
 
         Raises:
             OSError: it is damaged, or its model is not a shipped one.
+            ValueError: it was closed before.
         """
         if self._start is not None:
-            assert self.fp is not None
+            if self.fp is None:
+                raise ValueError("the image is closed: load it before")
             self.fp.seek(self._start)
             try:
                 image = decode(self.fp.read())
@@ -83,11 +89,25 @@ def _save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
     if unknown := given.keys() - {*OPTIONS, *KEPT_FIELDS}:
         raise TypeError(f"found {', '.join(sorted(unknown))}, expected {', '.join(OPTIONS)}")
     plain = image.copy()
-    plain.info |= {name: given[name] for name in KEPT_FIELDS if name in given}
+    for name in KEPT_FIELDS & given.keys():
+        plain.info[name] = _as_read(name, given[name])
+        if plain.info[name] and name != "transparency" and name not in kept_fields(plain):
+            raise TypeError(f"{name}: found {given[name]!r:.60}, which cannot be kept")
     try:
         file.write(encode(plain, **{name: given[name] for name in OPTIONS if name in given}))
     except DiffcodecError as e:
         raise OSError(str(e)) from e
+
+
+def _as_read(name: str, value: Any) -> Any:
+    """Metadata in one of the forms that Pillow takes, as it has them of a file that it has read."""
+    if isinstance(value, Image.Exif):
+        return value.tobytes() if value else b""
+    if name == "xmp" and isinstance(value, str):
+        return value.encode()
+    if name == "dpi" and isinstance(value, int | float):
+        return value, value
+    return tuple(value) if isinstance(value, list) else value
 
 
 Image.register_open(FORMAT, DfcImageFile, _accept)

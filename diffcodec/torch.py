@@ -10,6 +10,8 @@ from PIL import Image
 from torch.utils.data import Dataset, Sampler
 
 from diffcodec.archive.archive import open_archive
+from diffcodec.errors import UnsupportedError
+from diffcodec.values import integer
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
@@ -62,11 +64,19 @@ class GroupSampler(Sampler[int]):
         dataset: of an archive.
         groups: how many are mixed.
         generator: of the order.
+
+    Raises:
+        UnsupportedError: there are none to mix.
+        TypeError: it is another data set, or the number no integer.
     """
 
     def __init__(
         self, dataset: ArchiveDataset, groups: int = 8, generator: torch.Generator | None = None
     ):
+        if not isinstance(dataset, ArchiveDataset):
+            raise TypeError(f"dataset: found {type(dataset).__name__}, expected an ArchiveDataset")
+        if integer("groups", groups) < 1:
+            raise UnsupportedError(f"{groups} groups: expected 1 or more")
         members: dict[Any, list[int]] = {}
         for number, entry in enumerate(dataset.archive.entries()):
             members.setdefault(entry.group, []).append(number)

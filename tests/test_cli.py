@@ -8,6 +8,7 @@ import resource
 import struct
 import subprocess
 import sys
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -143,6 +144,31 @@ def test_encode_and_decode(files: dict[str, bytes], arguments: str, output: str)
     assert Path(output).read_bytes() == files["photo.dfc"]
     done(f"decode {MODEL} {output} new.png")
     assert same_image("new.png")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "encode photo.png --output-dir memory://dd",
+        "encode photo.png -o s3://bucket/a.dfc",
+        "encode photo.png s3://bucket/a.dfc",
+    ],
+)
+@pytest.mark.usefixtures("folder")
+def test_outputs_are_files_here(command: str) -> None:
+    before = tree()
+    result = run(command)
+    assert result.exit_code == 2
+    assert "outputs are files on this machine; give a path" in " ".join(result.stderr.split())
+    assert tree() == before
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="there is no /dev/shm")
+def test_a_file_in_shared_memory_is_a_file() -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        picture().save(Path(folder, "a.png"))
+        done(f"encode {folder}/a.png --effort fast")
+        assert Path(folder, "a.dfc").exists()
 
 
 @pytest.mark.usefixtures("folder")

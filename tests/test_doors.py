@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -59,6 +60,34 @@ def test_pillow_saves_by_all_options_or_none(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="found mode CMYK"):
         image.convert("CMYK").save(tmp_path / "y.dfc")
     assert not (tmp_path / "y.dfc").exists()
+
+
+def test_pillow_takes_metadata_in_its_usual_forms(tmp_path: Path) -> None:
+    exif, path = Image.Exif(), tmp_path / "x.dfc"
+    exif[0x112] = 6
+    smooth(9, 7).save(path, plan="fast", exif=exif, dpi=300, xmp="<x/>", gamma=0.5)
+    info = decode(path).info
+    assert (info["dpi"], info["xmp"], info["gamma"]) == ((300, 300), b"<x/>", 0.5)
+    with Image.open(path) as opened:
+        assert opened.getexif()[0x112] == 6 and opened.info["dpi"] == (300, 300)
+        opened.save(tmp_path / "x.png", exif=opened.getexif())
+    with Image.open(tmp_path / "x.png") as opened:
+        assert opened.getexif()[0x112] == 6
+    with pytest.raises(TypeError, match="dpi: found 'many', which cannot be kept"):
+        smooth(9, 7).save(path, plan="fast", dpi="many")
+
+
+def test_pillow_knows_a_palette_before_and_pickles(tmp_path: Path) -> None:
+    image, path = make_image("P", (9, 7)), tmp_path / "x.dfc"
+    image.save(path)
+    with Image.open(path) as opened:
+        assert not opened.has_transparency_data
+    with Image.open(path) as opened:
+        assert same(pickle.loads(pickle.dumps(opened)), image)
+    with pytest.raises(ValueError, match="the image is closed"):
+        opened = Image.open(path)
+        opened.close()
+        opened.load()
 
 
 def test_pillow_reads_streams_and_loads_late() -> None:
@@ -364,3 +393,44 @@ def test_what_an_archive_tells_as_a_table(archive: Path, tiny: Path) -> None:
     assert table.to_pylist() == [
         {"name": "last.png", "size": [9, 8], "site": "north", "depth": 3.5}
     ]
+
+
+def test_chunks_keep_how_they_lie() -> None:
+    by_columns = np.asfortranarray(np.asarray(smooth(9, 7)))
+    back = decode_chunk(encode_chunk(by_columns, plan="fast"))
+    assert np.array_equal(back, by_columns) and back.flags.f_contiguous
+    assert decode_chunk(encode_chunk(np.asarray(smooth(9, 7)), plan="fast")).flags.c_contiguous
+
+
+@pytest.mark.parametrize("shape", [(16, 12), (16, 12, 3), (2, 8, 12, 3)])
+def test_zarr_2_by_columns(shape: tuple[int, ...]) -> None:
+    zarr = pytest.importorskip("zarr")
+    door = pytest.importorskip("diffcodec.numcodecs")
+    given = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    array = zarr.create_array(
+        zarr.storage.MemoryStore(),
+        shape=shape,
+        chunks=shape,
+        dtype="uint8",
+        zarr_format=2,
+        order="F",
+        filters=None,
+        compressors=door.DiffCodec(plan="fast"),
+    )
+    array[...] = given
+    assert np.array_equal(array[...], given)
+
+
+def test_groups_to_mix_are_some_of_an_archive(tmp_path: Path) -> None:
+    with open_archive(tmp_path / "x.dfca", "x", plan="fast") as archive:
+        archive.append(smooth(4, 4), "a", label={"n": 1})
+    archive = open_archive(tmp_path / "x.dfca")
+    archive.label(0)["n"] = archive.entry(0).label["n"] = 2
+    assert archive.label(0) == {"n": 1}
+    assert ("a" in archive, "b" in archive, smooth(4, 4) in archive) == (True, False, True)
+    assert len(archive.images(iter([0, 0]))) == 2
+    dataset = ArchiveDataset(tmp_path / "x.dfca")
+    with pytest.raises(UnsupportedError, match="-1 groups: expected 1 or more"):
+        GroupSampler(dataset, groups=-1)
+    with pytest.raises(TypeError, match="found list, expected an ArchiveDataset"):
+        GroupSampler([dataset])  # type: ignore[arg-type]

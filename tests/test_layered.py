@@ -74,6 +74,15 @@ def ends_within(data: bytes) -> bool:
 # --- lossy ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("mode", "color"), [("RGB", (1, 2, 3)), ("L", 7)])
+def test_a_transparent_colour_would_not_outlive_loss(model: Model, mode: str, color: Any) -> None:
+    image = smooth((8, 8), mode)
+    image.info["transparency"] = color
+    with pytest.raises(UnsupportedError, match="a transparent colour, which loss changes"):
+        encode(image, model, "fast", psnr=30)
+    assert same(decode(encode(image, model, "fast", progressive=True), model=model), image)
+
+
 def test_previews_below_the_end_are_refused(model: Model) -> None:
     message = "a preview at timestep 1, where the last is at 3; leave it out"
     with pytest.raises(UnsupportedError, match=message):

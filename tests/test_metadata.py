@@ -431,3 +431,21 @@ def test_text_of_a_png_that_pillow_writes():
 def test_every_type_that_is_kept_is_one_of_a_chunk():
     assert all(png.is_chunk((name, b"")) for name, _ in CHUNKS.values())
     assert not png.is_chunk((b"tRNS", b""))
+
+
+def test_a_jpeg_holds_what_its_markers_do():
+    exif = Image.Exif()
+    exif[0x112] = 6
+    image = make_image("RGB", (9, 7))
+    for block in (exif.tobytes(), exif.tobytes().removeprefix(b"Exif\0\0")):  # PNG's, WebP's
+        image.info = {"exif": block, "dpi": (72, 65535)}
+        stream = io.BytesIO()
+        assert write_image(image, stream, "JPEG", exact=False) == []
+        read = Image.open(stream)
+        assert (read.getexif()[0x112], read.info["dpi"]) == (6, (72, 65535))
+    large = {"exif": b"Exif\0\0" + bytes(70000), "xmp": bytes(70000), "icc_profile": bytes(1 << 25)}
+    image.info = large | {"dpi": (70000, 70000)}
+    stream = io.BytesIO()
+    lost = write_image(image, stream, "JPEG", exact=False)
+    assert sorted(lost) == ["EXIF", "XMP", "the ICC profile", "the resolution"]
+    assert not {*image.info} & {*Image.open(stream).info}

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from diffcodec import decode, encode, encode_many, load_model
+from diffcodec import decode, encode, encode_many, load_model, open_archive
 from diffcodec.codec import tiles
 from diffcodec.codec.windows import SCALES, scaled_timestep
 from diffcodec.container.parts import tile_grid
@@ -272,6 +272,13 @@ def test_reduced_images_by_other_coders(mode: str) -> None:
     assert (found.mode, found.size) == (mode, (65, 65))
 
 
+def test_reduced_deep_grey_is_the_mean() -> None:
+    levels = np.random.default_rng(0).integers(0, 65536, (6, 8)).astype(np.uint16)
+    found = np.asarray(decode(encode(Image.fromarray(levels)), scale=2), np.int64)
+    means = levels.astype(np.int64).reshape(3, 2, 4, 2).mean((1, 3))
+    assert np.abs(found - means).max() <= 1
+
+
 # --- from afar ------------------------------------------------------------------------------------
 
 
@@ -383,3 +390,35 @@ def test_the_command(model: Model, tiny: Path, tmp_path: Path) -> None:
         assert run(f"decode {source} --model {tiny} -f {wrong}").exit_code == 2
     result = run(f"decode {source} --model {tiny} -f --region 1090,0,20,5")
     assert result.exit_code == 1 and "the image is 1100 x 8" in result.stderr
+
+
+def test_what_a_server_answers_is_told(tmp_path: Path) -> None:
+    class Whole(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if "busy" in self.path:
+                self.send_error(503, "Busy")
+            else:
+                super().do_GET()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with open_archive(tmp_path / "a.dfca", "x", plan="fast") as archive:
+        archive.append(picture((8, 8)))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Whole, directory=str(tmp_path)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        at = f"http://127.0.0.1:{server.server_port}"
+        for name, message in (
+            ("a.dfca", "gives no parts of files; download it"),
+            ("busy.dfca", "503"),
+            ("missing.dfca", "there is no such file"),
+        ):
+            with pytest.raises(DiffcodecError, match=message) as caught:
+                open_archive(f"{at}/{name}")
+            assert len(str(caught.value)) < 200
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

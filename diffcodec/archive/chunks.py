@@ -18,6 +18,7 @@ from diffcodec.models.model import Model
 
 SHAPES = "uint8 [h, w], [h, w, 3] or [n, h, w, 3]"
 _CRC_BYTES = 4
+_BY_COLUMNS = 8  # beside the number of axes
 
 
 def is_chunk(shape: tuple[int, ...], dtype: object) -> bool:
@@ -56,7 +57,9 @@ def encode_chunk(
         content = encode_images(images, used, plan)
     else:
         content = pack_group(tuple(encode(image, used, plan, psnr=psnr) for image in images))
-    data = bytes([chunk.ndim]) + content
+    # Others keep bytes as they lie: where columns come first, they do again (Zarr 2, order "F").
+    by_columns = chunk.flags.f_contiguous and not chunk.flags.c_contiguous
+    data = bytes([chunk.ndim | _BY_COLUMNS * by_columns]) + content
     return data + zlib.crc32(data).to_bytes(_CRC_BYTES, "little")
 
 
@@ -91,7 +94,8 @@ def decode_chunk(
     if len({(image.mode, image.size) for image in images}) != 1:
         raise CorruptError("a chunk holds images of several sizes; get it again")
     stack = np.stack([np.asarray(image) for image in images])
-    found = stack if rest[0] == 4 else stack[0]
-    if found.ndim != rest[0]:
-        raise CorruptError(f"a chunk of {found.ndim} axes, expected {rest[0]}; get it again")
-    return found
+    axes = rest[0] & ~_BY_COLUMNS
+    found = stack if axes == 4 else stack[0]
+    if found.ndim != axes:
+        raise CorruptError(f"a chunk of {found.ndim} axes, expected {axes}; get it again")
+    return np.asfortranarray(found) if rest[0] & _BY_COLUMNS else found

@@ -1,9 +1,10 @@
 """Reading an archive: any image by its number or name, at the cost of its group."""
 
+import copy
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -100,14 +101,16 @@ class ArchiveReader:
             return self.images(range(*which.indices(len(self))))
         return self.images([self.number(which)])[0]
 
-    def images(self, numbers: Sequence[int]) -> "list[Image]":
+    def images(self, numbers: Iterable[int]) -> "list[Image]":
         """Images by their numbers; each group is decoded once, whatever their order.
 
         Raises:
             IndexError, DiffcodecError: as for one.
         """
         places: dict[GroupEntry, list[tuple[int, int]]] = {}
+        count = 0
         for i, number in enumerate(numbers):
+            count += 1
             stored = self._stored(self.number(number))
             places.setdefault(stored.group, []).append((i, stored.place))
         found: dict[int, Image] = {}
@@ -119,7 +122,7 @@ class ArchiveReader:
                     f"one at {last} of it; get the file again"
                 )
             found.update((i, decoded[place].copy()) for i, place in wanted)
-        return [found[i] for i in range(len(numbers))]
+        return [found[i] for i in range(count)]
 
     def number(self, which: int | str) -> int:
         """The number of an image, from 0 on; numbers below 0 count from the end.
@@ -155,7 +158,17 @@ class ArchiveReader:
 
     def label(self, which: int | str) -> Any:
         """What an image is labelled with, or None."""
-        return self._stored(self.number(which)).label
+        return copy.deepcopy(self._stored(self.number(which)).label)
+
+    def __contains__(self, which: object) -> bool:
+        """Whether there is an image of a name; of another kind, whether it equals one."""
+        if not isinstance(which, str):
+            return any(which == image for image in self)
+        try:
+            self.number(which)
+        except KeyError:
+            return False
+        return True
 
     def close(self) -> None:
         """Let go of what is held."""
@@ -230,7 +243,7 @@ class ArchiveReader:
 
 def _entry(number: int, stored: Stored) -> Entry:
     name = str(number) if stored.name is None else stored.name
-    return Entry(name, stored.label, stored.group, stored.place)
+    return Entry(name, copy.deepcopy(stored.label), stored.group, stored.place)
 
 
 def _pixels(images: "list[Image]") -> int:

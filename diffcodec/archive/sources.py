@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from diffcodec.archive.records import Source
+from diffcodec.errors import DiffcodecError
 from diffcodec.system.addresses import EACH_SYSTEMS_OWN, file_system, is_address, reading
 
 
@@ -47,6 +48,8 @@ class RemoteSource:
         """See :class:`Source`."""
         with reading(self.url, errors=EACH_SYSTEMS_OWN):
             data: bytes = self.system.cat_file(self.path, start=offset, end=offset + size)
+        if len(data) > size:
+            raise DiffcodecError(f"{self.url}: its server gives no parts of files; download it")
         return data
 
 

@@ -103,6 +103,10 @@ def pair_outputs(
         click.UsageError: that is not what the arguments can mean.
     """
     paths = [path for path, _ in inputs]
+    is_one_with_output = not is_list and output_dir is None and len(paths) == 2
+    for target in (output, output_dir, paths[1] if is_one_with_output else None):
+        if target is not None and is_address(target):
+            raise click.UsageError(f"{target}: outputs are files on this machine; give a path")
     output = STANDARD if output in _OUTPUTS else output
 
     def name(path: str) -> str:
@@ -130,9 +134,9 @@ def pair_outputs(
         return [(paths[0], target)]
     if len(paths) > 1:
         raise click.UsageError("one input and one output; for several inputs, --output-dir")
-    is_stream = paths[0] == STANDARD or Path(paths[0]).is_relative_to(
-        "/dev"
-    )  # as <(...) in a shell
+    source = Path(paths[0])
+    is_pipe = source.is_relative_to("/dev") and not source.is_file()  # as <(...) in a shell
+    is_stream = paths[0] == STANDARD or is_pipe
     default = STANDARD if is_stream else str(_folder(paths[0]) / name(paths[0]))
     return [(paths[0], output or default)]
 

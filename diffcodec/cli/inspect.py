@@ -86,6 +86,8 @@ def _measured(data: bytes, container: Container, model: str | None, limits: Limi
 
     try:
         return measure_marks(data, model, limits)
+    except ModelMismatchError:
+        raise
     except DiffcodecError:  # whether it decodes is for verify to say
         return container
 

@@ -50,6 +50,7 @@ from diffcodec.container.parts import MODES
 from diffcodec.images.formats import SUFFIXES
 from diffcodec.limits import Limits
 from diffcodec.models.file import DEFAULT_MODEL
+from diffcodec.system.addresses import is_address
 from diffcodec.system.files import EXISTS, STANDARD, replacing
 
 if TYPE_CHECKING:
@@ -169,6 +170,8 @@ def append(*, path: str, inputs: tuple[str, ...], skip_existing: bool, **options
     what was complete; --skip-existing goes on from there.
     """
     with failing_as(path):
+        if is_address(path):
+            raise CommandError("only files are appended to; give a path")
         if not Path(path).exists():
             raise CommandError("there is no such archive; make it by pack")
         code = _write(inputs, Path(path), path, "a", skip_existing=skip_existing, **options)

@@ -26,7 +26,7 @@ from diffcodec.container.primitives import CRC_BYTES
 from diffcodec.container.writer import pack
 from diffcodec.diffusion.plan import Plan
 from diffcodec.errors import UnsupportedError
-from diffcodec.images.metadata import get_metadata
+from diffcodec.images.metadata import get_metadata, kept_fields
 from diffcodec.images.modes import pixel_crc, psnr
 from diffcodec.images.outliers import Found, find_colors
 from diffcodec.models.model import Model
@@ -69,6 +69,11 @@ def encode_layers(
             f"previews of a {source.mode} image: expected "
             f"{'RGB or L' if model.color == 'ycocg' else 'RGB'}; convert it, or code it without "
             "previews"
+        )
+    if not target.exact and "transparency" in kept_fields(source):
+        raise UnsupportedError(
+            "a transparent colour, which loss changes: code the image without loss, or put it on a "
+            "background"
         )
     end = _check_target(target, model.plans[plan])
     levels, pixels = len(model.plans[plan].levels), source.width * source.height

@@ -113,8 +113,9 @@ def reduced(image: Image.Image, scale: int) -> Image.Image:
     """An image with the mean of a square of pixels for one; of palettes and bits a pixel of it."""
     if scale == 1:
         return image
-    if image.mode in ("L", "LA", "RGB", "RGBA"):
-        small = image.reduce(scale)
+    if image.mode in ("L", "LA", "RGB", "RGBA", "I;16"):
+        is_deep = image.mode == "I;16"  # which Pillow does not reduce as it is
+        small = image.convert("I").reduce(scale).convert("I;16") if is_deep else image.reduce(scale)
         small.info = dict(image.info)
         return small
     size = -(-image.width // scale), -(-image.height // scale)

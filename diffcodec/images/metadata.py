@@ -15,7 +15,7 @@ from diffcodec.limits import DEFAULT_LIMITS, Limits
 
 MAX_DPI = 1e7  # more does not fit into a PNG
 _COMPRESSED = {"icc": "icc_profile", "exif": "exif", "xmp": "xmp"}  # by Pillow's names
-KEPT_FIELDS = (*_COMPRESSED.values(), *png.NAMED_FIELDS, "png_chunks", "dpi", "transparency")
+KEPT_FIELDS = {*_COMPRESSED.values(), *png.NAMED_FIELDS, "png_chunks", "dpi", "transparency"}
 _PALETTE_MODES = {3: "RGB", 4: "RGBA"}  # by channels
 
 

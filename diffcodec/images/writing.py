@@ -1,6 +1,7 @@
 """Images to files that keep every sample."""
 
 import io
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import IO, Any
 
@@ -32,6 +33,7 @@ _IN_WORDS = {
     "png_chunks": "text and other chunks of PNG",
 }
 _TIFF_XMP = 700
+_EXIF, _MARKER = b"Exif\0\0", 65533  # how EXIF begins in a JPEG, and the bytes of a marker
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "TIFF": {"compression": "tiff_adobe_deflate"},
     "WEBP": {"lossless": True, "exact": True},
@@ -86,18 +88,35 @@ def write_image(
     if plain.mode == "P":
         _lengthen_palette(plain, fields.get("transparency", 0))
     options = {name: fields[name] for name in _KEPT[format] if name in fields}
+    if format == "JPEG":
+        options = _in_markers(options)
     if plain.mode == "1" and "transparency" in options:
         options["transparency"] = min(1, options["transparency"])  # in a PNG of one bit
+    lost_fields = [_IN_WORDS.get(name, name) for name in fields if name not in options]
     if format == "TIFF" and "xmp" in options:
         options["tiffinfo"] = {_TIFF_XMP: options.pop("xmp")}
     coded = io.BytesIO()  # Pillow seeks in the stream, which standard output cannot
     plain.save(coded, format, **options, **_SAVE_OPTIONS.get(format, {}))
     if format != "PNG":
         stream.write(coded.getbuffer())
-        return [_IN_WORDS.get(name, name) for name in fields if name not in _KEPT[format]]
+        return lost_fields
     chunks = extra_chunks(fields) + ([xmp_chunk(fields["xmp"])] if "xmp" in fields else [])
     stream.write(insert(coded.getvalue(), chunks) if chunks else coded.getbuffer())
     return []
+
+
+def _in_markers(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What the markers of a JPEG hold of its fields: of most 64 KiB, resolutions in two bytes."""
+    kept = dict(fields)
+    if "exif" in kept:
+        kept["exif"] = _EXIF + kept["exif"].removeprefix(_EXIF)
+    sizes = {"exif": _MARKER, "xmp": _MARKER - 29, "icc_profile": 255 * (_MARKER - 14)}
+    for name, most in sizes.items():
+        if len(kept.get(name, b"")) > most:
+            del kept[name]
+    if not all(1 <= round(dots) < 1 << 16 for dots in kept.get("dpi", ())):
+        del kept["dpi"]
+    return kept
 
 
 def _is_opaque(image: Image.Image) -> bool:

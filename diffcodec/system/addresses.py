@@ -93,7 +93,9 @@ def reading(
         if not is_address(name):
             raise DiffcodecError(f"cannot read {name}: {reason}; check the path") from error
         if isinstance(error, FileNotFoundError):
-            reason = "there is no such file"
+            cause = error.__cause__ or error  # fsspec raises it whatever a server answers
+            is_missing = isinstance(cause, FileNotFoundError) or getattr(cause, "status", 0) == 404
+            reason = "there is no such file" if is_missing else str(cause)
         elif isinstance(error, TimeoutError):
             reason = f"no answer for {TIMEOUT_SECONDS} seconds"
         raise DiffcodecError(f"cannot read {name}: {reason}; check the address") from error
