@@ -26,6 +26,7 @@ from diffcodec.training.data import (
     list_images,
     read_arrays,
     read_labels,
+    read_rgb,
     split_held_out,
 )
 from diffcodec.training.trainer import Trainer
@@ -120,6 +121,21 @@ def test_images_of_every_kind_in_order(tmp_path):
     sampler = CropSampler(images, 8)
     assert {*values(sampler.batch(300, 0, 0))} == {50, 0, 1, 2, 9, 60, 70}
     assert list_images(images) == images  # the second time changes nothing
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff", "pgm"])
+def test_deep_grey_is_scaled(tmp_path, suffix):
+    grey = np.arange(24 * 24, dtype=np.uint16).reshape(24, 24) % 256
+    path = tmp_path / f"x.{suffix}"
+    Image.fromarray(grey * 257).save(path)
+    assert np.array_equal(read_rgb(path), np.broadcast_to(grey, (3, 24, 24)))
+
+
+def test_samples_of_unknown_range_are_refused(tmp_path):
+    path = tmp_path / "x.tiff"
+    Image.fromarray(np.ones((24, 24), np.float32)).save(path)
+    with pytest.raises(DiffcodecError, match="found mode F: scale it to 16-bit grey"):
+        read_rgb(path)
 
 
 @pytest.mark.parametrize(

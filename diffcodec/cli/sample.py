@@ -109,7 +109,9 @@ def _load(name: str | None, device: str) -> "Model":
 def _read(path: str, mode: str = "RGB") -> "Image.Image":
     """Read an image, and convert it."""
     with failing_as(path):
-        return read_picture(path, DEFAULT_LIMITS).convert(mode)
+        from diffcodec.images.modes import in_8_bits
+
+        return in_8_bits(read_picture(path, DEFAULT_LIMITS), mode)
 
 
 def _write(

@@ -110,6 +110,19 @@ def _is_16_bit_grey(image: Image.Image) -> bool:
     return image.mode == "I;16B" or (image.mode == "I" and image.format == "PPM")
 
 
+def in_8_bits(image: Image.Image, mode: str) -> Image.Image:
+    """A loaded image in mode L or RGB, grey of 16 bits scaled, which Pillow would cut off at 255.
+
+    Raises:
+        UnsupportedError: how far its samples go is not known.
+    """
+    if image.mode in ("I;16", "I;16L") or _is_16_bit_grey(image):
+        image = Image.fromarray(((np.asarray(image, np.uint32) + 128) // 257).astype(np.uint8))
+    elif image.mode.startswith(("I", "F")):
+        raise UnsupportedError(f"found mode {image.mode}: {mode_advice(image.mode, in_shell=True)}")
+    return image.convert(mode)
+
+
 def mode_advice(mode: str, in_shell: bool) -> str:
     """What to do with an image of another mode."""
     if mode.startswith(("I", "F")):

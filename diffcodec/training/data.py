@@ -10,6 +10,7 @@ from PIL import Image
 
 from diffcodec.errors import DiffcodecError
 from diffcodec.images.formats import SUFFIXES
+from diffcodec.images.modes import in_8_bits
 
 HELD_OUT_EVERY = 20  # one image in so many is kept for validation
 ARRAY_SUFFIXES = {".npy", ".npz"}
@@ -175,7 +176,8 @@ def read_rgb(path: Path) -> NDArray[np.uint8]:
     """
     try:
         with Image.open(path) as image:
-            return np.ascontiguousarray(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
+            image.load()
+            return np.ascontiguousarray(np.asarray(in_8_bits(image, "RGB")).transpose(2, 0, 1))
     except Exception as e:  # Pillow's plug-ins raise almost anything on damaged files
         raise DiffcodecError(
             f"{path}: not readable as an image ({e}); get a whole copy, or take it away"
