@@ -230,6 +230,20 @@ def test_what_cannot_be_is_refused(tiny):
         calibrate(load_model(tiny), torch.zeros(1, 3, 16, 16))
 
 
+@pytest.mark.parametrize("answer", [{}, [], None, (None,), 3.0])
+def test_answers_that_are_no_tensors_are_named(answer):
+    model = from_epsilon(lambda x, told: answer, identity=b"wrong")
+    with pytest.raises(TypeError, match=r"network: it gave .*, expected a tensor"):
+        model.posterior_x(np.zeros((1, 3, 4, 4)), 10.0)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 4, 4), (1, 4, 4, 4), (1, 3, 4, 2), (3, 4, 4), ()])
+def test_answers_of_another_shape_are_named(shape):
+    model = from_epsilon(lambda x, told: torch.zeros(shape), identity=b"wrong")
+    with pytest.raises(ValueError, match=r"network: it gave a tensor .*, expected 3 or 6 channels"):
+        model.posterior_x(np.zeros((1, 3, 4, 4)), 10.0)
+
+
 def test_identities_are_of_weights_conversion_and_table():
     network = Gaussian("linear", "epsilon")
     models = [from_epsilon(network), from_epsilon(network, "cosine")]
@@ -272,6 +286,10 @@ def test_the_command_makes_a_model_file_of_a_network_and_a_table(folder, monkeyp
     Path("n.json").write_bytes(replace_plans(calibrated, {"default": geometric_plan(4)}, None))
     assert len(load_model("n.json", "float").plans["default"].levels) == 4
     done("evaluate --data images --model n.json --limit 1")
+    refused = run("quantize n.json --data images --crop 16")
+    assert refused.exit_code == 4 and "has no form in integers" in refused.stderr
+    refused = run("plan --model n.json --data images --crop 16 --out n.safetensors")
+    assert refused.exit_code == 2 and "expected a name with .json" in refused.stderr
     again = run("calibrate --model plain.safetensors --data images --crop 16 --out m.json")
     assert again.exit_code == 1 and "--force" in again.stderr
 
@@ -281,10 +299,13 @@ def test_a_calibrated_file_names_its_network(folder, monkeypatch):
     path = tiny_model(folder, name="plain", arithmetic="float")
     done("calibrate --model plain.safetensors --data images --crop 16 --crops 2 --out m.json")
     described = json.loads(Path("m.json").read_text())
+    nested = described["variances"] | {"levels": [[s] for s in described["variances"]["levels"]]}
     for changed, said in (
         ({"format": "other"}, "its format is 'other'"),
         ({"variances": {}}, "not the file of a calibrated model"),
         ({"source": "gone"}, "its network .*gone is not there"),
+        ({"source": "x" * 5000}, "its network x{100} cannot be found"),
+        ({"variances": nested}, "expected positive numbers"),
     ):
         Path("w.json").write_text(json.dumps(described | changed))
         with pytest.raises(ModelMismatchError, match=said):
@@ -295,6 +316,32 @@ def test_a_calibrated_file_names_its_network(folder, monkeypatch):
     with pytest.raises(DiffcodecError, match="not the file of a calibrated model"):
         Path("x.json").write_text("[]")
         load_model("x.json")
+
+
+def test_a_calibrated_file_finds_its_network_from_where_it_is_written(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    tiny_model(folder, name="plain", arithmetic="float")
+    (folder / "sub").mkdir()
+    done("calibrate --model plain.safetensors --data images --crop 16 --crops 2 --out m.json")
+    model, plans = load_model("m.json", "float"), {"default": geometric_plan(4)}
+    for new, name in ((folder / "sub", "n.json"), (None, "o.json")):
+        written = replace_plans(model, plans, None, (folder, new))
+        (folder / "sub" / name).write_bytes(written)
+        assert load_model(f"sub/{name}", "float").plans == plans
+    propose = "diffcodec.planning.propose.propose_plans"
+    monkeypatch.setattr(propose, lambda *_: {})
+    done("plan --model m.json --data images --crop 16 --out sub/better.json")
+    assert load_model("sub/better.json", "float").plans == model.plans
+
+
+def test_more_classes_than_memory_are_refused(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    tiny_model(folder, name="plain", arithmetic="float")
+    line = "calibrate --model plain.safetensors --data images --crop 16 --crops 64 --out m.json"
+    refused = run(f"{line} --classes 5000000")
+    assert refused.exit_code == 2 and "--classes 5000000: expected 100000" in refused.stderr
+    refused = run(f"{line} --classes 100000 --crop 32")
+    assert refused.exit_code == 1 and "give fewer classes or crops" in refused.stderr
 
 
 def test_a_table_for_a_model_in_phases_is_refused(phased_float):

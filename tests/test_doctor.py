@@ -74,6 +74,13 @@ def test_models_that_cannot_be_checked_are_errors(tmp_path, tiny_float):
     assert run(tmp_path / "missing").exit_code == 4
 
 
+def test_a_model_that_cannot_be_checked_leaves_what_the_others_say(tmp_path, tiny):
+    result = run(tmp_path / "missing", tiny, "--json")
+    report = json.loads(result.stdout)
+    assert result.exit_code == 4 and "missing" in result.stderr
+    assert report["models"] == {str(tiny): []} and report["exchanges_files"] is None
+
+
 def test_answers_are_kept_in_the_file(tiny):
     info, _ = read_model_info(tiny)
     assert info.answers == doctor.model_answers(load_model(tiny))

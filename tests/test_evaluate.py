@@ -10,6 +10,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
+import diffcodec
 from diffcodec.cli import evaluate as command
 from diffcodec.cli.program import cli
 from diffcodec.codec import encoding
@@ -263,6 +264,11 @@ def test_plans(model):
         find_plan(model, "none")
 
 
+def test_plans_of_lossy_files_have_no_bound(phased, folder):
+    with pytest.raises(UnsupportedError, match="have no bound; give one of fast, default"):
+        diffcodec.evaluate(folder, phased, "lossy")
+
+
 def test_an_image_that_cannot_be_read(model, tmp_path):
     (tmp_path / "a.png").write_text("no image")
     with pytest.raises(DiffcodecError, match=r"a\.png: not readable as an image"):
@@ -357,6 +363,50 @@ def test_bad_input(folder, tiny, monkeypatch, arguments, code, message):
     result = run(*arguments, *model)
     assert result.exit_code == code
     assert message in result.stderr and result.stdout == ""
+
+
+def test_pictures_overwrite_what_they_may_alone(folder, tiny, tmp_path):
+    pytest.importorskip("matplotlib")
+    Path(tmp_path / "m.safetensors").write_bytes(tiny.read_bytes())
+    Path(tmp_path / "labels.txt").write_text("0\n" * 4)
+    Path(tmp_path / "old.png").write_text("old")
+    common = ("--data", folder / "0.png", "--model", tmp_path / "m.safetensors", "--bound-only")
+    refused = run(*common, "--picture", tmp_path / "old.png")
+    assert refused.exit_code == 1 and "--force" in refused.stderr
+    refused = run(*common, "--picture", "-")
+    assert refused.exit_code == 2 and "expected the path of a file" in refused.stderr
+    for name in ("0.png", "m.safetensors", "labels.txt"):
+        before = (tmp_path / name).read_bytes()
+        options = ("--labels", tmp_path / "labels.txt", "--picture", tmp_path / name, "--force")
+        refused = run(*common, *options)
+        assert refused.exit_code == 1 and "is the input itself" in refused.stderr, name
+        assert (tmp_path / name).read_bytes() == before
+    refused = run("--data", folder, *common[2:], "--picture", tmp_path / "2.png", "--force")
+    assert refused.exit_code == 1 and "is the input itself" in refused.stderr
+    assert run(*common, "--picture", tmp_path / "old.png", "--force").exit_code == 0
+    with Image.open(tmp_path / "old.png") as image:
+        assert image.format == "PNG"
+
+
+def test_a_picture_that_fails_leaves_the_results_and_the_old_one(folder, tiny, monkeypatch):
+    pytest.importorskip("matplotlib")
+    (folder / "old").write_text("old")
+
+    def failing(parts, levels, stream):
+        stream.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("diffcodec.training.pictures.draw_split", failing)
+    options = ("--model", tiny, "--bound-only", "--picture", folder / "old", "--force")
+    result = run("--data", folder / "0.png", *options)
+    assert result.exit_code == 1 and "bits per dimension" in result.stdout
+    assert (folder / "old").read_text() == "old"
+
+
+def test_what_is_no_finite_number_is_null(folder, tiny, monkeypatch):
+    monkeypatch.setattr("diffcodec.evaluation.measure.ode_bits", lambda *_, **__: math.nan)
+    found = evaluated("--data", folder / "0.png", "--model", tiny, "--ode", 2)
+    assert found["ode_bpd"]["mean"] is None and found["results"][0]["ode_bpd"] is None
 
 
 def test_no_picture_without_matplotlib(folder, tiny, monkeypatch):

@@ -454,6 +454,8 @@ def test_predicted_files_are_those_of_the_codec(folder: Path, mode: str) -> None
         (("--crop", "32", "--data", "nowhere"), 1, "no such folder"),
         (("--crop", "32", "--model", "nothing"), 4, "no model 'nothing'"),
         (("--crop", "32", "--out", "-", "--json"), 2, "--json needs standard output"),
+        (("--crop", "32", "--out", ""), 2, "an empty name"),
+        (("--crop", "32", "--out", "new.json"), 2, "expected a name with .safetensors"),
     ],
 )
 def test_wrong_use_of_the_command(
@@ -462,3 +464,23 @@ def test_wrong_use_of_the_command(
     result = plan_command(folder, "--model", str(folder / "float.safetensors"), *more)
     assert result.exit_code == code, result.output
     assert message in result.stderr
+
+
+def test_timesteps_that_no_plan_has_are_refused_before_the_search(
+    folder: Path, phased_float: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(propose, "measure_costs", None)
+    options = ("--model", str(phased_float), "--crop", "32", "--timesteps", "10,10,10")
+    refused = plan_command(folder, *options)
+    assert refused.exit_code == 2 and "from 3 to 9" in refused.stderr
+    x = crops(2, 16)
+    with pytest.raises(DiffcodecError, match=r"timesteps \[10\]: expected 3 to 9"):
+        propose_plans(load_model(phased_float, "float"), x, x, [10])
+
+
+def test_quantize_names_its_output(folder: Path) -> None:
+    data = ["--data", str(folder / "pictures"), "--crop", "32"]
+    source = str(folder / "float.safetensors")
+    for out, said in (("", "an empty name"), ("new.json", "expected a name with .safetensors")):
+        refused = CliRunner().invoke(cli, ["quantize", source, out, *data])
+        assert refused.exit_code == 2 and said in refused.stderr

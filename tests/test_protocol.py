@@ -70,6 +70,20 @@ def test_a_shipped_network_with_other_plans_is_another_model(tiny):
         Model(model.network, {"default": type(model.plans["fast"])(levels, (3.0,) * 3)})
 
 
+def test_what_is_no_network_and_no_plans_is_named():
+    for kind, network, plans, said in (
+        (TypeError, object(), PLANS, "found object without color, multiple, .* posterior_x"),
+        (ValueError, other(color="zz"), PLANS, "the color 'zz', expected one of ycocg, rgb"),
+        (ValueError, other(color=["rgb"]), PLANS, "expected one of ycocg, rgb"),
+        (ValueError, other(multiple=0), PLANS, "the multiple 0, expected 1 or more"),
+        (TypeError, other(multiple=1.5), PLANS, "multiple: found float, expected an integer"),
+        (TypeError, Grey(), None, "plans: found None, expected a mapping"),
+        (TypeError, Grey(), {"default": 4}, "plans: found .*, expected a mapping of names to Plan"),
+    ):
+        with pytest.raises(kind, match=said):
+            Model(network, plans)
+
+
 def test_a_digest_is_of_every_part():
     tensors = {"a": torch.arange(4.0), "b": torch.zeros(2)}
     digests = {

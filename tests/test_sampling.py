@@ -18,7 +18,7 @@ import diffcodec
 from diffcodec import load_model
 from diffcodec.diffusion.plan import geometric_plan
 from diffcodec.diffusion.process import LOG2_E, Gaussian, p_reverse, q_posterior
-from diffcodec.errors import DiffcodecError, ModelMismatchError, UnsupportedError
+from diffcodec.errors import DiffcodecError, LimitError, ModelMismatchError, UnsupportedError
 from diffcodec.evaluation.measure import ModelInPhases
 from diffcodec.models.model import Model
 from diffcodec.networks.scaling import scaling
@@ -351,6 +351,48 @@ def test_between_two_images_lie_such_between():
         edits.interpolate(model(), drawn("red"), drawn("red", (8, 8)))
 
 
+def test_levels_without_a_way_down_are_refused(tiny):
+    images = drawn("red"), drawn("blue")
+    for sigma in (0.5, 1.25):
+        with pytest.raises(UnsupportedError, match=r"no way down; give 1\.26 or more"):
+            edits.interpolate(model(), *images, sigma=sigma)
+    assert len(edits.interpolate(model(), *images, images=2, sigma=1.26)) == 2
+    integer = load_model(tiny)
+    with pytest.raises(UnsupportedError, match=r"no way down; give 0\.5 or more"):
+        edits.interpolate(integer, *images, sigma=0.1)
+    assert len(edits.interpolate(integer, *images, images=1, sigma=0.5)) == 1
+
+
+def test_edits_refuse_arguments_by_name(tiny):
+    image, mask = drawn("red"), np.ones((16, 16), bool)
+    for call, said in (
+        (lambda: edits.interpolate(model(), image, image, images=0), "images 0: expected 1"),
+        (lambda: edits.interpolate(model(), image, image, sigma=np.nan), "sigma nan: expected"),
+        (lambda: edits.denoise(load_model(tiny), image, 25), "integer model, which answers at"),
+        (lambda: edits.denoise(model(), image, 0), "sigma 0: expected"),
+        (lambda: edits.forward(model(), image, [3, np.nan]), "levels nan: expected"),
+        (lambda: edits.inpaint(model(), image, mask, resamplings=0), "resamplings 0: expected 1"),
+        (lambda: edits.inpaint(model(), image, mask[0]), "a mask of 16 for an image"),
+        (lambda: edits.enlarge(model(), image, 0), "factor 0: expected 1"),
+        (lambda: edits.enlarge(model(), image, 2, steps=1), "steps 1: expected 2"),
+        (lambda: edits.enlarge(model(), image, 2, seed=-1), "seed -1: expected 0"),
+    ):
+        with pytest.raises(UnsupportedError, match=said):
+            call()
+    for wrong in (mask.astype(np.uint8), mask.astype(float), mask.tolist()):
+        with pytest.raises(TypeError, match=r"missing: found .*, expected a NumPy array of bool"):
+            edits.inpaint(model(), image, wrong)
+    with pytest.raises(TypeError, match="image: found ndarray, expected an image of Pillow's"):
+        edits.denoise(model(), np.asarray(image), 5)
+    with pytest.raises(LimitError, match="48000 x 48000"):
+        edits.enlarge(model(), drawn("red", (3000, 3000)), 16)
+
+
+def test_edits_take_names_as_sample_does(tiny_float):
+    found = edits.denoise(tiny_float, drawn("red"), 5)
+    assert found == edits.denoise(load_model(tiny_float, "float"), drawn("red"), 5)
+
+
 def test_what_is_missing_is_drawn_to_fit_the_rest():
     """Images of one colour: of the colour that the known half has."""
     image = np.full((16, 16, 3), (150, 110, 130), np.uint8)
@@ -479,6 +521,7 @@ def test_commands_write_pictures(line, size):
         ("inpaint a.png black.png --out x.png --model m", 1, "no part of it is white"),
         ("inpaint a.png small.png --out x.png --model m", 1, "expected the same size"),
         ("denoise a.png --sigma 0 --out x.png", 2, "--sigma"),
+        ("interpolate a.png b.png --sigma 1 --out x.png --model m", 1, "give 1.26 or more"),
         ("denoise a.png --sigma 5 --out a.png --force", 1, "a.png"),
     ],
 )

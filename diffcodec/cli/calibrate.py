@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from diffcodec.cli.options import crop_option, data_option, force_option, quiet_option
+from diffcodec.cli.options import PATH, crop_option, data_option, force_option, quiet_option
 from diffcodec.cli.program import cli, examples
 from diffcodec.cli.running import CommandError, failing_as, print_line, say
 from diffcodec.system.files import check_output, write_file
@@ -28,12 +28,15 @@ SIDE = 64  # of crops, where neither --crop nor the network says it
 @click.option(
     "--model",
     "source",
+    type=PATH,
     metavar="FOLDER",
     required=True,
     help="Folder of a diffusers pipeline, or a float model file.",
 )
 @data_option
-@click.option("--out", metavar="FILE", required=True, help="Where to write the model (.json).")
+@click.option(
+    "--out", type=PATH, metavar="FILE", required=True, help="Where to write the model (.json)."
+)
 @click.option(
     "--crops",
     type=click.IntRange(min=1),
@@ -81,7 +84,10 @@ def calibrate(
     from diffcodec.models.model import Model
     from diffcodec.networks.calibrated import CalibratedNetwork
     from diffcodec.planning.propose import search_crops
+    from diffcodec.training.data import MAX_CLASSES
 
+    if classes > MAX_CLASSES:
+        raise click.UsageError(f"--classes {classes}: expected {MAX_CLASSES} at most")
     with failing_as(source):
         model = open_network(source)
     multiple = model.network.multiple

@@ -1,6 +1,8 @@
 """The command evaluate."""
 
+import io
 import json
+import math
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +14,7 @@ from diffcodec.cli.options import (
     data_option,
     device_option,
     effort_option,
+    force_option,
     quiet_option,
     used_model_option,
 )
@@ -19,10 +22,13 @@ from diffcodec.cli.program import cli, examples
 from diffcodec.cli.running import CommandError, failing_as, print_line
 from diffcodec.diffusion.variances import VARIANCES
 from diffcodec.models.file import DEFAULT_MODEL, model_info, model_path
-from diffcodec.system.files import check_output
+from diffcodec.system.files import STANDARD, check_output, write_file
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from diffcodec.diffusion.plan import Plan
+    from diffcodec.evaluation.measure import Evaluation
     from diffcodec.models.model import Model
     from diffcodec.training.data import Source
 
@@ -65,8 +71,12 @@ if TYPE_CHECKING:
     "many; of small images, and in float arithmetic.",
 )
 @click.option(
-    "--picture", metavar="FILE", help="Write a picture (PNG) of the bound by noise level."
+    "--picture",
+    type=PATH,
+    metavar="FILE",
+    help="Write a picture (PNG) of the bound by noise level.",
 )
+@force_option
 @device_option
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object, image by image.")
 @quiet_option
@@ -83,6 +93,7 @@ def evaluate(
     labels: str | None,
     ode: int | None,
     picture: str | None,
+    force: bool,
     device: str,
     as_json: bool,
     quiet: bool,
@@ -97,9 +108,9 @@ def evaluate(
     if is_float or variance != "learned":
         bound_only = True  # files know nothing of these
     if picture is not None:
-        _check_picture(picture, data)
+        _check_picture(picture, [data, model or DEFAULT_MODEL, labels], force)
     from diffcodec.evaluation import measure
-    from diffcodec.evaluation.summary import format_summary, summarise
+    from diffcodec.evaluation.summary import summarise
 
     with failing_as(name):
         from diffcodec.models.model import load_model
@@ -124,28 +135,69 @@ def evaluate(
     settings = {"model": name, "id": loaded.info.id.hex(), "arithmetic": arithmetic}
     settings |= {"effort": "" if timesteps else effort, "variance": variance}
     summary: dict[str, Any] = settings | summarise(results, plan)
-    _draw_picture(picture, summary, plan)
+    _print_results(summary, results, as_json)
+    if picture is not None:
+        _draw_picture(picture, summary, plan, force)
+
+
+def _print_results(summary: dict[str, Any], results: "Sequence[Evaluation]", as_json: bool) -> None:
+    """Print the table, or an object: null is there what is no finite number, as JSON has none."""
+    from diffcodec.evaluation.summary import format_summary
+
     if as_json:
-        print_line(json.dumps(summary | {"results": [result.to_dict() for result in results]}))
+        described = summary | {"results": [result.to_dict() for result in results]}
+        print_line(json.dumps(_finite(described), allow_nan=False))
     else:
         print_line(format_summary(summary))
 
 
-def _check_picture(path: str, data: str) -> None:
-    """Check that the picture can be drawn, before anything is measured."""
+def _finite(value: Any) -> Any:
+    """The value with None in the place of infinities and what is not a number."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _check_picture(path: str, inputs: "Sequence[str | None]", force: bool) -> None:
+    """Check that the picture can be drawn, before anything is measured.
+
+    Args:
+        path: of the picture.
+        inputs: data, model and labels, none of which it takes the place of.
+        force: whether to overwrite another file.
+    """
+    if path == STANDARD:
+        raise click.UsageError(
+            "--picture -: standard output is for the results, expected the path of a file"
+        )
+    data, model, labels = inputs
     with failing_as(path):
-        check_output(path, data, force=True)
+        check_output(path, str(data), force)
         if find_spec("matplotlib") is None:
             raise CommandError("pictures need matplotlib; pip install 'diffcodec[train]'")
+    if Path(path).exists():
+        from diffcodec.training.data import find_images
+
+        with failing_as(str(data)):
+            sources = find_images(Path(str(data)))
+        with failing_as(str(model)):
+            sources.append(model_path(str(model)))
+        sources += [] if labels is None else [Path(labels)]
+        with failing_as(path):
+            for source in sources:
+                check_output(path, str(source), force)
 
 
-def _draw_picture(path: str | None, summary: dict[str, Any], plan: "Plan") -> None:
-    if path is None:
-        return
+def _draw_picture(path: str, summary: dict[str, Any], plan: "Plan", force: bool) -> None:
+    """Draw the bound's parts, and write the picture whole or not at all."""
+    from diffcodec.training.pictures import draw_split
+
+    stream = io.BytesIO()
     with failing_as(path):
-        from diffcodec.training.pictures import draw_split
-
-        draw_split([part["bpd"] for part in summary["parts"]], plan.levels, Path(path))
+        draw_split([part["bpd"] for part in summary["parts"]], plan.levels, stream)
+        write_file(path, stream.getvalue(), force)
 
 
 def _evaluation_images(

@@ -44,6 +44,8 @@ from diffcodec.models.file import (
 )
 from diffcodec.system.files import read_file
 
+CANNOT = "THIS MACHINE CANNOT EXCHANGE FILES: it computes other probabilities"
+
 
 @cli.command(short_help="Show what files hold.", epilog=examples("diffcodec info photo.dfc"))
 @paths_argument
@@ -210,14 +212,20 @@ def doctor(names: tuple[str, ...], device: str, as_json: bool) -> None:
             print_line(f"{model.info.name:14} {_verdict(expected, wrong)}")
 
     jobs = [(name,) for name in names or [path.stem for path in shipped_models()]]
-    for_each(jobs, one_by_one(work))
+    failed = None
+    try:
+        for_each(jobs, one_by_one(work))
+    except SystemExit as e:  # of a model that cannot be checked: what the others say is printed yet
+        failed = e
     exchanges = not wrong_parts and not any(results["models"].values())
     if as_json:
-        print_line(json.dumps(results | {"exchanges_files": exchanges}))
-    elif exchanges:
-        print_line("this machine can exchange files with every other that says so")
-    else:
-        print_line("THIS MACHINE CANNOT EXCHANGE FILES: it computes other probabilities")
+        known = None if exchanges and failed else exchanges
+        print_line(json.dumps(results | {"exchanges_files": known}))
+    if failed is not None:
+        raise failed
+    if not as_json:
+        can = "this machine can exchange files with every other that says so"
+        print_line(can if exchanges else CANNOT)
     if not exchanges:
         sys.exit(EXIT_FAILURE)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from diffcodec.cli.options import (
+    PATH,
     crop_option,
     data_option,
     device_option,
@@ -20,7 +21,7 @@ from diffcodec.cli.running import check_device, failing_as, print_line, say
 from diffcodec.container.parts import PLAN_NAMES
 from diffcodec.errors import ModelMismatchError
 from diffcodec.models.file import DEFAULT_MODEL, ModelInfo, model_info, model_path
-from diffcodec.system.files import STANDARD, check_output, write_file
+from diffcodec.system.files import STANDARD, check_output, is_stream, write_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 )
 @data_option
 @used_model_option
-@click.option("--out", metavar="FILE", help="Write the model with the plans found.")
+@click.option("--out", type=PATH, metavar="FILE", help="Write the model with the plans found.")
 @click.option(
     "--timesteps",
     type=parse_numbers,
@@ -84,16 +85,10 @@ def find_plans(
     check_device(device)
     name = model or DEFAULT_MODEL
     with failing_as(name):
-        path = model_path(name)
-        info = model_info(path)
-        if out is not None:
-            check_output(out, str(path), force)
-
-        from diffcodec.models.model import load_model
+        path, info, loaded = _open(name, device, out, force)
         from diffcodec.planning import propose
 
-        loaded = load_model(path, "float", device)
-    _check_timesteps(timesteps)
+        _check_timesteps(timesteps, propose.most_timesteps(loaded))
     side = _calibration_side(crop, info, loaded)
     with failing_as(data):
         x, held_out = propose.search_crops(data, side, crops, loaded.color)
@@ -108,9 +103,10 @@ def find_plans(
         return
 
     plans = loaded.plans | {plan: proposal.plan for plan, proposal in proposals.items()}
+    folders = path.parent, None if is_stream(out) else Path(out).parent
     _write_model(
         loaded,
-        lambda calibration: propose.replace_plans(loaded, plans, calibration),
+        lambda calibration: propose.replace_plans(loaded, plans, calibration, folders),
         paths=(name, out),
         data=data,
         side=side,
@@ -119,10 +115,28 @@ def find_plans(
     )
 
 
-def _check_timesteps(timesteps: tuple[int, ...] | None) -> None:
-    from diffcodec.planning.grid import grid_levels
+def _open(name: str, device: str, out: str | None, force: bool) -> "tuple[Path, ModelInfo, Model]":
+    """The model to plan for, by a name for which there may be an output."""
+    path = model_path(name)
+    info = model_info(path)
+    if out is not None:
+        _check_suffix("--out", out, info)
+        check_output(out, str(path), force)
+    from diffcodec.models.model import load_model
 
-    most = len(grid_levels()) + 1
+    return path, info, load_model(path, "float", device)
+
+
+def _check_suffix(name: str, out: str, info: ModelInfo) -> None:
+    """Refuse an output whose suffix is of another kind of model file than it would be."""
+    is_json = info.calibrated is not None
+    if not is_stream(out) and (Path(out).suffix == ".json") != is_json:
+        kind = "a calibrated model" if is_json else "a model of tensors"
+        suffix = ".json" if is_json else ".safetensors"
+        raise click.UsageError(f"{name} {out}: it is {kind}, expected a name with {suffix}")
+
+
+def _check_timesteps(timesteps: tuple[int, ...] | None, most: int) -> None:
     if timesteps is not None and not 3 <= min(timesteps) <= max(timesteps) <= most:
         raise click.UsageError(f"--timesteps must be from 3 to {most}")
 
@@ -178,8 +192,8 @@ QUANTIZED = ".integer.safetensors"
         "diffcodec quantize run/float.safetensors --data photos",
     ),
 )
-@click.argument("source", metavar="FLOAT_MODEL")
-@click.argument("output", metavar="[OUT]", required=False)
+@click.argument("source", type=PATH, metavar="FLOAT_MODEL")
+@click.argument("output", type=PATH, metavar="[OUT]", required=False)
 @data_option
 @crop_option("as in training")
 @device_option
@@ -201,6 +215,12 @@ def quantize(
                 "it is an integer model already; give a float one, such as the float.safetensors "
                 "of a training run"
             )
+        if info.calibrated is not None:
+            raise ModelMismatchError(
+                "it is a calibrated model, which has no form in integers; give a float one of "
+                "tensors, such as the float.safetensors of a training run"
+            )
+        _check_suffix("OUT", target, info)
         check_output(target, str(path), force)
 
         from diffcodec.models.export import quantize_model

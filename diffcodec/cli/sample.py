@@ -348,8 +348,8 @@ def interpolate(
 ) -> None:
     """Show what lies between two images of one size, in the latents of a noise level.
 
-    The higher SIGMA, the freer: at a few grey levels the images are blended, at hundreds little is
-    left of them.
+    The higher SIGMA, the freer: at the least that the model takes, 2.8 of the default one, the
+    images are blended, at hundreds little is left of them.
     """
     _check(out, force, a, b)
     used, ends = _load(model, device), (_read(a), _read(b))

@@ -8,6 +8,7 @@ from diffcodec.diffusion.quantiser import first_sigma
 
 QUANTISERS = range(2, 17, 2)  # M of luma that a first level may have
 LATTICE_IN_PHASES = 2.2
+SECOND_RATIO = 2.5  # of the second level to the first, where levels are at constant ratio
 LARGEST_NUMBER = 1e12  # of a plan; far above what any schedule comes to
 PREVIEW_RATIO = math.sqrt(2)  # of the noise of two previews, about 1.5 dB
 
@@ -83,11 +84,11 @@ def _are_positive(numbers: tuple[float, ...]) -> bool:
 
 
 def geometric_plan(timesteps: int, sigma_max: float = 600.0, quantiser: int = 2) -> Plan:
-    """A plan from the noise of a quantiser by a jump of 2.5, then by levels at constant ratio."""
+    """A plan from the noise of a quantiser by a jump, then by levels at constant ratio."""
     from diffcodec.diffusion.schedule import geometric
 
     first = first_sigma(quantiser)
-    levels = (first, *geometric(timesteps - 1, 2.5 * first, sigma_max))
+    levels = (first, *geometric(timesteps - 1, SECOND_RATIO * first, sigma_max))
     return Plan(tuple(float(s) for s in levels), falling_lattices(timesteps))
 
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from diffcodec.codec.batches import BATCH_PIXELS
 from diffcodec.codec.many import encode_many
 from diffcodec.codec.planes import coded_channels
-from diffcodec.container.parts import tile_grid
+from diffcodec.container.parts import LOSSY_PLAN, tile_grid
 from diffcodec.diffusion.bound import chain_bound_bits, quantiser_of
 from diffcodec.diffusion.color import channels, to_domain
 from diffcodec.diffusion.phases import (
@@ -208,13 +208,19 @@ def find_plan(model: Model, plan: str, timesteps: int | None = None) -> Plan:
     """The model's plan of a name, or one of so many timesteps at constant ratio.
 
     Raises:
-        UnsupportedError: if the model has no such plan.
+        UnsupportedError: if the model has no such plan, or it is for lossy files alone.
     """
     if timesteps is not None:
         quantiser = model.module.config.quantiser if model.phased else 2
         return geometric_plan(timesteps, quantiser=quantiser)
     if plan not in model.plans:
         raise UnsupportedError(f"no plan {plan!r} in this model; it has {', '.join(model.plans)}")
+    if model.phased and plan == LOSSY_PLAN:
+        others = ", ".join(name for name in model.plans if name != LOSSY_PLAN)
+        raise UnsupportedError(
+            f"the plan {plan!r} of a model in phases is of lossy files, which have no bound; give "
+            f"one of {others}"
+        )
     return model.plans[plan]
 
 

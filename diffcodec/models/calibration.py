@@ -13,6 +13,7 @@ from diffcodec.diffusion.color import channels
 from diffcodec.diffusion.losses import MAX_SIGMA, second_sigmas
 from diffcodec.diffusion.process import dithered_quantise, q_sample
 from diffcodec.errors import DiffcodecError, ModelMismatchError
+from diffcodec.limits import DEFAULT_LIMITS
 from diffcodec.models.model import Model
 from diffcodec.networks.calibrated import VarianceTable, classes_of, contrast
 
@@ -44,7 +45,8 @@ def calibrate(
 
     Raises:
         ModelMismatchError: if the model is an integer one or in phases.
-        DiffcodecError: if there are no crops, or its numbers are out of range.
+        DiffcodecError: if there are no crops, its numbers are out of range, or so many classes
+            take too much memory.
     """
     if model.network.levels is not None or model.phased:
         raise ModelMismatchError(
@@ -53,6 +55,12 @@ def calibrate(
         )
     if not len(x):
         raise DiffcodecError("no images to calibrate by; give at least one")
+    if x.numel() * classes > DEFAULT_LIMITS.memory_bytes:
+        raise DiffcodecError(
+            f"{classes} classes of {x.numel()} samples take about {x.numel() * classes >> 20} MiB "
+            f"of memory, expected {DEFAULT_LIMITS.memory_bytes >> 20} at most; give fewer classes "
+            "or crops"
+        )
     quantiser = min((plan.quantiser for plan in model.plans.values()), default=2)
     steps, first = quantiser_of(model.domain, quantiser, x)
     generator = torch.Generator().manual_seed(seed)

@@ -174,7 +174,14 @@ def build_calibrated(info: ModelInfo, path: Path, device: torch.device = CPU) ->
     """
     described = info.calibrated or {}
     source = path.parent / described["source"]
-    if not source.exists():
+    try:
+        is_there = source.exists()
+    except OSError as e:  # a name that is too long, a folder that is closed to us
+        found = f"{described['source']:.100}"
+        raise ModelMismatchError(
+            f"{path}: its network {found} cannot be found ({e.strerror}); calibrate it again"
+        ) from e
+    if not is_there:
         raise ModelMismatchError(f"{path}: its network {source} is not there; put it back")
     network = open_network(source).network
     if network.identity.hex() != described["identity"]:

@@ -38,7 +38,12 @@ from diffcodec.networks.config import NetworkConfig
 from diffcodec.networks.devices import CPU, Arriving, describe_device, find_device, to_device
 from diffcodec.networks.experts import ExpertDenoisers, float_network
 from diffcodec.networks.integer import IntegerNetwork
-from diffcodec.networks.protocol import ClassNetwork, PhasedNetwork, PosteriorNetwork
+from diffcodec.networks.protocol import (
+    ClassNetwork,
+    PhasedNetwork,
+    PosteriorNetwork,
+    check_network,
+)
 from diffcodec.networks.quantize import float_weights
 from diffcodec.system.memory import HEAP
 
@@ -82,7 +87,12 @@ class Model:
 
         Raises:
             ModelMismatchError: if the network does not answer at a noise level of the plans.
+            TypeError: if the network lacks a member of one, or these are no plans.
+            ValueError: if its colour domain or multiple is none.
         """
+        check_network(network)
+        if not isinstance(plans, Mapping) or not all(isinstance(p, Plan) for p in plans.values()):
+            raise TypeError(f"plans: found {plans!r:.100}, expected a mapping of names to Plan")
         self.network, self.plans, self.name = network, dict(plans), file.name if file else name
         self.arithmetic = "integer" if network.is_exact else "float"
         self.color = network.color

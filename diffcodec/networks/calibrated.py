@@ -39,6 +39,8 @@ class VarianceTable:
                 not increase.
         """
         n, classes = len(self.levels), self.variances.shape[-1]
+        if self.levels.shape != (n,) or not np.all(np.isfinite(self.levels) & (self.levels > 0)):
+            raise ValueError(f"levels {self.levels.tolist()!r:.100}: expected positive numbers")
         if self.variances.shape != (n, 3, classes) or self.edges.shape != (n, 3, classes - 1):
             raise ValueError(
                 f"{n} levels, edges {self.edges.shape} and variances {self.variances.shape}: "

@@ -145,6 +145,7 @@ class ConvertedNetwork:
         more = {name: torch.tensor([number], device=z.device) for name, number in c.more.items()}
         answer = self.network(x_t.float(), told.to(z.device), **more)
         answer = answer[0] if isinstance(answer, tuple) else getattr(answer, "sample", answer)
+        self._check_answer(answer, x_t)
         predicted, *rest = answer.double().split(3, 1)
         xhat = PREDICTIONS[c.prediction](x_t, alpha, s, predicted)
         large = u * u / (1 + u * u)
@@ -155,6 +156,27 @@ class ConvertedNetwork:
         else:
             v = torch.full_like(xhat, large)
         return (CENTRE + c.scale * xhat).clamp(0, LARGEST), c.scale * c.scale * v
+
+    def _check_answer(self, answer: Any, x_t: Tensor) -> None:
+        """Refuse what is no prediction of a noisy image.
+
+        Raises:
+            TypeError: it is no tensor.
+            ValueError: it has another shape.
+        """
+        if not isinstance(answer, Tensor):
+            raise TypeError(
+                f"network: it gave {type(answer).__name__}, expected a tensor, an object whose "
+                "sample is one, or a tuple that begins with one; wrap it in a function"
+            )
+        batch, _, *size = x_t.shape
+        counts = (6,) if self.conversion.variance == "learned-range" else (3, 6)
+        if list(answer.shape) not in [[batch, count, *size] for count in counts]:
+            channels = " or ".join(map(str, counts))
+            raise ValueError(
+                f"network: it gave a tensor {list(answer.shape)} of {list(x_t.shape)}, expected "
+                f"{channels} channels of the same size"
+            )
 
 
 def _squares(z: Tensor, side: int) -> Sequence[Tensor]:

@@ -8,6 +8,9 @@ from typing import Any, Protocol
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
+from diffcodec.diffusion.color import DOMAINS
+from diffcodec.values import integer
+
 Field = Float64[Tensor, "batch 3 height width"]
 Labels = Int64[Tensor, " batch"]
 Planes = Float64[Tensor, "batch planes height width"]  # what a phase is told
@@ -107,6 +110,31 @@ class PhasedNetwork(PosteriorNetwork, Protocol):
             told: what is known before the phase, see :func:`.told_planes`.
         """
         ...
+
+
+MEMBERS = ("color", "multiple", "levels", "is_exact", "identity", "posterior_x")
+
+
+def check_network(network: Any) -> None:
+    """Refuse what is no ``PosteriorNetwork``.
+
+    Raises:
+        TypeError: it lacks a member.
+        ValueError: its colour domain is none, or its multiple.
+    """
+    # Of the class first: an identity may take long to compute.
+    missing = [m for m in MEMBERS if not (hasattr(type(network), m) or hasattr(network, m))]
+    if missing:
+        raise TypeError(
+            f"network: found {type(network).__name__} without {', '.join(missing)}, expected a "
+            "PosteriorNetwork (diffcodec.networks.protocol), or for a network of others "
+            "diffcodec.models.from_epsilon"
+        )
+    if network.color not in list(DOMAINS):  # of any type, such as one without a hash
+        found, domains = repr(network.color), ", ".join(DOMAINS)
+        raise ValueError(f"network: found the color {found}, expected one of {domains}")
+    if integer("network.multiple", network.multiple) < 1:
+        raise ValueError(f"network: found the multiple {network.multiple}, expected 1 or more")
 
 
 def digest(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:

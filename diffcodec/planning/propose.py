@@ -1,6 +1,7 @@
 """Plans for a model and images, by budgets."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
@@ -27,7 +28,7 @@ from diffcodec.networks.devices import elsewhere
 from diffcodec.networks.experts import PhasedBits
 from diffcodec.planning.grid import grid_levels, grid_spacings
 from diffcodec.planning.measure import REACH, channels_coded, measure_costs
-from diffcodec.planning.search import FoundPlan, find_plans
+from diffcodec.planning.search import FoundPlan, check_budgets, find_plans
 from diffcodec.planning.simulate import predict_files
 from diffcodec.training.crops import CropSampler, domain_batch
 from diffcodec.training.data import find_images, split_held_out
@@ -147,11 +148,12 @@ def propose_plans(
 
     Raises:
         ModelMismatchError: if it is loaded as "integer".
-        DiffcodecError: see :func:`find_plans`.
+        DiffcodecError: see :func:`find_plans`; of timesteps that there are none of, at once.
     """
     network, color, phased, quantiser = _asked(model)
     if timesteps is None:
         timesteps = [len(model.plans.get(e, PLANS[e]).levels) for e in PLAN_NAMES]
+    check_budgets(timesteps, most_timesteps(model))
     others, held_out_others = fallback_bpd(x, color), fallback_bpd(held_out, color)
 
     def mean_file(plan: Plan) -> float:
@@ -186,6 +188,15 @@ def propose_plans(
     return proposals
 
 
+def most_timesteps(model: Model) -> int:
+    """The timesteps of the longest plan that can be found for a model.
+
+    Raises:
+        ModelMismatchError: if it does not answer at any noise level.
+    """
+    return len(grid_levels(_asked(model)[3])) + 1
+
+
 def _asked(model: Model) -> tuple[PosteriorModel, str, PhasedModel | None, int]:
     """What a search asks of a model: its posterior, of images in which domain, and what is lowest.
 
@@ -202,7 +213,12 @@ def _asked(model: Model) -> tuple[PosteriorModel, str, PhasedModel | None, int]:
     return elsewhere(module.posterior_x, device), model.color, phased, module.config.quantiser
 
 
-def replace_plans(model: Model, plans: Mapping[str, Plan], calibration: Tensor) -> bytes:
+def replace_plans(
+    model: Model,
+    plans: Mapping[str, Plan],
+    calibration: Tensor,
+    folders: tuple[Path, Path | None] | None = None,
+) -> bytes:
     """The file of a model with other plans: a float one as it is, an integer one quantised anew.
 
     The weights of an integer model are on their grid already, so they stay as they are; the units
@@ -212,15 +228,26 @@ def replace_plans(model: Model, plans: Mapping[str, Plan], calibration: Tensor) 
         model: loaded as "float", whatever the arithmetic of its file.
         plans: by name.
         calibration: see :func:`diffcodec.models.export.serialise_model`.
+        folders: of a calibrated model, where its file lies and where the new one is to lie, from
+            where its network is found too; None if that is not known. The same if not given.
 
     Raises:
         ModelMismatchError: if it is loaded as "integer", or its numbers leave no integer model.
     """
     if model.info.calibrated is not None:
-        return json.dumps(model.info.calibrated | {"plans": plans_to_dict(plans)}).encode()
+        changed: dict[str, Any] = {"plans": plans_to_dict(plans)}
+        if folders is not None:
+            changed["source"] = _source_from(*folders, model.info.calibrated["source"])
+        return json.dumps(model.info.calibrated | changed).encode()
     if model.info.arithmetic == "float":
         return serialise_float_model(model.module, plans, model.info.about)
     return serialise_model(model.module, calibration, plans, model.info.about)
+
+
+def _source_from(old: Path, new: Path | None, source: str) -> str:
+    """The path of a network, told from a folder, as told from a new one; or one from anywhere."""
+    network = (old / source).resolve()
+    return str(network) if new is None else os.path.relpath(network, new.resolve())
 
 
 def format_proposals(proposals: dict[str, Proposal]) -> str:

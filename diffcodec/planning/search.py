@@ -140,11 +140,7 @@ def find_plans(
         DiffcodecError: if a budget is below 3 timesteps, or above what the grid has, or no chain
             stays above a reserve.
     """
-    most = len(costs.levels) + 1
-    if not timesteps or min(timesteps) < 3 or max(timesteps) > most:
-        raise DiffcodecError(
-            f"timesteps {list(timesteps)}: expected 3 to {most}, the levels of the grid and sigma_1"
-        )
+    check_budgets(timesteps, len(costs.levels) + 1)
     best = best_by_length(costs, max(timesteps), others_bpd, reserves)
     if not best or min(best) > min(timesteps):
         raise DiffcodecError(
@@ -164,6 +160,18 @@ def find_plans(
         return min((judged[n] for n in judged if n <= count), key=lambda f: f.bpd)
 
     return {count: choose(count) for count in sorted(timesteps)}
+
+
+def check_budgets(timesteps: Sequence[int], most: int) -> None:
+    """Refuse budgets of timesteps that no plan on the grid has.
+
+    Raises:
+        DiffcodecError: so.
+    """
+    if not timesteps or min(timesteps) < 3 or max(timesteps) > most:
+        raise DiffcodecError(
+            f"timesteps {list(timesteps)}: expected 3 to {most}, the levels of the grid and sigma_1"
+        )
 
 
 def best_by_length(

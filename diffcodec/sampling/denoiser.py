@@ -13,8 +13,9 @@ from torch import Tensor
 from diffcodec.diffusion.color import channels, from_domain, to_domain
 from diffcodec.diffusion.losses import second_sigmas
 from diffcodec.diffusion.phases import clipped_exp, expected_z, of_phase, refined, told_planes
-from diffcodec.diffusion.plan import geometric_plan
+from diffcodec.diffusion.plan import SECOND_RATIO, geometric_plan
 from diffcodec.diffusion.process import p_reverse, q_sample
+from diffcodec.diffusion.quantiser import first_sigma
 from diffcodec.errors import ModelMismatchError, UnsupportedError
 from diffcodec.models.model import Model
 from diffcodec.sampling.equations import (
@@ -72,8 +73,15 @@ class Denoiser:
         """Mean and variance, of images in the colour domain.
 
         Raises:
+            UnsupportedError: if an integer model is to answer at another level than its own.
             ModelMismatchError: if the model's numbers are out of range.
         """
+        known = self.model.network.levels
+        if known is not None and sigma not in known:
+            raise UnsupportedError(
+                f"the noise level {sigma:.6g} of an integer model, which answers at the levels of "
+                'its plans alone; load it by load_model(..., "float")'
+            )
         xhat, v = torch.empty_like(z), torch.empty_like(z)
         for part, inside, here in self._windows(z):
             for field, found in zip((xhat, v), self._posterior(z[part], sigma), strict=True):
@@ -174,12 +182,14 @@ class Denoiser:
         """Noise levels of a way down, falling: so many, or those of the plan with the most.
 
         Raises:
-            UnsupportedError: if an integer model is to answer at others than its own.
+            UnsupportedError: if an integer model is to answer at others than its own, or the top
+                is below what there is a way down from.
         """
         plans = self.model.plans.values()
         known = self.model.network.levels
         if steps is None and known is not None:
             found = max((plan.levels for plan in plans), key=len)
+            self._check_top(top, found[0])
         elif known is not None:
             raise UnsupportedError(
                 f"{steps} steps by an integer model, which answers at the levels of its plans "
@@ -187,8 +197,16 @@ class Denoiser:
             )
         else:
             quantiser = min((plan.quantiser for plan in plans), default=2)
+            self._check_top(top, 1.001 * SECOND_RATIO * first_sigma(quantiser))
             found = geometric_plan(max(2, steps or STEPS), top, quantiser).levels
         return sorted((level for level in found if level <= top * 1.0001), reverse=True)
+
+    def _check_top(self, top: float, least: float) -> None:
+        if top < least:
+            raise UnsupportedError(
+                f"noise of {top:g} grey levels, below which model {self.model.name} has no way "
+                f"down; give {math.ceil(100 * least) / 100:g} or more"
+            )
 
 
 def _ask(model: Model, z: Tensor, sigma: float, label: int | None = None) -> tuple[Tensor, Tensor]:
@@ -217,7 +235,13 @@ def isotropic_level(sigma: float, model: Model) -> float:
 
 
 def to_field(image: Image.Image, model: Model) -> Tensor:
-    """An image in the model's colour domain, [1, 3, height, width], float64."""
+    """An image in the model's colour domain, [1, 3, height, width], float64.
+
+    Raises:
+        TypeError: if it is none of Pillow's.
+    """
+    if not isinstance(image, Image.Image):
+        raise TypeError(f"image: found {type(image).__name__}, expected an image of Pillow's")
     rgb = np.asarray(image.convert("RGB")).transpose(2, 0, 1).astype(np.int32)
     return torch.from_numpy(to_domain(rgb, model.color)).double()[None]
 

@@ -1,6 +1,9 @@
 """What a chain makes of given images: more noise, less, what lies between two, what is missing."""
 
 from collections.abc import Sequence
+from math import isfinite
+from os import PathLike
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +13,8 @@ from torch import Tensor
 
 from diffcodec.diffusion.process import q_sample
 from diffcodec.errors import UnsupportedError
-from diffcodec.models.model import Model
+from diffcodec.limits import DEFAULT_LIMITS
+from diffcodec.models.model import Model, loaded
 from diffcodec.sampling.denoiser import (
     TOP_SIGMA,
     Denoiser,
@@ -19,6 +23,7 @@ from diffcodec.sampling.denoiser import (
     to_field,
     to_images,
 )
+from diffcodec.sampling.draw import MOST_SEED, MOST_STEPS
 from diffcodec.sampling.equations import (
     forward_step,
     replace_coarse,
@@ -26,21 +31,30 @@ from diffcodec.sampling.equations import (
     slerp,
 )
 from diffcodec.sampling.samplers import Hook, draw_prior, go_down
+from diffcodec.values import integer, number
 
 RESAMPLINGS = 5  # of RePaint at each level; the paper has 10
+MOST = {"images": 1 << 16, "factor": 1 << 16, "resamplings": MOST_STEPS}
+AnyModel = str | PathLike[str] | Model  # a name or a path is loaded in float arithmetic
 
 
 def forward(
-    model: Model, image: Image.Image, levels: Sequence[float], seed: int = 0
+    model: AnyModel, image: Image.Image, levels: Sequence[float], seed: int = 0
 ) -> list[Image.Image]:
     """Samples of ``q(z_t | x)`` at noise levels, one noise for all (DDPM eq. 4).
 
     Args:
-        model: whose colour domain the noise is in.
+        model: whose colour domain the noise is in; a name, a path or a loaded model.
         image: in any mode; it is taken as RGB.
         levels: in grey levels of the schedule.
         seed: of the noise.
+
+    Raises:
+        UnsupportedError: if a level is below 0, or not finite.
     """
+    model = loaded(model, "float")
+    levels = [_noise("levels", sigma) for sigma in levels]
+    _check_numbers(seed=seed)
     denoiser, x = Denoiser(model), to_field(image, model)
     noise = Noise(seed, 1)(*x.shape[2:])
     return [
@@ -48,20 +62,26 @@ def forward(
     ]
 
 
-def denoise(model: Model, image: Image.Image, sigma: float) -> Image.Image:
+def denoise(model: AnyModel, image: Image.Image, sigma: float) -> Image.Image:
     """The posterior mean of an image that has Gaussian noise: a single evaluation.
 
     Args:
-        model: float, or integer at one of its own levels.
+        model: float, or integer at one of its own levels; a name, a path or a loaded model.
         image: with noise, taken as RGB.
         sigma: of the noise in each of R, G and B, in grey levels.
+
+    Raises:
+        UnsupportedError: if that is not above 0, or none of an integer model's own levels.
     """
+    model = loaded(model, "float")
+    if not _noise("sigma", sigma):
+        raise UnsupportedError("sigma 0: expected noise to take out, above 0")
     xhat, _ = Denoiser(model)(to_field(image, model), isotropic_level(sigma, model))
     return to_images(xhat, model)[0]
 
 
 def interpolate(
-    model: Model,
+    model: AnyModel,
     a: Image.Image,
     b: Image.Image,
     *,
@@ -86,14 +106,17 @@ def interpolate(
         progress: whether to show a bar.
 
     Raises:
-        UnsupportedError: if the sizes differ.
+        UnsupportedError: if the sizes differ, or there is no way down from the level.
     """
+    model = loaded(model, "float")
+    _check_numbers(images=images, steps=steps, seed=seed)
+    denoiser, (x_a, x_b) = Denoiser(model), (to_field(image, model) for image in (a, b))
     if a.size != b.size:
         raise UnsupportedError(f"images of {a.size} and {b.size}: expected one size")
-    denoiser, (x_a, x_b) = Denoiser(model), (to_field(image, model) for image in (a, b))
+    DEFAULT_LIMITS.check_image(a.width, a.height * images)
     height, width = x_a.shape[2:]
     drawn = Noise(seed, 2)(height, width)
-    levels = denoiser.levels(steps, sigma)
+    levels = denoiser.levels(steps, _noise("sigma", sigma))
     level = denoiser.noise_of(levels[0], x_a)
     shares = np.linspace(0, 1, images)
     z = torch.cat(
@@ -117,7 +140,7 @@ class SameNoise(Noise):
 
 
 def inpaint(
-    model: Model,
+    model: AnyModel,
     image: Image.Image,
     missing: NDArray[np.bool_],
     *,
@@ -142,13 +165,24 @@ def inpaint(
 
     Raises:
         UnsupportedError: if the mask has another size.
+        TypeError: if it is no array of truth values.
     """
-    if missing.shape != (image.height, image.width):
-        raise UnsupportedError(
-            f"a mask of {missing.shape[1]} x {missing.shape[0]} for an image of {image.width} x "
-            f"{image.height}: expected the same size"
+    model = loaded(model, "float")
+    _check_numbers(steps=steps, resamplings=resamplings, seed=seed)
+    x = to_field(image, model)
+    kind = getattr(missing, "dtype", type(missing).__name__)
+    if not isinstance(missing, np.ndarray) or kind != np.bool_:
+        raise TypeError(
+            f"missing: found {kind}, expected a NumPy array of bool, true where it is missing, "
+            "such as mask > 127"
         )
-    x, known = to_field(image, model), torch.from_numpy(~missing).double()
+    if missing.shape != (image.height, image.width):
+        size = " x ".join(map(str, missing.shape[::-1]))
+        raise UnsupportedError(
+            f"a mask of {size} for an image of {image.width} x {image.height}: expected the same "
+            "size"
+        )
+    known = torch.from_numpy(~missing).double()
     denoiser, noise = Denoiser(model), Noise(seed, 1)
 
     def replaced(z: Tensor, sigma: float) -> Tensor:
@@ -162,7 +196,7 @@ def inpaint(
 
 
 def enlarge(
-    model: Model,
+    model: AnyModel,
     image: Image.Image,
     factor: int,
     *,
@@ -178,8 +212,14 @@ def enlarge(
         image: the small one, taken as RGB.
         factor: how often larger each side is to be.
         steps, resamplings, seed, progress: see :func:`inpaint`.
+
+    Raises:
+        LimitError: if the large image is over the pixels that are taken.
     """
+    model = loaded(model, "float")
+    _check_numbers(factor=factor, steps=steps, resamplings=resamplings, seed=seed)
     small = to_field(image, model)
+    DEFAULT_LIMITS.check_image(image.width * factor, image.height * factor)
     x = small.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
     denoiser, noise = Denoiser(model), Noise(seed, 1)
 
@@ -215,3 +255,26 @@ def _replacing(
 
     z = replaced(draw_prior(denoiser, levels[0], noise(height, width)), levels[0])
     return go_down(denoiser, z, levels, noise, hook=hook, progress=progress)
+
+
+def _noise(name: str, value: Any) -> float:
+    """Noise in grey levels, a finite number from 0 on."""
+    sigma = number(name, value)
+    if sigma is None or not (isfinite(sigma) and sigma >= 0):
+        raise UnsupportedError(f"{name} {value}: expected finite numbers of grey levels, 0 or more")
+    return sigma
+
+
+def _check_numbers(*, seed: Any, steps: Any = None, **counts: Any) -> None:
+    """Refuse what is no seed, no number of steps, or no count from 1 on.
+
+    Raises:
+        TypeError: if it is no integer.
+        UnsupportedError: if it is out of range.
+    """
+    given = {name: (1, value, MOST[name]) for name, value in counts.items()}
+    given |= {"seed": (0, seed, MOST_SEED - MOST["images"])}
+    given |= {} if steps is None else {"steps": (2, steps, MOST_STEPS)}
+    for name, (least, value, most) in given.items():
+        if not least <= integer(name, value) <= most:
+            raise UnsupportedError(f"{name} {value}: expected {least} to {most}")

@@ -3,17 +3,18 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from diffcodec.training.log import Record
 
 
-def draw_split(parts_bpd: Sequence[float], levels: Sequence[float], path: Path) -> None:
+def draw_split(parts_bpd: Sequence[float], levels: Sequence[float], path: Path | BinaryIO) -> None:
     """Picture of the bound split by noise level.
 
     Args:
         parts_bpd: see :func:`diffcodec.diffusion.bound.chain_bound_bits`.
         levels: of the chain.
-        path: of the picture, PNG.
+        path: of the picture, PNG, or a stream that it is written to.
 
     Raises:
         ImportError: without matplotlib.
