@@ -26,7 +26,7 @@ from diffcodec.evaluation.measure import open_image
 from diffcodec.intervals import mean_interval
 from diffcodec.models.model import load_model
 from diffcodec.training.data import find_images, list_images, split_held_out
-from diffcodec.training.trainer import CHECKPOINT, MODEL
+from diffcodec.training.folder import CHECKPOINT, MODEL
 
 OTHERS = ("webp", "jpegxl9")  # the last is the one to compare with
 PLANNED = "planned.safetensors"  # the fine-tuned model with plans of its own
@@ -72,7 +72,7 @@ def model_sizes(
 @click.option("--batch", default=16, show_default=True, help="Crops in each update.")
 @click.option("--augment", default="mirror", show_default=True, help="As for training.")
 @click.option("--learning-rate", default=2e-3, show_default=True, help="As for training.")
-@click.option("--self-ensemble-up-to", default=3.0, show_default=True, help="As for training.")
+@click.option("--self-ensemble-up-to", type=float, help="As for training.")
 @click.option("--processes", default=1, show_default=True, help="To train in, by torchrun.")
 @click.option("--plan-crop", type=int, help="Of the crops to search plans on; else as --crop.")
 @click.option("--plan-crops", default=24, show_default=True, help="How many.")
@@ -89,7 +89,7 @@ def main(
     batch: int,
     augment: str,
     learning_rate: float,
-    self_ensemble_up_to: float,
+    self_ensemble_up_to: float | None,
     processes: int,
     plan_crop: int | None,
     plan_crops: int,
@@ -101,7 +101,8 @@ def main(
     """Fine-tune on images, and compare whole files of others."""
     begin = {"init": init, "minutes": minutes, "crop": crop, "batch": batch}
     begin |= {"augment": augment, "learning-rate": learning_rate}
-    begin |= {"self-ensemble-up-to": self_ensemble_up_to}
+    if self_ensemble_up_to is not None:
+        begin |= {"self-ensemble-up-to": self_ensemble_up_to}
     start: dict[str, object] = {"resume": True} if (out / CHECKPOINT).exists() else begin
     run_command("train", data, out, start, processes)
     search = {"model": out / MODEL, "crop": plan_crop or crop, "crops": plan_crops, "force": True}

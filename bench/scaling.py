@@ -15,7 +15,7 @@ import click
 
 from bench.ablation import RESULT, VARIANTS, Variant, folder_name
 from bench.pictures import figure, label_curves, plain_ticks, save
-from diffcodec.training.log import LOG
+from diffcodec.training.folder import LOG
 
 SHAPE = {"channels", "blocks", "patch"}
 SHADES = ("C0", "C1", "C2", "C3")

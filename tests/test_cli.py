@@ -821,7 +821,7 @@ def test_train_and_resume() -> None:
     assert steps == [1, 2]
 
     fails_in_one_line(
-        f"{RUN} --resume --channels 16,16", 1, "run", "of another network.*; give the options"
+        f"{RUN} --resume --channels 16,16", 1, "run", "of another network .*; give the options"
     )
 
 

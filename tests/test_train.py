@@ -884,12 +884,12 @@ def test_presets_are_shapes(arguments, tmp_path, monkeypatch):
     assert network == replace(of_one(replace(SHAPE, blocks=(2, 1))), self_ensemble="rotation")
 
 
-@pytest.mark.parametrize("augment", ["mirror", "none"])
-def test_self_ensemble_is_by_what_training_shows(arguments, tmp_path, tiny, augment):
-    given = ("--augment", augment, "--self-ensemble-up-to", "7")
+@pytest.mark.parametrize(("augment", "up_to"), [("mirror", 7), ("none", 0)])
+def test_self_ensemble_is_by_what_training_shows(arguments, tmp_path, tiny, augment, up_to):
+    given = ("--augment", augment, "--self-ensemble-up-to", up_to)
     trained(*arguments, "--init", tiny, *given, "--steps", 1)
     shape = load_model(tmp_path / "run" / MODEL).info.network
-    assert (shape.self_ensemble, shape.self_ensemble_up_to) == (augment, 7)
+    assert (shape.self_ensemble, shape.self_ensemble_up_to) == (augment, up_to)
     trained(*arguments[:2], *("--out", tmp_path / "run"), "--resume", "--steps", 2)
     assert load_model(tmp_path / "run" / MODEL).info.network == shape
 
@@ -951,6 +951,9 @@ def test_labels_do_not_go_with_phases(arguments, tmp_path, labels, way):
         (("--accumulate", "3"), 1, "batch of 8 cannot be divided into 3 passes of 1 processes"),
         (("--labels", "missing"), 1, "missing: No such file or directory; check the path"),
         (("--variance", "none"), 2, "--variance"),
+        (("--minutes", "1e16"), 2, "'--minutes': 1e+16 is not in the range 0<x<=1000000"),
+        (("--augment", "none", "--self-ensemble-up-to", 5), 2, "neither with --augment none nor"),
+        (("--phases", "--self-ensemble-up-to", 5), 2, "nor in phases; leave it out"),
         (("--expert", "2:"), 2, "--expert"),
         (("--expert", "2:1,1:8,8:1:1"), 2, "'--expert': '2:1,1:8,8:1:1' is no UP_TO[:BLOCKS"),
         (("--expert", "2:1"), 2, "and blocks (1,): one is shorter"),

@@ -15,6 +15,7 @@ from diffcodec.limits import DEFAULT_LIMITS, Limits
 from diffcodec.models.file import DEFAULT_MODEL, shipped_models
 from diffcodec.networks.config import DEVICES
 from diffcodec.system.files import STANDARD
+from diffcodec.training.budget import MOST_MINUTES
 
 SUFFIX = ".dfc"
 Command = Callable[..., None]
@@ -277,6 +278,7 @@ class Finite(click.FloatRange):
 
 
 POSITIVE_NUMBER = Finite(min=0, min_open=True)
+MINUTES = Finite(min=0, max=MOST_MINUTES, min_open=True)  # of training
 SEED = click.IntRange(0, (1 << 63) - 1)  # as torch takes them
 
 

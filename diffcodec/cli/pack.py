@@ -20,8 +20,8 @@ from diffcodec.archive.writing import GROUP_IMAGES
 from diffcodec.cli.encode import read_picture
 from diffcodec.cli.inputs import find_inputs
 from diffcodec.cli.options import (
+    MINUTES,
     PATH,
-    POSITIVE_NUMBER,
     archive_argument,
     device_option,
     effort_option,
@@ -126,7 +126,7 @@ writing_options = together(
 @force_option
 @click.option(
     "--finetune",
-    type=POSITIVE_NUMBER,
+    type=MINUTES,
     metavar="MINUTES",
     help="First train a model on the images; if it pays for itself, code by it and embed it.",
 )

@@ -29,7 +29,12 @@ from diffcodec.errors import (
 from diffcodec.images.formats import FRAME_IN_SHELL, save_format
 from diffcodec.limits import Limits
 from diffcodec.models.file import model_info, model_path
-from diffcodec.system.files import STANDARD, is_stream, write_standard_output
+from diffcodec.system.files import (
+    STANDARD,
+    discard_standard_output,
+    is_stream,
+    write_standard_output,
+)
 from diffcodec.system.process import loading
 
 EXIT_FAILURE, EXIT_BAD_FILE, EXIT_WRONG_MODEL = 1, 3, 4  # click exits with 2 on wrong usage
@@ -65,6 +70,18 @@ Work = Callable[[Iterable[Job]], Iterator[Any]]  # a result for each job, or why
 def print_line(text: str) -> None:
     """Print to standard output; names that are not UTF-8 as the bytes that they are."""
     write_standard_output(f"{text}\n".encode(errors="surrogateescape"))
+
+
+@contextmanager
+def discarding_unwritten() -> Iterator[None]:
+    """Drop in the end what standard output has not taken, where the work goes on without."""
+    try:
+        yield
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            discard_standard_output()
 
 
 def say(text: str) -> None:

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from dataclasses import MISSING, fields, replace
 from operator import itemgetter
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from diffcodec.cli.options import (
+    MINUTES,
     PATH,
     POSITIVE_NUMBER,
     SEED,
@@ -20,16 +20,15 @@ from diffcodec.cli.options import (
     parse_numbers,
 )
 from diffcodec.cli.program import Command, cli, examples
-from diffcodec.cli.running import CommandError, check_device, failing_as
+from diffcodec.cli.running import CommandError, check_device, discarding_unwritten, failing_as
 from diffcodec.diffusion.variances import VARIANCES
+from diffcodec.errors import DiffcodecError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from diffcodec.networks.config import NetworkConfig
     from diffcodec.training.config import TrainConfig
-    from diffcodec.training.trainer import Trainer
-
 
 EXPERT = "UP_TO[:BLOCKS[:CHANNELS[:PATCH]]]"
 POSITIVE = click.IntRange(min=1)
@@ -105,7 +104,7 @@ def _recipe_options() -> Iterable[Described]:
         (
             "--minutes",
             "Instead: that the run takes, compiling, validations and the quantised model counted.",
-            {"type": POSITIVE_NUMBER},
+            {"type": MINUTES},
         ),
         ("--batch", "Crops in each update.", {"type": click.IntRange(min=8)}),
         ("--crop", "Sides of a crop in pixels.", {"type": POSITIVE}),
@@ -217,11 +216,12 @@ def train(
         with failing_as(data):
             find_images(Path(data))
 
-    from diffcodec.training.trainer import CHECKPOINT, CONFIG, Trainer
+    from diffcodec.training.folder import CONFIG
+    from diffcodec.training.trainer import Trainer
 
     folder = Path(out)
     with failing_as(out):
-        _check_folder(folder, (folder / CHECKPOINT).is_file(), resume)
+        _check_folder(folder, resume)
         config = _train_config(ctx, folder / CONFIG if resume else None)
     weights = None
     if init is not None:
@@ -230,27 +230,31 @@ def train(
     if labels is not None:
         with failing_as(labels):
             config = replace(config, network=with_classes(config.network, Path(labels)))
-    if config.crop % config.network.multiple:
-        multiple = config.network.multiple
-        raise click.UsageError(f"--crop must be a multiple of {multiple} for this network")
+    _check_fit(ctx, config)
     with failing_as(data), joined_processes(config.device):
         trainer = Trainer(config, folder, weights, quiet)
         with failing_as(out):
             folder.mkdir(parents=True, exist_ok=True)
             if resume:
-                _resume(trainer)
+                trainer.resume()
             elif minutes is not None:
                 trainer.finish_within(minutes)
-            trainer.run()
+            with discarding_unwritten():
+                trainer.run()
 
 
-def _check_folder(folder: Path, has_checkpoint: bool, resume: bool) -> None:
+def _check_folder(folder: Path, resume: bool) -> None:
+    from diffcodec.training.folder import CHECKPOINT, found_run
+
+    has_checkpoint = (folder / CHECKPOINT).is_file()
     if folder.exists() and not folder.is_dir():
         raise CommandError("it is not a folder; give another")
     if has_checkpoint and not resume:
         raise CommandError(
             "it holds a run already; give --resume to continue it, or another folder"
         )
+    if not resume and (name := found_run(folder)):
+        raise CommandError(f"it holds a run already, its {name}; give another folder")
     if resume and not has_checkpoint:
         raise CommandError("it holds no run to continue; leave out --resume")
 
@@ -342,18 +346,10 @@ def _is_given(ctx: click.Context, name: str) -> bool:
 
 def _train_config(ctx: click.Context, saved: Path | None) -> "TrainConfig":
     """The configuration from the options, and from a saved one where an option is not given."""
-    from diffcodec.models.layout import read_network
     from diffcodec.networks.config import NetworkConfig
     from diffcodec.training.config import ENSEMBLE_OF_AUGMENTATION, INIT_WARMUP, TrainConfig
 
-    run: dict[str, Any] = {}
-    network = NetworkConfig()
-    try:
-        if saved is not None:
-            run = json.loads(saved.read_text())
-            network = read_network(run.pop("network"))
-    except (ValueError, LookupError, TypeError, AttributeError) as e:
-        raise CommandError(f"its config.json is damaged ({e}); start a new run") from e
+    run, network = ({}, NetworkConfig()) if saved is None else _read_config(saved)
     if saved is None and ctx.params["init"] is not None:
         run["warmup"] = INIT_WARMUP
     for name in {f.name for f in fields(TrainConfig)} & set(ctx.params):
@@ -369,11 +365,28 @@ def _train_config(ctx: click.Context, saved: Path | None) -> "TrainConfig":
     return TrainConfig(**run, network=network)
 
 
-def _resume(trainer: "Trainer") -> None:
+def _read_config(path: Path) -> tuple[dict[str, Any], "NetworkConfig"]:
+    """The settings of a run, and its network."""
+    from diffcodec.models.layout import read_network
+    from diffcodec.training.config import TrainConfig
+    from diffcodec.training.run import check_settings
+
     try:
-        trainer.resume()
-    except (RuntimeError, LookupError, ValueError, EOFError, UnpicklingError) as e:
-        raise CommandError(
-            f"its checkpoint is damaged or of another network ({type(e).__name__}); "
-            "give the options that the run was started with"
-        ) from e
+        run = json.loads(path.read_text())
+        network = read_network(run.pop("network"))
+        check_settings(TrainConfig(**run, network=network))
+    except (ValueError, LookupError, TypeError, AttributeError, DiffcodecError) as e:
+        raise CommandError(f"its {path.name} is damaged ({e}); start a new run") from e
+    return run, network
+
+
+def _check_fit(ctx: click.Context, config: "TrainConfig") -> None:
+    if config.crop % config.network.multiple:
+        multiple = config.network.multiple
+        raise click.UsageError(f"--crop must be a multiple of {multiple} for this network")
+    given = _is_given(ctx, "self_ensemble_up_to") and ctx.params["self_ensemble_up_to"] > 0
+    if given and config.network.self_ensemble == "none":
+        raise click.UsageError(
+            "--self-ensemble-up-to is for a network with self-ensemble, which it has neither with "
+            "--augment none nor in phases; leave it out"
+        )

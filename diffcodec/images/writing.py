@@ -87,22 +87,27 @@ def write_image(
         raise UnsupportedError(f"{format} does not keep {lost}: write PNG")
     if plain.mode == "P":
         _lengthen_palette(plain, fields.get("transparency", 0))
-    options = {name: fields[name] for name in _KEPT[format] if name in fields}
+    kept = {name: fields[name] for name in _KEPT[format] if name in fields}
     if format == "JPEG":
-        options = _in_markers(options)
-    if plain.mode == "1" and "transparency" in options:
-        options["transparency"] = min(1, options["transparency"])  # in a PNG of one bit
-    lost_fields = [_IN_WORDS.get(name, name) for name in fields if name not in options]
-    if format == "TIFF" and "xmp" in options:
-        options["tiffinfo"] = {_TIFF_XMP: options.pop("xmp")}
+        kept = _in_markers(kept)
     coded = io.BytesIO()  # Pillow seeks in the stream, which standard output cannot
-    plain.save(coded, format, **options, **_SAVE_OPTIONS.get(format, {}))
+    plain.save(coded, format, **_options(kept, format, plain.mode))
     if format != "PNG":
         stream.write(coded.getbuffer())
-        return lost_fields
+        return [_IN_WORDS.get(name, name) for name in fields if name not in kept]
     chunks = extra_chunks(fields) + ([xmp_chunk(fields["xmp"])] if "xmp" in fields else [])
     stream.write(insert(coded.getvalue(), chunks) if chunks else coded.getbuffer())
     return []
+
+
+def _options(kept: Mapping[str, Any], format: str, mode: str) -> dict[str, Any]:
+    """What Pillow is told, to write a mode with these fields in a format."""
+    options = dict(kept)
+    if mode == "1" and "transparency" in options:
+        options["transparency"] = min(1, options["transparency"])  # in a PNG of one bit
+    if format == "TIFF" and "xmp" in options:
+        options["tiffinfo"] = {_TIFF_XMP: options.pop("xmp")}
+    return options | _SAVE_OPTIONS.get(format, {})
 
 
 def _in_markers(fields: Mapping[str, Any]) -> dict[str, Any]:

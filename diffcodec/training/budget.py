@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 REHEARSED_CROPS = (8, 16)  # of the calibration
 MARGIN, MARGIN_SECONDS = 0.05, 4.0  # of what is expected after the last step; and its pictures
+MOST_MINUTES = 1_000_000  # two years; the number of steps stays one that numbers can hold
 REMEMBERED_STEPS = 20  # by which the pace is known
 
 

@@ -77,7 +77,8 @@ class CropSampler:
             raise damaged[0]
         if not is_used.any():
             raise DiffcodecError(
-                f"no image is at least {crop} pixels on each side; use a smaller --crop"
+                f"no image is at least {crop} pixels on each side; use a smaller --crop, "
+                "or larger images"
             )
         if not quiet:
             _say_left_out(damaged, int((~is_used).sum()) - len(damaged), len(self.paths), crop)

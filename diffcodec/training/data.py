@@ -11,6 +11,7 @@ from PIL import Image
 from diffcodec.errors import DiffcodecError
 from diffcodec.images.formats import SUFFIXES
 from diffcodec.images.modes import in_8_bits
+from diffcodec.training.folder import is_picture_of_run
 
 HELD_OUT_EVERY = 20  # one image in so many is kept for validation
 ARRAY_SUFFIXES = {".npy", ".npz"}
@@ -24,6 +25,8 @@ Item = TypeVar("Item")
 
 def find_images(data: Path) -> list[Path]:
     """All files of images and of arrays below a folder, sorted; or the one file that is given.
+
+    The pictures that runs have drawn of themselves are none of them.
 
     Raises:
         DiffcodecError: if there are none.
@@ -42,10 +45,20 @@ def find_images(data: Path) -> list[Path]:
         raise DiffcodecError(
             f"{data}: no such folder; --data takes a folder of images, or a .npy or .npz file"
         )
-    paths = sorted(p for p in data.rglob("*") if p.suffix.lower() in suffixes)
+    paths = sorted(p for p in data.rglob("*") if p.suffix.lower() in suffixes and _is_of_data(p))
     if not paths:
         raise DiffcodecError(f"{data}: holds no images ({kinds})")
     return paths
+
+
+def _is_of_data(path: Path) -> bool:
+    """Whether to read a path: no folder, and no pipe, which would be waited for."""
+    if is_picture_of_run(path):
+        return False
+    try:
+        return path.is_file() or not path.exists()  # a link to nothing is named when it is read
+    except OSError:  # and so is a folder that may not be looked into
+        return True
 
 
 def list_images(sources: Sequence[Source]) -> list[Source]:

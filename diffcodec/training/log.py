@@ -1,16 +1,18 @@
 """The log of a run: lines of JSON in its folder, TensorBoard's file, and what is seen meanwhile."""
 
 import json
+import os
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
 from diffcodec.errors import DiffcodecError
+from diffcodec.training.folder import LOG
 
-LOG, BOARD = "log.jsonl", "tensorboard"
+BOARD = "tensorboard"
 
 Record = dict[str, Any]  # a line of the log
 
@@ -43,7 +45,7 @@ class Log:
     ):
         self.path = folder / LOG
         self.board = _open_board(folder / BOARD, step) if tensorboard else None
-        self.quiet, self.held_out = quiet, ""
+        self.shows, self.held_out = not quiet and sys.stdout is not None, ""
         self.bar = tqdm(
             total=steps,
             initial=step,
@@ -68,16 +70,26 @@ class Log:
         line = json.dumps(record)
         if "held_out_bpd" in record:
             self.held_out = f", held out {record['held_out_bpd']:.3f} bpd"
-        if not self.quiet and (self.bar.disable or not sys.stdout.isatty()):
-            print(line, flush=True)
-        with self.path.open("a") as f:
-            f.write(line + "\n")
+        with self.path.open("a+b") as f:
+            f.write(b"\n" * _is_torn(f) + line.encode() + b"\n")
+        if self.shows:
+            self.show(line)
         if self.board is not None:
             steps = enumerate(record.get("step_bpd", ()), start=3)
             for name, value in (record | {f"step_bpd/{t}": bpd for t, bpd in steps}).items():
                 if name not in {"step", "step_bpd"}:
                     self.board.add_scalar(name, value, record["step"])
             self.board.flush()
+
+    def show(self, line: str) -> None:
+        """Write a line where it is to be seen; where that fails, the run goes on without."""
+        try:
+            if self.bar.disable or not sys.stdout.isatty():
+                print(line, flush=True)
+        except (OSError, ValueError) as e:  # full, or closed
+            self.shows = False
+            reason = getattr(e, "strerror", None) or e
+            say(f"standard output: {reason}; the lines of the log are in {self.path}")
 
     def close(self) -> None:
         """Let go of the bar and of TensorBoard's file."""
@@ -99,9 +111,25 @@ def _open_board(folder: Path, step: int) -> Any:
     return SummaryWriter(str(folder), purge_step=step + 1)
 
 
+def _is_torn(file: BinaryIO) -> bool:
+    """Whether a file ends amid a line."""
+    if not file.seek(0, os.SEEK_END):
+        return False
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) != b"\n"
+
+
 def read_log(folder: Path) -> list[Record]:
-    """The lines of a run's log by step; of what a resumed run repeats the later figures."""
+    """The lines of a run's log by step; of what a resumed run repeats the later figures.
+
+    What is no line of it, as one that a loss of power has torn, is passed over.
+    """
     records: dict[int, Record] = {}
-    for record in map(json.loads, (folder / LOG).read_text().splitlines()):
-        records[record["step"]] = records.get(record["step"], {}) | record
+    for line in (folder / LOG).read_bytes().splitlines():
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            records[record["step"]] = records.get(record["step"], {}) | record
     return [records[step] for step in sorted(records)]

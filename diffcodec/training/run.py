@@ -1,6 +1,5 @@
 """What the command ``train`` does, for Python."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from os import PathLike
@@ -11,6 +10,7 @@ from diffcodec.diffusion.variances import VARIANCES
 from diffcodec.errors import DiffcodecError, UnsupportedError
 from diffcodec.models.model import load_weights
 from diffcodec.networks.config import DEVICES, NetworkConfig
+from diffcodec.training.budget import MOST_MINUTES
 from diffcodec.training.config import (
     ENSEMBLE_OF_AUGMENTATION,
     INIT_WARMUP,
@@ -18,8 +18,9 @@ from diffcodec.training.config import (
     with_classes,
 )
 from diffcodec.training.crops import AUGMENTATIONS
+from diffcodec.training.folder import MODEL, found_run
 from diffcodec.training.steps import LOSSES
-from diffcodec.training.trainer import CHECKPOINT, MODEL, Trainer
+from diffcodec.training.trainer import Trainer
 from diffcodec.values import flag, integer, number, path
 
 SETTINGS = tuple(field.name for field in fields(TrainConfig) if field.name != "data")
@@ -88,22 +89,27 @@ def train(
 
     Raises:
         DiffcodecError: if there are no usable images, the folder holds a run, or training fails.
-        TypeError: for a setting that does not exist.
+        TypeError: for a setting that does not exist, or two of which one would not count.
     """
     if unknown := settings.keys() - set(SETTINGS):
         raise TypeError(f"found {', '.join(sorted(unknown))}, expected {', '.join(SETTINGS)}")
+    for given, one, other in ((init, "init", "network"), (minutes, "minutes", "steps")):
+        if given is not None and other in settings:
+            raise TypeError(f"found both {one} and {other}, expected one; leave out {other}")
     folder, weights = path("out", out), None
     try:
-        if (folder / CHECKPOINT).exists() or (folder.exists() and not folder.is_dir()):
-            raise DiffcodecError(f"{folder}: it holds a run already, or is no folder; give another")
+        if folder.exists() and not folder.is_dir():
+            raise DiffcodecError(f"{folder}: it is no folder; give another")
+        if name := found_run(folder):
+            raise DiffcodecError(f"{folder}: it holds a run already ({name}); give another folder")
     except OSError as error:
         raise DiffcodecError(f"{folder}: {error.strerror}; check the path") from error
     config = TrainConfig(str(path("data", data)), **settings)
     check_settings(config)
     if config.labels is not None:
         config = replace(config, labels=str(path("labels", config.labels)))
-    if minutes is not None and not 0 < (number("minutes", minutes) or 0) < math.inf:
-        raise UnsupportedError(f"minutes {minutes}: expected a number above 0")
+    if minutes is not None and not 0 < (number("minutes", minutes) or 0) <= MOST_MINUTES:
+        raise UnsupportedError(f"minutes {minutes}: expected above 0 to {MOST_MINUTES:,}")
     if init is not None:
         network, weights = load_weights(path("init", init))
         warmup = settings.get("warmup", INIT_WARMUP)

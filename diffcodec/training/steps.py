@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from diffcodec.diffusion.losses import (
     v_loss,
 )
 from diffcodec.errors import DiffcodecError
+from diffcodec.models.layout import read_network
+from diffcodec.networks.config import NetworkConfig
 from diffcodec.networks.devices import find_device, to_device
 from diffcodec.networks.experts import ExpertDenoisers, PhasedBits
 from diffcodec.system.process import uninterrupted
@@ -101,7 +103,14 @@ class TrainingSteps:
         self.train_data = CropSampler(
             train, config.crop, config.augment, labels=labels[0], quiet=quiet
         )
-        self.held_out = CropSampler(held_out, config.crop, "none", labels=labels[1], quiet=quiet)
+        try:
+            self.held_out = CropSampler(
+                held_out, config.crop, "none", labels=labels[1], quiet=quiet
+            )
+        except DiffcodecError as e:
+            raise DiffcodecError(
+                f"no held-out image, every twentieth in the order of paths, is usable: {e}"
+            ) from e
         self.crops: CropSampler | DeviceCrops = self.train_data
         if not self.is_waited_for:
             self.crops = DeviceCrops(self.train_data, self.device)
@@ -147,6 +156,20 @@ class TrainingSteps:
             "network": self.config.network.to_dict(),
         }
 
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Refuse what :meth:`load_state` would take and training would end at.
+
+        Raises:
+            ValueError: so.
+            TypeError, KeyError, AttributeError: if it is no state.
+        """
+        averages, step, seconds = state["ema"], state["step"], state["seconds"]
+        kinds = {name: (t.shape, t.dtype) for name, t in averages.items()}
+        if kinds != {name: (t.shape, t.dtype) for name, t in self.ema.items()}:
+            raise ValueError("the averages are not of these weights")
+        if not isinstance(step, int) or step < 0 or not 0 <= seconds < math.inf:
+            raise ValueError(f"step {step} after {seconds} seconds")
+
     def load_state(self, state: dict[str, Any]) -> None:
         """Inverse of :meth:`state`."""
         self.model.load_state_dict(state["model"])
@@ -164,7 +187,7 @@ class TrainingSteps:
     def learning_rate(self) -> float:
         """Linear warm-up, then cosine decay to a hundredth of the peak."""
         c = self.config
-        warm = min(1.0, (self.step + 1) / c.warmup)
+        warm = min(1.0, (self.step + 1) / max(1, c.warmup))
         progress = min(1.0, self.step / c.steps)
         return c.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
 
@@ -266,6 +289,12 @@ class TrainingSteps:
         """Tell the user what goes on, once for all processes."""
         if self.rank == 0 and not self.quiet:
             say(text)
+
+
+def is_of_network(state: Mapping[str, Any], network: NetworkConfig) -> bool:
+    """Whether a state is of these experts and phases; self-ensemble is no part of the weights."""
+    saved = read_network(state["network"])
+    return (saved.experts, saved.phases) == (network.experts, network.phases)
 
 
 def hash_seed(seed: int, step: int) -> int:

@@ -15,20 +15,19 @@ import torch.distributed as dist
 from torch import Tensor
 
 from diffcodec.diffusion.plan import plans_from
+from diffcodec.errors import DiffcodecError
 from diffcodec.models.export import serialise_float_model, serialise_model
 from diffcodec.system.files import write_file
 from diffcodec.training.budget import MARGIN, MARGIN_SECONDS, Budget, expected_seconds
 from diffcodec.training.config import TrainConfig
 from diffcodec.training.crops import calibration_crops
+from diffcodec.training.folder import CHECKPOINT, CONFIG, CURVE, FLOAT_MODEL, MODEL, SPLIT
 from diffcodec.training.log import Log, Record, read_log
 from diffcodec.training.pictures import draw_curve, draw_split
-from diffcodec.training.steps import TrainingSteps
+from diffcodec.training.steps import TrainingSteps, is_of_network
 from diffcodec.training.validation import validate
 
 UNITS = {"vlb": "bpd", "simple": "mse", "hybrid": "loss", "v": "mse", "flow": "mse"}  # in the log
-CHECKPOINT, CONFIG = "checkpoint.pt", "config.json"
-CURVE, SPLIT = "curve.png", "split.png"
-MODEL, FLOAT_MODEL = "model.safetensors", "float.safetensors"
 UNTIMED_STEPS, TIMED_STEPS = 5, (3, 20)  # the first ones compile; how many for a time budget
 FIRST_VALIDATION_SECONDS = 300
 LOG_EVERY = 50  # steps
@@ -55,8 +54,27 @@ class Trainer(TrainingSteps):
         self.is_timed = False  # and the user told how long it will take
 
     def resume(self) -> None:
-        """Continue from the folder's checkpoint, of whatever device."""
-        self.load_state(torch.load(self.out / CHECKPOINT, weights_only=True, map_location="cpu"))
+        """Continue from the folder's checkpoint, of whatever device.
+
+        Raises:
+            DiffcodecError: if it is damaged, or of another network.
+        """
+        try:
+            path = self.out / CHECKPOINT
+            state = torch.load(path, weights_only=True, map_location="cpu")
+            is_same = is_of_network(state, self.config.network)
+            if is_same:
+                self.check_state(state)
+                self.load_state(state)
+        except (OSError, MemoryError):
+            raise
+        except Exception as e:  # torch raises almost anything on damaged files
+            raise DiffcodecError(f"its {CHECKPOINT} is damaged; start a new run") from e
+        if not is_same:
+            raise DiffcodecError(
+                f"its {CHECKPOINT} is of another network than the one to train; give the options "
+                "that the run was started with, or none"
+            )
 
     def save(self) -> None:
         """Write the checkpoint and the model so far, each atomically.
@@ -66,8 +84,7 @@ class Trainer(TrainingSteps):
         """
         if not torch.stack(torch._foreach_norm(list(self.ema.values()))).isfinite().all():
             raise self.not_finite(self.step)
-        if self.budget is not None:
-            self.write_config()
+        self.write_config()
         buffer = io.BytesIO()
         torch.save(self.state(), buffer)
         write_file(self.out / CHECKPOINT, buffer.getvalue(), force=True)
@@ -211,7 +228,8 @@ class Trainer(TrainingSteps):
             while self.step < c.steps:
                 self.train_step()
             return
-        self.write_config()
+        if self.step:  # else it comes with the first checkpoint
+            self.write_config()
         log = Log(self.out, self.step, c.steps, tensorboard=c.tensorboard, quiet=self.quiet)
         try:
             last = self.train_on(log, validate_every, save_every_seconds)
