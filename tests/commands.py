@@ -1,6 +1,7 @@
 """Commands of the program, run in the tests' own process."""
 
 import shlex
+from pathlib import Path
 
 from click.testing import CliRunner, Result
 
@@ -20,3 +21,9 @@ def done(command: str, data: bytes = b"") -> Result:
     result = run(command, data)
     assert result.exit_code == 0, result.stderr
     return result
+
+
+def train_command(data: Path, out: Path, *more: object) -> Result:
+    """What training comes to, by the command; exceptions stay in the result."""
+    given = ["train", "--data", str(data), "--out", str(out), *map(str, more)]
+    return CliRunner().invoke(cli, given)

@@ -16,8 +16,10 @@ check_calls()  # against the shapes in signatures, from before the package is im
 from tiny import phased_model, tiny_model  # noqa: E402
 
 from diffcodec.codec import tiles  # noqa: E402
+from diffcodec.diffusion.plan import geometric_plan  # noqa: E402
 from diffcodec.networks.gemm import products_work  # noqa: E402
 from diffcodec.planning import grid  # noqa: E402
+from diffcodec.training import crops, trainer, validation  # noqa: E402
 
 # Under nohup hangups are ignored, and what a test starts would inherit that.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -34,6 +36,15 @@ if not products_work(torch.device("cpu")):
 settings.register_profile("diffcodec", deadline=None, max_examples=50, derandomize=True)
 settings.register_profile("fuzz", deadline=None, max_examples=5000)
 settings.load_profile("diffcodec")
+
+
+@pytest.fixture
+def small_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs whose validation and quantising take no time."""
+    monkeypatch.setattr(validation, "CROPS", 8)
+    monkeypatch.setattr(validation, "BATCH", 8)
+    monkeypatch.setattr(crops, "CALIBRATION_CROPS", 4)
+    monkeypatch.setattr(trainer, "plans_from", lambda _: {"default": geometric_plan(4)})
 
 
 @pytest.fixture

@@ -12,16 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from commands import train_command as command
 from PIL import Image
 
 import diffcodec
-from diffcodec.cli.program import cli
-from diffcodec.diffusion.plan import geometric_plan
 from diffcodec.models.model import load_model, load_weights
 from diffcodec.networks.config import NetworkConfig, UNetConfig
 from diffcodec.system.process import uninterrupted
-from diffcodec.training import crops, trainer, validation
+from diffcodec.training import trainer
 from diffcodec.training.config import TrainConfig
 from diffcodec.training.log import LOG, read_log
 from diffcodec.training.trainer import CHECKPOINT, FLOAT_MODEL, MODEL, Trainer
@@ -30,13 +28,7 @@ CROP = 16
 SHAPE = UNetConfig(channels=(8,), blocks=(1,), patch=2, embedding=16)
 OPTIONS = f"--batch 8 --crop {CROP} --channels 8 --blocks 1 --no-compile --device cpu".split()
 
-
-@pytest.fixture(autouse=True)
-def small_validation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(validation, "CROPS", 8)
-    monkeypatch.setattr(validation, "BATCH", 8)
-    monkeypatch.setattr(crops, "CALIBRATION_CROPS", 4)
-    monkeypatch.setattr(trainer, "plans_from", lambda _: {"default": geometric_plan(4)})
+pytestmark = pytest.mark.usefixtures("small_validation")
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +44,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(data: Path) -> TrainConfig:
     network = NetworkConfig(((float("inf"), SHAPE),))
     return TrainConfig(str(data), batch=8, crop=CROP, steps=5, compile=False, network=network)
-
-
-def command(data: Path, out: Path, *more: object) -> Result:
-    given = ["train", "--data", str(data), "--out", str(out), *map(str, more)]
-    return CliRunner().invoke(cli, given)
 
 
 # --- ends -----------------------------------------------------------------------------------------

@@ -10,15 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from click.testing import Result
+from commands import train_command as command
 from PIL import Image
 
 import diffcodec
-from diffcodec.cli.program import cli
-from diffcodec.diffusion.plan import geometric_plan
 from diffcodec.errors import DiffcodecError, UnsupportedError
 from diffcodec.networks.config import one_network
-from diffcodec.training import crops, trainer, validation
 from diffcodec.training.data import find_images
 from diffcodec.training.folder import CHECKPOINT, CONFIG, CURVE, FILES, LOG, MODEL, SPLIT
 from diffcodec.training.log import Log, read_log
@@ -28,13 +26,7 @@ SETTINGS: dict[str, Any] = {"batch": 8, "crop": 16, "compile": False, "network":
 SHAPE = "--channels 8 --blocks 1"
 OPTIONS = f"--batch 8 --crop 16 {SHAPE} --no-compile --device cpu --steps 1".split()
 
-
-@pytest.fixture(autouse=True)
-def small_validation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(validation, "CROPS", 8)
-    monkeypatch.setattr(validation, "BATCH", 8)
-    monkeypatch.setattr(crops, "CALIBRATION_CROPS", 4)
-    monkeypatch.setattr(trainer, "plans_from", lambda _: {"default": geometric_plan(4)})
+pytestmark = pytest.mark.usefixtures("small_validation")
 
 
 def save_images(folder: Path, count: int = 3, side: int = 20) -> None:
@@ -54,11 +46,6 @@ def data(tmp_path: Path) -> Path:
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     return tmp_path / "run"
-
-
-def command(data: Path, out: Path, *more: object) -> Result:
-    given = ["train", "--data", str(data), "--out", str(out), *map(str, more)]
-    return CliRunner().invoke(cli, given)
 
 
 def fails(result: Result, message: str, code: int = 1) -> None:

@@ -108,10 +108,8 @@ class ArchiveReader:
             IndexError, DiffcodecError: as for one.
         """
         places: dict[GroupEntry, list[tuple[int, int]]] = {}
-        count = 0
-        for i, number in enumerate(numbers):
-            count += 1
-            stored = self._stored(self.number(number))
+        all_stored = [self._stored(self.number(number)) for number in numbers]
+        for i, stored in enumerate(all_stored):
             places.setdefault(stored.group, []).append((i, stored.place))
         found: dict[int, Image] = {}
         for group, wanted in places.items():
@@ -122,7 +120,7 @@ class ArchiveReader:
                     f"one at {last} of it; get the file again"
                 )
             found.update((i, decoded[place].copy()) for i, place in wanted)
-        return [found[i] for i in range(count)]
+        return [found[i] for i in range(len(all_stored))]
 
     def number(self, which: int | str) -> int:
         """The number of an image, from 0 on; numbers below 0 count from the end.
