@@ -23,7 +23,7 @@ demo: .venv/demo.stamp
 	$(PY) -m bench demo $(PHOTO)
 
 test: lint
-	$(PY) -m pytest
+	$(PY) -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
 bench: .venv/demo.stamp
 	$(PY) -m bench all $(BENCH)
