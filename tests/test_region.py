@@ -16,6 +16,7 @@ from commands import done, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from samples import make_image
 
 from diffcodec import decode, encode, encode_many, load_model, open_archive
 from diffcodec.codec import tiles
@@ -297,6 +298,9 @@ class Ranges(SimpleHTTPRequestHandler):
         if asked := self.headers["Range"]:
             first, last = asked.removeprefix("bytes=").split("-")
             start, end = int(first), min(end, int(last or end))
+        if start >= len(data):
+            self.send_error(416)
+            return
         self.send_response(206 if asked else 200)
         self.send_header("Content-Range", f"bytes {start}-{end}/{len(data)}")
         self.send_header("Content-Length", str(end + 1 - start))
@@ -335,6 +339,18 @@ def test_of_a_file_far_away_only_what_is_needed_is_read(address: str, tmp_path: 
     assert same(decode(address), image)
     with pytest.raises(DiffcodecError, match="cannot read http://"):
         decode(address + "x")
+
+
+def test_an_archive_far_away_is_read_by_ranges_that_there_are(address: str, tmp_path: Path) -> None:
+    images = [make_image("LA", (3, 2), seed=k) for k in range(3)]
+    with open_archive(tmp_path / "a.dfca", "x", plan="fast", group=2) as made:
+        made.extend(images)
+    with open_archive(f"{address}a") as archive:
+        assert len(archive) == 3 and all(map(same, archive, images))
+    whole = (tmp_path / "a.dfca").read_bytes()
+    (tmp_path / "a.dfca").write_bytes(whole[:-1])  # its root is whole without a tail
+    with open_archive(f"{address}a") as archive:
+        assert same(archive[2], images[2])
 
 
 def test_addresses_of_no_file_system() -> None:

@@ -1,6 +1,7 @@
 """What archives are read from: files, and by fsspec whatever answers to ranges of bytes."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -38,16 +39,19 @@ class RemoteSource:
     system: Any
     path: str
 
-    @property
+    @cached_property
     def size(self) -> int:
-        """See :class:`Source`."""
+        """See :class:`Source`; asked for once."""
         with reading(self.url, errors=EACH_SYSTEMS_OWN):
             return int(self.system.size(self.path))
 
     def read(self, offset: int, size: int) -> bytes:
-        """See :class:`Source`."""
+        """See :class:`Source`. Servers refuse a range that begins at the end or behind it."""
+        end = min(offset + size, self.size)
+        if offset >= end:
+            return b""
         with reading(self.url, errors=EACH_SYSTEMS_OWN):
-            data: bytes = self.system.cat_file(self.path, start=offset, end=offset + size)
+            data: bytes = self.system.cat_file(self.path, start=offset, end=end)
         if len(data) > size:
             raise DiffcodecError(f"{self.url}: its server gives no parts of files; download it")
         return data
