@@ -40,9 +40,13 @@ def _create(path: Path, is_new: bool) -> None:
 
 
 @contextmanager
-def _open_to_append(path: Path) -> Iterator[FileIO]:
+def _open_to_append(source: LocalSource) -> Iterator[FileIO]:
     """A file of which no other process appends anything meanwhile, where the system can tell."""
-    with path.open("r+b", buffering=0) as file:
+    try:
+        opened = source.file.open("r+b", buffering=0)
+    except OSError as e:
+        raise OSError(e.errno, e.strerror, str(source.path)) from e
+    with opened as file:
         with suppress(ImportError):
             import fcntl
 
@@ -50,7 +54,7 @@ def _open_to_append(path: Path) -> Iterator[FileIO]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as e:
                 raise OSError(
-                    e.errno, "another process appends to it; wait for it", str(path)
+                    e.errno, "another process appends to it; wait for it", str(source.path)
                 ) from e
         yield file
 
@@ -92,7 +96,7 @@ class Archive(ArchiveReader):
         if mode != "r":
             if not isinstance(source, LocalSource):
                 raise UnsupportedError(f"{path}: only files are appended to, expected a path")
-            _create(source.path, is_new=mode == "x")
+            _create(source.file, is_new=mode == "x")
         made = (options["model"], options["limits"], options["device"])
         super().__init__(source, *made, is_appended=mode != "r")
 
@@ -207,7 +211,7 @@ class Archive(ArchiveReader):
                 raise UnsupportedError(
                     "the archive is open for reading; open it by open_archive(path, 'a')"
                 )
-            file = self._open.enter_context(_open_to_append(self._source.path))
+            file = self._open.enter_context(_open_to_append(self._source))
             self._take_over(last_root(self._source))
             last = self._root.images % PAGE_IMAGES
             page: list[Stored] = self._page(self._root.images // PAGE_IMAGES) if last else []

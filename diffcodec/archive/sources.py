@@ -1,6 +1,6 @@
 """What archives are read from: files, and by fsspec whatever answers to ranges of bytes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike, fspath
 from pathlib import Path
@@ -13,22 +13,33 @@ from diffcodec.system.addresses import EACH_SYSTEMS_OWN, file_system, is_address
 
 @dataclass(frozen=True)
 class LocalSource:
-    """A file, opened for each read: so threads and forked processes do not disturb each other."""
+    """A file, opened for each read: so threads and forked processes do not disturb each other.
+
+    Attributes:
+        path: as it is named in messages.
+        file: the same from wherever the process goes.
+    """
 
     path: Path
+    file: Path = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "file", self.path.absolute())
 
     @property
     def size(self) -> int:
         """See :class:`Source`."""
         with reading(self.path):
-            return self.path.stat().st_size
+            return self.file.stat().st_size
 
     def read(self, offset: int, size: int) -> bytes:
         """See :class:`Source`."""
-        with reading(self.path), self.path.open("rb", buffering=0) as file:
-            end = self.size
+        with reading(self.path), self.file.open("rb", buffering=0) as file:
+            left = self.size - offset
+            if left <= 0:
+                return b""
             file.seek(offset)
-            return _all_of(file, min(size, max(end - offset, 0)))
+            return _all_of(file, min(size, left))
 
 
 @dataclass(frozen=True)
