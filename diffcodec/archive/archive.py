@@ -36,7 +36,10 @@ def _create(path: Path, is_new: bool) -> None:
     """Make an archive without images, if there is none."""
     empty = HEADER + record(ROOT, len(HEADER), Root().pack()) + tail(len(HEADER))
     with suppress(*(() if is_new else (FileExistsError,))):
-        write_file(path, empty, force=False)
+        try:
+            write_file(path, empty, force=False)
+        except ValueError as e:  # a NUL in the path, or what no name can hold
+            raise DiffcodecError(f"{str(path)!r}: {e}; check the path") from e
 
 
 @contextmanager
