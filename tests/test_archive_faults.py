@@ -1,8 +1,9 @@
 """Archives in odd hands: processes that move about, hostile records, limits."""
 
-import os
+import json
 import pickle
-from concurrent.futures import ThreadPoolExecutor
+import time
+import zlib
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from samples import make_image
 from test_phased_files import same
 
 from diffcodec import open_archive
-from diffcodec.archive.records import GROUP, record_head
+from diffcodec.archive.records import GROUP, HEADER, PAGE, ROOT, record, record_head, tail
+from diffcodec.errors import CorruptError, DiffcodecError
 
 
 def pictures(count: int) -> list[Image.Image]:
@@ -45,6 +47,13 @@ def test_an_archive_is_the_same_from_any_folder(
     assert same(open_archive(tmp_path / "x.dfca")[3], images[3])
 
 
+@pytest.mark.parametrize("mode", ["r", "a", "x"])
+@pytest.mark.parametrize("name", ["a\0b.dfca", "\ud800.dfca"])
+def test_names_that_no_file_can_have(tmp_path: Path, mode: str, name: str) -> None:
+    with pytest.raises(DiffcodecError, match="check the path"):
+        open_archive(tmp_path / name, mode)
+
+
 # --- hostile records ------------------------------------------------------------------------------
 
 
@@ -56,3 +65,36 @@ def test_a_record_that_claims_more_than_there_can_be(tmp_path: Path, size: int) 
     path.write_bytes(data + record_head(GROUP, len(data), size))
     with open_archive(path) as archive:
         assert len(archive) == 2 and all(map(same, archive, images))
+
+
+def compressed(value: object) -> bytes:
+    return zlib.compress(json.dumps(value).encode())
+
+
+def test_a_page_that_tells_of_too_many_images_makes_no_index(tmp_path: Path) -> None:
+    page = compressed({"groups": [], "runs": [[0, 0, 2**62]] * 8})
+    data = HEADER + record(PAGE, len(HEADER), page)
+    root = bytearray(record(ROOT, len(data), b"damaged"))
+    root[-1] ^= 1
+    path = tmp_path / "x.dfca"
+    path.write_bytes(data + root + tail(len(data)))
+    with pytest.raises(CorruptError, match="no whole index"):
+        open_archive(path)
+
+
+def test_tails_that_tell_of_no_roots_are_not_followed_for_long(tmp_path: Path) -> None:
+    """Neither many of one place, nor those of heads whose records would lie across each other."""
+    images, path, count = pictures(2), tmp_path / "x.dfca", 20_000
+    start = len(packed(path, images).read_bytes())
+    size = start + 16 * count
+    heads = b"".join(
+        record_head(ROOT, at, size + at - start - at - 20) for at in range(start, size, 16)
+    )
+    told = b"".join(tail(at) for at in range(start, size, 16))
+    whole = path.read_bytes()
+    for hostile in (heads + told, tail(start) * 2 * count):
+        path.write_bytes(whole + hostile)
+        before = time.process_time()
+        with open_archive(path) as archive:
+            assert all(map(same, archive, images))
+        assert time.process_time() - before < 2

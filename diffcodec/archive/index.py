@@ -153,11 +153,14 @@ def page_images(content: bytes) -> int:
     """How many images a page tells of.
 
     Raises:
-        FormatError: it is laid out in another way.
+        FormatError: it is laid out in another way, or tells of more than a page may.
     """
 
     def read(found: Any) -> int:
-        return sum(_count(length) for _, _, length in found["runs"])
+        images = sum(_count(length) for _, _, length in found["runs"])
+        if images > PAGE_IMAGES:
+            raise ValueError(f"{images} images, expected {PAGE_IMAGES} at most")
+        return images
 
     return _unpack(content, read, "a page of the index")
 

@@ -6,6 +6,8 @@ an append that was cut short has left, belongs to nothing.
 
 import struct
 import zlib
+from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple, Protocol
 
 from diffcodec.errors import CorruptError, FormatError, TruncatedError, UnsupportedFileError
@@ -20,6 +22,7 @@ HEAD = struct.Struct("<3scQI")  # mark, kind, length of the content, CRC
 HEAD_BYTES, CRC_BYTES = HEAD.size, 4
 TAIL = struct.Struct("<QI4s")  # where the root lies, CRC, mark
 _LAST_BYTES, _SEARCH_BYTES = 1 << 10, 1 << 20  # read to find the root, first and then
+_MOST_TAILS = 1000  # that tell of no root, behind the one that is found
 
 
 class Place(NamedTuple):
@@ -107,37 +110,39 @@ def find_root(source: Source) -> tuple[Place, bytes]:
     """The last root that is whole, and its content; behind it nothing counts.
 
     Raises:
-        CorruptError: there is none.
+        CorruptError: there is none, or it is behind more tails without a root, or more bytes of
+            damaged roots, than an archive can have.
     """
+    damaged = 0
+    for place in islice(_roots(source), _MOST_TAILS):
+        if next_record(source, place.offset) != (ROOT, place):
+            continue
+        try:
+            return place, read_record(source, ROOT, place, "the index")
+        except FormatError:
+            damaged += place.size
+        if damaged > source.size:  # they lie across each other
+            break
+    raise CorruptError("the archive has no whole index; get the file again")
+
+
+def _roots(source: Source) -> Iterator[Place]:
+    """Where tails say that roots lie, the last first."""
     end, size = source.size, _LAST_BYTES
     while end >= len(HEADER) + TAIL.size:
         start = max(len(HEADER), end - size)
         data = source.read(start, end - start)
         found = len(data)
         while (found := data.rfind(MARK + END, 0, found + len(MARK))) >= 0:
-            offset = start + found + len(MARK + END) - TAIL.size
-            if (root := _root_before(source, offset)) is not None:
-                return root
+            first = found + len(MARK + END) - TAIL.size
+            last = data[max(first, 0) : first + TAIL.size]
+            root = TAIL.unpack(last)[0] if first >= 0 else 0
+            if last == tail(root) and len(HEADER) <= root < start + first:
+                yield Place(root, start + first - root)
             found -= 1
         if start == len(HEADER):
             break
         end, size = start + TAIL.size, _SEARCH_BYTES  # a tail may lie across the edge
-    raise CorruptError("the archive has no whole index; get the file again")
-
-
-def _root_before(source: Source, offset: int) -> tuple[Place, bytes] | None:
-    """The root that a tail at a place tells of, if there is one."""
-    data = source.read(max(offset, 0), TAIL.size)
-    if offset < 0 or len(data) < TAIL.size:
-        return None
-    root = TAIL.unpack(data)[0]
-    if data != tail(root) or not len(HEADER) <= root < offset:
-        return None
-    place = Place(root, offset - root)
-    try:
-        return place, read_record(source, ROOT, place, "the index")
-    except FormatError:
-        return None
 
 
 def _crc(offset: int, data: bytes) -> bytes:

@@ -52,8 +52,9 @@ def _next_root(source: Source, before: Root, start: int) -> tuple[Root, int] | N
         end = place.offset + place.size
         try:
             content = read_record(source, kind, place, "a record")
+            count = page_images(content) if kind == PAGE else 0
         except FormatError:
-            content = None
+            content, count = None, 0
             is_whole = False
         if kind == ROOT:
             has_tail = source.read(end, TAIL.size) == tail(place.offset)
@@ -69,7 +70,7 @@ def _next_root(source: Source, before: Root, start: int) -> tuple[Root, int] | N
             if images % PAGE_IMAGES:  # a page that was not full is written anew
                 images -= images % PAGE_IMAGES
                 del pages[-1]
-            images += page_images(content)
+            images += count
             pages.append(Place(*place))
         elif kind == MODEL and content is not None:
             models[hashlib.sha256(content).digest()[:IDENTITY_BYTES]] = place
