@@ -5,6 +5,7 @@ import pickle
 import time
 import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -12,8 +13,9 @@ from samples import make_image
 from test_phased_files import same
 
 from diffcodec import open_archive
-from diffcodec.archive.records import GROUP, HEADER, PAGE, ROOT, record, record_head, tail
-from diffcodec.errors import CorruptError, DiffcodecError
+from diffcodec.archive.index import Root
+from diffcodec.archive.records import GROUP, HEADER, PAGE, ROOT, Place, record, record_head, tail
+from diffcodec.errors import CorruptError, DiffcodecError, FormatError, LimitError
 
 
 def pictures(count: int) -> list[Image.Image]:
@@ -52,6 +54,43 @@ def test_an_archive_is_the_same_from_any_folder(
 def test_names_that_no_file_can_have(tmp_path: Path, mode: str, name: str) -> None:
     with pytest.raises(DiffcodecError, match="check the path"):
         open_archive(tmp_path / name, mode)
+
+
+# --- labels ---------------------------------------------------------------------------------------
+
+
+def nested(depth: int) -> Any:
+    label: Any = 0
+    for level in range(depth):
+        label = {"a": label} if level % 2 else [label]
+    return label
+
+
+@pytest.mark.parametrize("depth", [65, 400, 900, 3000])
+def test_labels_too_deep_to_be_read_are_not_written(tmp_path: Path, depth: int) -> None:
+    path = tmp_path / "x.dfca"
+    with open_archive(path, "x", plan="fast") as archive:
+        archive.append(pictures(1)[0], label=nested(64))
+        with pytest.raises(LimitError, match=r"more than 64 lists|the limit is"):
+            archive.append(pictures(1)[0], label=nested(depth))
+    with open_archive(path) as archive:
+        assert [entry.label for entry in archive.entries()] == [nested(64)] == [archive.label(0)]
+
+
+def test_a_hostile_label_is_damage(tmp_path: Path) -> None:
+    path = packed(tmp_path / "x.dfca", pictures(1))
+    data = path.read_bytes()
+    (group,) = {entry.group for entry in open_archive(path).entries()}
+    label = "[" * 900 + "]" * 900
+    page = f'{{"groups":[{json.dumps(group)}],"runs":[[0,0,1]],"labels":[{label}]}}'
+    data += record(PAGE, len(data), zlib.compress(page.encode()))
+    place = (path.stat().st_size, len(data) - path.stat().st_size)
+    root = Root(1, (Place(*place),)).pack()
+    path.write_bytes(data + record(ROOT, len(data), root) + tail(len(data)))
+    with open_archive(path) as archive:
+        for read in (lambda: archive.label(0), lambda: archive[0], lambda: list(archive.entries())):
+            with pytest.raises(FormatError, match="not laid out right"):
+                read()
 
 
 # --- hostile records ------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from diffcodec.errors import CorruptError, FormatError, LimitError
 
 PAGE_IMAGES = 4096
 MOST_TOLD_BYTES = 1 << 13  # of the name and the label of an image, in JSON
+MOST_NESTED = 64  # lists and objects within each other, of a label
 _MOST_JSON_BYTES = 1 << 26  # of a page or the root
 Value = TypeVar("Value")
 
@@ -141,12 +142,22 @@ def unpack_page(content: bytes, count: int) -> list[Stored]:
         names, labels = (found.get(name) or [None] * count for name in ("names", "labels"))
         if not all(name is None or isinstance(name, str) for name in names):
             raise ValueError("a name that is no text")
+        if any(is_deep(label) for label in labels):
+            raise ValueError(f"a label of more than {MOST_NESTED} lists within each other")
         return [
             Stored(*place, name, label)
             for place, name, label in zip(places, names, labels, strict=True)
         ]
 
     return _unpack(content, read, "a page of the index")
+
+
+def is_deep(label: Any, most: int = MOST_NESTED) -> bool:
+    """Whether a label, as JSON gives it, has more lists and objects within each other."""
+    if not isinstance(label, (list, dict)):
+        return False
+    inner = label.values() if isinstance(label, dict) else label
+    return most == 0 or any(is_deep(each, most - 1) for each in inner)
 
 
 def page_images(content: bytes) -> int:

@@ -11,11 +11,13 @@ from io import FileIO
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from diffcodec.archive.index import (
+    MOST_NESTED,
     MOST_TOLD_BYTES,
     PAGE_IMAGES,
     GroupEntry,
     Root,
     Stored,
+    is_deep,
     pack_page,
 )
 from diffcodec.archive.records import GROUP, MODEL, PAGE, ROOT, Place, record, tail
@@ -100,14 +102,8 @@ class ArchiveWriter:
         """
         if self._failed:
             raise DiffcodecError("a group of the archive has failed: close it and open it again")
-        text = json.dumps([name, label], allow_nan=False)
-        if len(text) > MOST_TOLD_BYTES:
-            raise LimitError(
-                f"a name and a label of {len(text)} bytes of JSON, the limit is {MOST_TOLD_BYTES}: "
-                "keep what is longer in a file of its own"
-            )
         key = (image.mode, image.size, kind)
-        self._names[self.count] = tuple(json.loads(text))  # the caller may change the label
+        self._names[self.count] = _told(name, label)
         waiting = self._waiting.setdefault(key, [])
         waiting.append(_Waiting(self.count, image, told))
         self._held += image.width * image.height
@@ -225,6 +221,25 @@ class ArchiveWriter:
 
     def _sync(self) -> None:
         os.fsync(self._file.fileno())
+
+
+def _told(name: str | None, label: Any) -> tuple[str | None, Any]:
+    """A name and a label as JSON gives them back; copies, since the caller may change the label."""
+    try:
+        text = json.dumps([name, label], allow_nan=False)
+        copies: list[Any] = json.loads(text)
+    except RecursionError:
+        text, copies = "", []
+    if len(text) > MOST_TOLD_BYTES:
+        raise LimitError(
+            f"a name and a label of {len(text)} bytes of JSON, the limit is {MOST_TOLD_BYTES}: "
+            "keep what is longer in a file of its own"
+        )
+    if not copies or is_deep(copies[1]):
+        raise LimitError(
+            f"a label of more than {MOST_NESTED} lists within each other: make it flatter"
+        )
+    return copies[0], copies[1]
 
 
 def _pixels(group: list[_Waiting]) -> int:
