@@ -4,6 +4,7 @@ import json
 import pickle
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,14 @@ def test_an_archive_is_the_same_from_any_folder(
         appended.append(images[3])
     assert Path("x.dfca").read_bytes() == other
     assert same(open_archive(tmp_path / "x.dfca")[3], images[3])
+
+
+def test_an_archive_with_an_executor_can_be_pickled(tmp_path: Path) -> None:
+    images = pictures(3)
+    path = packed(tmp_path / "x.dfca", images)
+    with ThreadPoolExecutor(1) as pool:
+        archive = open_archive(path, executor=pool, jobs=2)
+        assert same(pickle.loads(pickle.dumps(archive))[2], images[2])
 
 
 @pytest.mark.parametrize("mode", ["r", "a", "x"])

@@ -106,7 +106,7 @@ class Archive(ArchiveReader):
     def __getstate__(self) -> dict[str, Any]:
         if self._writer is not None:
             raise TypeError("an archive that is appended to goes to no other process: close it")
-        kept = {"_mode": "r", "_options": self._options}
+        kept = {"_mode": "r", "_options": self._options | {"executor": None}}
         return super().__getstate__() | kept
 
     def __setstate__(self, state: dict[str, Any]) -> None:
