@@ -1,7 +1,10 @@
 """Archives in odd hands: processes that move about, hostile records, limits."""
 
 import json
+import os
 import pickle
+import signal
+import threading
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +20,7 @@ from diffcodec import open_archive
 from diffcodec.archive.index import Root
 from diffcodec.archive.records import GROUP, HEADER, PAGE, ROOT, Place, record, record_head, tail
 from diffcodec.errors import CorruptError, DiffcodecError, FormatError, LimitError
+from diffcodec.images import color_sets, opening, source_planes
 
 
 def pictures(count: int) -> list[Image.Image]:
@@ -56,6 +60,30 @@ def test_an_archive_with_an_executor_can_be_pickled(tmp_path: Path) -> None:
     with ThreadPoolExecutor(1) as pool:
         archive = open_archive(path, executor=pool, jobs=2)
         assert same(pickle.loads(pickle.dumps(archive))[2], images[2])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_child_does_not_wait_for_threads_of_its_parent(tmp_path: Path) -> None:
+    """Who hold locks where it was forked: of an archive, and of tables of colours."""
+    images = pictures(2)
+    archive = open_archive(packed(tmp_path / "x.dfca", images))
+    held, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with archive._lock, color_sets._LOCK, source_planes._LOCK, opening._lock:
+            held.set()
+            go_on.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    if (child := os.fork()) == 0:
+        signal.alarm(20)
+        read = same(archive[1], images[1]) and same(archive["0"], images[0])
+        os._exit(0 if read and color_sets.triples("grey")[0] else 1)
+    go_on.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 @pytest.mark.parametrize("mode", ["r", "a", "x"])
