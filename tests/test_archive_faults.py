@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import done, run
 from PIL import Image
 from samples import make_image
 from test_phased_files import same
@@ -84,6 +85,17 @@ def test_a_child_does_not_wait_for_threads_of_its_parent(tmp_path: Path) -> None
     go_on.set()
     thread.join()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_numbers_of_any_length_that_no_image_has(tmp_path: Path) -> None:
+    archive = open_archive(packed(tmp_path / "x.dfca", pictures(2)))
+    for number in (10**5000, -(10**5000), 2, -3):
+        with pytest.raises(IndexError, match=r"no image .* in the archive of 2"):
+            archive[number]
+    out = tmp_path / "out"
+    done(f"extract {tmp_path / 'x.dfca'} 01 --output-dir {out}")
+    result = run(f"extract {tmp_path / 'x.dfca'} {'9' * 5000} --output-dir {out}")
+    assert result.exit_code == 1 and "see diffcodec ls" in result.stderr
 
 
 @pytest.mark.parametrize("mode", ["r", "a", "x"])

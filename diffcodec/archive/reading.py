@@ -140,7 +140,7 @@ class ArchiveReader:
                 return self._numbers[which]
         found = integer("which", which)
         if not -len(self) <= found < len(self):
-            raise IndexError(f"no image {found} in the archive of {len(self)}")
+            raise IndexError(f"no image {_short(found)} in the archive of {len(self)}")
         return found % len(self)
 
     def entry(self, which: int | str) -> Entry:
@@ -237,6 +237,11 @@ class ArchiveReader:
                     path.write_bytes(data)
                     self._embedded[key] = named_model(*key, path, self._device)
             return self._embedded[key]
+
+
+def _short(number: int) -> str:
+    """A number for a message; Python writes none of thousands of digits."""
+    return str(number) if abs(number) < 1 << 64 else f"{number:#x}"[:20] + "..."
 
 
 def _entry(number: int, stored: Stored) -> Entry:
