@@ -17,11 +17,14 @@ from PIL import Image
 from samples import make_image
 from test_phased_files import same
 
-from diffcodec import open_archive
+from diffcodec import Limits, encode, open_archive
+from diffcodec.archive.coding import decode_images
 from diffcodec.archive.index import Root
+from diffcodec.archive.parts import pack_group
 from diffcodec.archive.records import GROUP, HEADER, PAGE, ROOT, Place, record, record_head, tail
 from diffcodec.errors import CorruptError, DiffcodecError, FormatError, LimitError
 from diffcodec.images import color_sets, opening, source_planes
+from diffcodec.models.model import Model
 
 
 def pictures(count: int) -> list[Image.Image]:
@@ -186,3 +189,15 @@ def test_tails_that_tell_of_no_roots_are_not_followed_for_long(tmp_path: Path) -
         with open_archive(path) as archive:
             assert all(map(same, archive, images))
         assert time.process_time() - before < 2
+
+
+def test_files_of_a_group_count_together_for_the_limit_of_pixels() -> None:
+    file = encode(Image.new("1", (64, 64)))
+
+    def model_of(*_: object) -> Model:
+        raise AssertionError
+
+    group, limits = pack_group(5 * (file,)), Limits(pixels=4 * 64 * 64)
+    assert len(decode_images(pack_group(4 * (file,)), model_of, limits)) == 4
+    with pytest.raises(LimitError, match="a group of 5 images of over 16384 pixels together"):
+        decode_images(group, model_of, limits)

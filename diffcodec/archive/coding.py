@@ -30,7 +30,7 @@ from diffcodec.coding.groups import (
 from diffcodec.coding.steps import OutOfRangeError
 from diffcodec.container.parts import MODES, TILE_SIDE, Box, Tile
 from diffcodec.container.reader import parse
-from diffcodec.errors import CorruptError
+from diffcodec.errors import CorruptError, LimitError
 from diffcodec.images.color_sets import ColorSet, find_color_set
 from diffcodec.images.fallback import decode_fallback
 from diffcodec.images.metadata import apply_metadata, get_metadata
@@ -171,9 +171,7 @@ def decode_images(
     """
     group = parse_group(content, limits)
     if isinstance(group, tuple):
-        return [
-            decode(file, model=_model_of(file, find_model, limits), limits=limits) for file in group
-        ]
+        return _decode_files(group, find_model, limits)
     pixels = group.width * group.height * group.count
     limits.check_memory(expected_bytes(pixels, 1, uses_model=bool(group.payload), layered=False))
     size = (group.width, group.height)
@@ -247,9 +245,23 @@ def _run(job: GroupJob[Result], model: Model, plan: str, pixels: int) -> Result:
     return drive(job, answers)
 
 
-def _model_of(file: bytes, find_model: ModelFinder, limits: Limits) -> Model | None:
-    container = parse(file, limits)
-    return find_model(container.model, container.float_arithmetic) if container.uses_model else None
+def _decode_files(
+    files: Sequence[bytes], find_model: ModelFinder, limits: Limits
+) -> list[Image.Image]:
+    """Images that are files of their own, no more pixels of all of them than of one."""
+    images, pixels = [], 0
+    for file in files:
+        container = parse(file, limits)
+        pixels += container.width * container.height
+        if pixels > limits.pixels:
+            raise LimitError(
+                f"a group of {len(files)} images of over {limits.pixels} pixels together, which is "
+                "the limit; raise the limit pixels if you trust the source"
+            )
+        asked = container.model, container.float_arithmetic
+        model = find_model(*asked) if container.uses_model else None
+        images.append(decode(file, model=model, limits=limits))
+    return images
 
 
 def _above_each_other(images: Sequence[Image.Image]) -> Image.Image:
