@@ -13,6 +13,7 @@ import time
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from test_phased_files import same, smooth
 import diffcodec.pillow
 from diffcodec import decode, decode_many, encode, encode_many, open_archive
 from diffcodec.archive.chunks import decode_chunk, encode_chunk
-from diffcodec.errors import CorruptError, UnsupportedError
+from diffcodec.errors import CorruptError, LimitError, UnsupportedError
 from diffcodec.torch import ArchiveDataset, GroupSampler
 
 ROOT = Path(__file__).parents[1]
@@ -140,6 +141,19 @@ def test_other_chunks_are_refused(tiny: Path, shape: tuple[int, ...]) -> None:
         encode_chunk(np.zeros(shape, np.uint8), tiny)
 
 
+@pytest.mark.parametrize("psnr", [None, 40])
+@pytest.mark.parametrize("shape", [(65537, 1, 1, 3), (20_000, 128, 128, 3)])
+def test_chunks_that_could_not_be_read_again_are_refused(
+    tiny: Path, shape: tuple[int, ...], psnr: float | None
+) -> None:
+    chunk = np.broadcast_to(np.zeros(1, np.uint8), shape)
+    with (
+        mock.patch("diffcodec.archive.chunks.image_of_samples", side_effect=AssertionError),
+        pytest.raises(LimitError, match="give smaller chunks"),
+    ):
+        encode_chunk(chunk, tiny, "fast", psnr)
+
+
 def test_numcodecs(tiny: Path) -> None:
     registry = pytest.importorskip("numcodecs.registry")
     from diffcodec.numcodecs import DiffCodec
@@ -152,6 +166,8 @@ def test_numcodecs(tiny: Path) -> None:
     assert np.array_equal(again.decode(codec.encode(images)), images)
     again.decode(codec.encode(images), out)
     assert np.array_equal(out, images)
+    with pytest.raises(UnsupportedError, match="masked array"):
+        codec.encode(np.ma.masked_array(images, images > 9))
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffcodec.archive.coding import decode_images, encode_images
-from diffcodec.archive.parts import pack_group
+from diffcodec.archive.parts import MOST_IMAGES, pack_group
 from diffcodec.codec.encoding import encode, load_planned
 from diffcodec.codec.opening import named_model
-from diffcodec.errors import CorruptError, ModelMismatchError, UnsupportedError
+from diffcodec.errors import CorruptError, LimitError, ModelMismatchError, UnsupportedError
 from diffcodec.images.samples import image_of_samples
 from diffcodec.limits import DEFAULT_LIMITS, Limits
 from diffcodec.models.file import DEFAULT_MODEL
@@ -43,6 +43,7 @@ def encode_chunk(
 
     Raises:
         UnsupportedError: it is another array.
+        LimitError: it is over what :func:`decode_chunk` accepts.
         DiffcodecError: see :func:`diffcodec.encode`.
     """
     if not is_chunk(chunk.shape, chunk.dtype) or 0 in chunk.shape:
@@ -51,6 +52,12 @@ def encode_chunk(
             "whole images"
         )
     stack = chunk if chunk.ndim == 4 else chunk[None]
+    count, height, width = stack.shape[:3]
+    if count > MOST_IMAGES or count * height * width > DEFAULT_LIMITS.pixels:
+        raise LimitError(
+            f"a chunk of {count} images of {width} x {height} pixels, the limit of what is read "
+            f"again is {MOST_IMAGES} images of {DEFAULT_LIMITS.pixels} pixels: give smaller chunks"
+        )
     images = [image_of_samples(np.ascontiguousarray(each)) for each in stack]
     used = load_planned(model, plan, None)
     if psnr is None:
