@@ -10,6 +10,7 @@ from numcodecs.abc import Codec
 from numcodecs.compat import ensure_bytes, ndarray_copy
 
 from diffcodec.archive.chunks import decode_chunk, encode_chunk
+from diffcodec.errors import UnsupportedError
 from diffcodec.models.file import DEFAULT_MODEL
 from diffcodec.values import number
 
@@ -32,7 +33,16 @@ class DiffCodec(Codec):  # type: ignore[misc]  # numcodecs tells no types
         self.model, self.plan, self.psnr = str(model), plan, number("psnr", psnr)
 
     def encode(self, buf: Any) -> bytes:
-        """The bytes of an array of images."""
+        """The bytes of an array of images.
+
+        Raises:
+            DiffcodecError: it is none, or masked; see :func:`diffcodec.encode`.
+        """
+        if np.ma.isMaskedArray(buf):
+            raise UnsupportedError(
+                "found a masked array, whose masked samples have no values: give "
+                "array.filled(value)"
+            )
         return encode_chunk(np.asarray(buf), self.model, self.plan, self.psnr)
 
     def decode(self, buf: Any, out: Any = None) -> Any:

@@ -14,6 +14,7 @@ import numpy as np
 from zarr.abc.codec import ArrayBytesCodec
 
 from diffcodec.archive.chunks import SHAPES, decode_chunk, encode_chunk, is_chunk
+from diffcodec.errors import CorruptError
 from diffcodec.models.file import DEFAULT_MODEL
 
 
@@ -74,4 +75,9 @@ class DiffCodec(ArrayBytesCodec):
 
     def _decode_sync(self, chunk_bytes: Any, chunk_spec: Any) -> Any:
         chunk = decode_chunk(chunk_bytes.to_bytes(), self.model)
-        return chunk_spec.prototype.nd_buffer.from_numpy_array(chunk.reshape(chunk_spec.shape))
+        if chunk.shape != tuple(chunk_spec.shape) or chunk.dtype != np.uint8:
+            raise CorruptError(
+                f"found a chunk {chunk.dtype} {list(chunk.shape)}, expected uint8 "
+                f"{list(chunk_spec.shape)} as the array has: it is another array's; write it again"
+            )
+        return chunk_spec.prototype.nd_buffer.from_numpy_array(chunk)

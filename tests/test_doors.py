@@ -13,6 +13,7 @@ import time
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -209,6 +210,26 @@ def test_libraries_find_their_codec_by_its_name(
     array[:] = [[1, 2], [3, 4]]
     monkeypatch.setenv("PYTHONPATH", entry_points)
     subprocess.run([sys.executable, "-c", FOUND_BY_NAME, store, tiny], check=True, cwd=tmp_path)
+
+
+def test_zarr_refuses_chunks_of_other_shapes(tiny: Path) -> None:
+    zarr = pytest.importorskip("zarr")
+    door = pytest.importorskip("diffcodec.zarr")
+    kept: dict[str, Any] = {}
+    array = zarr.create_array(
+        zarr.storage.MemoryStore(kept),
+        shape=(8, 8),
+        chunks=(8, 8),
+        dtype="uint8",
+        serializer=door.DiffCodec(model=str(tiny), plan="fast"),
+        compressors=None,
+    )
+    array[...] = 1
+    (key,) = [name for name in kept if name.startswith("c/")]
+    for other in ((4, 16), (4, 4), (8, 8, 3)):
+        kept[key] = type(kept[key]).from_bytes(encode_chunk(np.ones(other, np.uint8), tiny, "fast"))
+        with pytest.raises(CorruptError, match="another array's"):
+            array[...]
 
 
 def test_zarr(tiny: Path, tmp_path: Path) -> None:
