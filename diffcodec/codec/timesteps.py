@@ -101,8 +101,9 @@ def measure_marks(
         DiffcodecError: if it does not decode; see :func:`decode`.
     """
     container = parse(data, limits)
-    parts = chain_parts(container)
-    if not parts or container.layers or any(tile.marks for tile in container.tiles):
+    if container.layers or any(tile.marks for tile in container.tiles):
+        return container
+    if not (parts := chain_parts(container)):
         return container
     file = open_file(data, model, False, limits, device)
     source, used = decode_tiles(file), file.model
