@@ -7,7 +7,10 @@ import click
 
 from diffcodec import __version__
 from diffcodec.cli import cli
+from diffcodec.cli.inputs import make_folder
 from diffcodec.cli.program import Command
+from diffcodec.cli.running import failing_as
+from diffcodec.system.files import write_file
 
 PROGRAM = "diffcodec"
 LITERAL = "\b\n"  # how click marks a paragraph whose lines stay as they are
@@ -75,9 +78,10 @@ def _text(text: str) -> str:
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
 def main(folder: Path) -> None:
     """Write the manual pages of diffcodec into DIR, such as ~/.local/share/man/man1."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in manual_pages():
-        (folder / name).write_text(text)
+    with failing_as(str(folder)):
+        make_folder(folder)
+        for name, text in manual_pages():
+            write_file(folder / name, text.encode(), force=True)
 
 
 if __name__ == "__main__":
