@@ -376,7 +376,10 @@ def _report(name: str, error: Exception, as_json: bool = False) -> int:
         message = error.strerror + (f"; {advice}" if advice else "")
     if path == STANDARD:
         path = "standard output" if message.startswith("standard output: ") else "standard input"
-    for prefix in ("", f"{os.path.realpath(path)}: ", f"cannot read {path}: "):
+    real = ""
+    with suppress(ValueError):  # of an image in an archive, whose name no file can have
+        real = f"{os.path.realpath(path)}: "
+    for prefix in ("", real, f"cannot read {path}: "):
         message = message.removeprefix(f"{name}: ").removeprefix(f"{path}: ").removeprefix(prefix)
     message = printable(" ".join(_advise(message).split()))
     say(f"diffcodec: {printable(str(path))}: {message}")

@@ -2,12 +2,14 @@
 
 import io
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, count
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -187,10 +189,13 @@ class _Extractor:
         taken, others = set[str](), {}
         for number, entry in enumerate(self.archive.entries()):
             with suppress(CorruptError):
-                ways = (_file_name(entry), f"{entry.name}.png", f"{entry.name}.{number}.png")
-                name = next((way for way in ways if way not in taken), ways[-1])
+                own = _file_name(entry)
+                base = PurePosixPath(entry.name)
+                numbered = (f"{base}.{k}.png" for k in count(number))
+                ways = chain((own, f"{base}.png"), numbered)
+                name = next(way for way in ways if way not in taken)
                 taken.add(name)
-                if name != ways[0]:
+                if name != own:
                     others[number] = name
         return others
 
@@ -232,11 +237,21 @@ def _file_name(entry: Entry) -> str:
         CorruptError: the name leads elsewhere.
     """
     path = PurePosixPath(entry.name)
-    if path.is_absolute() or ".." in path.parts or set("\\\0") & set(entry.name) or not path.name:
+    is_above = path.is_absolute() or ".." in path.parts
+    if is_above or set("\\\0") & set(entry.name) or not path.name or not _is_written(entry.name):
         raise CorruptError(f"the name {entry.name!r} is none of a file below a folder")
     if path.suffix.lower() in SUFFIXES:
         return str(path.with_suffix(".png"))
     return f"{path}.png"
+
+
+def _is_written(name: str) -> bool:
+    """Whether file names can have such characters."""
+    try:
+        os.fsencode(name)
+    except UnicodeError:
+        return False
+    return True
 
 
 def _unpack_array(
