@@ -1,5 +1,10 @@
 """Commands in odd hands: files of every kind, names that no file can have, full disks."""
 
+import io
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -63,3 +68,37 @@ def test_names_of_one_file_come_out_as_several(tmp_path: Path, names: list[str])
     done(f"unpack {path} {out} --force")
     found = [np.asarray(Image.open(each)).tobytes() for each in out.rglob("*.png")]
     assert sorted(found) == sorted(image.tobytes() for image in images)
+
+
+def test_an_array_does_not_fit_on_the_disk(tmp_path: Path) -> None:
+    mount = 'mount -t tmpfs -o size=128k none "$0" && exec "$@"'
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    inside = ["unshare", "--mount", "sh", "-c", mount, str(disk)]
+    if shutil.which("unshare") is None or subprocess.call(
+        [*inside, "true"], stderr=subprocess.DEVNULL
+    ):
+        pytest.skip("file systems cannot be mounted here")
+    with open_archive(tmp_path / "x.dfca", "x", plan="fast") as archive:
+        archive.extend(Image.new("LA", (300, 300), (k, 9)) for k in range(3))
+    unpack = [sys.executable, "-m", "diffcodec", "unpack", tmp_path / "x.dfca", disk / "x.npy"]
+    shown = ["sh", "-c", '"$@"; echo "$?"; ls -A "$0"', str(disk), *map(str, unpack)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [*inside, *shown], env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.stdout == "1\n" and "No space left on device" in result.stderr
+
+
+@pytest.mark.parametrize("mode", ["LA", "1", "I;16", "RGB"])
+def test_arrays_are_those_of_numpy(tmp_path: Path, mode: str) -> None:
+    path, images = tmp_path / "x.dfca", [make_image(mode, (5, 1), seed=k) for k in range(3)]
+    with open_archive(path, "x", plan="fast") as archive:
+        archive.extend(images)
+    done(f"unpack {path} {tmp_path}/x.npy")
+    expected = np.stack([np.asarray(image) for image in images])
+    found = np.load(tmp_path / "x.npy")
+    assert found.dtype == expected.dtype and np.array_equal(found, expected)
+    with io.BytesIO() as stream:
+        np.save(stream, expected)
+        assert (tmp_path / "x.npy").read_bytes() == stream.getvalue()

@@ -292,9 +292,12 @@ def _unpack_array(
         temporary = held.enter_context(replacing(output))
         first = np.asarray(archive[0])
         shape = (len(archive), *first.shape)
-        array = np.lib.format.open_memmap(temporary, "w+", first.dtype, shape)
+        described = np.lib.format.header_data_from_array_1_0(first) | {"shape": shape}
         bar = tqdm(archive, unit="image", delay=2, disable=True if quiet else None)
-        for number, image in enumerate(bar):
-            array[number] = np.asarray(image)
-        array.flush()
+        with temporary.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, described)
+            for image in bar:
+                file.write(np.asarray(image).tobytes())
+            file.flush()
+            os.fsync(file.fileno())
         shutil.copymode(path, temporary)
