@@ -22,7 +22,7 @@ from diffcodec.archive.coding import decode_images
 from diffcodec.archive.index import Root
 from diffcodec.archive.parts import pack_group
 from diffcodec.archive.records import GROUP, HEADER, PAGE, ROOT, Place, record, record_head, tail
-from diffcodec.errors import CorruptError, DiffcodecError, FormatError, LimitError
+from diffcodec.errors import CorruptError, DiffcodecError, FormatError, LimitError, UnsupportedError
 from diffcodec.images import color_sets, opening, source_planes
 from diffcodec.models.model import Model
 
@@ -64,6 +64,18 @@ def test_an_archive_with_an_executor_can_be_pickled(tmp_path: Path) -> None:
     with ThreadPoolExecutor(1) as pool:
         archive = open_archive(path, executor=pool, jobs=2)
         assert same(pickle.loads(pickle.dumps(archive))[2], images[2])
+
+
+def test_nothing_is_appended_to_a_closed_archive(tmp_path: Path) -> None:
+    """It would wait for an end that never comes."""
+    images = pictures(3)
+    with open_archive(tmp_path / "x.dfca", "x", plan="fast") as archive:
+        archive.extend(images[:2])
+    for add in (lambda: archive.append(images[2]), archive.embed_model):
+        with pytest.raises(UnsupportedError, match="the archive is closed"):
+            add()
+    archive.close()
+    assert len(archive) == 2 and same(archive[1], images[1])
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

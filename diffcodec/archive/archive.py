@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from diffcodec.codec.encoding import ImageLike
     from diffcodec.models.model import Model
 
-MODES = ("r", "a", "x")
+MODES, CLOSED = ("r", "a", "x"), "closed"
 
 
 def _create(path: Path, is_new: bool) -> None:
@@ -167,7 +167,7 @@ class Archive(ArchiveReader):
             self._take_over(self._writer.root)
 
     def close(self) -> None:
-        """Write what was appended, and let go of the file."""
+        """Write what was appended, and let go of the file; from then on nothing is appended."""
         try:
             self.flush()
         finally:
@@ -197,7 +197,7 @@ class Archive(ArchiveReader):
         return super().entries()
 
     def _release(self) -> None:
-        self._writer = None
+        self._writer, self._mode = None, CLOSED
         self._open.close()
         super().close()
 
@@ -210,10 +210,9 @@ class Archive(ArchiveReader):
     def _writing(self) -> ArchiveWriter:
         if self._writer is None:
             assert isinstance(self._source, LocalSource)
-            if self._mode == "r":
-                raise UnsupportedError(
-                    "the archive is open for reading; open it by open_archive(path, 'a')"
-                )
+            if self._mode not in ("a", "x"):
+                how = "closed" if self._mode == CLOSED else "open for reading"
+                raise UnsupportedError(f"the archive is {how}; open it by open_archive(path, 'a')")
             file = self._open.enter_context(_open_to_append(self._source))
             self._take_over(last_root(self._source))
             last = self._root.images % PAGE_IMAGES
