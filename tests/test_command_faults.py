@@ -70,6 +70,14 @@ def test_names_of_one_file_come_out_as_several(tmp_path: Path, names: list[str])
     assert sorted(found) == sorted(image.tobytes() for image in images)
 
 
+def test_an_array_that_lies_nowhere_is_named(tmp_path: Path) -> None:
+    packed(tmp_path / "x.dfca", ["a"])
+    (tmp_path / "file").touch()
+    for target in (f"{tmp_path}/missing/x.npy", f"{tmp_path}/file/x.npy"):
+        result = run(f"unpack {tmp_path}/x.dfca {target}")
+        assert result.exit_code == 1 and result.stderr.startswith(f"diffcodec: {target}: ")
+
+
 def test_an_array_does_not_fit_on_the_disk(tmp_path: Path) -> None:
     mount = 'mount -t tmpfs -o size=128k none "$0" && exec "$@"'
     disk = tmp_path / "disk"

@@ -126,8 +126,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as e:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(e, OSError) and str(e.filename) == str(temporary):
+            raise OSError(e.errno, e.strerror, str(path)) from e
         raise
 
 
