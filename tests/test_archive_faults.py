@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import random
 import signal
 import threading
 import time
@@ -10,6 +11,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from commands import done, run
@@ -17,8 +19,8 @@ from PIL import Image
 from samples import make_image
 from test_phased_files import same
 
-from diffcodec import Limits, encode, open_archive
-from diffcodec.archive.coding import decode_images
+from diffcodec import Limits, encode, load_model, open_archive
+from diffcodec.archive.coding import decode_images, encode_images
 from diffcodec.archive.index import Root
 from diffcodec.archive.parts import pack_group
 from diffcodec.archive.records import GROUP, HEADER, PAGE, ROOT, Place, record, record_head, tail
@@ -213,3 +215,15 @@ def test_files_of_a_group_count_together_for_the_limit_of_pixels() -> None:
     assert len(decode_images(pack_group(4 * (file,)), model_of, limits)) == 4
     with pytest.raises(LimitError, match="a group of 5 images of over 16384 pixels together"):
         decode_images(group, model_of, limits)
+
+
+def test_metadata_of_a_group_are_no_more_than_are_read_again(tiny: Path) -> None:
+    model, images = load_model(tiny), [make_image("RGB", (4, 3), seed=k) for k in range(3)]
+    for image in images:
+        image.info["icc_profile"] = random.Random(0).randbytes(1000)
+    with mock.patch("diffcodec.archive.coding.MOST_METADATA_BYTES", 2500):
+        content = encode_images(images, model, "fast")
+    limits = Limits(metadata_bytes=2500)
+    found = decode_images(content, lambda *_: model, limits)
+    assert all(map(same, found, images))
+    assert [image.info["icc_profile"] for image in found] == 3 * [images[0].info["icc_profile"]]

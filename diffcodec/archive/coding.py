@@ -30,6 +30,7 @@ from diffcodec.coding.groups import (
 from diffcodec.coding.steps import OutOfRangeError
 from diffcodec.container.parts import MODES, TILE_SIDE, Box, Tile
 from diffcodec.container.reader import parse
+from diffcodec.container.writer import pack_metadata
 from diffcodec.errors import CorruptError, LimitError
 from diffcodec.images.color_sets import ColorSet, find_color_set
 from diffcodec.images.fallback import decode_fallback
@@ -42,6 +43,7 @@ from diffcodec.models.model import Model
 
 LEAST_GAIN = 0.002  # of a group's bytes: for less it is not coded once more without some images
 _OTHER_BYTES = 3  # that tell of an image by a fallback coder: place, coder, length
+MOST_METADATA_BYTES = DEFAULT_LIMITS.metadata_bytes - (1 << 20)  # of a group, also if they grow
 ModelFinder = Callable[[bytes, bool], Model]
 
 
@@ -72,7 +74,9 @@ def encode_images(
     first = images[0]
     if len(images) > 1 and shares_stack(first.mode, first.size, model.color):
         told = {place: each for place, each in enumerate(labels or ()) if each is not None}
-        return pack_group(_encode_shared(images, model, plan, told, adapt))
+        metadata = {k: found for k, image in enumerate(images) if (found := get_metadata(image))}
+        if sum(len(pack_metadata(each)) for each in metadata.values()) <= MOST_METADATA_BYTES:
+            return pack_group(_encode_shared(images, model, plan, told, adapt, metadata))
     return pack_group(tuple(encode_many(images, model, plan, labels=labels, adapt=adapt)))
 
 
@@ -82,6 +86,7 @@ def _encode_shared(
     plan: str,
     labels: Mapping[int, int],
     adapt: bool,
+    metadata: Mapping[int, Mapping[str, bytes]],
 ) -> SharedGroup:
     first, all_samples = images[0], _above_each_other(images)
     grey = (
@@ -107,9 +112,6 @@ def _encode_shared(
             places = []
         if coded and not is_second and (kept := _worth(coded, places, fallbacks)) != places:
             places, coded, is_second = kept, None, True
-    metadata = {
-        place: found for place, image in enumerate(images) if (found := get_metadata(image))
-    }
     return SharedGroup(
         mode=first.mode,
         width=first.width,
