@@ -13,9 +13,11 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 from damage import GOLDEN, LIMITS, MODEL, Mutate, edited, mutated, other_number
+from golden import CLASS_MODEL, PHASED_MODEL
 from PIL import Image
 
 from diffcodec.archive.archive import open_archive
@@ -32,10 +34,13 @@ from diffcodec.archive.records import (
 from diffcodec.codec import decoding, encoding, recovery
 from diffcodec.container import reader, salvage, writer
 from diffcodec.container.info import describe
+from diffcodec.container.parts import Tile
 from diffcodec.errors import DiffcodecError
 from diffcodec.models import model as models
 
+MODELS = (MODEL, PHASED_MODEL, CLASS_MODEL)
 PICTURE = Image.fromarray(np.arange(90, dtype=np.uint8).reshape(5, 6, 3))
+NO_OTHER_TILE = Tile("raw", bytes(1 << 22))  # the chain of random weights wins by no other
 RECONSTRUCTIONS = ("mean", "flow", "sample", "perceptual")
 # As float32: 0, the least, NaN, infinity, another NaN, the largest, -0, 2^24.
 WORDS = (0, 1, 0xFFFFFFFF, 0x7F800000, 0x7FC00000, 0x7F7FFFFF, 0x80000000, 0x4B800000)
@@ -59,13 +64,19 @@ def parse(data: bytes) -> None:
     describe(data, parts)
 
 
+def model_of(data: bytes) -> models.Model:
+    """The model of the golden files whose identity is in the bytes, or the first."""
+    known = list(map(models.load_model, MODELS))
+    return next((model for model in known if model.info.id in data), known[0])
+
+
 def decode(data: bytes) -> None:
     """Every way to decode: they agree, of a damaged file in that it is one."""
     choice = zlib.crc32(data)
     timestep = (None, None, 0, 1, 3)[choice % 5]
     how = RECONSTRUCTIONS[choice // 5 % 4]
     partial = choice // 20 % 2 == 1
-    model = models.load_model(MODEL)
+    model = model_of(data)
     recovered = images = None
     with suppress(DiffcodecError):
         recovered = recovery.recover(data, model, limits=LIMITS)
@@ -109,7 +120,8 @@ def read(data: bytes) -> None:
     with tempfile.NamedTemporaryFile(dir=FOLDER, suffix=".dfca") as file:
         file.write(data)
         file.flush()
-        with suppress(DiffcodecError), open_archive(file.name, model=MODEL, limits=LIMITS) as found:
+        options: dict[str, Any] = {"model": model_of(data), "limits": LIMITS}
+        with suppress(DiffcodecError), open_archive(file.name, **options) as found:
             names = [entry.name for entry in islice(found.entries(), 100)]
             for which in (*range(min(len(names), 4)), *names[:1]):
                 with suppress(DiffcodecError):
@@ -120,24 +132,34 @@ def read(data: bytes) -> None:
 
 
 def file_seeds() -> list[bytes]:
-    """Small files of every kind."""
-    return [path.read_bytes() for path in sorted(GOLDEN.glob("*.dfc"))]
+    """Small files of every kind, but of those that take seconds."""
+    paths = sorted(GOLDEN.glob("*.dfc"))
+    return [path.read_bytes() for path in paths if "phased-small-tiles" not in path.name]
 
 
 def model_seeds() -> list[bytes]:
-    """The model of the golden files."""
-    return [MODEL.read_bytes()]
+    """The models of the golden files, but the one in phases, which is larger than inputs are."""
+    return [path.read_bytes() for path in MODELS if path != PHASED_MODEL]
 
 
 def archive_seeds() -> list[bytes]:
-    """A small archive of two groups, an image that is a file of its own, names and labels."""
+    """Small archives of two groups, an image that is a file of its own, names and labels."""
+    return [_archive(model) for model in MODELS]
+
+
+def _archive(model: Path) -> bytes:
     grey = PICTURE.convert("L")
     with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
         path = Path(folder, "x.dfca")
-        with open_archive(path, "x", model=MODEL, plan="fast", group=2) as archive:
+        fitted = {"adapt": model == PHASED_MODEL, "classes": model == CLASS_MODEL}
+        with (
+            mock.patch("diffcodec.archive.coding.fallback_tile", lambda *_: NO_OTHER_TILE),
+            open_archive(path, "x", model=model, plan="fast", group=2, **fitted) as archive,
+        ):
             for k, image in enumerate([PICTURE, grey, PICTURE, grey, PICTURE.convert("P")]):
-                archive.append(image, f"{k}.png" if k % 2 else None, {"class": k})
-        return [path.read_bytes()]
+                label = k % 3 if fitted["classes"] else {"class": k}
+                archive.append(image, f"{k}.png" if k % 2 else None, label)
+        return path.read_bytes()
 
 
 def mutated_archive(data: bytes, rng: random.Random, mutate: Mutate | None = None) -> bytes:
