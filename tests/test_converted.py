@@ -294,6 +294,24 @@ def test_the_command_makes_a_model_file_of_a_network_and_a_table(folder, monkeyp
     assert again.exit_code == 1 and "--force" in again.stderr
 
 
+def test_the_command_takes_models_by_name_and_says_which_it_can_calibrate(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    line = "--data images --crop 16 --crops 2 --out m.json"
+    refused = run(f"calibrate --model photo {line}")
+    assert refused.exit_code == 4 and "photo codes in phases" in refused.stderr
+    assert "calibrate a float model that is not in phases" in refused.stderr
+    refused = run(f"calibrate --model nowhere {line}")
+    assert refused.exit_code == 4 and "no model 'nowhere'" in refused.stderr
+    assert "or the folder of a pipeline of diffusers" in refused.stderr
+    (folder / "zoo").mkdir()
+    plain = tiny_model(folder / "zoo", name="plain", arithmetic="float")
+    monkeypatch.setattr("diffcodec.models.file.MODEL_FOLDER", folder / "zoo")
+    done(f"calibrate --model plain {line}")
+    described = json.loads(Path("m.json").read_text())
+    assert folder / described["source"] == plain
+    assert isinstance(load_model("m.json", "float").network, CalibratedNetwork)
+
+
 def test_a_calibrated_file_names_its_network(folder, monkeypatch):
     monkeypatch.chdir(folder)
     path = tiny_model(folder, name="plain", arithmetic="float")

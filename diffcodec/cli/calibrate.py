@@ -9,6 +9,7 @@ import click
 from diffcodec.cli.options import PATH, crop_option, data_option, force_option, quiet_option
 from diffcodec.cli.program import cli, examples
 from diffcodec.cli.running import CommandError, failing_as, print_line, say
+from diffcodec.models.file import network_path
 from diffcodec.system.files import check_output, write_file
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ SIDE = 64  # of crops, where neither --crop nor the network says it
     type=PATH,
     metavar="FOLDER",
     required=True,
-    help="Folder of a diffusers pipeline, or a float model file.",
+    help="Folder of a diffusers pipeline, or a float model that is not in phases.",
 )
 @data_option
 @click.option(
@@ -77,9 +78,12 @@ def calibrate(
     """
     if not out.endswith(".json"):
         raise click.UsageError(f"--out {out}: expected a name that ends with .json")
+    with failing_as(source):
+        path = network_path(source)
     with failing_as(out):
-        check_output(out, source, force)
+        check_output(out, str(path), force)
     from diffcodec.models.calibration import calibrate as fit
+    from diffcodec.models.calibration import check_variance
     from diffcodec.models.converted import open_network, serialise_calibrated
     from diffcodec.models.model import Model
     from diffcodec.networks.calibrated import CalibratedNetwork
@@ -89,7 +93,8 @@ def calibrate(
     if classes > MAX_CLASSES:
         raise click.UsageError(f"--classes {classes}: expected {MAX_CLASSES} at most")
     with failing_as(source):
-        model = open_network(source)
+        model = open_network(path)
+        check_variance(model)
     multiple = model.network.multiple
     side = crop or -(-SIDE // multiple) * multiple
     with failing_as(data):
@@ -99,7 +104,7 @@ def calibrate(
         calibrated = Model(CalibratedNetwork(model.network, table), model.plans)
         before, after = (_bound_bpd(each, held_out) for each in (model, calibrated))
         about = {"crops": crops, "crop": side, "before_bpd": before, "after_bpd": after}
-        written = serialise_calibrated(source, Path(out).parent, model, table, about)
+        written = serialise_calibrated(path, Path(out).parent, model, table, about)
     with failing_as(out):
         write_file(out, written, force)
     if as_json:

@@ -48,11 +48,7 @@ def calibrate(
         DiffcodecError: if there are no crops, its numbers are out of range, or so many classes
             take too much memory.
     """
-    if model.network.levels is not None or model.phased:
-        raise ModelMismatchError(
-            f"model {model.name} tells its own variance, at its own noise levels; calibrate a "
-            "float model that is not in phases"
-        )
+    check_variance(model)
     if not len(x):
         raise DiffcodecError("no images to calibrate by; give at least one")
     if x.numel() * classes > DEFAULT_LIMITS.memory_bytes:
@@ -79,6 +75,25 @@ def calibrate(
         rows.append(mean_squares(contrast(mean), (x - mean) ** 2, classes))
     edges, variances = (np.stack(fields) for fields in zip(*rows, strict=True))
     return VarianceTable(np.array(sigmas), edges, variances)
+
+
+def check_variance(model: Model) -> None:
+    """Refuse a model that has no variance at every noise level in whose place a table could be.
+
+    Raises:
+        ModelMismatchError: so.
+    """
+    if model.network.levels is None and not model.phased:
+        return
+    found = (
+        "codes in phases, by distributions of its own"
+        if model.phased
+        else "answers at its own noise levels alone"
+    )
+    raise ModelMismatchError(
+        f"model {model.name} {found}; calibrate a float model that is not in phases, or a pipeline "
+        "of diffusers"
+    )
 
 
 def mean_squares(

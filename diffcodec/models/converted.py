@@ -15,7 +15,7 @@ from diffcodec.diffusion.parametrisation import SCHEDULES, NoisePath
 from diffcodec.diffusion.plan import Plan, falling_lattices, geometric_plan
 from diffcodec.diffusion.schedule import GREY_LEVELS_PER_UNIT
 from diffcodec.errors import ModelMismatchError
-from diffcodec.models.file import CALIBRATED, ModelInfo, model_path, plans_to_dict
+from diffcodec.models.file import CALIBRATED, ModelInfo, network_path, plans_to_dict
 from diffcodec.models.model import Model, load_model
 from diffcodec.networks.calibrated import CalibratedNetwork, VarianceTable
 from diffcodec.networks.converted import Conversion, ConvertedNetwork
@@ -122,14 +122,18 @@ def _nearest(level: float, noise: Sequence[float]) -> float:
 def open_network(source: str | os.PathLike[str]) -> Model:
     """What can be calibrated: a folder of diffusers, or a model of ours, in float arithmetic.
 
+    Args:
+        source: the folder, or the model's file or name.
+
     Raises:
         ModelMismatchError: if it is neither.
     """
-    if Path(source).is_dir():
+    path = network_path(source)
+    if path.is_dir():
         from diffcodec.models.pipelines import from_diffusers
 
-        return from_diffusers(source)
-    return load_model(model_path(source), "float")
+        return from_diffusers(path)
+    return load_model(path, "float")
 
 
 def serialise_calibrated(
@@ -142,16 +146,15 @@ def serialise_calibrated(
     """The file of a calibrated model: which network, its table, plans. The network stays a file.
 
     Args:
-        source: of the network: a folder of diffusers, or a model of ours.
+        source: of the network, as :func:`open_network` takes it.
         folder: where the file is to lie; the network is found from there.
         model: of the network; the file has its plans.
         table: of its variances.
         about: description, of JSON's types.
     """
-    path = Path(source) if Path(source).is_dir() else model_path(source)
     described = {
         "format": CALIBRATED,
-        "source": os.path.relpath(path.resolve(), folder.resolve()),
+        "source": os.path.relpath(network_path(source), folder.resolve()),
         "identity": model.network.identity.hex(),
         "variances": table.to_dict(),
         "plans": plans_to_dict(model.plans),

@@ -246,6 +246,22 @@ def model_path(name_or_path: str | PathLike[str]) -> Path:
     return path.resolve()
 
 
+def network_path(source: str | PathLike[str]) -> Path:
+    """The folder of a pipeline of diffusers, or the file of a model as :func:`model_path` has it.
+
+    Raises:
+        ModelMismatchError: if there is neither.
+    """
+    path = Path(source)
+    with suppress(OSError):  # as of model_path
+        if path.is_dir():
+            return path.resolve()
+    try:
+        return model_path(source)
+    except ModelMismatchError as e:
+        raise ModelMismatchError(f"{e}, or the folder of a pipeline of diffusers") from e
+
+
 def find_model_path(model_id: bytes) -> Path:
     """The shipped model file with this identity.
 
