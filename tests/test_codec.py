@@ -629,6 +629,35 @@ def test_damaged_descriptions_are_found_on_loading(
         load_model(path)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("network", '{"second_view_up_to": null}'),
+        ("network", '{"second_view_up_to": "3"}'),
+        ("network", '{"second_view_up_to": NaN}'),
+        ("network", '{"patch": 1e308}'),
+        ("network", '{"patch": true}'),
+        ("network", '{"blocks": [1e400, 1, 1, 1]}'),
+        ("network", f'{{"channels": [1{"0" * 400}, 64, 96, 128]}}'),
+        ("network", f'{{"experts": [[1{"0" * 400}, {{}}], [null, {{}}]]}}'),
+        ("network", f'{{"experts": [[null, {{}}]], "phases": {{"quantiser": 1{"0" * 400}}}}}'),
+        ("network", '{"backbone": "dit", "channels": [], "blocks": []}'),
+        ("network", '{"channels": [], "blocks": []}'),
+        ("network", '{"classes": -1}'),
+        ("plans", '{"fast": {"levels": [], "lattices": []}}'),
+        ("plans", '{"fast": {"levels": [0.5, 1.25], "lattices": [1e-308]}}'),
+    ],
+)
+def test_damaged_descriptions_are_found_on_reading(
+    tmp_path: Path, tiny: Path, key: str, value: str
+) -> None:
+    info, data = read_model_info(tiny)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(save(load(data), describe(info) | {key: value}))
+    with pytest.raises(ModelMismatchError, match="not a diffcodec model file"):
+        read_model_info(path)
+
+
 @given(st.data())
 @settings(max_examples=30)
 def test_mutated_models(tiny: Path, tmp_path_factory: Any, data: st.DataObject) -> None:

@@ -1,7 +1,9 @@
 """Diffusion models of others as codecs: conversions, calibration, files."""
 
 import json
+from contextlib import suppress
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -318,12 +320,17 @@ def test_a_calibrated_file_names_its_network(folder, monkeypatch):
     done("calibrate --model plain.safetensors --data images --crop 16 --crops 2 --out m.json")
     described = json.loads(Path("m.json").read_text())
     nested = described["variances"] | {"levels": [[s] for s in described["variances"]["levels"]]}
+    negative = {"edges": (-np.array(described["variances"]["edges"])[..., ::-1]).tolist()}
+    negative |= {key: described["variances"][key] for key in ("levels", "variances")}
     for changed, said in (
         ({"format": "other"}, "its format is 'other'"),
         ({"variances": {}}, "not the file of a calibrated model"),
         ({"source": "gone"}, "its network .*gone is not there"),
         ({"source": "x" * 5000}, "its network x{100} cannot be found"),
         ({"variances": nested}, "expected positive numbers"),
+        ({"variances": negative}, "an edge between classes of contrast is no number from 0 on"),
+        ({"plans": {"fast": {"levels": [], "lattices": []}}}, "a plan of 0 levels, expected 2"),
+        ({"source": "w.json"}, "not the file of a calibrated model"),
     ):
         Path("w.json").write_text(json.dumps(described | changed))
         with pytest.raises(ModelMismatchError, match=said):
@@ -334,6 +341,41 @@ def test_a_calibrated_file_names_its_network(folder, monkeypatch):
     with pytest.raises(DiffcodecError, match="not the file of a calibrated model"):
         Path("x.json").write_text("[]")
         load_model("x.json")
+
+
+ODD = [None, True, -1, 0.5, 10**400, 1e308, np.nan, "x", "\0", [], [None], [-1, 10**9], {"a": 1}]
+
+
+def test_odd_values_in_a_calibrated_file_are_refused_or_make_no_difference(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    tiny_model(folder, name="plain", arithmetic="float")
+    line = "calibrate --model plain.safetensors --data images --crop 16 --crops 2 --out m.json"
+    done(f"{line} --classes 2")
+    described = json.loads(Path("m.json").read_text())
+    for place, value in product(places(described), ODD):
+        Path("w.json").write_text(json.dumps(put(described, place, value)))
+        with suppress(DiffcodecError):
+            model = load_model("w.json", "float")
+            for sigma in model.info.levels[:2]:
+                model.posterior_x(np.zeros((1, 3, 4, 4)), sigma)
+
+
+def places(value, place=()):
+    """Where values lie in JSON, of a list the first and the last."""
+    yield place
+    keys = list(value) if isinstance(value, dict) else []
+    keys = [0, len(value) - 1] if isinstance(value, list) and value else keys
+    for key in keys:
+        yield from places(value[key], (*place, key))
+
+
+def put(value, place, new):
+    """The value with another at a place."""
+    if not place:
+        return new
+    copied = value.copy()
+    copied[place[0]] = put(value[place[0]], place[1:], new)
+    return copied
 
 
 def test_a_calibrated_file_finds_its_network_from_where_it_is_written(folder, monkeypatch):

@@ -2,7 +2,9 @@
 
 import json
 import logging
+import math
 import warnings
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -155,6 +157,92 @@ def test_what_is_no_such_pipeline_is_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "diffusers", None)
     with pytest.raises(DiffcodecError, match=r"pip install 'diffcodec\[diffusers\]'"):
         diffusers_library()
+
+
+UNET, CHAIN = "unet/config.json", "scheduler/scheduler_config.json"
+ODD = [None, -1, 0.5, 10**30, math.nan, "x", [None], [-1, 10**9]]
+
+
+@pytest.mark.parametrize("name", [UNET, CHAIN, "model_index.json"])
+def test_odd_values_are_refused_or_make_no_difference(tmp_path, name):
+    path = saved(unet(), diffusers.DDPMScheduler(), tmp_path) / name
+    described = json.loads(path.read_text())
+    for text in ("", "[]", "3", '"x"', "{}", "[" * 10_000, *map(json.dumps, ODD)):
+        path.write_text(text)
+        with suppress(DiffcodecError):
+            from_diffusers(tmp_path)
+    for key in described:
+        for value in ODD:
+            path.write_text(json.dumps(described | {key: value}))
+            with suppress(DiffcodecError):
+                from_diffusers(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "said"),
+    [
+        (CHAIN, {"prediction_type": "noise"}, "noise: expected one of epsilon"),
+        (CHAIN, {"num_train_timesteps": 10**9}, "1000000000: expected 2 to 65536"),
+        (CHAIN, {"beta_start": 3.0}, "the signal of its timesteps is not between 0 and 1"),
+        (CHAIN, {"trained_betas": [math.nan] * 9}, "the signal of its timesteps"),
+        (UNET, {"layers_per_block": 10**9}, "layers_per_block 1000000000, but only"),
+        (UNET, {"layers_per_block": 2}, "numbers is described, expected"),
+        (UNET, {"block_out_channels": [10**6] * 2}, "numbers is described, expected"),
+        (UNET, {"norm_eps": -1e9}, "its network does not answer"),
+        (UNET, {"num_class_embeds": 0, "class_embed_type": "identity"}, "does not answer"),
+        (UNET, {"sample_size": -16}, "not a pipeline that makes a codec"),
+    ],
+)
+def test_descriptions_that_cannot_be_are_named(tmp_path, name, changed, said):
+    path = saved(unet(), diffusers.DDPMScheduler(), tmp_path) / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    with pytest.raises(DiffcodecError, match=said) as caught:
+        from_diffusers(tmp_path)
+    assert isinstance(caught.value, UnsupportedError) or str(tmp_path) in str(caught.value)
+
+
+def test_a_transformer_is_not_built_for_larger_images_than_its_weights(tmp_path):
+    folder = saved(dit(), diffusers.DDPMScheduler(variance_type="learned_range"), tmp_path)
+    path = folder / "transformer/config.json"
+    described = json.loads(path.read_text())
+    for side, said in ((10**6, "sample_size 1000000: expected 4096"), (4096, "numbers is descr")):
+        path.write_text(json.dumps(described | {"sample_size": side}))
+        with pytest.raises(ModelMismatchError, match=said):
+            from_diffusers(folder)
+
+
+def test_a_last_timestep_of_noise_alone_is_left_out():
+    scheduler = diffusers.EulerDiscreteScheduler(rescale_betas_zero_snr=True)
+    path = from_diffusers(diffusers.DDPMPipeline(unet(), scheduler)).network.conversion.path
+    assert 900 < len(path.noise) < 1000
+
+
+def test_a_size_can_be_given_where_there_is_none(tmp_path):
+    folder = saved(unet(), diffusers.DDPMScheduler(), tmp_path)
+    described = json.loads((folder / UNET).read_text()) | {"sample_size": None}
+    (folder / UNET).write_text(json.dumps(described))
+    with pytest.raises(UnsupportedError, match="give size"):
+        from_diffusers(folder)
+    assert from_diffusers(folder, size=16).network.multiple == 16
+    with pytest.raises(TypeError, match="size: found str"):
+        from_diffusers(folder, size="16")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *({"network": value} for value in ("", "[]", "{}", '{"experts": 3}', None, 3)),
+        *({"noise": value} for value in ([], [2.0, 1.0], ["x"], [math.nan], None, 3)),
+    ],
+)
+def test_an_exported_model_with_another_description_is_refused(tiny_float, tmp_path, changed):
+    from diffcodec.models.exported import ExportedPipeline
+
+    to_diffusers(load_model(tiny_float, "float")).save_pretrained(tmp_path)
+    path = tmp_path / UNET
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    with pytest.raises(ModelMismatchError, match="not a network of diffcodec's"):
+        ExportedPipeline.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("scheduler", ["DDPMScheduler", "DDIMScheduler", "EulerDiscreteScheduler"])

@@ -87,12 +87,15 @@ class NoisePath:
         """Check.
 
         Raises:
-            ValueError: if there is no such kind, or the noise does not increase.
+            ValueError: if there is no such kind, the noise does not increase, or a number is not
+                finite.
         """
         if self.kind not in KINDS:
             raise ValueError(f"a path {self.kind!r}: expected one of {', '.join(KINDS)}")
-        if self.noise and (min(self.noise) <= 0 or np.any(np.diff(self.noise) <= 0)):
+        if not all(0 < u < math.inf for u in self.noise) or np.any(np.diff(self.noise) <= 0):
             raise ValueError("the noise of the timesteps must be positive and increase")
+        if not 0 < self.unit < math.inf:
+            raise ValueError(f"what is told in units of {self.unit}: expected a number above 0")
 
     def factors(self, u: float) -> tuple[float, float]:
         """Alpha and s of ``x_t = alpha x_0 + s eps``."""

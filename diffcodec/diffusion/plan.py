@@ -9,7 +9,7 @@ from diffcodec.diffusion.quantiser import first_sigma
 QUANTISERS = range(2, 17, 2)  # M of luma that a first level may have
 LATTICE_IN_PHASES = 2.2
 SECOND_RATIO = 2.5  # of the second level to the first, where levels are at constant ratio
-LARGEST_NUMBER = 1e12  # of a plan; far above what any schedule comes to
+LARGEST_NUMBER = 1e12  # of a plan, and the smallest is its inverse; far beyond any schedule's
 PREVIEW_RATIO = math.sqrt(2)  # of the noise of two previews, about 1.5 dB
 
 
@@ -47,6 +47,8 @@ class Plan:
         return round(math.sqrt(12 * self.levels[0] ** 2 + 1))
 
     def __post_init__(self) -> None:
+        if len(self.levels) < 2:
+            raise ValueError(f"a plan of {len(self.levels)} levels, expected 2 or more")
         if not _are_positive(self.levels) or any(a >= b for a, b in pairwise(self.levels)):
             raise ValueError(f"noise levels must be positive and increase, found {self.levels!r}")
         first = min(map(first_sigma, QUANTISERS), key=lambda sigma: abs(sigma - self.levels[0]))
@@ -55,10 +57,10 @@ class Plan:
                 f"a first noise level of {self.levels[0]}: expected that of a dithered quantiser, "
                 + ", ".join(f"{first_sigma(m):.6g}" for m in QUANTISERS)
             )
-        if len(self.lattice_ratios) != len(self.levels) - 1 or len(self.levels) < 2:
+        if len(self.lattice_ratios) != len(self.levels) - 1:
             raise ValueError(
-                f"a plan of {len(self.levels)} levels needs {len(self.levels) - 1} lattices and at "
-                f"least 2 levels, found {len(self.lattice_ratios)} lattices"
+                f"a plan of {len(self.levels)} levels needs {len(self.levels) - 1} lattices, found "
+                f"{len(self.lattice_ratios)}"
             )
         if not _are_positive(self.lattice_ratios):
             raise ValueError(f"lattices must be positive and finite, found {self.lattice_ratios}")
@@ -80,7 +82,7 @@ def phased_variable(plan: Plan, quantiser: int, timestep: int) -> int:
 
 
 def _are_positive(numbers: tuple[float, ...]) -> bool:
-    return all(0 < number < LARGEST_NUMBER for number in numbers)
+    return all(1 / LARGEST_NUMBER < number < LARGEST_NUMBER for number in numbers)
 
 
 def geometric_plan(timesteps: int, sigma_max: float = 600.0, quantiser: int = 2) -> Plan:

@@ -16,7 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from diffcodec.diffusion.color import DOMAINS, ColorDomain, channels, from_domain
+from diffcodec.diffusion.parametrisation import NoisePath
 from diffcodec.diffusion.schedule import GREY_LEVELS_PER_UNIT
+from diffcodec.errors import ModelMismatchError
+from diffcodec.models.model import INVALID
 from diffcodec.networks.config import NetworkConfig
 from diffcodec.networks.experts import ExpertDenoisers
 
@@ -27,15 +30,25 @@ class ExportedUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
     Args:
         network: the shape, JSON of ``NetworkConfig.to_dict``.
         noise: of the timesteps from 0 on, in DDPM's unit.
+
+    Raises:
+        ModelMismatchError: if there is no such network, or the noise does not increase.
     """
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(self, network: str, noise: tuple[float, ...]):
         super().__init__()
-        shape = NetworkConfig.from_dict(json.loads(network))
-        self.module = ExpertDenoisers(shape)
-        self.domain = DOMAINS[shape.color]
-        self.noise = tuple(noise)
+        try:
+            shape = NetworkConfig.from_dict(json.loads(network))
+            self.module = ExpertDenoisers(shape)
+            self.domain = DOMAINS[shape.color]
+            self.noise = NoisePath("variance-preserving", tuple(noise)).noise
+            if not self.noise:
+                raise ValueError("it has no timesteps")
+        except INVALID as e:
+            raise ModelMismatchError(
+                f"not a network of diffcodec's as to_diffusers describes it ({e}); export it again"
+            ) from e
 
     def forward(
         self, sample: Tensor, timestep: Tensor | float, return_dict: bool = True

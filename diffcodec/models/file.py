@@ -31,6 +31,14 @@ HINTS = {  # to those who give a folder that has such a file
     "model.safetensors": "; there is a model.safetensors in it",
     "model_index.json": "; diffcodec calibrate makes one of a pipeline of diffusers",
 }
+MALFORMED = (  # what descriptions of another shape raise where they are read
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True)
@@ -122,7 +130,7 @@ def read_model_info(path: Path) -> tuple[ModelInfo, bytes]:
             raise ValueError(f"its arithmetic is {arithmetic!r}, expected one of {ARITHMETICS}")
         answers = dict(json.loads(metadata.get("answers", "{}")))
         info = ModelInfo(path.stem, file_id(data), network, plans, about, arithmetic, answers)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+    except MALFORMED as e:
         raise ModelMismatchError(f"{path}: not a diffcodec model file ({e})") from e
     return info, data
 
@@ -138,7 +146,7 @@ def _calibrated_info(path: Path, data: bytes) -> ModelInfo:
         if described["format"] != CALIBRATED:
             raise ValueError(f"its format is {described['format']!r}, expected {CALIBRATED!r}")
         plans, about = plans_from_dict(described["plans"]), dict(described["about"])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+    except MALFORMED as e:
         raise ModelMismatchError(f"{path}: not the file of a calibrated model ({e})") from e
     return ModelInfo(path.stem, file_id(data), None, plans, about, "float", {}, described)
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from os import PathLike
 from pathlib import Path
@@ -380,11 +380,19 @@ def build_model(
         network = float_network(config, tensors if is_float else float_weights(tensors, config))
         network.module.to(device)
     model = Model(network, info.plans, file=info)
-    # Shapes that do not fit each other show in use: better now than in the midst of a file.
-    for sigma in (levels[0], levels[-1]):
+    check_answers(model, (levels[0], levels[-1]))
+    return model
+
+
+def check_answers(model: Model, levels: Iterable[float]) -> None:
+    """Ask a model at noise levels: shapes that do not fit show in use, and better now than later.
+
+    Raises:
+        ValueError: if it gives no mean and variance; what its network lacks, one of ``INVALID``.
+    """
+    for sigma in levels:
         if not is_posterior(*model.posterior_x(np.zeros((1, 3, 1, 1)), sigma)):
             raise ValueError(f"a mean or variance is out of range at the noise level {sigma}")
-    return model
 
 
 def _check_plans(config: NetworkConfig, plans: Mapping[str, Plan]) -> None:

@@ -4,19 +4,26 @@ Only its classes named here are loaded, from safetensors: nothing that lies in a
 """
 
 import json
+import math
 import os
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from safetensors import safe_open
 
 from diffcodec.diffusion.losses import MAX_SIGMA
 from diffcodec.diffusion.parametrisation import NoisePath, path_of_alphas
 from diffcodec.diffusion.quantiser import first_sigma
 from diffcodec.diffusion.schedule import GREY_LEVELS_PER_UNIT
 from diffcodec.errors import DiffcodecError, ModelMismatchError, UnsupportedError
-from diffcodec.models.converted import from_epsilon
-from diffcodec.models.model import Model
+from diffcodec.models.converted import MOST_TIMESTEPS, from_epsilon
+from diffcodec.models.model import Model, check_answers
+from diffcodec.networks.converted import MOST_SIDE
+from diffcodec.networks.unet import NoNumbers
 
 NETWORKS = ("UNet2DModel", "DiTTransformer2DModel")
 DISCRETE = ("DDPMScheduler", "DDIMScheduler", "EulerDiscreteScheduler")
@@ -30,6 +37,7 @@ VARIANCES = {
     "learned_range": "learned-range",
 }
 EXPORTED_TIMESTEPS = 1000
+LEAST_SIGNAL = 1e-7  # abar of a timestep; one that is noise alone has less
 
 
 def diffusers_library() -> Any:
@@ -64,36 +72,57 @@ def from_diffusers(pipeline: str | os.PathLike[str] | Any, **options: Any) -> Mo
         UnsupportedError: for another network or scheduler.
     """
     library = diffusers_library()
-    name = "pipeline"
+    where = name = "pipeline"
     if isinstance(pipeline, (str, os.PathLike)):
         network, scheduler = _load(library, Path(pipeline))
-        name = Path(pipeline).resolve().name
+        where, name = str(pipeline), Path(pipeline).resolve().name
     else:
         network = getattr(pipeline, "unet", getattr(pipeline, "transformer", None))
         scheduler = getattr(pipeline, "scheduler", None)
     _check(type(network).__name__, NETWORKS)
-    given = _read_scheduler(scheduler) | _read_network(network)
-    if network.config.out_channels == 3 and given["variance"] == "learned-range":
-        given["variance"] = "fixed-large"
-    return from_epsilon(network, **{"name": name, **given, **options})
+    with _reading(where, "not a pipeline that makes a codec"):
+        found = _read_scheduler(scheduler) | _read_network(network, "size" in options)
+        if network.config.out_channels == 3 and found["variance"] == "learned-range":
+            found["variance"] = "fixed-large"
+        own = {key: value for key, value in found.items() if key not in options}
+        from_epsilon(network, **own)
+    model = from_epsilon(network, **{"name": name, **own, **options})
+    with _reading(where, "its network does not answer"):
+        check_answers(model, model.info.levels[-1:])
+    return model
 
 
-def _check(name: str, known: tuple[str, ...]) -> None:
-    if name not in known:
-        raise UnsupportedError(f"{name}: expected one of {', '.join(known)}")
+def _check(name: Any, known: Collection[str]) -> None:
+    if name not in tuple(known):
+        raise UnsupportedError(f"{name!s:.100}: expected one of {', '.join(known)}")
+
+
+@contextmanager
+def _reading(where: str, fault: str) -> Iterator[None]:
+    """What fails now is the fault of a pipeline, whose descriptions may hold anything.
+
+    Raises:
+        ModelMismatchError: it does.
+    """
+    try:
+        yield
+    except (DiffcodecError, MemoryError):
+        raise
+    except Exception as e:  # almost any, by the library on what it does not expect
+        raise ModelMismatchError(f"{where}: {fault} ({str(e) or type(e).__name__:.300})") from e
 
 
 def _load(library: Any, folder: Path) -> tuple[Any, Any]:
     """Network and scheduler of a folder."""
-    try:
-        index = json.loads((folder / "model_index.json").read_text())
+    with _reading(str(folder), "not a folder of a diffusers pipeline"):
+        index = _described(folder / "model_index.json")
         part = "unet" if "unet" in index else "transformer"
         kind, scheduler = index[part][1], index["scheduler"][1]
-    except (OSError, ValueError, LookupError, TypeError) as e:
-        raise ModelMismatchError(f"{folder}: not a folder of a diffusers pipeline ({e})") from e
     _check(kind, NETWORKS)
     _check(scheduler, (*DISCRETE, *STRAIGHT))
-    try:
+    with _reading(str(folder), "diffusers cannot load it"):
+        _check_sizes(getattr(library, kind), folder / part)
+        _check_timesteps(_described(folder / "scheduler" / "scheduler_config.json"))
         network = getattr(library, kind).from_pretrained(
             folder,
             subfolder=part,
@@ -102,9 +131,47 @@ def _load(library: Any, folder: Path) -> tuple[Any, Any]:
             low_cpu_mem_usage=False,  # or it asks for accelerate on stderr
         )
         chain = getattr(library, scheduler).from_pretrained(folder, subfolder="scheduler")
-    except (OSError, ValueError, RuntimeError) as e:
-        raise ModelMismatchError(f"{folder}: diffusers cannot load it ({e})") from e
     return network, chain
+
+
+def _described(path: Path) -> dict[str, Any]:
+    described = json.loads(path.read_text())
+    if not isinstance(described, dict):
+        raise ValueError(f"{path.name} is no object of JSON")
+    return described
+
+
+def _check_sizes(kind: Any, folder: Path) -> None:
+    """Refuse the description of a network that has more numbers than lie beside it.
+
+    It may claim any size: neither time nor memory for it before it is checked.
+
+    Raises:
+        ValueError: so; others of ``INVALID``, if no such network can be.
+    """
+    described, shapes = _described(folder / "config.json"), []
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            shapes += [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+    for name in ("layers_per_block", "num_layers"):
+        if isinstance(layers := described.get(name), int) and layers > len(shapes):
+            raise ValueError(f"{name} {layers}, but only {len(shapes)} tensors")
+    if isinstance(side := described.get("sample_size"), int) and side > MOST_SIDE:
+        raise ValueError(f"sample_size {side}: expected {MOST_SIDE} at most")
+    with torch.device("meta"), NoNumbers():
+        outline = kind.from_config(described)
+    found = sum(map(math.prod, shapes))
+    kinds = outline.parameters(), outline.buffers()  # the latter may be computed, not stored
+    claimed = max(sum(tensor.numel() for tensor in kind) for kind in kinds)
+    if claimed > found:
+        raise ValueError(f"a network of {claimed} numbers is described, expected {found} at most")
+
+
+def _check_timesteps(described: Mapping[str, Any]) -> None:
+    """Refuse more timesteps than memory should be taken for."""
+    count = described.get("num_train_timesteps")
+    if isinstance(count, int) and not 2 <= count <= MOST_TIMESTEPS:
+        raise ValueError(f"num_train_timesteps {count}: expected 2 to {MOST_TIMESTEPS}")
 
 
 def _read_scheduler(scheduler: Any) -> dict[str, Any]:
@@ -114,17 +181,19 @@ def _read_scheduler(scheduler: Any) -> dict[str, Any]:
     if name in STRAIGHT:
         path = NoisePath("straight", unit=float(config.num_train_timesteps))
         return {"schedule": path, "prediction": "velocity", "variance": "fixed-large"}
+    _check(config.prediction_type, PREDICTIONS)
     alphas = np.asarray(scheduler.alphas_cumprod, dtype=np.float64)
-    alphas = alphas[alphas > 1e-8]  # without a last timestep that is noise alone
+    if not np.all((alphas >= 0) & (alphas < 1)) or not (alphas > LEAST_SIGNAL).any():
+        raise ValueError("the signal of its timesteps is not between 0 and 1")
     return {
-        "schedule": path_of_alphas(alphas),
+        "schedule": path_of_alphas(alphas[alphas > LEAST_SIGNAL]),
         "prediction": PREDICTIONS[config.prediction_type],
-        "variance": VARIANCES.get(config.get("variance_type", ""), "fixed-large"),
+        "variance": VARIANCES.get(str(config.get("variance_type")), "fixed-large"),
     }
 
 
-def _read_network(network: Any) -> dict[str, Any]:
-    """Which images it takes."""
+def _read_network(network: Any, has_size: bool) -> dict[str, Any]:
+    """Which images it takes, unless their size is given."""
     config = network.config
     if config.in_channels != 3 or config.out_channels not in (3, 6):
         raise UnsupportedError(
@@ -136,7 +205,7 @@ def _read_network(network: Any) -> dict[str, Any]:
     blocks = (*config.down_block_types, *config.up_block_types)
     attends = config.add_attention or any("Attn" in block for block in blocks)
     size = config.sample_size if attends else 0
-    if attends and not isinstance(size, int):
+    if attends and not (has_size or isinstance(size, int)):
         raise UnsupportedError(
             "a network with attention that does not say its sample_size; give size"
         )

@@ -35,8 +35,8 @@ class VarianceTable:
         """Check.
 
         Raises:
-            ValueError: if the shapes do not fit, a variance is not positive, or levels or edges do
-                not increase.
+            ValueError: if the shapes do not fit, a variance is not positive, an edge is below 0, or
+                levels or edges do not increase.
         """
         n, classes = len(self.levels), self.variances.shape[-1]
         if self.levels.shape != (n,) or not np.all(np.isfinite(self.levels) & (self.levels > 0)):
@@ -48,6 +48,8 @@ class VarianceTable:
             )
         if not n or not np.all(np.isfinite(self.variances) & np.greater(self.variances, 0)):
             raise ValueError("a variance is not positive")
+        if not np.all(np.isfinite(self.edges) & (self.edges >= 0)):
+            raise ValueError("an edge between classes of contrast is no number from 0 on")
         if np.any(np.diff(self.levels) <= 0) or np.any(np.diff(self.edges) < 0):
             raise ValueError("levels or edges do not increase")
 

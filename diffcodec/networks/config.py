@@ -8,13 +8,27 @@ from typing import Any
 
 from diffcodec.diffusion.plan import Plan, phased_variable
 from diffcodec.diffusion.quantiser import first_sigma
+from diffcodec.values import integer, number
 
 PREFIX = "experts."  # what the names of an expert's tensors begin with, then its number
 PHASES_PREFIX = "phases."
 DEVICES = ("auto", "cpu", "cuda")  # where they compute
 BACKBONES = ("unet", "dit")
 WINDOW, HEAD = 16, 32  # of a DiT: patches of a side that see each other, numbers of a head
+MOST = 1 << 31  # of channels, blocks and the like: their products are still numbers
 ENSEMBLES = {"none": (), "mirror": (-1,), "rotation": (-2, -1)}  # the axes that are reversed
+
+
+def _check_sizes(name: str, *sizes: Any) -> None:
+    """Refuse what is no size of any network, before something is computed of it.
+
+    Raises:
+        ValueError: it is too large, or a truth value.
+        TypeError: it is no integer.
+    """
+    for size in sizes:
+        if isinstance(size, bool) or abs(integer(name, size)) > MOST:
+            raise ValueError(f"{name}: found {size!r:.40}, expected integers up to {MOST}")
 
 
 @dataclass(frozen=True)
@@ -45,10 +59,14 @@ class UNetConfig:
         Raises:
             ValueError: if a size is not positive, there are not as many blocks as channels, or
                 there is no such backbone.
+            TypeError: if a size is no integer.
         """
         if self.backbone not in BACKBONES:
             raise ValueError(f"backbone {self.backbone!r}: expected one of {', '.join(BACKBONES)}")
-        if self.backbone == "dit" and (len(self.channels) > 1 or self.channels[0] % HEAD):
+        _check_sizes("channels", *self.channels)
+        _check_sizes("blocks", *self.blocks)
+        _check_sizes("patch, embedding, classes", self.patch, self.embedding, self.classes)
+        if self.backbone == "dit" and (len(self.channels) != 1 or self.channels[0] % HEAD):
             raise ValueError(
                 f"channels {self.channels} of a DiT: expected one number, a multiple of {HEAD}"
             )
@@ -56,10 +74,12 @@ class UNetConfig:
             raise ValueError(
                 f"channels {self.channels} and blocks {self.blocks}: one is shorter than the other"
             )
-        if min(*self.channels, self.patch, self.embedding) < 1 or min(self.blocks) < 0:
+        positive = *self.channels, self.patch, self.embedding
+        if not self.channels or min(positive) < 1 or min(*self.blocks, self.classes) < 0:
             raise ValueError(
                 f"channels {self.channels}, patch {self.patch}, embedding {self.embedding}, blocks "
-                f"{self.blocks}: expected 1 or more of each, and no fewer than 0 blocks"
+                f"{self.blocks}, classes {self.classes}: expected 1 or more of each, and no fewer "
+                "than 0 blocks and classes"
             )
 
     def is_like(self, other: "UNetConfig") -> bool:
@@ -116,7 +136,9 @@ class PhasesConfig:
 
         Raises:
             ValueError: if a size is not positive.
+            TypeError: if a size is no integer.
         """
+        _check_sizes("phases", *asdict(self).values())
         if min(self.quantiser, self.channels, self.components) < 1 or self.blocks < 0:
             raise ValueError(f"{self}: expected 1 or more of each, and no fewer than 0 blocks")
 
@@ -161,6 +183,7 @@ class NetworkConfig:
         Raises:
             ValueError: if the experts' levels do not increase from above 0 to infinity, they differ
                 in their colour domain or classes, or there is no such self-ensemble.
+            TypeError: if the level of the self-ensemble is no number.
         """
         limits = [up_to for up_to, _ in self.experts]
         increasing = all(low < high for low, high in pairwise([0.0, *limits]))
@@ -178,6 +201,9 @@ class NetworkConfig:
             raise ValueError(
                 f"self-ensemble {self.self_ensemble!r}: expected one of {', '.join(ENSEMBLES)}"
             )
+        up_to = number("self_ensemble_up_to", self.self_ensemble_up_to)
+        if up_to is None or math.isnan(up_to):
+            raise ValueError(f"a self-ensemble up to {up_to}: expected a noise level")
 
     def _check_phases(self) -> None:
         if not self.has_integers:
