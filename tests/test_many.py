@@ -1,6 +1,9 @@
 """Many images and many files, in and out one after another."""
 
 import io
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -137,3 +140,33 @@ def test_images_may_be_drawn_over_the_one_before(model: Model) -> None:
     files = list(encode_many(frames(), model, "fast"))
     pixels = [image.getpixel((0, 0)) for image in decode_many(files, model)]
     assert pixels == [(0, 0, 0), (0, 0, 0), (80, 0, 0), (0, 80, 0), (160, 0, 0), (0, 160, 0)]
+
+
+HALF_USED = """
+import sys
+from unittest.mock import Mock
+import numpy as np
+import torch
+import diffcodec
+from diffcodec.codec import batches, tiles
+
+torch.set_num_threads(2)
+tiles.encode_fallback = Mock(return_value=("raw", bytes(1 << 22)))
+model = diffcodec.load_model(sys.argv[1])
+images = list(np.random.default_rng(0).integers(0, 256, (6, 8, 12, 3), dtype=np.uint8))
+files = list(diffcodec.encode_many(images, model, "fast"))
+batches.LEAST_BATCH_PIXELS = int(sys.argv[2])
+coded = diffcodec.encode_many(images, model, "fast")
+decoded = diffcodec.decode_many(files, model)
+layered = diffcodec.encode(images[0], model, "fast", progressive=True)
+layers = diffcodec.iter_decode(layered, model)
+print(*(type(next(each)).__name__ for each in (coded, decoded, layers)))
+"""
+
+
+@pytest.mark.parametrize("least_pixels", [1 << 16, 64], ids=["one group", "groups side by side"])
+def test_what_is_half_used_at_exit_says_nothing(tiny: Path, least_pixels: int) -> None:
+    command = [sys.executable, "-c", HALF_USED, str(tiny), str(least_pixels)]
+    environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}  # on a busy machine
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "bytes Image tuple\n" and done.stderr == ""

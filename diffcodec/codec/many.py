@@ -1,6 +1,6 @@
 """Many images to files and back, one after another: small ones share the network's batches."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
 from dataclasses import replace
 from functools import partial
 from itertools import repeat, zip_longest
@@ -29,6 +29,7 @@ from diffcodec.errors import DiffcodecError, UnsupportedError
 from diffcodec.limits import DEFAULT_LIMITS, Limits
 from diffcodec.models.file import DEFAULT_MODEL
 from diffcodec.models.model import Model
+from diffcodec.system.process import closed_at_exit
 from diffcodec.values import check_limits, flag
 
 HELD_PIXELS = 1 << 22  # of images that are side by side: so far ahead is read
@@ -81,7 +82,8 @@ def encode_many(
         choices=choices,
     )
     chunks = _chunks(sources, lambda source: source[0].width * source[0].height)
-    return _with_bar(_results(chunks, encode), images, flag("progress", progress))
+    results = _with_bar(_results(chunks, encode), images, flag("progress", progress))
+    return closed_at_exit(results)
 
 
 def decode_many(
@@ -119,7 +121,8 @@ def decode_many(
         lambda file: file.container.width * file.container.height,
         lambda file: id(file.model if _is_shared(file) else file) if file.model else None,
     )
-    return _with_bar(_results(chunks, _decode), files, flag("progress", progress))
+    results = _with_bar(_results(chunks, _decode), files, flag("progress", progress))
+    return closed_at_exit(results)
 
 
 def _decode(files: Sequence[OpenFile]) -> Iterator[Image.Image]:
@@ -199,6 +202,8 @@ def _results(
                 yield from work([item])
 
 
-def _with_bar(results: Iterator[Result], things: Any, progress: bool) -> Iterator[Result]:
+def _with_bar(
+    results: Iterator[Result], things: Any, progress: bool
+) -> Generator[Result, None, None]:
     total = len(things) if isinstance(things, Sized) else None
     yield from tqdm(results, total=total, unit="image", delay=2, disable=None if progress else True)

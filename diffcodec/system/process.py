@@ -6,11 +6,13 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar
+from weakref import WeakSet
 
+Result = TypeVar("Result")
 _ENDING = ("SIGINT", "SIGTERM", "SIGHUP")  # the last not everywhere
 
 
@@ -97,6 +99,24 @@ class _Exit:
 
 _EXIT = _Exit()
 atexit.register(_EXIT.die)  # registered before what else clears away at exit, so called after it
+_UNFINISHED: WeakSet[Generator[Any, None, None]] = WeakSet()
+
+
+def closed_at_exit(results: Generator[Result, None, None]) -> Generator[Result, None, None]:
+    """The same generator, which is closed when Python exits if it is not at its end by then.
+
+    Otherwise it would be closed when the modules' names are gone, of which its ``except`` and
+    ``finally`` ask for some: a traceback.
+    """
+    _UNFINISHED.add(results)
+    return results
+
+
+@atexit.register
+def _close_unfinished() -> None:
+    for results in list(_UNFINISHED):
+        with suppress(ValueError):  # a thread of the application is amid it
+            results.close()
 
 
 def let_threads_sleep() -> None:
