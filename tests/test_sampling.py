@@ -428,6 +428,45 @@ def test_larger_images_have_the_means_of_the_small_one():
     assert inside.std() == pytest.approx(STD * np.sqrt(15 / 16), rel=0.1)
 
 
+def transparent(mode="RGBA"):
+    """Random pixels, of which some are transparent, some half."""
+    rng = np.random.default_rng(0)
+    rgba = rng.integers(0, 256, (12, 16, 4), dtype=np.uint8)
+    rgba[:, :, 3] = rng.choice([0, 128, 255], (12, 16))
+    if mode != "P":
+        return Image.fromarray(rgba).convert(mode)
+    image = Image.fromarray(rgba[:, :, 0] % 3, "P")
+    image.putpalette(rgba[0, :3, :3].tobytes())
+    image.info["transparency"] = bytes([0, 128])
+    return image
+
+
+def alpha_of(image):
+    assert image.mode == "RGBA"
+    return np.asarray(image)[:, :, 3]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_edits_keep_the_alpha_of_images(mode):
+    image, plain = transparent(mode), drawn("red")
+    alpha, missing = alpha_of(image.convert("RGBA")), np.zeros((12, 16), bool)
+    missing[4:9, 4:9] = True
+    known = model()
+    for found in (edits.denoise(known, image, 20.0), *edits.forward(known, image, [3.0, 30.0])):
+        assert np.array_equal(alpha_of(found), alpha)
+    filled = edits.inpaint(known, image, missing, steps=4, resamplings=1)
+    assert np.array_equal(np.asarray(filled)[~missing], np.asarray(image.convert("RGBA"))[~missing])
+    assert (alpha_of(filled)[missing] == 255).all()
+    large = edits.enlarge(known, image, 2, steps=4)
+    assert np.array_equal(alpha_of(large)[1::2, ::2], alpha)
+    for ends in ((image, plain), (plain, image)):
+        shown = edits.interpolate(known, *ends, images=3, sigma=20.0, steps=4)
+        first, middle, last = map(alpha_of, shown)
+        assert np.array_equal(first if ends[0] is image else last, alpha)
+        assert np.array_equal(middle, np.rint((alpha + 255.0) / 2))
+    assert edits.denoise(known, plain, 20.0).mode == "RGB"
+
+
 # --- likelihood -----------------------------------------------------------------------------------
 
 
@@ -507,6 +546,43 @@ def test_commands_write_pictures(line, size):
     if line.startswith("inpaint"):
         known = opened("mask.png") < 128
         assert np.array_equal(first[known], opened("a.png")[known])
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("line", "place"),
+    [
+        ("forward t.png --levels 5,50", np.s_[:, 36:]),
+        ("denoise t.png --sigma 20", np.s_[:]),
+        ("interpolate a.png t.png -n 2 --sigma 50 --steps 4", np.s_[:, 18:]),
+        ("inpaint t.png mask.png --steps 4 --resamplings 1", np.s_[:4]),
+        ("enlarge t.png --factor 3 --steps 4 --resamplings 1", np.s_[1::3, 1::3]),
+    ],
+)
+def test_commands_keep_the_alpha_of_images(line, place):
+    transparent().save("t.png")
+    done(f"{line} --model m --out x.png")
+    alpha = alpha_of(transparent())
+    expected = alpha[place] if line.startswith("inpaint") else alpha
+    assert np.array_equal(opened("x.png")[place][..., 3], expected)
+
+
+@pytest.mark.usefixtures("here")
+def test_commands_keep_the_one_transparent_grey_of_16_bits():
+    grey = np.arange(12 * 16, dtype=np.uint16).reshape(12, 16) * 300
+    Image.fromarray(grey).save("t.png", transparency=6000)
+    done("denoise t.png --sigma 20 --model m --out x.png")
+    assert np.array_equal(opened("x.png")[..., 3], np.where(grey == 6000, 0, 255))
+
+
+@pytest.mark.usefixtures("here")
+def test_what_is_transparent_of_a_mask_is_black():
+    mask = Image.new("RGBA", (16, 12), (255, 255, 255, 0))
+    mask.paste("white", (4, 4, 9, 10))
+    mask.save("t.png")
+    for name in ("mask", "t"):
+        done(f"inpaint a.png {name}.png --steps 4 --resamplings 1 --model m --out x{name}.png")
+    assert np.array_equal(opened("xmask.png"), opened("xt.png"))
 
 
 @pytest.mark.usefixtures("here")

@@ -106,12 +106,21 @@ def _load(name: str | None, device: str) -> "Model":
         return load_model(name, "float", device)
 
 
-def _read(path: str, mode: str = "RGB") -> "Image.Image":
-    """Read an image, and convert it."""
+def _read(path: str) -> "Image.Image":
+    """Read an image as RGB, or RGBA if anything of it may be transparent."""
     with failing_as(path):
         from diffcodec.images.modes import in_8_bits
 
-        return in_8_bits(read_picture(path, DEFAULT_LIMITS), mode)
+        image = read_picture(path, DEFAULT_LIMITS)
+        return in_8_bits(image, "RGBA" if image.has_transparency_data else "RGB")
+
+
+def _read_mask(path: str) -> "Image.Image":
+    """Read a mask as L; what is transparent of it is black."""
+    from PIL import Image
+
+    mask = _read(path).convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", mask.size, "black"), mask).convert("L")
 
 
 def _write(
@@ -385,10 +394,11 @@ def inpaint(
 ) -> None:
     """Draw what is missing of an image, to fit the rest: invented, not recovered.
 
-    MASK is an image of the same size, white where IMAGE is missing. What is known stays as it is.
+    MASK is an image of the same size, white where IMAGE is missing. What is known stays as it is,
+    with its alpha; what is drawn is opaque.
     """
     _check(out, force, image, mask)
-    used, source, missing = _load(model, device), _read(image), _read(mask, "L")
+    used, source, missing = _load(model, device), _read(image), _read_mask(mask)
     import numpy as np
 
     from diffcodec.sampling import edits

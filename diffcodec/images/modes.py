@@ -111,13 +111,16 @@ def _is_16_bit_grey(image: Image.Image) -> bool:
 
 
 def in_8_bits(image: Image.Image, mode: str) -> Image.Image:
-    """A loaded image in mode L or RGB, grey of 16 bits scaled, which Pillow would cut off at 255.
+    """A loaded image in mode RGB or RGBA, grey of 16 bits scaled, which Pillow cuts off at 255.
 
     Raises:
         UnsupportedError: how far its samples go is not known.
     """
     if image.mode in ("I;16", "I;16L") or _is_16_bit_grey(image):
-        image = Image.fromarray(((np.asarray(image, np.uint32) + 128) // 257).astype(np.uint8))
+        samples = np.asarray(image, np.uint32)
+        is_seen = samples != image.info.get("transparency", -1)
+        image = Image.fromarray(((samples + 128) // 257).astype(np.uint8))
+        image.putalpha(Image.fromarray(is_seen).convert("L"))
     elif image.mode.startswith(("I", "F")):
         raise UnsupportedError(f"found mode {image.mode}: {mode_advice(image.mode, in_shell=True)}")
     return image.convert(mode)

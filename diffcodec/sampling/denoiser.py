@@ -234,6 +234,12 @@ def isotropic_level(sigma: float, model: Model) -> float:
     return sigma / math.prod(multipliers) ** (1 / len(multipliers))
 
 
+def as_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode as RGB, without its alpha."""
+    with_alpha = image.convert("RGBA") if image.has_transparency_data else image
+    return with_alpha.convert("RGB")
+
+
 def to_field(image: Image.Image, model: Model) -> Tensor:
     """An image in the model's colour domain, [1, 3, height, width], float64.
 
@@ -242,7 +248,7 @@ def to_field(image: Image.Image, model: Model) -> Tensor:
     """
     if not isinstance(image, Image.Image):
         raise TypeError(f"image: found {type(image).__name__}, expected an image of Pillow's")
-    rgb = np.asarray(image.convert("RGB")).transpose(2, 0, 1).astype(np.int32)
+    rgb = np.asarray(as_rgb(image)).transpose(2, 0, 1).astype(np.int32)
     return torch.from_numpy(to_domain(rgb, model.color)).double()[None]
 
 

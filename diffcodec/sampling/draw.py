@@ -112,15 +112,15 @@ def grid(images: NDArray[np.uint8], columns: int | None = None, gap: int = 2) ->
     """Images side by side in rows.
 
     Args:
-        images: [n, height, width, 3].
+        images: [n, height, width, 3], or 4 with alpha.
         columns: how many in a row; as many as make a square if it is not given.
         gap: pixels between them, white.
     """
-    n, height, width, _ = images.shape
+    n, height, width, channels = images.shape
     columns = columns or int(np.ceil(np.sqrt(n)))
     rows = -(-n // columns)
     size = (columns * (width + gap) - gap, rows * (height + gap) - gap)
-    sheet = Image.new("RGB", size, "white")
+    sheet = Image.new("RGB" if channels == 3 else "RGBA", size, "white")
     for i, image in enumerate(images):
         row, column = divmod(i, columns)
         sheet.paste(Image.fromarray(image), (column * (width + gap), row * (height + gap)))

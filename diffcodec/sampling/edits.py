@@ -1,4 +1,7 @@
-"""What a chain makes of given images: more noise, less, what lies between two, what is missing."""
+"""What a chain makes of given images: more noise, less, what lies between two, what is missing.
+
+It knows RGB alone. The alpha of an image, where it has one, goes on top of what is made of it.
+"""
 
 from collections.abc import Sequence
 from math import isfinite
@@ -19,6 +22,7 @@ from diffcodec.sampling.denoiser import (
     TOP_SIGMA,
     Denoiser,
     Noise,
+    as_rgb,
     isotropic_level,
     to_field,
     to_images,
@@ -45,7 +49,7 @@ def forward(
 
     Args:
         model: whose colour domain the noise is in; a name, a path or a loaded model.
-        image: in any mode; it is taken as RGB.
+        image: in any mode; it is taken as RGB, and all have its alpha.
         levels: in grey levels of the schedule.
         seed: of the noise.
 
@@ -56,10 +60,9 @@ def forward(
     levels = [_noise("levels", sigma) for sigma in levels]
     _check_numbers(seed=seed)
     denoiser, x = Denoiser(model), to_field(image, model)
-    noise = Noise(seed, 1)(*x.shape[2:])
-    return [
-        to_images(q_sample(x, denoiser.noise_of(sigma, x), noise), model)[0] for sigma in levels
-    ]
+    noise, alpha = Noise(seed, 1)(*x.shape[2:]), _alpha_of(image)
+    noisy = (q_sample(x, denoiser.noise_of(sigma, x), noise) for sigma in levels)
+    return [_with_alpha(to_images(z, model)[0], alpha) for z in noisy]
 
 
 def denoise(model: AnyModel, image: Image.Image, sigma: float) -> Image.Image:
@@ -67,7 +70,7 @@ def denoise(model: AnyModel, image: Image.Image, sigma: float) -> Image.Image:
 
     Args:
         model: float, or integer at one of its own levels; a name, a path or a loaded model.
-        image: with noise, taken as RGB.
+        image: with noise, taken as RGB; its alpha stays.
         sigma: of the noise in each of R, G and B, in grey levels.
 
     Raises:
@@ -77,7 +80,7 @@ def denoise(model: AnyModel, image: Image.Image, sigma: float) -> Image.Image:
     if not _noise("sigma", sigma):
         raise UnsupportedError("sigma 0: expected noise to take out, above 0")
     xhat, _ = Denoiser(model)(to_field(image, model), isotropic_level(sigma, model))
-    return to_images(xhat, model)[0]
+    return _with_alpha(to_images(xhat, model)[0], _alpha_of(image))
 
 
 def interpolate(
@@ -98,7 +101,7 @@ def interpolate(
 
     Args:
         model: see :func:`diffcodec.sample`.
-        a, b: of one size.
+        a, b: of one size. Where one has alpha, what lies between has that between them.
         images: how many, both ends included.
         sigma: the level, in grey levels: the higher, the freer.
         steps: from the top down; those below the level are taken.
@@ -122,9 +125,8 @@ def interpolate(
     z = torch.cat(
         [(1 - s) * x_a + s * x_b + level * slerp(drawn[:1], drawn[1:], float(s)) for s in shares]
     )
-    return to_images(
-        go_down(denoiser, z, levels, SameNoise(seed + 2, images), progress=progress), model
-    )
+    found = go_down(denoiser, z, levels, SameNoise(seed + 2, images), progress=progress)
+    return list(map(_with_alpha, to_images(found, model), _alphas_between(a, b, shares)))
 
 
 class SameNoise(Noise):
@@ -156,7 +158,7 @@ def inpaint(
 
     Args:
         model: see :func:`diffcodec.sample`.
-        image: taken as RGB.
+        image: taken as RGB; its alpha stays where it is known, and what is drawn is opaque.
         missing: true where it is to be drawn, [height, width].
         steps: noise levels.
         resamplings: how often each step is taken.
@@ -191,8 +193,9 @@ def inpaint(
 
     found = _replacing(denoiser, replaced, x.shape[2:], noise, steps, resamplings, progress)
     filled = np.array(to_images(found, model)[0])
-    filled[~missing] = np.asarray(image.convert("RGB"))[~missing]
-    return Image.fromarray(filled)
+    filled[~missing] = np.asarray(as_rgb(image))[~missing]
+    alpha = _alpha_of(image)
+    return _with_alpha(Image.fromarray(filled), None if alpha is None else alpha | 255 * missing)
 
 
 def enlarge(
@@ -209,7 +212,7 @@ def enlarge(
 
     Args:
         model: see :func:`diffcodec.sample`.
-        image: the small one, taken as RGB.
+        image: the small one, taken as RGB; its alpha is repeated.
         factor: how often larger each side is to be.
         steps, resamplings, seed, progress: see :func:`inpaint`.
 
@@ -228,7 +231,9 @@ def enlarge(
         return replace_coarse(z, drawn, factor)
 
     found = _replacing(denoiser, replaced, x.shape[2:], noise, steps, resamplings, progress)
-    return to_images(replace_coarse(found, x, factor), model)[0]
+    alpha = _alpha_of(image)
+    large = None if alpha is None else alpha.repeat(factor, 0).repeat(factor, 1)
+    return _with_alpha(to_images(replace_coarse(found, x, factor), model)[0], large)
 
 
 def _replacing(
@@ -255,6 +260,31 @@ def _replacing(
 
     z = replaced(draw_prior(denoiser, levels[0], noise(height, width)), levels[0])
     return go_down(denoiser, z, levels, noise, hook=hook, progress=progress)
+
+
+def _alpha_of(image: Image.Image) -> NDArray[np.uint8] | None:
+    """How opaque an image is, [height, width]; None of one that has no alpha."""
+    if not image.has_transparency_data:
+        return None
+    return np.asarray(image.convert("RGBA"))[:, :, 3]
+
+
+def _with_alpha(image: Image.Image, alpha: NDArray[Any] | None) -> Image.Image:
+    """An image of mode RGB with an alpha, if there is one."""
+    if alpha is not None:
+        image.putalpha(Image.fromarray(alpha.astype(np.uint8)))
+    return image
+
+
+def _alphas_between(
+    a: Image.Image, b: Image.Image, shares: NDArray[np.float64]
+) -> list[NDArray[np.float64] | None]:
+    """How opaque the images are that lie between two of one size."""
+    ends = [_alpha_of(a), _alpha_of(b)]
+    if all(end is None for end in ends):
+        return [None] * len(shares)
+    low, high = (np.full(a.size[::-1], 255.0) if end is None else end for end in ends)
+    return [np.rint((1 - share) * low + share * high) for share in shares]
 
 
 def _noise(name: str, value: Any) -> float:
