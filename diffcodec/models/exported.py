@@ -19,7 +19,7 @@ from diffcodec.diffusion.color import DOMAINS, ColorDomain, channels, from_domai
 from diffcodec.diffusion.parametrisation import NoisePath
 from diffcodec.diffusion.schedule import GREY_LEVELS_PER_UNIT
 from diffcodec.errors import ModelMismatchError
-from diffcodec.models.model import INVALID
+from diffcodec.models.file import MALFORMED
 from diffcodec.networks.config import NetworkConfig
 from diffcodec.networks.experts import ExpertDenoisers
 
@@ -45,7 +45,7 @@ class ExportedUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
             self.noise = NoisePath("variance-preserving", tuple(noise)).noise
             if not self.noise:
                 raise ValueError("it has no timesteps")
-        except INVALID as e:
+        except MALFORMED as e:
             raise ModelMismatchError(
                 f"not a network of diffcodec's as to_diffusers describes it ({e}); export it again"
             ) from e

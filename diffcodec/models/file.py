@@ -35,7 +35,7 @@ MALFORMED = (  # what descriptions of another shape raise where they are read
     ArithmeticError,
     AttributeError,
     LookupError,
-    RecursionError,
+    RuntimeError,
     TypeError,
     ValueError,
 )

@@ -26,6 +26,7 @@ from diffcodec.models.file import (
     ARITHMETICS,
     DEFAULT_MODEL,
     ID_BYTES,
+    MALFORMED,
     MODEL_FOLDER,
     ModelInfo,
     file_stamp,
@@ -47,15 +48,7 @@ from diffcodec.networks.protocol import (
 from diffcodec.networks.quantize import float_weights
 from diffcodec.system.memory import HEAP
 
-INVALID = (  # what tensors and descriptions that are none of a model raise
-    SafetensorError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+INVALID = (SafetensorError, *MALFORMED)  # what tensors that are none of a model raise, too
 
 
 Answered = tuple[NDArray[np.float64], NDArray[np.float64], list[Tensor]]
