@@ -1,6 +1,7 @@
 """Diffusion models of others as codecs: conversions, calibration, files."""
 
 import json
+import sys
 from contextlib import suppress
 from dataclasses import asdict
 from itertools import product
@@ -392,6 +393,52 @@ def test_a_calibrated_file_finds_its_network_from_where_it_is_written(folder, mo
     monkeypatch.setattr(propose, lambda *_: {})
     done("plan --model m.json --data images --crop 16 --out sub/better.json")
     assert load_model("sub/better.json", "float").plans == model.plans
+
+
+def test_no_output_takes_the_place_of_a_calibrated_network(folder, monkeypatch):
+    """Whatever its name: any file may be a model, or the network of one."""
+    monkeypatch.chdir(folder)
+    tiny_model(folder, name="plain", arithmetic="float")
+    done("calibrate --model plain.safetensors --data images --crop 16 --crops 2 --out m.json")
+    done("calibrate --model m.json --data images --crop 16 --crops 2 --out n.json")
+    done("encode images/0.png a.dfc --model m.json --arithmetic float --effort fast")
+    tiny_model(folder, name="exact")
+    done("pack images/0.png a.dfca --model exact.safetensors --effort fast")
+    described = json.loads(Path("m.json").read_text())
+    for suffix in ("png", "html", "dfca", "npy"):
+        Path(f"net.{suffix}").write_bytes(Path("plain.safetensors").read_bytes())
+        Path(f"{suffix}.json").write_text(json.dumps(described | {"source": f"net.{suffix}"}))
+    before = {path: path.read_bytes() for path in Path().glob("*.*")}
+    for line in (
+        "encode images/1.png -o plain.safetensors --model n.json --arithmetic float",
+        "encode images/1.png -o n.json --model n.json --arithmetic float",
+        "decode a.dfc net.png --model png.json",
+        "show a.dfc net.html --model html.json",
+        "sample -n 1 --size 8 --steps 2 --out net.png --model png.json",
+        "denoise images/0.png --sigma 9 --out net.png --model png.json",
+        "pack images net.dfca --model dfca.json",
+        "unpack a.dfca net.npy --model npy.json",
+        "calibrate --model n.json --data images --crop 16 --out m.json",
+        "plan --model n.json --data images --crop 16 --out m.json",
+        "evaluate --data images --model n.json --picture m.json",
+        "evaluate --data images --model n.json --picture plain.safetensors",
+    ):
+        refused = run(f"{line} --force")
+        assert refused.exit_code == 1 and "give another output" in refused.stderr, line
+        assert {path: path.read_bytes() for path in Path().glob("*.*")} == before, line
+
+
+def test_no_output_takes_the_place_of_a_part_of_a_pipeline(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    for name in ("model_index.json", "unet/config.json"):
+        (folder / "p" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "p" / name).write_text("{}")
+        refused = run(f"calibrate --model p --data images --out p/{name} --force")
+        assert refused.exit_code == 1 and "the output is a file of the model" in refused.stderr
+    (folder / "p" / "m.json").write_text("{}")  # an older table, which lies beside
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    refused = run("calibrate --model p --data images --out p/m.json --force")
+    assert "the output is a file of the model" not in refused.stderr
 
 
 def test_more_classes_than_memory_are_refused(folder, monkeypatch):

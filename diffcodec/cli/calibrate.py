@@ -8,9 +8,9 @@ import click
 
 from diffcodec.cli.options import PATH, crop_option, data_option, force_option, quiet_option
 from diffcodec.cli.program import cli, examples
-from diffcodec.cli.running import CommandError, failing_as, print_line, say
+from diffcodec.cli.running import CommandError, check_target, failing_as, print_line, say
 from diffcodec.models.file import network_path
-from diffcodec.system.files import check_output, write_file
+from diffcodec.system.files import write_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,7 +81,7 @@ def calibrate(
     with failing_as(source):
         path = network_path(source)
     with failing_as(out):
-        check_output(out, str(path), force)
+        check_target(out, str(path), force, str(path))
     from diffcodec.models.calibration import calibrate as fit
     from diffcodec.models.calibration import check_variance
     from diffcodec.models.converted import open_network, serialise_calibrated

@@ -26,6 +26,7 @@ from diffcodec.cli.running import (
     Files,
     Job,
     attempt,
+    check_target,
     image_format,
     in_groups,
     load_given,
@@ -41,7 +42,7 @@ from diffcodec.container.salvage import Damage
 from diffcodec.errors import CorruptError, TruncatedError
 from diffcodec.images.formats import EXACT_MODES, SUFFIX_MODES
 from diffcodec.limits import Limits
-from diffcodec.system.files import STANDARD, check_output, read_file, write_file
+from diffcodec.system.files import STANDARD, read_file, write_file
 from diffcodec.system.process import loading
 
 if TYPE_CHECKING:
@@ -224,7 +225,7 @@ class _Decoder:
         if target == source != STANDARD and read_file(source, len(MAGIC)) != MAGIC:
             parse_data(read_file(source), self.limits)  # why it is no file of ours
         format = image_format(target)
-        check_output(target, source, self.force)
+        check_target(target, source, self.force, self.model)
         start = time.perf_counter()
         data = read_file(source, len(MAGIC) if self._in_parts(source) else self.max_bytes)
         pixels = 0

@@ -33,6 +33,7 @@ from diffcodec.cli.running import (
     Files,
     Job,
     attempt,
+    check_target,
     failing_as,
     in_groups,
     load_given,
@@ -48,7 +49,7 @@ from diffcodec.errors import FormatError
 from diffcodec.images.formats import SUFFIXES, lossy_format
 from diffcodec.limits import Limits
 from diffcodec.models.file import ARITHMETICS, DEFAULT_MODEL, model_info, model_path
-from diffcodec.system.files import STANDARD, check_output, read_file, write_file
+from diffcodec.system.files import STANDARD, read_file, write_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -330,7 +331,7 @@ class _Encoder:
 
         if target == source != STANDARD and read_file(source, len(MAGIC)) == MAGIC:
             raise CommandError(_CODED)
-        check_output(target, source, self.force)
+        check_target(target, source, self.force, self.model)
         start = time.perf_counter()
         data = read_file(source)
         image = read_image_data(source, data, self.limits, self.frame)

@@ -21,7 +21,7 @@ from diffcodec.cli.options import (
 from diffcodec.cli.program import cli, examples
 from diffcodec.cli.running import CommandError, failing_as, print_line
 from diffcodec.diffusion.variances import VARIANCES
-from diffcodec.models.file import DEFAULT_MODEL, model_info, model_path
+from diffcodec.models.file import DEFAULT_MODEL, model_files, model_info, model_path
 from diffcodec.system.files import STANDARD, check_output, write_file
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def _check_picture(path: str, inputs: "Sequence[str | None]", force: bool) -> No
 
     Args:
         path: of the picture.
-        inputs: data, model and labels, none of which it takes the place of.
+        inputs: data, model with all its files, and labels, of which it takes the place of none.
         force: whether to overwrite another file.
     """
     if path == STANDARD:
@@ -183,7 +183,7 @@ def _check_picture(path: str, inputs: "Sequence[str | None]", force: bool) -> No
         with failing_as(str(data)):
             sources = find_images(Path(str(data)))
         with failing_as(str(model)):
-            sources.append(model_path(str(model)))
+            sources += filter(Path.exists, model_files(model_path(str(model))))
         sources += [] if labels is None else [Path(labels)]
         with failing_as(path):
             for source in sources:

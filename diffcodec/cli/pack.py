@@ -39,6 +39,7 @@ from diffcodec.cli.running import (
     CommandError,
     Job,
     attempt,
+    check_target,
     failing_as,
     for_each,
     load_given,
@@ -144,6 +145,7 @@ def pack(*, inputs: tuple[str, ...], force: bool, finetune: float | None, **opti
         if path.exists():
             if not (force and path.is_file()):
                 raise FileExistsError(*EXISTS, target)
+            check_target(target, STANDARD, force, options["model"])
             path = held.enter_context(replacing(path))
         if finetune is not None and options["classes"]:
             raise click.UsageError(

@@ -17,7 +17,7 @@ from diffcodec.cli.options import (
     used_model_option,
 )
 from diffcodec.cli.program import cli, examples
-from diffcodec.cli.running import check_device, failing_as, print_line, say
+from diffcodec.cli.running import check_device, check_target, failing_as, print_line, say
 from diffcodec.container.parts import PLAN_NAMES
 from diffcodec.errors import ModelMismatchError
 from diffcodec.models.file import DEFAULT_MODEL, ModelInfo, model_info, model_path
@@ -121,7 +121,7 @@ def _open(name: str, device: str, out: str | None, force: bool) -> "tuple[Path, 
     info = model_info(path)
     if out is not None:
         _check_suffix("--out", out, info)
-        check_output(out, str(path), force)
+        check_target(out, str(path), force, str(path))
     from diffcodec.models.model import load_model
 
     return path, info, load_model(path, "float", device)

@@ -28,9 +28,10 @@ from diffcodec.errors import (
 )
 from diffcodec.images.formats import FRAME_IN_SHELL, save_format
 from diffcodec.limits import Limits
-from diffcodec.models.file import model_info, model_path
+from diffcodec.models.file import model_files, model_info, model_path, network_path
 from diffcodec.system.files import (
     STANDARD,
+    check_output,
     discard_standard_output,
     is_stream,
     write_standard_output,
@@ -172,6 +173,29 @@ def load_given(model: str | None, arithmetic: str | None = None, device: str = "
             from diffcodec.models.model import load_model
 
             load_model(model, arithmetic or model_info(model_path(model)).arithmetic, device)
+
+
+def check_target(target: str, source: str, force: bool, model: str | None) -> None:
+    """Refuse an output as :func:`check_output` does, and also one that is a file of the model.
+
+    Args:
+        target: the output.
+        source: the input that it is made from.
+        force: whether another file that exists may be overwritten.
+        model: given for it, if one is.
+
+    Raises:
+        DiffcodecError: it is the input, or a file of the model or of the network that it names.
+        OSError: see :func:`check_output`.
+    """
+    check_output(target, source, force)
+    if model is None or target == STANDARD or not Path(target).is_file():
+        return
+    files: list[Path] = []
+    with suppress(DiffcodecError, OSError):  # loading it says what is wrong
+        files = [file for file in model_files(network_path(model)) if file.exists()]
+    if any(file.samefile(target) for file in files):
+        raise DiffcodecError("the output is a file of the model; give another output")
 
 
 def parse_data(data: bytes, limits: Limits) -> Container:

@@ -21,10 +21,10 @@ from diffcodec.cli.options import (
     used_model_option,
 )
 from diffcodec.cli.program import cli, examples
-from diffcodec.cli.running import CommandError, failing_as, printable, say
+from diffcodec.cli.running import CommandError, check_target, failing_as, printable, say
 from diffcodec.limits import DEFAULT_LIMITS
 from diffcodec.models.file import DEFAULT_MODEL
-from diffcodec.system.files import STANDARD, check_output, write_file
+from diffcodec.system.files import STANDARD, write_file
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -88,13 +88,13 @@ def parse_levels(text: str) -> tuple[int, ...]:
     return levels
 
 
-def _check(out: str, force: bool, *sources: str) -> None:
+def _check(out: str, force: bool, model: str | None, *sources: str) -> None:
     """Check the output, before anything is computed."""
     if out != STANDARD and not out.lower().endswith(".png"):
         raise click.UsageError(f"--out {out}: expected a name that ends with .png, or -")
     with failing_as(out):
         for source in sources or (STANDARD,):
-            check_output(out, source, force)
+            check_target(out, source, force, model)
 
 
 def _load(name: str | None, device: str) -> "Model":
@@ -232,7 +232,7 @@ def sample(
         raise click.UsageError("--eta is of --sampler ddim; give both")
     if guidance != 1 and label is None:
         raise click.UsageError("--guidance is towards a --class; give both")
-    _check(out, force)
+    _check(out, force, model)
     used = _load(model, device)
     from PIL import Image
 
@@ -285,7 +285,7 @@ def forward(
 
     The noise is that of the model's colour domain.
     """
-    _check(out, force, image)
+    _check(out, force, model, image)
     used, source = _load(model, "cpu"), _read(image)
     from diffcodec.sampling import edits
 
@@ -315,7 +315,7 @@ def denoise(
 
     SIGMA is of the noise in each of red, green and blue. One evaluation of the network.
     """
-    _check(out, force, image)
+    _check(out, force, model, image)
     used, source = _load(model, device), _read(image)
     from diffcodec.sampling import edits
 
@@ -360,7 +360,7 @@ def interpolate(
     The higher SIGMA, the freer: at the least that the model takes, 2.8 of the default one, the
     images are blended, at hundreds little is left of them.
     """
-    _check(out, force, a, b)
+    _check(out, force, model, a, b)
     used, ends = _load(model, device), (_read(a), _read(b))
     from diffcodec.sampling import edits
 
@@ -397,7 +397,7 @@ def inpaint(
     MASK is an image of the same size, white where IMAGE is missing. What is known stays as it is,
     with its alpha; what is drawn is opaque.
     """
-    _check(out, force, image, mask)
+    _check(out, force, model, image, mask)
     used, source, missing = _load(model, device), _read(image), _read_mask(mask)
     import numpy as np
 
@@ -452,7 +452,7 @@ def enlarge(
 
     The detail is invented.
     """
-    _check(out, force, image)
+    _check(out, force, model, image)
     used, source = _load(model, device), _read(image)
     from diffcodec.sampling import edits
 

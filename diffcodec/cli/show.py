@@ -9,6 +9,7 @@ from diffcodec.cli.options import device_option, file_model_option, file_options
 from diffcodec.cli.program import cli, examples
 from diffcodec.cli.running import (
     Files,
+    check_target,
     load_given,
     one_by_one,
     parse_data,
@@ -16,7 +17,7 @@ from diffcodec.cli.running import (
     reading_file,
 )
 from diffcodec.limits import Limits
-from diffcodec.system.files import STANDARD, check_output, read_file, write_file
+from diffcodec.system.files import STANDARD, read_file, write_file
 
 
 @cli.command(
@@ -43,7 +44,7 @@ def show(*, files: Files, model: str | None, device: str, limits: Limits) -> Non
             )
 
     def work(source: str, target: str) -> str | None:
-        check_output(target, source, files.force)
+        check_target(target, source, files.force, model)
         data = read_file(source)
         parse_data(data, limits)
 

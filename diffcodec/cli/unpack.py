@@ -36,6 +36,7 @@ from diffcodec.cli.running import (
     CommandError,
     Job,
     attempt,
+    check_target,
     failing_as,
     folders_of_outputs,
     for_each,
@@ -47,7 +48,7 @@ from diffcodec.cli.running import (
 from diffcodec.errors import CorruptError, DiffcodecError
 from diffcodec.images.formats import SUFFIXES
 from diffcodec.limits import Limits
-from diffcodec.system.files import EXISTS, replacing, write_file
+from diffcodec.system.files import EXISTS, STANDARD, replacing, write_file
 
 ARRAY_OUTPUT = ".npy"
 
@@ -210,8 +211,8 @@ class _Extractor:
         which = int(number) if number else _number(self.archive, name)
         name = _file_name(self.archive.entry(which))
         target = Path(self.folder, self.renamed.get(which, name))
-        if target.exists() and not self.force:
-            raise FileExistsError(*EXISTS, str(target))
+        if target.exists():
+            check_target(str(target), STANDARD, self.force, self.model)
         stream = io.BytesIO()
         write_image(self.archive[which], stream, "PNG")
         make_folder(target.parent)
@@ -279,6 +280,8 @@ def _unpack_array(
             if skip_existing:
                 return
             raise FileExistsError(*EXISTS, output)
+        if Path(output).exists():
+            check_target(output, path, force, model)
         archive = held.enter_context(open_archive(path, model=model, limits=limits, device=device))
         kinds = {(entry.mode, entry.size) for entry in archive.entries()}
         if len(kinds) != 1:

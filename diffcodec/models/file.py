@@ -270,6 +270,30 @@ def network_path(source: str | PathLike[str]) -> Path:
         raise ModelMismatchError(f"{e}, or the folder of a pipeline of diffusers") from e
 
 
+def model_files(path: Path) -> list[Path]:
+    """The files of a model: its own, and those of the network that a calibrated one names.
+
+    Args:
+        path: see :func:`network_path`.
+
+    Raises:
+        ModelMismatchError: if it is no model.
+    """
+    found: list[Path] = []
+    left = [path]
+    while left:
+        path = left.pop()
+        if path.is_dir():  # a pipeline, whose parts are folders
+            found += [path / "model_index.json", *path.glob("*/**/*")]
+            continue
+        found.append(path)
+        source = (model_info(path).calibrated or {}).get("source")
+        network = path.parent / source if isinstance(source, str) else path
+        if network.exists() and network.resolve() not in found:
+            left.append(network.resolve())
+    return found
+
+
 def find_model_path(model_id: bytes) -> Path:
     """The shipped model file with this identity.
 
