@@ -2,6 +2,7 @@
 
 import copy
 import tempfile
+import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from os import PathLike
@@ -20,7 +21,6 @@ from diffcodec.archive.records import (
 from diffcodec.archive.repair import last_root
 from diffcodec.errors import CorruptError, ModelMismatchError
 from diffcodec.limits import DEFAULT_LIMITS, Limits
-from diffcodec.system.locks import Lock
 from diffcodec.values import integer
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class ArchiveReader:
 
     def _forget(self) -> None:
         """Drop what is held of the file."""
-        self._lock = Lock()
+        self._lock = threading.RLock()
         self._pages: OrderedDict[int, list[Stored]] = OrderedDict()
         self._groups: OrderedDict[GroupEntry, list[Image]] = OrderedDict()
         self._held = 0  # pixels

@@ -6,16 +6,15 @@ application too; what Pillow warns of is for the application to hear.
 
 import io
 import struct
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
-from diffcodec.system.locks import Lock
-
 _PREFIX_BYTES = 16  # by which plug-ins know their files
-_lock = Lock()
+_lock = threading.Lock()
 
 
 @contextmanager
