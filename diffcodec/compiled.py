@@ -14,7 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffcodec.forks import held_in_forks
+
 EACH_THREADS_ELEMENTS = 1 << 16
+_COMPILING = held_in_forks()  # the compiler has a lock of its own, which a fork knows nothing of
 
 Loop = Callable[..., Any]
 
@@ -32,7 +35,8 @@ def compiled(loop: Loop) -> Loop:
 def works(is_exact: Callable[[], bool]) -> bool:
     """Whether a loop does here what it should: there is a compiler, and its results are right."""
     try:
-        return is_exact()
+        with _COMPILING:
+            return is_exact()
     except Exception:  # whatever a compiler may meet on a machine that it does not suit
         return False
 

@@ -20,7 +20,7 @@ from diffcodec.planning.costs import Course
 PACKAGE = Path(diffcodec.__file__).parent
 # From the ground up; each may import what stands before it.
 FLOORS = (
-    *("errors", "limits", "values", "arrays", "compiled", "intervals"),
+    *("errors", "limits", "values", "arrays", "forks", "compiled", "intervals"),
     *("system", "container", "diffusion", "networks", "coding", "images", "models"),
     *("sampling", "codec"),
     "archive",

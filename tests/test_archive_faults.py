@@ -1,11 +1,8 @@
 """Archives in odd hands: processes that move about, hostile records, limits."""
 
 import json
-import os
 import pickle
 import random
-import signal
-import threading
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +22,6 @@ from diffcodec.archive.index import Root
 from diffcodec.archive.parts import pack_group
 from diffcodec.archive.records import GROUP, HEADER, PAGE, ROOT, Place, record, record_head, tail
 from diffcodec.errors import CorruptError, DiffcodecError, FormatError, LimitError, UnsupportedError
-from diffcodec.images import color_sets, opening, source_planes
 from diffcodec.models.model import Model
 
 
@@ -78,30 +74,6 @@ def test_nothing_is_appended_to_a_closed_archive(tmp_path: Path) -> None:
             add()
     archive.close()
     assert len(archive) == 2 and same(archive[1], images[1])
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_child_does_not_wait_for_threads_of_its_parent(tmp_path: Path) -> None:
-    """Who hold locks where it was forked: of an archive, and of tables of colours."""
-    images = pictures(2)
-    archive = open_archive(packed(tmp_path / "x.dfca", images))
-    held, go_on = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with archive._lock, color_sets._LOCK, source_planes._LOCK, opening._lock:
-            held.set()
-            go_on.wait()
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    held.wait()
-    if (child := os.fork()) == 0:
-        signal.alarm(20)
-        read = same(archive[1], images[1]) and same(archive["0"], images[0])
-        os._exit(0 if read and color_sets.triples("grey")[0] else 1)
-    go_on.set()
-    thread.join()
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_numbers_of_any_length_that_no_image_has(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Reading an archive: any image by its number or name, at the cost of its group."""
 
 import copy
+import os
 import tempfile
 import threading
 from collections import OrderedDict
@@ -62,12 +63,17 @@ class ArchiveReader:
 
     def _forget(self) -> None:
         """Drop what is held of the file."""
-        self._lock = threading.RLock()
+        self._locks: dict[int, threading.RLock] = {}  # by process
         self._pages: OrderedDict[int, list[Stored]] = OrderedDict()
         self._groups: OrderedDict[GroupEntry, list[Image]] = OrderedDict()
         self._held = 0  # pixels
         self._numbers: dict[str, int] | None = None
         self._embedded: dict[tuple[bytes, bool], Model] = {}
+
+    @property
+    def _lock(self) -> threading.RLock:
+        """The lock of this process: in a fork nobody releases what its parent's threads held."""
+        return self._locks.setdefault(os.getpid(), threading.RLock())
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {"_source", "_model", "_limits", "_device", "_root", "_is_appended"}
@@ -132,9 +138,10 @@ class ArchiveReader:
         if isinstance(which, str):
             with self._lock:
                 if self._numbers is None:
-                    self._numbers = {}
+                    numbers: dict[str, int] = {}
                     for number, entry in enumerate(self.entries()):
-                        self._numbers.setdefault(entry.name, number)
+                        numbers.setdefault(entry.name, number)
+                    self._numbers = numbers  # whole, also in a fork
                 if which not in self._numbers:
                     raise KeyError(f"no image {which!r} in the archive of {len(self)}")
                 return self._numbers[which]

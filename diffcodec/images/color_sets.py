@@ -6,7 +6,6 @@ formulas, and how they were found.
 """
 
 import math
-import threading
 import zlib
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +16,7 @@ from PIL import Image
 
 from diffcodec.arrays import AnyArray, Bits, Bytes, Flags, Integers
 from diffcodec.errors import FormatError, UnsupportedFileError
+from diffcodec.forks import held_in_forks
 
 CONVERSIONS = {  # bytes in files
     "photoycc": 1,  # Kodak's PhotoCD
@@ -40,7 +40,7 @@ NEIGHBOURS = 4  # values on each side, among which a channel's gain is estimated
 LEAST_GAIN = 0.15  # bits per sample: one in ten of the neighbouring values doesn't occur
 COST_FACTOR = 4  # by how much the gain must exceed what the values take in the file
 ALL_VALUES = bytes([0xFF]) * VALUES_BYTES
-_LOCK = threading.Lock()
+_LOCK = held_in_forks()
 
 
 @dataclass(frozen=True)

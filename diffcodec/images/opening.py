@@ -6,15 +6,16 @@ application too; what Pillow warns of is for the application to hear.
 
 import io
 import struct
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
+from diffcodec.forks import held_in_forks
+
 _PREFIX_BYTES = 16  # by which plug-ins know their files
-_lock = threading.Lock()
+_lock = held_in_forks()
 
 
 @contextmanager

@@ -4,7 +4,6 @@ In RGB such an image spends bits on telling the colours that occur from those th
 (:mod:`diffcodec.images.color_sets`); its planes have no others.
 """
 
-import threading
 from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
@@ -14,11 +13,12 @@ from jaxtyping import Int32, Int64, UInt8
 from PIL import Image
 
 from diffcodec.arrays import AnyArray, Bytes, Integers
+from diffcodec.forks import held_in_forks
 from diffcodec.images.color_sets import Conversion, conversion
 
 LEAST_SAME = 0.9  # of the pairs of unclipped pixels in a square of 2 x 2, where chroma is repeated
 PIXELS_AT_ONCE = 1 << 16
-_LOCK = threading.Lock()
+_LOCK = held_in_forks()
 
 
 def to_planes(image: Image.Image, name: str) -> Image.Image:
