@@ -201,6 +201,14 @@ def test_descriptions_that_cannot_be_are_named(tmp_path, name, changed, said):
     assert isinstance(caught.value, UnsupportedError) or str(tmp_path) in str(caught.value)
 
 
+def test_a_network_without_safetensors_is_refused(tmp_path):
+    folder = saved(unet(), diffusers.DDPMScheduler(), tmp_path)
+    for path in (folder / "unet").glob("*.safetensors"):
+        path.rename(path.with_suffix(".bin"))
+    with pytest.raises(ModelMismatchError, match="no tensors in unet, expected a file of safeten"):
+        from_diffusers(folder)
+
+
 def test_a_transformer_is_not_built_for_larger_images_than_its_weights(tmp_path):
     folder = saved(dit(), diffusers.DDPMScheduler(variance_type="learned_range"), tmp_path)
     path = folder / "transformer/config.json"

@@ -147,12 +147,14 @@ def _check_sizes(kind: Any, folder: Path) -> None:
     It may claim any size: neither time nor memory for it before it is checked.
 
     Raises:
-        ValueError: so; others of ``INVALID``, if no such network can be.
+        ValueError: so; almost any, by the library, if no such network can be.
     """
     described, shapes = _described(folder / "config.json"), []
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             shapes += [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+    if not shapes:
+        raise ValueError(f"no tensors in {folder.name}, expected a file of safetensors")
     for name in ("layers_per_block", "num_layers"):
         if isinstance(layers := described.get(name), int) and layers > len(shapes):
             raise ValueError(f"{name} {layers}, but only {len(shapes)} tensors")
