@@ -602,6 +602,14 @@ def test_damaged_tensors_are_found_on_loading(tmp_path: Path, tiny: Path, damage
             load_model(path)
 
 
+def redescribed(model: Path, folder: Path, key: str, value: str) -> Path:
+    """The model with one part of its description changed."""
+    info, data = read_model_info(model)
+    path = folder / "model.safetensors"
+    path.write_bytes(save(load(data), describe(info) | {key: value}))
+    return path
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -621,10 +629,7 @@ def test_damaged_tensors_are_found_on_loading(tmp_path: Path, tiny: Path, damage
 def test_damaged_descriptions_are_found_on_loading(
     tmp_path: Path, tiny: Path, key: str, value: str
 ) -> None:
-    info, data = read_model_info(tiny)
-    metadata = describe(info) | {key: value}
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(save(load(data), metadata))
+    path = redescribed(tiny, tmp_path, key, value)
     with pytest.raises(ModelMismatchError, match="not a diffcodec model file"):
         load_model(path)
 
@@ -651,9 +656,7 @@ def test_damaged_descriptions_are_found_on_loading(
 def test_damaged_descriptions_are_found_on_reading(
     tmp_path: Path, tiny: Path, key: str, value: str
 ) -> None:
-    info, data = read_model_info(tiny)
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(save(load(data), describe(info) | {key: value}))
+    path = redescribed(tiny, tmp_path, key, value)
     with pytest.raises(ModelMismatchError, match="not a diffcodec model file"):
         read_model_info(path)
 
