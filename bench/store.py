@@ -44,8 +44,9 @@ class Store:
     def __init__(self, path: Path):
         self.path = path
         self._rows: dict[str, Row] = {}
-        lines = path.read_text().splitlines() if path.exists() else []
-        for line in lines:
+        text = path.read_text() if path.exists() else ""
+        self._begin = "" if text.endswith("\n") or not text else "\n"  # of what is appended first
+        for line in text.splitlines():
             try:
                 entry = json.loads(line)
             except ValueError:  # the line at which a run was stopped
@@ -59,7 +60,8 @@ class Store:
             row = compute()
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a") as f:
-                f.write(json.dumps({"key": key, "row": row}) + "\n")
+                f.write(self._begin + json.dumps({"key": key, "row": row}) + "\n")
+            self._begin = ""
             self._rows[name] = row
         return self._rows[name]
 

@@ -194,6 +194,7 @@ def test_what_was_measured_is_not_measured_again(tmp_path):
     store = Store(path)
     assert store.get({"a": 1}, pytest.fail) == {"x": 5}
     assert store.get({"a": 2}, lambda: {"x": 7}) == {"x": 7}
+    assert Store(path).get({"a": 2}, pytest.fail) == {"x": 7}
 
 
 USED_TO_CODE = """
