@@ -135,7 +135,7 @@ def code_lengths(codec: Codec, values: Array) -> Array:
     if isinstance(codec, Candidates):
         symbols = (values - codec.lowest).ravel().astype(int)
         picked = codec.table[np.arange(len(symbols)), symbols] / codec.table.sum(1)
-        bits: Array = -np.log2(picked).reshape(values.shape)
+        bits: Array = -np.log2(np.maximum(picked, LEAST_PROBABILITY)).reshape(values.shape)
         return bits
     assert isinstance(codec, GaussianBins)
     mass = log_bin((values - codec.mean) / codec.std, codec.spacing / codec.std)
@@ -182,7 +182,7 @@ def dissect_chain(container: Container, model: Model, image: Image.Image) -> tup
         size = (part.box.height, part.box.width)
         fields = (model.plans[effort], model.domain, part.index, coded, size)
         tile, phased = container.tiles[part.index], model.phased
-        kind = (tile.draw, can_occur, phased, phased)
+        kind = (tile.draw, can_occur, phased, phased, part.label, part.adaptation)
         chain = MeasuredChain(*fields, tile.preview, *kind)
         if tile.preview:
             descent = MeasuredDescent(TileChain(*fields, 0, *kind))
@@ -199,7 +199,9 @@ def dissect_chain(container: Container, model: Model, image: Image.Image) -> tup
 
     tiles = list(run(map(job, parts), parts, model, progress_bar(0, False)))
     if container.mode == "RGB":
-        bound = sum(bound_by_step(model, effort, crop(image, part.box)) for part in parts)
+        bound = sum(
+            bound_by_step(model, effort, crop(image, part.box), part.label) for part in parts
+        )
         for row, bits in zip(rows, np.asarray(bound), strict=True):
             row["bound_bits"] = float(bits)
     previews = sum(8 * len(container.tiles[part.index].preview_payload) for part in parts)

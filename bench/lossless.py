@@ -54,10 +54,16 @@ def bound_bits(model: Model, effort: str, image: Image.Image) -> float:
     return float(bound_by_step(model, effort, image).sum())
 
 
-def bound_by_step(model: Model, effort: str, image: Image.Image) -> NDArray[np.float64]:
-    """The same in its parts, [T + 1]: see :func:`diffcodec.evaluation.evaluation.bound_bits`."""
+def bound_by_step(
+    model: Model, effort: str, image: Image.Image, label: int | None = None
+) -> NDArray[np.float64]:
+    """The same in its parts, [T + 1], of a class if one is told.
+
+    See :func:`diffcodec.evaluation.measure.bound_bits`.
+    """
     generator = torch.Generator().manual_seed(0)
-    return evaluation.bound_bits(model, [image], model.plans[effort], generator)[0]
+    labels = None if label is None else [label]
+    return evaluation.bound_bits(model, [image], model.plans[effort], generator, labels=labels)[0]
 
 
 def measure_codec(codec: Codec, image: Image.Image) -> Row:

@@ -616,6 +616,24 @@ def test_bits_of_steps_are_near_their_bound(no_webp, crop, previews):
     assert bits == pytest.approx(bound, rel=0.08 if previews else 0.04)
 
 
+@pytest.mark.parametrize(
+    ("name", "network"),
+    [
+        ("class", "class"),
+        ("class-preview", "class"),
+        ("phased-adapted-preview", "phased"),
+        ("outliers-grey", "model"),  # where the table gives a colour no probability
+    ],
+)
+def test_anatomy_of_golden_files_adds_up(name, network):
+    golden = FOLDER / "tests" / "golden"
+    data = (golden / f"{name}.dfc").read_bytes()
+    found = anatomy.dissect(data, load_model(golden / f"{network}.safetensors"))
+    assert total_bits(found) == pytest.approx(8 * len(data))
+    lengths = [bits for step in found["steps"] for bits in step["by_channel"].values()]
+    assert np.isfinite(lengths).all()
+
+
 @pytest.mark.parametrize("network", ["tiny", "phased"])
 def test_anatomy_of_files_with_previews(photo, no_webp, request, network):
     model = load_model(request.getfixturevalue(network))
