@@ -272,10 +272,20 @@ def section_name(data: Dataset, chain_only: bool) -> str:
 
 
 def run(
-    data: Dataset, model: Model, efforts: tuple[str, ...], chain_only: bool, bound: bool, out: Path
+    data: Dataset,
+    model: Model,
+    efforts: tuple[str, ...],
+    chain_only: bool,
+    bound: bool,
+    out: Path,
+    color_sets: bool = True,
 ) -> None:
     """Measure, and write all results of a data set."""
-    with bench.chain_only() if chain_only else nullcontext():
+    out = out if color_sets else out / "no-color-sets"
+    with (
+        bench.chain_only() if chain_only else nullcontext(),
+        nullcontext() if color_sets else bench.no_color_sets(),
+    ):
         images, rows = measure_all(data, model, efforts, chain_only, bound, out)
     folder = out / section_name(data, chain_only)
     labels = {codec.name: codec.label for codec in lossless_codecs()}
@@ -305,6 +315,8 @@ def run(
     ]
     command = f"python -m bench lossless {data.options}{run_options(model, efforts)}"
     command += " --chain-only" if chain_only else ""
+    command += "" if bound else " --no-bound"
+    command += "" if color_sets else " --no-color-sets"
     picture = draw(images, rows, labels, ours, folder)
     section = Section(f"Lossless: {folder.name}", command, paragraphs, tables, [picture])
     section.publish(folder)
@@ -325,9 +337,7 @@ def main(
     out: Path,
 ) -> None:
     """Lossless sizes and times beside other codecs, and against the bound."""
-    with nullcontext() if color_sets else bench.no_color_sets():
-        place = out if color_sets else out / "no-color-sets"
-        run(data, model, efforts, chain_only, bound, place)
+    run(data, model, efforts, chain_only, bound, out, color_sets)
 
 
 if __name__ == "__main__":

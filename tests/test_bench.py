@@ -275,9 +275,19 @@ def test_lossless_run(folder, tiny, tmp_path):
         len(codecs.lossless_codecs()) + 2
     )
     assert (out / "lossless.png").exists()
-    tables = {t.name: t for t in report.read_section(out / "section.json").tables}
+    section = report.read_section(out / "section.json")
+    assert section.command.endswith(" --effort fast --effort default")
+    tables = {t.name: t for t in section.tables}
     assert len(tables["images"].rows) == 3
     assert "bpd without container" in tables["summary"].columns
+
+
+def test_lossless_says_how_it_was_run(folder, tiny, tmp_path):
+    options = ["--data", folder, "--limit", "1", "--model", tiny, "--out", tmp_path, "--no-bound"]
+    done = CliRunner().invoke(lossless.main, [*map(str, options), "--no-color-sets"])
+    assert done.exit_code == 0, done.output
+    (path,) = (tmp_path / "no-color-sets").rglob("section.json")
+    assert report.read_section(path).command.endswith(" --no-bound --no-color-sets")
 
 
 @pytest.mark.usefixtures("chain_only")
