@@ -23,6 +23,7 @@ from diffcodec.arrays import Array
 from diffcodec.images.modes import psnr
 
 MS_SSIM_SIDE = 176  # that torchmetrics asks for
+SSIM_SIDE = 6  # the same
 RESAMPLES = 2000
 FEWEST = 5  # images that an interval is drawn from
 

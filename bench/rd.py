@@ -33,7 +33,17 @@ from bench.measuring import (
     our_name,
     run_options,
 )
-from bench.metrics import Interval, bd_rate, interval, qualities, quality_at, rate_at
+from bench.metrics import (
+    MS_SSIM_SIDE,
+    SSIM_SIDE,
+    Interval,
+    bd_rate,
+    interval,
+    qualities,
+    quality_at,
+    rate_at,
+    similarity_name,
+)
 from bench.published import PUBLISHED, published
 from bench.report import Section, Table
 from bench.store import Row, Store, cpu, write_json
@@ -122,6 +132,26 @@ def prefixes(model: Model, effort: str, image: Image.Image, levels: int) -> list
     return points
 
 
+def check_size(image: Row, first: Row) -> None:
+    """Check that an image has the similarity that the first of all has, and has one.
+
+    Raises:
+        click.ClickException: if not: means of two kinds would be of nothing.
+    """
+    size, first_size = ((i["width"], i["height"]) for i in (image, first))
+    found = f"{image['name']}: found {size[0]} x {size[1]} pixels"
+    if min(size) < SSIM_SIDE:
+        raise click.ClickException(
+            f"{found}, expected {SSIM_SIDE} a side or more, for SSIM: take it out of --data"
+        )
+    if similarity_name(size) != similarity_name(first_size):
+        raise click.ClickException(
+            f"{found}, and {first['name']} has {first_size[0]} x {first_size[1]}: MS-SSIM is of "
+            f"images of {MS_SSIM_SIDE} a side or more and SSIM of smaller ones, and means are of "
+            "one kind; give --crop, or a folder for each kind"
+        )
+
+
 def measure_all(
     data: Dataset, model: Model, efforts: Sequence[str], out: Path
 ) -> tuple[list[Row], dict[str, list[list[Row]]]]:
@@ -132,6 +162,7 @@ def measure_all(
     codecs = lossy_codecs()
     for described, image in described_images(data):
         images.append(described)
+        check_size(described, images[0])
         common: Row = {"what": "rd", "image": described["digest"], "cpu": cpu()}
         for codec in codecs:
             key = common | {"codec": codec.name, "settings": codec.settings, "by": codec.about}

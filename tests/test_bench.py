@@ -38,6 +38,7 @@ from bench import (
     gate,
     jpegs,
     lossless,
+    measuring,
     metrics,
     mri,
     overhead,
@@ -426,6 +427,19 @@ def test_rd_run(folder, tiny, tmp_path, monkeypatch):
     assert point["psnr-rgb"] == metrics.qualities(shown, np.asarray(photo))["psnr-rgb"]
     assert (out / "rd.svg").exists()
     assert (out / "ratio.svg").exists()
+
+
+def test_similarities_of_two_kinds_have_no_mean(tmp_path):
+    for name, size in (("a", (180, 180)), ("b", (180, 170)), ("c", (200, 5))):
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
+    images = list(measuring.described_images(dataset(tmp_path)))
+    a, b, c = (found for found, _ in images)
+    rd.check_size(a, a)
+    rd.check_size(b, b)
+    with pytest.raises(click.ClickException, match=r"180 x 170 pixels, and a\.png has 180 x 180"):
+        rd.check_size(b, a)
+    with pytest.raises(click.ClickException, match="found 200 x 5 pixels, expected 6 a side"):
+        rd.check_size(c, c)
 
 
 def test_published_curves_stand_in_the_tables():
