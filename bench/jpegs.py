@@ -94,8 +94,15 @@ def main(
     limit: int | None,
 ) -> None:
     """Write each image of a folder as PNG, after it has been JPEG, video or on a Photo CD."""
+    paths = find_images(data)[:limit]
+    first = {path.stem: path for path in reversed(paths)}
+    for path in paths:
+        if path != first[path.stem]:
+            raise click.ClickException(
+                f"{first[path.stem]} and {path} would both become {path.stem}.png: rename one"
+            )
     out.mkdir(parents=True, exist_ok=True)
-    for path in find_images(data)[:limit]:
+    for path in paths:
         image = open_rgb(path)
         if photo_cd:
             decoded = as_photo_cd(image)

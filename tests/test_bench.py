@@ -333,6 +333,10 @@ def test_files_that_have_been_jpeg_or_video_have_a_set(tmp_path):
         assert CliRunner().invoke(jpegs.main, arguments).exit_code == 0
         colors = find_color_set(Image.open(tmp_path / "out" / "parrots.png"))
         assert colors is not None and colors.conversion == expected
+    shutil.copy(tmp_path / "in" / "parrots.png", tmp_path / "in" / "parrots.PNG")
+    refused = CliRunner().invoke(jpegs.main, arguments)
+    assert "would both become parrots.png" in refused.output
+    (tmp_path / "in" / "parrots.PNG").unlink()
     command = ["--quality", "90", str(tmp_path / "in")]
     rows = CliRunner().invoke(planes.main, command).output.splitlines()
     webp, webp_planes, xl, xl_planes, halved = map(float, rows[-1].split("|")[2:7])
