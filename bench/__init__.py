@@ -1,10 +1,11 @@
 """Comparisons and demonstrations; not part of the package."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from unittest import mock
 
+import click
 from PIL import Image
 
 from diffcodec.images.outliers import Found
@@ -42,10 +43,42 @@ def evaluations(model: "Model", effort: str) -> int:
     return sum(2 if shape.ensemble_axes(sigma) else 1 for sigma in model.plans[effort].levels)
 
 
-def middle(image: Image.Image, side: int) -> Image.Image:
-    """The square in the middle of an image, RGB."""
+def check_side(image: Image.Image, side: int, name: str = "the image") -> None:
+    """Check that an image, which is named, holds a square: Pillow crops beyond it, and adds black.
+
+    Raises:
+        click.ClickException: if it does not.
+    """
+    if not 0 < side <= min(image.size):
+        raise click.ClickException(
+            f"{name}: found {image.width} x {image.height} pixels, no square of {side} x {side} "
+            "within; give another side, or leave it out"
+        )
+
+
+def middle(image: Image.Image, side: int, name: str = "the image") -> Image.Image:
+    """The square in the middle of an image, RGB.
+
+    Raises:
+        click.ClickException: if the image, which is named, holds none.
+    """
+    check_side(image, side, name)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return image.convert("RGB").crop((left, top, left + side, top + side))
+
+
+def check_timesteps(model: "Model", plan: str, timesteps: Sequence[int]) -> None:
+    """Check that a plan of a model has the timesteps that are asked for.
+
+    Raises:
+        click.ClickException: if it has fewer.
+    """
+    last = len(model.plans[plan].levels)
+    if max(timesteps) > last:
+        raise click.ClickException(
+            f"timestep {max(timesteps)}: {model.info.name} has {last} in its plan {plan}; give "
+            f"--timesteps from 1 to {last}"
+        )
 
 
 def identity(model: "Model") -> str:

@@ -4,6 +4,8 @@ from importlib import import_module
 
 import click
 
+from diffcodec.errors import DiffcodecError
+
 COMMANDS = {  # name: module and what it does; modules are loaded when they are used
     "all": ("everything", "Every benchmark, then one page of all results; --quick for a subset."),
     "lossless": ("lossless", "Lossless sizes and times beside other codecs, and the bound."),
@@ -57,6 +59,17 @@ class Lazy(click.Group):
             return None
         command: click.Command = import_module(f"bench.{COMMANDS[cmd_name][0]}").main
         return command
+
+    def invoke(self, ctx: click.Context) -> None:
+        """Run a command; what the package says of bad input is one line, as of its own commands.
+
+        Raises:
+            click.ClickException: with that line.
+        """
+        try:
+            super().invoke(ctx)
+        except DiffcodecError as e:
+            raise click.ClickException(str(e)) from e
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the commands with what they are about, without loading any."""

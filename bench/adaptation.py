@@ -59,7 +59,7 @@ def main(
     for path in (path for given in images for path in find_images(given)):
         image = open_rgb(path)
         with nullcontext() if color_sets else no_color_sets():
-            row = measure(middle(image, crop) if crop else image, used, effort)
+            row = measure(middle(image, crop, path.name) if crop else image, used, effort)
         click.echo(" | ".join([f"| {path.name}", *row]) + " |")
 
 

@@ -126,7 +126,7 @@ def other_codecs(images: list[Image.Image], group: int) -> dict[str, Row]:
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder or .npy.")
 @click.option("--model", default=DEFAULT_MODEL, help="Name or path.")
 @click.option("--effort", default="default", show_default=True)
-@click.option("--limit", type=int, help="Only the first so many images.")
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many images.")
 @click.option("--group", default=GROUP_IMAGES, show_default=True)
 @click.option("--single/--no-single", default=True, help="Single files too.")
 @click.option("--finetuned", type=click.Path(exists=True), help="A model to lie in the archive.")

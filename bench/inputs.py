@@ -12,6 +12,7 @@ from PIL import Image
 
 from bench import middle
 from diffcodec.images.metadata import stripped
+from diffcodec.images.modes import in_8_bits
 from diffcodec.images.reading import read_image
 from diffcodec.training.data import Source, find_images, list_images
 
@@ -43,7 +44,7 @@ class Dataset:
         """Names and images, in RGB."""
         for name, source in self.sources.items():
             image = open_rgb(source)
-            yield name, image if self.crop is None else middle(image, self.crop)
+            yield name, image if self.crop is None else middle(image, self.crop, name)
 
 
 def check_samples(path: Path, samples: bytes, expected: str) -> None:
@@ -58,9 +59,12 @@ def check_samples(path: Path, samples: bytes, expected: str) -> None:
 
 
 def open_rgb(source: Source) -> Image.Image:
-    """The pixels alone, as other codecs get them, of a file or of an array [3, height, width]."""
+    """The pixels alone, as other codecs get them, of a file or of an array [3, height, width].
+
+    Grey of 16 bits is scaled to 8.
+    """
     if isinstance(source, Path):
-        return stripped(read_image(source)).convert("RGB")
+        return in_8_bits(stripped(read_image(source)), "RGB")
     return Image.fromarray(np.ascontiguousarray(source.transpose(1, 2, 0)))
 
 

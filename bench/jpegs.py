@@ -83,7 +83,7 @@ def interpolated(halved: NDArray[np.float64]) -> NDArray[np.float64]:
 @click.option("--subsampling", default="4:2:0", type=click.Choice(["4:4:4", "4:2:2", "4:2:0"]))
 @click.option("--video", is_flag=True, help="Frames of H.264 instead; needs PyAV.")
 @click.option("--photo-cd", is_flag=True, help="By way of Photo CD instead.")
-@click.option("--limit", type=int, help="Only the first so many images.")
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many images.")
 def main(
     data: Path,
     out: Path,

@@ -133,9 +133,11 @@ def measuring_options(command: Callable[..., None]) -> Callable[..., None]:
             help="More than one: repeat it.",
         ),
         click.option(
-            "--crop", type=int, help="Take the central square of so many pixels of each image."
+            "--crop",
+            type=click.IntRange(min=1),
+            help="Take the central square of so many pixels a side of each image.",
         ),
-        click.option("--limit", type=int, help="Only the first so many images."),
+        click.option("--limit", type=click.IntRange(min=1), help="Only the first so many images."),
         click.option(
             "--out", default=OUT, type=click.Path(path_type=Path), help="Folder of results."
         ),

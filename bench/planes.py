@@ -62,8 +62,8 @@ def share_recovered(planes: Bytes, chroma: Bytes) -> float:
 @click.command()
 @click.argument("images", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--quality", type=click.IntRange(1, 100), help="Make JPEG of them before.")
-@click.option("--crop", type=int, help="Side of the middle that is taken.")
-@click.option("--limit", type=int, help="Only the first so many images.")
+@click.option("--crop", type=click.IntRange(min=1), help="Side of the middle that is taken.")
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many images.")
 def main(
     images: tuple[Path, ...], quality: int | None, crop: int | None, limit: int | None
 ) -> None:
@@ -74,7 +74,9 @@ def main(
     click.echo("| image | " + " | ".join(names) + " |\n" + "|---" * (len(names) + 1) + "|")
     rows = []
     for path in [path for given in images for path in find_images(given)][:limit]:
-        image = open_rgb(path) if crop is None else middle(open_rgb(path), crop)
+        image = open_rgb(path)
+        if crop is not None:
+            image = middle(image, crop, path.name)
         jpeg, chroma = b"", np.zeros((2, 0, 0), np.uint8)
         if quality:
             jpeg, image, chroma = as_jpeg(image, quality)

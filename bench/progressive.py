@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bench import chain_only, identity
-from bench.inputs import EXAMPLES
+from bench import chain_only, check_side, identity
+from bench.inputs import EXAMPLES, open_rgb
 from bench.overhead import measure
 from bench.report import markdown
 from bench.store import peak_memory_mb
@@ -38,13 +38,11 @@ LEAST_BEGINNING = 40  # bytes: the header and some of the first layer
 def crops(data: Path, size: int, count: int) -> Iterator[Image.Image]:
     """Squares from random places of each photograph."""
     for path in find_images(data):
-        rng = np.random.default_rng(1)
-        with Image.open(path) as image:
-            for _ in range(count):
-                y, x = (
-                    int(rng.integers(0, side - size + 1)) for side in (image.height, image.width)
-                )
-                yield image.convert("RGB").crop((x, y, x + size, y + size))
+        rng, image = np.random.default_rng(1), open_rgb(path)
+        check_side(image, size, path.name)
+        for _ in range(count):
+            y, x = (int(rng.integers(0, side - size + 1)) for side in (image.height, image.width))
+            yield image.crop((x, y, x + size, y + size))
 
 
 def coded(model: Model, effort: str, image: Image.Image) -> Array:

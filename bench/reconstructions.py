@@ -12,8 +12,9 @@ from pathlib import Path
 
 import click
 import numpy as np
-from PIL import Image
 
+from bench import check_timesteps, middle
+from bench.inputs import open_rgb
 from bench.metrics import qualities
 from diffcodec import load_model
 from diffcodec.arrays import Array, Bytes
@@ -21,6 +22,7 @@ from diffcodec.cli.options import parse_numbers
 from diffcodec.diffusion.color import from_domain, to_domain
 from diffcodec.models.file import DEFAULT_MODEL
 from diffcodec.models.model import Model
+from diffcodec.training.data import find_images
 
 
 def continued(model: Model, effort: str, x: Array, timestep: int, steps: int) -> Iterator[Array]:
@@ -47,8 +49,16 @@ def steepness(pixels: Bytes) -> float:
 @click.option("--effort", default="default", show_default=True)
 @click.option("--timesteps", type=parse_numbers, default="13,11,9", show_default=True)
 @click.option("--steps", type=click.IntRange(min=1), default=3, show_default=True)
-@click.option("--side", type=int, default=176, show_default=True, help="Of the middle of each.")
-@click.option("--limit", type=int, default=24, show_default=True, help="Images at most.")
+@click.option(
+    "--side",
+    type=click.IntRange(min=1),
+    default=176,
+    show_default=True,
+    help="Of the middle of each.",
+)
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=24, show_default=True, help="Images at most."
+)
 def main(
     folder: Path,
     model_name: str,
@@ -60,12 +70,10 @@ def main(
 ) -> None:
     """Qualities of reconstructions, the mean of the images of a FOLDER."""
     model = load_model(model_name)
+    check_timesteps(model, model.info.lossy_plan(effort), timesteps)
     found: dict[tuple[int, int], list[list[float]]] = {}
-    for path in sorted(folder.glob("*.png"))[:limit]:
-        with Image.open(path) as opened:
-            rgb = opened.convert("RGB")
-        left, top = (rgb.width - side) // 2, (rgb.height - side) // 2
-        image = np.asarray(rgb.crop((left, top, left + side, top + side)))
+    for path in find_images(folder)[:limit]:
+        image = np.asarray(middle(open_rgb(path), side, path.name))
         x = to_domain(image.transpose(2, 0, 1).astype(np.int32), model.color).astype(np.float64)
         for t in timesteps:
             for step, mean in enumerate(continued(model, effort, x, t, steps)):

@@ -13,7 +13,7 @@ import click
 import numpy as np
 from PIL import Image
 
-from bench import middle
+from bench import check_timesteps, middle
 from bench.inputs import open_rgb
 from diffcodec import load_model
 from diffcodec.arrays import Array
@@ -27,6 +27,7 @@ from diffcodec.container.parts import Box
 from diffcodec.images.modes import psnr
 from diffcodec.models.file import DEFAULT_MODEL
 from diffcodec.models.model import Model
+from diffcodec.training.data import find_images
 
 NEAR = range(2, 10)  # pixels beside a border that a step is compared with
 
@@ -69,9 +70,19 @@ def step_ratio(image: Image.Image, side: int) -> float:
 @click.option("--effort", default="default", show_default=True)
 @click.option("--reconstruct", default="mean", show_default=True, help="As of decode.")
 @click.option("--timesteps", type=parse_numbers, default="13,11,9,7,5,3,1", show_default=True)
-@click.option("--side", type=int, default=128, show_default=True, help="Of tiles.")
-@click.option("--crop", type=int, default=256, show_default=True, help="Of the middle of each.")
-@click.option("--limit", type=int, default=3, show_default=True, help="Images at most.")
+@click.option(
+    "--side", type=click.IntRange(min=1), default=128, show_default=True, help="Of tiles."
+)
+@click.option(
+    "--crop",
+    type=click.IntRange(min=1),
+    default=256,
+    show_default=True,
+    help="Of the middle of each.",
+)
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=3, show_default=True, help="Images at most."
+)
 def main(
     folder: Path,
     model_name: str,
@@ -88,9 +99,14 @@ def main(
     """
     model = load_model(model_name)
     plan, view = model.info.lossy_plan(effort), View(reconstruct=reconstruct)
+    check_timesteps(model, plan, timesteps)
+    if crop <= side:
+        raise click.ClickException(
+            f"no borders of tiles of {side} within a crop of {crop}: give a larger --crop"
+        )
     found: dict[int, list[list[float]]] = defaultdict(list)
-    for path in sorted(folder.glob("*.png"))[:limit]:
-        image = middle(open_rgb(path), crop)
+    for path in find_images(folder)[:limit]:
+        image = middle(open_rgb(path), crop, path.name)
         x = integers(image, Box(0, 0, crop, crop), model.color).astype(np.float64)
         for t in timesteps:
             row = [step_ratio(image, side)]

@@ -44,6 +44,7 @@ from bench import (
     overhead,
     pictures,
     planes,
+    progressive,
     rd,
     reconstructions,
     replayed,
@@ -238,6 +239,30 @@ def test_datasets_of_folders_and_arrays(folder, photo, tmp_path):
         ("00001", (16, 16)),
     ]
     assert len({pixels_digest(image) for _, image in synthetic().images()}) == len(synthetic())
+
+
+def test_images_of_16_bits_are_scaled_not_cut_off(tmp_path):
+    samples = np.arange(0, 1 << 16, 257, np.uint16).reshape(16, 16)
+    Image.fromarray(samples).save(tmp_path / "deep.png")
+    ((_, image),) = dataset(tmp_path).images()
+    assert np.array_equal(np.asarray(image)[..., 0], samples // 257)
+
+
+def test_images_smaller_than_the_crop_are_refused(folder):
+    with pytest.raises(
+        click.ClickException, match=r"a\.png: found 20 x 24 pixels, no square of 21"
+    ):
+        list(dataset(folder, crop=21).images())
+    result = CliRunner().invoke(main, ["reconstructions", str(folder), "--side", "99"])
+    assert result.output.startswith("Error: a.png: found 20 x 24 pixels")
+    with pytest.raises(click.ClickException, match="no square of 25"):
+        next(progressive.crops(folder, 25, 1))
+
+
+@pytest.mark.parametrize("option", ["--limit", "--crop"])
+def test_nothing_to_measure_is_refused(folder, option):
+    result = CliRunner().invoke(main, ["lossless", "--data", str(folder), option, "0"])
+    assert result.exit_code == 2 and option in result.output
 
 
 def test_published_figures_have_their_source():
@@ -590,6 +615,8 @@ def test_reconstructions_are_compared(folder, tiny, capsys):
     reconstructions.main([*options, "--steps", "2", "--side", "16"], standalone_mode=False)
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
     assert [row[:2] for row in rows] == [[t, step] for t in "32" for step in "012"]
+    with pytest.raises(click.ClickException, match=r"timestep 9: tiny has 4 in its plan fast"):
+        reconstructions.main([*options[:-1], "3,9"], standalone_mode=False)
     x = np.full((3, 1, 1), 100.0)
     shown = list(reconstructions.continued(load_model(tiny), "fast", x, 3, 2))
     assert len(shown) == 3 and all(each.shape == x.shape for each in shown)
@@ -832,9 +859,28 @@ def test_another_package_than_fashion_mnist_is_refused(tmp_path, text):
         assert f"{path}: not the package" in refused.output
 
 
-def test_a_missing_folder_is_an_error():
+def test_a_missing_folder_is_an_error_of_one_line():
     result = CliRunner().invoke(main, ["lossless", "--data", "nowhere"])
-    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit)
+    assert (result.exit_code, result.output.count("\n")) == (1, 1)
+    assert result.output.startswith("Error: nowhere: no such folder;")
+
+
+def test_seams_need_borders_and_timesteps(folder, tiny):
+    options = ["seams", str(folder), "--model", str(tiny), "--effort", "fast", "--timesteps"]
+    for more, expected in (
+        (["9"], "timestep 9: tiny has 4 in its plan fast"),
+        (["2", "--crop", "16", "--side", "16"], "no borders of tiles of 16 within"),
+        (["2", "--crop", "25", "--side", "16"], "a.png: found 20 x 24 pixels, no square of 25"),
+    ):
+        result = CliRunner().invoke(main, [*options, *more])
+        assert result.exit_code == 1 and expected in result.output
+
+
+@pytest.mark.parametrize("command", ["seams", "reconstructions"])
+def test_a_folder_without_images_is_an_error(tmp_path, command):
+    result = CliRunner().invoke(main, [command, str(tmp_path)])
+    assert result.exit_code == 1 and "holds no images" in result.output
 
 
 # --- speed ----------------------------------------------------------------------------------------
