@@ -58,8 +58,8 @@ LEAST_PROBABILITY = 2.0**-24  # that the coder gives a symbol
 class MeasuredChain(TileChain):
     """A chain that keeps its variables, and then tells the code length of each step by channel."""
 
-    def __init__(self, *arguments: Any):
-        super().__init__(*arguments)
+    def __init__(self, *arguments: Any, **named: Any):
+        super().__init__(*arguments, **named)
         self.z = Keeping()
         self.bits: dict[Step, Array] = {}  # [channels]; popped bits are negative
 
@@ -182,10 +182,10 @@ def dissect_chain(container: Container, model: Model, image: Image.Image) -> tup
         size = (part.box.height, part.box.width)
         fields = (model.plans[effort], model.domain, part.index, coded, size)
         tile, phased = container.tiles[part.index], model.phased
-        kind = (tile.draw, can_occur, phased, phased, part.label, part.adaptation)
-        chain = MeasuredChain(*fields, tile.preview, *kind)
+        kind, fitted = (tile.draw, can_occur, phased, phased, part.label), part.adaptation
+        chain = MeasuredChain(*fields, tile.preview, *kind, adaptation=fitted)
         if tile.preview:
-            descent = MeasuredDescent(TileChain(*fields, 0, *kind))
+            descent = MeasuredDescent(TileChain(*fields, 0, *kind, adaptation=fitted))
             yield from descent.decode_layer(tile.preview_payload, tile.preview)
             add_preview(rows, descent.expected, 8 * len(tile.preview_payload))
             chain.z[tile.preview] = descent.z
