@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -23,9 +24,10 @@ from diffcodec.coding.bits_back import decode_tile, encode_tile
 from diffcodec.coding.chain import Asked, TileChain, drive
 from diffcodec.coding.reconstructions import RECONSTRUCTIONS
 from diffcodec.container.reader import parse
+from diffcodec.container.writer import pack
 from diffcodec.diffusion.bound import chain_bound_bits
 from diffcodec.diffusion.color import to_domain
-from diffcodec.errors import ModelMismatchError, UnsupportedError
+from diffcodec.errors import CorruptError, ModelMismatchError, UnsupportedError
 from diffcodec.models.answering import answer
 from diffcodec.models.export import serialise_float_model
 from diffcodec.models.file import make_metadata, read_model_info
@@ -168,6 +170,14 @@ def test_lossy_files(model: Model, mode: str) -> None:
         assert same(decode(deep, timestep, model), found)
         sizes.append(len(data))
     assert sizes == sorted(sizes, reverse=True)
+
+
+def test_a_lossy_file_is_by_no_other_plan(model: Model) -> None:
+    container = parse(encode(smooth(13, 9), model, timestep=1))
+    assert container.layers is not None
+    other = replace(container, layers=replace(container.layers, plan="default"))
+    with pytest.raises(CorruptError, match=r"a lossy file by the plan 'default'; .* by 'lossy'"):
+        decode(pack(other), model=model)
 
 
 def test_models_that_cannot_code_lossy_files(phased: Path, phased_float: Path) -> None:

@@ -8,7 +8,7 @@ from typing import BinaryIO
 from diffcodec.codec.estimates import check_memory
 from diffcodec.codec.seams import MARGIN
 from diffcodec.codec.windows import Window, find_window
-from diffcodec.container.parts import Container
+from diffcodec.container.parts import LOSSY_PLAN, Container
 from diffcodec.container.reader import FileReader
 from diffcodec.errors import CorruptError, ModelMismatchError
 from diffcodec.limits import Limits
@@ -122,7 +122,13 @@ def find_model(
         if tile.preview > levels:
             raise CorruptError(f"a preview at timestep {tile.preview}, of {levels}")
     if container.layers:
-        stops, levels = container.layers.stops, len(model.plans[container.layers.plan].levels)
+        plan = container.layers.plan
+        if model.phased and not container.has_tiles and plan != LOSSY_PLAN:
+            raise CorruptError(
+                f"a lossy file by the plan {plan!r}; of a model that codes in phases, such as "
+                f"{model.info.name}, it would be by {LOSSY_PLAN!r}"
+            )
+        stops, levels = container.layers.stops, len(model.plans[plan].levels)
         if max(stops) > levels:
             raise CorruptError(f"layers that reach {stops}, of {levels} timesteps")
     return model
