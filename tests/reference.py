@@ -540,7 +540,7 @@ class Chain:
 
     def variable(self, t):
         """By which networks z_t is told in phases."""
-        return min(t, 2) if self.around_first else 2
+        return min(t, 2) if self.around_first else 3
 
     def to_samples(self, x):
         x = np.rint(x).astype(np.int64)
@@ -794,7 +794,7 @@ class Chain:
     def above_in_phases(self, z, t, sample):
         """z_t of z = z_{t+1}, sample(number, where, refined mean and v) the places of a phase."""
         c = slice(0, self.coded)
-        xhat, v, shared = self.model.begin(2, z, self.levels[t + 1])
+        xhat, v, shared = self.model.begin(self.variable(t), z, self.levels[t + 1])
         low, high = (self.sigma[s] * self.sigma[s] for s in (t, t + 1))
         r = low / high
         mean, variance = r * z + (1 - r) * xhat, low * (1 - r) + (1 - r) * (1 - r) * v
@@ -1242,7 +1242,7 @@ class Model:
     def begin(self, which, z, sigma):
         """The same, and what each phase makes of z."""
         height, width = z.shape[1:]
-        self.teller = which
+        self.teller = min(which, 2)
         if which == 2 and len(self.experts) > 2:
             self.teller += sum(sigma > limit for limit, _, _ in self.experts[2:-1])
         expert = self.experts[min(self.teller, len(self.experts) - 1)]

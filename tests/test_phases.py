@@ -29,7 +29,7 @@ from tiny import (
 from torch import Tensor
 
 from diffcodec.coding import mixtures as tables
-from diffcodec.diffusion.losses import WHOLE, Share, code_length_loss
+from diffcodec.diffusion.losses import WHOLE, Share, add_noise, code_length_loss
 from diffcodec.diffusion.phases import (
     ERROR_STEPS,
     GAUSSIAN_PARAMETERS,
@@ -570,6 +570,30 @@ def test_means_in_phases_are_those_of_the_posterior(integer: IntegerNetwork) -> 
         found = integer.begin_phases(min(teller, 2), z, sigma)[:2]
         pairs = zip(found, integer.posterior_x(z, sigma), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_one_expert_tells_all_of_lossy_files(integer: IntegerNetwork) -> None:
+    assert [PHASED.teller_at(3, sigma) for sigma in (1.0, 50.0, 300.0)] == [2, 2, 2]
+    assert [PHASED.teller_at(2, sigma) for sigma in (1.0, 50.0, 300.0)] == [2, 2, 3]
+    z, sigma = noisy(2), PHASED_MODEL_PLANS["lossy"].levels[-1]
+    mean, v, shared = integer.begin_phases(3, z, sigma)
+    *expected, stream = integer.experts[2].evaluate(z, sigma)
+    assert torch.equal(mean, expected[0])
+    assert torch.equal(v, expected[1])
+    for found, own in zip(shared, integer.phases[2].shared(stream), strict=True):
+        assert torch.equal(found, own)
+
+
+def test_training_shows_that_expert_all_levels_of_lossy_files() -> None:
+    network = random_network(PHASED)
+    x = 100 + 20 * drawn(16, 3, 16, 16).float()
+    noisy_images = add_noise(x, "ycocg", torch.Generator().manual_seed(0), WHOLE, 8, (0, 0, 1))
+    assert noisy_images.sigma.min() < 4
+    assert noisy_images.sigma.max() > 50
+    bits = noisy_images.phased_step_bits(network.phased, torch.Generator().manual_seed(0), WHOLE)
+    bits.mean().backward()
+    reached = {name.split(".")[1] for name, p in network.named_parameters() if p.grad is not None}
+    assert reached == {"2"}
 
 
 @pytest.mark.filterwarnings("ignore:TF32 acceleration")  # of mkldnn.flags itself

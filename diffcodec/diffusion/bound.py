@@ -52,13 +52,14 @@ class PhasedModel(Protocol):
         ...
 
     def refined(
-        self, z_s: Tensor, z_t: Tensor, below: Tensor, sigma: Tensor
+        self, z_s: Tensor, z_t: Tensor, below: Tensor, sigma: Tensor, lossy: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Mean and variance of x given z_t and, at each pixel, z_s of the phases before it.
 
         Args:
             z_s, z_t: variables above z_1, [batch, 3, height, width].
             below, sigma: their noise levels, [batch].
+            lossy: which are of lossy files, [batch]; None if none is.
         """
         ...
 

@@ -163,7 +163,7 @@ class NoisyImages:
         sigma_s = sigma_t * (below / sigma)[:, None, None, None]
         q = q_posterior(given, z, above(sigma_s, away), above(sigma_t, away))
         z_s = q.mean + q.variance.sqrt() * noise[share.rows][rows]
-        xhat, v = phased.refined(z_s, z, below, sigma)
+        xhat, v = phased.refined(z_s, z, below, sigma, lossy[rows])
         p = p_reverse(xhat, v, z, sigma_s, sigma_t)
         count = math.log(MAX_SIGMA / lowest_step(self.quantiser)) / length
         return (self.density[rows] * count)[:, None, None, None] * gaussian_kl_bits(q, p)
@@ -199,7 +199,8 @@ def add_noise(
     """Draw noise levels and noise for a batch, and apply those of its share to x.
 
     Shares of the batch are at the first level, at the second, somewhere in ``second_sigmas``, and
-    at those of lossy files, below the second; the rest above, with sigma stratified over log sigma.
+    at those of lossy files, half of them below the second; the rest above, with sigma stratified
+    over log sigma.
     """
     domain = DOMAINS[color]
     device, rows = generator.device, share.rows
@@ -220,7 +221,7 @@ def add_noise(
             torch.full((first,), first_sigma(quantiser), device=device),
             low * (high / low) ** uniform,
             lowest * torch.exp(position * math.log(MAX_SIGMA / lowest)),
-            LOSSY_SIGMA * (high / LOSSY_SIGMA) ** below,
+            LOSSY_SIGMA * (MAX_SIGMA / LOSSY_SIGMA) ** (below * below),
         ]
     )[rows]
     weight = weight * (rest + lossy) / rest

@@ -36,7 +36,7 @@ PHASES = ((0, 0), (1, 1), (0, 1), (1, 0))  # row and column in each square of 2 
 LEAST_STD = 0.3  # grey levels, added to the posterior's
 LARGEST_ERROR = 6.0  # that a network sees, in units
 ERROR_STEPS = 128  # of a unit, where it sees integers
-PLANES = (6, 3, 4)  # that phases are told of x, of z_1 and of those above
+PLANES = (6, 3, 4, 4)  # that phases are told of x, of z_1, of those above and of lossy files'
 # The neighbours of a sample whose averages phases of x are told: beside it, above and below, at its
 # corners.
 NEIGHBOURS = (((0, -1), (0, 1)), ((-1, 0), (1, 0)), ((-1, -1), (-1, 1), (1, -1), (1, 1)))
@@ -117,7 +117,7 @@ def expected_of(
     """The mean of a variable without context, and its unit, by the posterior of x given z.
 
     Args:
-        which: 0 for x, 1 for z_1, 2 for z_s above.
+        which: 0 for x, 1 for z_1, 2 for z_s above, 3 for z_s of lossy files.
         xhat, v: of the posterior.
         z: the variable above it.
         sigmas: of the variable, if it is not x, and of z, by channel.
@@ -164,7 +164,7 @@ def told_in_units(
     fourth plane, how far they go.
 
     Args:
-        which: 0 for x, 1 for z_1, 2 for z_s above.
+        which: 0 for x, 1 for z_1, 2 for z_s above, 3 for z_s of lossy files.
         variable: of which phases before are known, [..., 3, height, width].
         mean, unit: what is expected of it, likewise.
         number: of the phase.
@@ -175,7 +175,7 @@ def told_in_units(
     """
     *batch, _, height, width = variable.shape
     planes = _zeros((*batch, PLANES[which], height + height % 2, width + width % 2), mean)
-    if which == 2:
+    if which >= 2:
         step = planes[..., 3, :height, :width]
         step[:] = length
         step[:] = step.clip(-LARGEST_ERROR, LARGEST_ERROR)

@@ -76,9 +76,9 @@ def phased_variable(plan: Plan, quantiser: int, timestep: int) -> int:
         timestep: from 0 on.
 
     Returns:
-        0 for x, 1 for z_1, 2 for those above.
+        0 for x, 1 for z_1, 2 for those above, 3 for all of a plan for lossy files.
     """
-    return min(timestep, 2) if plan.quantiser == quantiser else 2
+    return min(timestep, 2) if plan.quantiser == quantiser else 3
 
 
 def _are_positive(numbers: tuple[float, ...]) -> bool:

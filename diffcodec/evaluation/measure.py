@@ -172,9 +172,10 @@ class ModelInPhases:
         return first_bits(z_1, self._told(1, z_1, z_2, sigma[0].item())[0], self._steps(z_1))
 
     def refined(
-        self, z_s: Tensor, z_t: Tensor, below: Tensor, sigma: Tensor
+        self, z_s: Tensor, z_t: Tensor, below: Tensor, sigma: Tensor, lossy: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Mean and variance of x given z_t and, at each pixel, z_s of the phases before."""
+        assert lossy is None  # as of a bound
         told, xhat, v = self._told(2, z_s, z_t, sigma[0].item(), below[0].item())
         return refined_everywhere(xhat, v, told.parameters)
 

@@ -191,7 +191,8 @@ class Model:
         """Mean and variance as :meth:`posterior_x`, and what each phase makes of z.
 
         Args:
-            which: variable is to be told, 0 for x, 1 for z_1, 2 for those above.
+            which: variable is to be told, 0 for x, 1 for z_1, 2 for those above, 3 for all of a
+                plan for lossy files.
             z: the one above it.
             sigma: its noise level.
         """

@@ -148,7 +148,7 @@ class PhasesConfig:
 
     def multiplications(self, which: int, unet: UNetConfig) -> float:
         """The multiplications of one variable's networks behind a U-Net, for each pixel."""
-        told, parameters = ((24, 9 * self.components + 3), (12, 9), (16, 6))[which]
+        told, parameters = ((24, 9 * self.components + 3), (12, 9), (16, 6), (16, 6))[which]
         features = 4 * unet.channels[0] // unet.patch**2
         channels = self.channels_behind(unet)
         convolutions = features + told + 2 * self.blocks * channels + parameters
@@ -169,7 +169,7 @@ class NetworkConfig:
             z_1 given z_2, and behind each of the others, or the second where it is the last, for z
             above; or None, where all are coded by the posterior alone. The first expert is then
             for the first level alone, the second for the second, and the others answer by their
-            limits at those above, the lowest of them at all of a plan for lossy files below too.
+            limits at those above, the lowest of them at all levels of a plan for lossy files.
     """
 
     experts: tuple[tuple[float, UNetConfig], ...] = ((math.inf, UNetConfig()),)
@@ -264,10 +264,12 @@ class NetworkConfig:
         """The number of the networks of phases that tell a variable, by the level above it.
 
         Args:
-            which: 0 for x, 1 for z_1, 2 for those above.
+            which: 0 for x, 1 for z_1, 2 for those above, 3 for those of lossy files.
             sigma: the noise level of the variable above; or a tensor of such.
         """
-        return which if which < 2 or len(self.experts) == 2 else self.expert_at(sigma)
+        if which == 2 and len(self.experts) > 2:
+            return self.expert_at(sigma)
+        return min(which, 2)
 
     @property
     def tellers(self) -> int:

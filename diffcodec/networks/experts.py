@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from diffcodec.diffusion.bound import quantiser_of
@@ -65,6 +65,8 @@ class ExpertDenoisers(nn.Module):
         teller = self.config.teller_at(told.which, sigma)
         if isinstance(teller, int):
             return self._told_by(teller, told, z, sigma)
+        if told.lossy is not None:
+            teller = teller.masked_fill(told.lossy, self.config.teller_at(3, sigma))
         rows = [torch.nonzero(teller == number)[:, 0] for number in range(self.config.tellers)]
         parts = [
             self._told_by(number, told.of(some), z[some], sigma[some])
@@ -82,7 +84,7 @@ class ExpertDenoisers(nn.Module):
         self, teller: int, told: "Told", z: Images, sigma: Float[Tensor, " batch"]
     ) -> tuple[Phased, Images, Images]:
         """What :meth:`in_phases` gives, by the networks of this number."""
-        which, variable, below = told
+        which, variable, below, _ = told
         unet = self.experts[self.config.expert_of(teller)]
         features = unet.features(z, sigma)
         xhat, v = unet.read_out(features, z, sigma)
@@ -148,19 +150,21 @@ class Told(NamedTuple):
     """A variable that is known to a network of phases.
 
     Attributes:
-        which: 0 for x given z_1, 1 for z_1 given z_2, 2 for z_s above.
+        which: 0 for x given z_1, 1 for z_1 given z_2, 2 for z_s above, 3 for z_s of lossy files.
         variable: x, z_1 or z_s.
         below: the noise level of z_s, [batch].
+        lossy: where it is 2, which images it is 3 of, [batch]; None if of none.
     """
 
     which: int
     variable: Images
     below: Tensor | None = None
+    lossy: Tensor | None = None
 
     def of(self, rows: Tensor) -> "Told":
         """The variable of some images of the batch."""
         below = None if self.below is None else self.below[rows]
-        return Told(self.which, self.variable[rows], below)
+        return Told(self.which, self.variable[rows], below)  # by one network, lossy or not
 
 
 class PhasedBits:
@@ -184,15 +188,21 @@ class PhasedBits:
         return first_bits(z_1, self._ask(Told(1, z_1), z_2, sigma)[0], self._steps(z_1))
 
     def refined(
-        self, z_s: Images, z_t: Images, below: Tensor, sigma: Float[Tensor, " batch"]
+        self,
+        z_s: Images,
+        z_t: Images,
+        below: Tensor,
+        sigma: Float[Tensor, " batch"],
+        lossy: Bool[Tensor, " batch"] | None = None,
     ) -> tuple[Images, Images]:
         """Mean and variance of x given z_t and, at each pixel, z_s of the phases before.
 
         Args:
             z_s, z_t: variables above z_1.
             below, sigma: their noise levels.
+            lossy: which are of lossy files; None if none is.
         """
-        predicted, xhat, v = self._ask(Told(2, z_s, below.float()), z_t, sigma)
+        predicted, xhat, v = self._ask(Told(2, z_s, below.float(), lossy), z_t, sigma)
         return refined_everywhere(xhat, v, predicted.parameters)
 
     def _ask(self, told: Told, z: Images, sigma: Tensor) -> tuple[Phased, Images, Images]:

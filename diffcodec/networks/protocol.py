@@ -90,8 +90,8 @@ class PhasedNetwork(PosteriorNetwork, Protocol):
         """Mean and variance of x given z, and what each phase makes of it, [batch, ...].
 
         Args:
-            which: variable is to be told, 0 for x, 1 for z_1, 2 for those above, and for all of
-                a plan for lossy files.
+            which: variable is to be told, 0 for x, 1 for z_1, 2 for those above, 3 for all of a
+                plan for lossy files.
             z: the one above it.
             sigma: its noise level.
         """

@@ -203,23 +203,24 @@ def quantize_phases(
             z_2 = add_noise(z_1, sigma_1, level * multipliers)
             network.in_phases(Told(1, z_1), z_2, level * ones)
         shares = max(1, len(calibration) // CALIBRATION_STEP_CROPS)
-        for i, (below, level) in enumerate(_steps(plans, config.quantiser)):
+        for i, (below, level, which) in enumerate(_steps(plans, config.quantiser)):
             x = calibration[i % shares :: shares]  # there are many steps
             z_s = add_noise(x, 0 * sigma_1, below * multipliers)
             z_t = add_noise(z_s, below * multipliers, level * multipliers)
             ones = x.new_ones(len(x))
-            network.in_phases(Told(2, z_s, below * ones), z_t, level * ones)
+            network.in_phases(Told(which, z_s, below * ones), z_t, level * ones)
     pairs = zip(network.phases, seen, strict=True)
     return [_quantize_phases(phases, statistics) for phases, statistics in pairs]
 
 
-def _steps(plans: Mapping[str, Plan], quantiser: int) -> list[tuple[float, float]]:
-    """The noise levels of z_s and z_t of all steps that plans take in phases, above z_1."""
+def _steps(plans: Mapping[str, Plan], quantiser: int) -> list[tuple[float, float, int]]:
+    """The noise levels of z_s and z_t of all steps above z_1 in phases, and which variable's."""
     steps = set()
     for plan in plans.values():
         for s, sigma in enumerate(plan.levels):
-            if phased_variable(plan, quantiser, s) == 2:
-                steps.add((plan.levels[s - 1] if s else sigma / 2, sigma))
+            which = phased_variable(plan, quantiser, s)
+            if which >= 2:
+                steps.add((plan.levels[s - 1] if s else sigma / 2, sigma, which))
     return sorted(steps)
 
 
