@@ -13,8 +13,8 @@ from pathlib import Path
 import click
 import numpy as np
 
-from bench import check_timesteps, middle
-from bench.inputs import open_rgb
+from bench import check_timesteps
+from bench.inputs import dataset
 from bench.metrics import qualities
 from diffcodec import load_model
 from diffcodec.arrays import Array, Bytes
@@ -22,7 +22,6 @@ from diffcodec.cli.options import parse_numbers
 from diffcodec.diffusion.color import from_domain, to_domain
 from diffcodec.models.file import DEFAULT_MODEL
 from diffcodec.models.model import Model
-from diffcodec.training.data import find_images
 
 
 def continued(model: Model, effort: str, x: Array, timestep: int, steps: int) -> Iterator[Array]:
@@ -72,8 +71,8 @@ def main(
     model = load_model(model_name)
     check_timesteps(model, model.info.lossy_plan(effort), timesteps)
     found: dict[tuple[int, int], list[list[float]]] = {}
-    for path in find_images(folder)[:limit]:
-        image = np.asarray(middle(open_rgb(path), side, path.name))
+    for _, original in dataset(folder, limit, side).images():
+        image = np.asarray(original)
         x = to_domain(image.transpose(2, 0, 1).astype(np.int32), model.color).astype(np.float64)
         for t in timesteps:
             for step, mean in enumerate(continued(model, effort, x, t, steps)):

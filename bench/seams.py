@@ -13,8 +13,8 @@ import click
 import numpy as np
 from PIL import Image
 
-from bench import check_timesteps, middle
-from bench.inputs import open_rgb
+from bench import check_timesteps
+from bench.inputs import dataset
 from diffcodec import load_model
 from diffcodec.arrays import Array
 from diffcodec.cli.options import parse_numbers
@@ -27,7 +27,6 @@ from diffcodec.container.parts import Box
 from diffcodec.images.modes import psnr
 from diffcodec.models.file import DEFAULT_MODEL
 from diffcodec.models.model import Model
-from diffcodec.training.data import find_images
 
 NEAR = range(2, 10)  # pixels beside a border that a step is compared with
 
@@ -105,8 +104,7 @@ def main(
             f"no borders of tiles of {side} within a crop of {crop}: give a larger --crop"
         )
     found: dict[int, list[list[float]]] = defaultdict(list)
-    for path in find_images(folder)[:limit]:
-        image = middle(open_rgb(path), crop, path.name)
+    for _, image in dataset(folder, limit, crop).images():
         x = integers(image, Box(0, 0, crop, crop), model.color).astype(np.float64)
         for t in timesteps:
             row = [step_ratio(image, side)]
