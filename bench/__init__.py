@@ -15,6 +15,8 @@ from diffcodec.system.memory import keep_freed_memory
 if TYPE_CHECKING:
     from diffcodec.models.model import Model
 
+POSITIVE = click.IntRange(min=1)  # of options that count something
+
 keep_freed_memory()  # as the commands do
 
 

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench import POSITIVE
 from bench.report import markdown
 from diffcodec.diffusion import bound, losses
 from diffcodec.diffusion.plan import geometric_plan
@@ -197,9 +198,17 @@ def run_variant(
 
 @click.command()
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="Training images.")
-@click.option("--minutes", default=10.0, show_default=True, help="Of training, for each variant.")
-@click.option("--crop", default=64, show_default=True, help="Sides of the crops, in pixels.")
-@click.option("--batch", default=16, show_default=True, help="Crops of a step.")
+@click.option(
+    "--minutes",
+    default=10.0,
+    type=click.FloatRange(min=0, min_open=True),
+    show_default=True,
+    help="Of training, for each variant.",
+)
+@click.option(
+    "--crop", default=64, type=POSITIVE, show_default=True, help="Sides of the crops, in pixels."
+)
+@click.option("--batch", default=16, type=POSITIVE, show_default=True, help="Crops of a step.")
 @click.option("--only", multiple=True, type=click.Choice(list(VARIANTS)), help="Variants to run.")
 @click.option("--out", default=Path("results/ablation"), type=click.Path(path_type=Path))
 def main(

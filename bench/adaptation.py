@@ -14,7 +14,7 @@ import click
 import numpy as np
 from PIL import Image
 
-from bench import middle, no_color_sets
+from bench import POSITIVE, middle, no_color_sets
 from bench.inputs import open_rgb
 from diffcodec import decode, encode, load_model
 from diffcodec.container.parts import ADAPTATION
@@ -47,7 +47,7 @@ def measure(image: Image.Image, model: Model, effort: str) -> list[str]:
 @click.argument("images", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--model", default="photo", show_default=True)
 @click.option("--effort", default="default", show_default=True)
-@click.option("--crop", type=click.IntRange(min=1), help="Only the middle of each, so long a side.")
+@click.option("--crop", type=POSITIVE, help="Only the middle of each, so long a side.")
 @click.option("--color-sets", is_flag=True, help="With sets of the colours that can occur.")
 def main(
     images: tuple[Path, ...], model: str, effort: str, crop: int | None, color_sets: bool

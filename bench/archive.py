@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 import bench
+from bench import POSITIVE
 from bench.codecs import lossless_codecs
 from bench.inputs import Dataset, dataset
 from bench.report import OUT, Section, Table
@@ -90,7 +91,7 @@ def archive_file(
 
 
 def mosaics(images: list[Image.Image], group: int) -> list[Image.Image]:
-    """Images of one size side by side, as squares of those of each group."""
+    """Images of one size side by side, as squares of those of each group; what is left is black."""
     side = int(np.ceil(np.sqrt(group)))
     found = []
     for start in range(0, len(images), group):
@@ -126,8 +127,8 @@ def other_codecs(images: list[Image.Image], group: int) -> dict[str, Row]:
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder or .npy.")
 @click.option("--model", default=DEFAULT_MODEL, help="Name or path.")
 @click.option("--effort", default="default", show_default=True)
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many images.")
-@click.option("--group", default=GROUP_IMAGES, show_default=True)
+@click.option("--limit", type=POSITIVE, help="Only the first so many images.")
+@click.option("--group", default=GROUP_IMAGES, type=POSITIVE, show_default=True)
 @click.option("--single/--no-single", default=True, help="Single files too.")
 @click.option("--finetuned", type=click.Path(exists=True), help="A model to lie in the archive.")
 @click.option("--out", default=OUT, type=click.Path(path_type=Path), help="Folder of results.")
@@ -159,7 +160,10 @@ def main(
         rows["the same without the model"] = {"bytes": made["bytes"] - made["model_bytes"]}
     rows |= other_codecs(images, group)
     write_json(folder / "rows.json", rows)
-    publish(used, rows, images, model, effort, folder)
+    options = f"{used.options} --model {model} --effort {effort} --group {group}"
+    options += "" if single else " --no-single"
+    options += f" --finetuned {finetuned}" if finetuned else ""
+    publish(used, rows, images, model, options, folder)
 
 
 def publish(
@@ -167,7 +171,7 @@ def publish(
     rows: dict[str, Row],
     images: list[Image.Image],
     model: str,
-    effort: str,
+    options: str,
     folder: Path,
 ) -> None:
     """Write the table."""
@@ -183,7 +187,7 @@ def publish(
     described = bench.identity(load_model(model))
     section = Section(
         f"Archive: {used.name}",
-        f"python -m bench archive {used.options} --model {model} --effort {effort}",
+        f"python -m bench archive {options}",
         [
             f"{len(images)} images of {used.name}; those of diffcodec all decoded and found equal. "
             f"Model {described}."

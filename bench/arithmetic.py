@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from bench import chain_only, middle
+from bench import POSITIVE, chain_only, middle
 from bench.inputs import open_rgb
 from bench.report import markdown
 from diffcodec import decode, load_model
@@ -162,10 +162,22 @@ def count_failures(
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder of images.")
 @click.option("--float", "float_model", required=True, type=click.Path(path_type=Path))
 @click.option("--model", required=True, type=click.Path(path_type=Path), help="The integer one.")
-@click.option("--crop", default=128, show_default=True, help="Side of the crops, for the sizes.")
-@click.option("--count", default=24, show_default=True, help="Images, evenly from the folder.")
-@click.option("--failures", default=100, show_default=True, help="Files to decode elsewhere.")
-@click.option("--side", default=32, show_default=True, help="Side of these files' images.")
+@click.option(
+    "--crop",
+    default=128,
+    type=POSITIVE,
+    show_default=True,
+    help="Side of the crops, for the sizes.",
+)
+@click.option(
+    "--count", default=24, type=POSITIVE, show_default=True, help="Images, evenly from the folder."
+)
+@click.option(
+    "--failures", default=100, type=POSITIVE, show_default=True, help="Files to decode elsewhere."
+)
+@click.option(
+    "--side", default=32, type=POSITIVE, show_default=True, help="Side of these files' images."
+)
 @chain_only()
 def main(
     data: Path, float_model: Path, model: Path, crop: int, count: int, failures: int, side: int

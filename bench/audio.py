@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from bench import POSITIVE
 from bench.report import markdown
 from diffcodec import decode, encode
 from diffcodec.container.info import tiles_by_coder
@@ -160,7 +161,7 @@ def entropy(values: NDArray[np.generic]) -> float:
 
 @click.command()
 @click.argument("recording", type=click.Path(exists=True, path_type=Path))
-@click.option("--steps", default=600, show_default=True, help="Of training.")
+@click.option("--steps", default=600, type=POSITIVE, show_default=True, help="Of training.")
 def main(recording: Path, steps: int) -> None:
     """Train on the most of a recording, code the rest, and print the table."""
     torch.manual_seed(0)

@@ -15,7 +15,7 @@ import click
 import numpy as np
 import torch
 
-from bench import chain_only
+from bench import POSITIVE, chain_only
 from bench.classes import SEVERAL, files
 from bench.inputs import dataset
 from bench.objectives import CROP, SEED, bound
@@ -35,11 +35,17 @@ STEPS, FILES_STEPS = (10, 20, 40), 20
 @click.option("--model", required=True, help="A float model file or a diffusers folder.")
 @click.option("--data", required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--test", required=True, type=click.Path(exists=True, path_type=Path))
-@click.option("--steps", multiple=True, default=STEPS, show_default=True, help="Of the bounds.")
-@click.option("--crop", default=CROP, show_default=True, help="Sides of all images.")
-@click.option("--crops", default=64, show_default=True, help="That tables are fitted to.")
+@click.option(
+    "--steps", multiple=True, type=POSITIVE, default=STEPS, show_default=True, help="Of the bounds."
+)
+@click.option("--crop", default=CROP, type=POSITIVE, show_default=True, help="Sides of all images.")
+@click.option(
+    "--crops", default=64, type=POSITIVE, show_default=True, help="That tables are fitted to."
+)
 @click.option("--limit", type=SEVERAL, default=64, show_default=True, help="Test images.")
-@click.option("--files", "few", default=16, show_default=True, help="Of these, coded as files.")
+@click.option(
+    "--files", "few", default=16, type=POSITIVE, show_default=True, help="Of these, coded as files."
+)
 def main(
     model: str,
     data: Path,

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bench import chain_only
+from bench import POSITIVE, chain_only
 from bench.inputs import open_rgb
 from bench.objectives import OBJECTIVES, recipe, trained
 from bench.report import markdown
@@ -114,7 +114,7 @@ def cells(found: Bits | None, beside: Bits) -> tuple[str, str]:
 @click.option("--labels", required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--test", required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--test-labels", required=True, type=click.Path(exists=True, path_type=Path))
-@click.option("--steps", default=1000, show_default=True, help="Of each training.")
+@click.option("--steps", default=1000, type=POSITIVE, show_default=True, help="Of each training.")
 @click.option("--limit", type=SEVERAL, default=192, show_default=True, help="Test images.")
 @click.option(
     "--files", "few", type=SEVERAL, default=32, show_default=True, help="Of these, coded as files."

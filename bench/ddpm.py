@@ -34,7 +34,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from bench import identity
+from bench import POSITIVE, identity
 from bench.inputs import Dataset, dataset
 from bench.report import OUT, Section, Table
 from bench.store import write_json
@@ -247,8 +247,8 @@ def run(data: Dataset, model: Model, stride: int, ratio: float, out: Path) -> No
 @click.command()
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="CIFAR-10's test.npy.")
 @click.option("--model", default="cifar10", help="Name or path; integer models as float ones.")
-@click.option("--limit", default=IMAGES, help="Images: the first so many.")
-@click.option("--stride", default=1, help="Of the timesteps of the ideal rate.")
+@click.option("--limit", default=IMAGES, type=POSITIVE, help="Images: the first so many.")
+@click.option("--stride", default=1, type=POSITIVE, help="Of the timesteps of the ideal rate.")
 @click.option("--ratio", default=PLAN_RATIO, help="Of neighbouring levels of the files' plan.")
 @click.option("--out", default=OUT, type=click.Path(path_type=Path), help="Folder of results.")
 def main(data: Path, model: str, limit: int, stride: int, ratio: float, out: Path) -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 import click
 import numpy as np
 
+from bench import POSITIVE
 from diffcodec.container.parts import LEAST_TILE_SIDE, TILE_SIDE
 
 WORK = """
@@ -174,7 +175,9 @@ def run(
 @click.command()
 @click.argument("image", type=click.Path(exists=True, path_type=Path))
 @click.option("--model", default="photo", help="Name or path.")
-@click.option("--crop", default=64, help="Side of the upper left square that is coded.")
+@click.option(
+    "--crop", default=64, type=POSITIVE, help="Side of the upper left square that is coded."
+)
 @click.option("--python", "pythons", metavar="COMMAND", multiple=True, help="Another interpreter.")
 @click.option("--only-python", is_flag=True, help="The first row and those of --python alone.")
 def main(image: Path, model: str, crop: int, pythons: tuple[str, ...], only_python: bool) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 import bench
+from bench import POSITIVE
 from bench.inputs import Dataset
 from bench.measuring import (
     bits_per_dimension,
@@ -76,7 +77,9 @@ def run(data: Dataset, model: Model, efforts: tuple[str, ...], draws: int, out: 
 
 @click.command()
 @measuring_options
-@click.option("--draws", default=DRAWS, show_default=True, help="To compare with one.")
+@click.option(
+    "--draws", default=DRAWS, type=POSITIVE, show_default=True, help="To compare with one."
+)
 def main(data: Dataset, model: Model, efforts: tuple[str, ...], out: Path, draws: int) -> None:
     """What the smallest of several draws of the shared randomness gains."""
     run(data, model, efforts, draws, out)

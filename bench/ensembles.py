@@ -14,6 +14,7 @@ import click
 import torch
 from torch import Tensor
 
+from bench import POSITIVE
 from bench.report import markdown
 from diffcodec.diffusion.bound import chain_bound_bits
 from diffcodec.diffusion.plan import PLANS
@@ -40,8 +41,8 @@ def bound_by_level(weights: dict[str, Tensor], network: ExpertDenoisers, x: Tens
 @click.command()
 @click.option("--data", required=True, help="Images as for training.")
 @click.option("--model", required=True, help="Name or path; no model in phases.")
-@click.option("--crop", default=64, show_default=True, help="Sides of the crops.")
-@click.option("--crops", default=48, show_default=True, help="How many.")
+@click.option("--crop", default=64, type=POSITIVE, show_default=True, help="Sides of the crops.")
+@click.option("--crops", default=48, type=POSITIVE, show_default=True, help="How many.")
 def main(data: str, model: str, crop: int, crops: int) -> None:
     """Print what each self-ensemble gains."""
     config, weights = load_weights(model)

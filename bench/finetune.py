@@ -19,6 +19,7 @@ import click
 import numpy as np
 from PIL import Image
 
+from bench import POSITIVE
 from bench.codecs import lossless_codecs
 from bench.report import markdown
 from diffcodec import decode, encode_many
@@ -66,19 +67,31 @@ def model_sizes(
 @click.command()
 @click.option("--data", required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--test", type=click.Path(exists=True, path_type=Path), help="Other images.")
-@click.option("--minutes", default=30.0, show_default=True, help="Of fine-tuning.")
+@click.option(
+    "--minutes",
+    default=30.0,
+    type=click.FloatRange(min=0, min_open=True),
+    show_default=True,
+    help="Of fine-tuning.",
+)
 @click.option("--init", default="photo", show_default=True, help="The model to start from.")
-@click.option("--crop", default=64, show_default=True, help="Sides of the training crops.")
-@click.option("--batch", default=16, show_default=True, help="Crops in each update.")
+@click.option(
+    "--crop", default=64, type=POSITIVE, show_default=True, help="Sides of the training crops."
+)
+@click.option("--batch", default=16, type=POSITIVE, show_default=True, help="Crops in each update.")
 @click.option("--augment", default="mirror", show_default=True, help="As for training.")
 @click.option("--learning-rate", default=2e-3, show_default=True, help="As for training.")
 @click.option("--self-ensemble-up-to", type=float, help="As for training.")
-@click.option("--processes", default=1, show_default=True, help="To train in, by torchrun.")
-@click.option("--plan-crop", type=int, help="Of the crops to search plans on; else as --crop.")
-@click.option("--plan-crops", default=24, show_default=True, help="How many.")
-@click.option("--limit", default=300, show_default=True, help="Most images to test by.")
+@click.option(
+    "--processes", default=1, type=POSITIVE, show_default=True, help="To train in, by torchrun."
+)
+@click.option("--plan-crop", type=POSITIVE, help="Of the crops to search plans on; else as --crop.")
+@click.option("--plan-crops", default=24, type=POSITIVE, show_default=True, help="How many.")
+@click.option(
+    "--limit", default=300, type=POSITIVE, show_default=True, help="Most images to test by."
+)
 @click.option("--effort", default="best", show_default=True)
-@click.option("--draws", default=8, show_default=True, help="Of the last row.")
+@click.option("--draws", default=8, type=POSITIVE, show_default=True, help="Of the last row.")
 @click.option("--out", default=Path("results/finetune"), type=click.Path(path_type=Path))
 def main(
     data: Path,

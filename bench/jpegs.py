@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import convolve
 
+from bench import POSITIVE, check_side
 from bench.inputs import open_rgb
 from diffcodec.images.source_planes import from_planes
 from diffcodec.training.data import find_images
 
 VIDEO_FRAMES = 8
+VIDEO_SIDE = 16 + VIDEO_FRAMES  # x264 takes one macroblock at least
 TENT = (0.25, 0.5, 0.25)
 
 
@@ -83,7 +85,7 @@ def interpolated(halved: NDArray[np.float64]) -> NDArray[np.float64]:
 @click.option("--subsampling", default="4:2:0", type=click.Choice(["4:4:4", "4:2:2", "4:2:0"]))
 @click.option("--video", is_flag=True, help="Frames of H.264 instead; needs PyAV.")
 @click.option("--photo-cd", is_flag=True, help="By way of Photo CD instead.")
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many images.")
+@click.option("--limit", type=POSITIVE, help="Only the first so many images.")
 def main(
     data: Path,
     out: Path,
@@ -107,6 +109,8 @@ def main(
         if photo_cd:
             decoded = as_photo_cd(image)
         else:
+            if video:
+                check_side(image, VIDEO_SIDE, path.name)
             decoded = as_frame(image) if video else as_jpeg(image, quality, subsampling)
         decoded.save(out / f"{path.stem}.png")
     click.echo(f"{out}: {len(list(out.glob('*.png')))} images")

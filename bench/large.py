@@ -45,7 +45,9 @@ def run(*arguments: str) -> str:
 
 @click.command()
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder of images.")
-@click.option("--megapixels", default=24.0, show_default=True)
+@click.option(
+    "--megapixels", default=24.0, type=click.FloatRange(min=0, min_open=True), show_default=True
+)
 @click.option("--effort", default="fast", show_default=True)
 def main(data: Path, megapixels: float, effort: str) -> None:
     """Encode and decode the mosaic, and check that it comes back."""

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import diffcodec
+from bench import POSITIVE
 from bench.inputs import dataset
 from bench.metrics import qualities
 from bench.report import markdown
@@ -150,11 +151,15 @@ def measure(
 @click.command()
 @click.option("--data", required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--test", required=True, type=click.Path(exists=True, path_type=Path))
-@click.option("--images", default=120, show_default=True, help="To train on.")
-@click.option("--steps", default=1500, show_default=True, help="Of the autoencoder's training.")
-@click.option("--chain-steps", default=600, show_default=True, help="Of the chain's.")
+@click.option("--images", default=120, type=POSITIVE, show_default=True, help="To train on.")
+@click.option(
+    "--steps", default=1500, type=POSITIVE, show_default=True, help="Of the autoencoder's training."
+)
+@click.option(
+    "--chain-steps", default=600, type=POSITIVE, show_default=True, help="Of the chain's."
+)
 @click.option("--model", "beside", default="photo", show_default=True, help="Of pixels.")
-@click.option("--limit", default=6, show_default=True, help="Test images.")
+@click.option("--limit", default=6, type=POSITIVE, show_default=True, help="Test images.")
 @click.option("--out", default=Path("results/latent"), type=click.Path(path_type=Path))
 def main(
     data: Path,

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from bench import POSITIVE
 from bench.inputs import Dataset, dataset
 from bench.report import OUT
 from bench.store import Row, pixels_digest, source_digest
@@ -134,10 +135,10 @@ def measuring_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option(
             "--crop",
-            type=click.IntRange(min=1),
+            type=POSITIVE,
             help="Take the central square of so many pixels a side of each image.",
         ),
-        click.option("--limit", type=click.IntRange(min=1), help="Only the first so many images."),
+        click.option("--limit", type=POSITIVE, help="Only the first so many images."),
         click.option(
             "--out", default=OUT, type=click.Path(path_type=Path), help="Folder of results."
         ),

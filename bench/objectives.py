@@ -22,6 +22,7 @@ import click
 import torch
 from torch import Tensor
 
+from bench import POSITIVE
 from bench.report import markdown
 from bench.store import Store
 from diffcodec.diffusion.bound import chain_bound_bits
@@ -168,10 +169,14 @@ def measure(data: Path, steps: int, objective: Objective, crops: int, pairs: int
 
 @click.command()
 @click.option("--data", required=True, type=click.Path(exists=True, path_type=Path))
-@click.option("--steps", default=300, show_default=True, help="Of training, by each objective.")
+@click.option(
+    "--steps", default=300, type=POSITIVE, show_default=True, help="Of training, by each objective."
+)
 @click.option("--only", multiple=True, type=click.Choice(list(OBJECTIVES)), help="Which of them.")
-@click.option("--crops", default=48, show_default=True, help="That are measured.")
-@click.option("--pairs", default=256, show_default=True, help="Of noise and image, for reflow.")
+@click.option("--crops", default=48, type=POSITIVE, show_default=True, help="That are measured.")
+@click.option(
+    "--pairs", default=256, type=POSITIVE, show_default=True, help="Of noise and image, for reflow."
+)
 @click.option("--out", default=Path("results/objectives"), type=click.Path(path_type=Path))
 def main(data: Path, steps: int, only: tuple[str, ...], crops: int, pairs: int, out: Path) -> None:
     """Train by each objective, and print the tables; what is there already is not repeated."""

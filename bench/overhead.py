@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from bench import POSITIVE, check_side
 from bench.inputs import EXAMPLES
 from bench.report import OUT, Section, Table
 from bench.store import write_json
@@ -204,8 +205,8 @@ class Chain:
 
 @main.command()
 @click.option("--model", default=DEFAULT_MODEL, help="Name or path.")
-@click.option("--size", default=64, help="Of the crops.")
-@click.option("--crops", default=4, help="Of each photograph.")
+@click.option("--size", default=64, type=POSITIVE, help="Of the crops.")
+@click.option("--crops", default=4, type=POSITIVE, help="Of each photograph.")
 @click.option("--out", default=OUT, type=click.Path(path_type=Path), help="Folder of results.")
 def photo(model: str, size: int, crops: int, out: Path) -> None:
     """A real chain: bits at the PSNR that exact sampling reaches, by the KL it sums up."""
@@ -217,7 +218,9 @@ def run_photo(model: str, size: int, crops: int, out: Path) -> None:
     chain, seconds = Chain(model), 0.0
     runs: list[Array] = []
     for path in sorted(EXAMPLES.glob("*.png")):
-        rgb = np.asarray(Image.open(path).convert("RGB")).transpose(2, 0, 1).astype(np.int32)
+        image = Image.open(path).convert("RGB")
+        check_side(image, size, path.name)
+        rgb = np.asarray(image).transpose(2, 0, 1).astype(np.int32)
         rng = np.random.default_rng(1)
         for _ in range(crops):
             y, x = (int(rng.integers(0, side - size + 1)) for side in rgb.shape[1:])

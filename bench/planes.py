@@ -15,7 +15,7 @@ import imagecodecs
 import numpy as np
 from PIL import Image
 
-from bench import middle
+from bench import POSITIVE, check_side, middle
 from bench.inputs import open_rgb
 from diffcodec.arrays import Bytes
 from diffcodec.images.color_sets import find_color_set
@@ -62,8 +62,8 @@ def share_recovered(planes: Bytes, chroma: Bytes) -> float:
 @click.command()
 @click.argument("images", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--quality", type=click.IntRange(1, 100), help="Make JPEG of them before.")
-@click.option("--crop", type=click.IntRange(min=1), help="Side of the middle that is taken.")
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many images.")
+@click.option("--crop", type=POSITIVE, help="Side of the middle that is taken.")
+@click.option("--limit", type=POSITIVE, help="Only the first so many images.")
 def main(
     images: tuple[Path, ...], quality: int | None, crop: int | None, limit: int | None
 ) -> None:
@@ -79,6 +79,7 @@ def main(
             image = middle(image, crop, path.name)
         jpeg, chroma = b"", np.zeros((2, 0, 0), np.uint8)
         if quality:
+            check_side(image, 2, path.name)
             jpeg, image, chroma = as_jpeg(image, quality)
         colors = find_color_set(image)
         if colors is None or colors.conversion in (None, "grey"):

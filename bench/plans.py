@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from bench import chain_only
+from bench import POSITIVE, chain_only
 from bench.inputs import dataset
 from bench.lossless import bound_bits
 from bench.measuring import dips
@@ -112,10 +112,10 @@ def numbers(text: str) -> list[int]:
 @click.option("--timesteps", default="8,10,12,16,20,24,32", help="Of plans to find.")
 @click.option("--geometric", default="12,24,48", help="Timesteps of geometric levels.")
 @click.option("--own", is_flag=True, help="Judge the plans of the model's file too.")
-@click.option("--crops", default=24, help="Crops to find plans on.")
-@click.option("--calibration-crop", default=64, help="Their side.")
-@click.option("--crop", default=128, help="Side of the central crops to judge by.")
-@click.option("--limit", type=int, help="Judge by the first so many images.")
+@click.option("--crops", default=24, type=POSITIVE, help="Crops to find plans on.")
+@click.option("--calibration-crop", default=64, type=POSITIVE, help="Their side.")
+@click.option("--crop", default=128, type=POSITIVE, help="Side of the central crops to judge by.")
+@click.option("--limit", type=POSITIVE, help="Judge by the first so many images.")
 @click.option("--out", type=click.Path(path_type=Path), help="Results as JSON.")
 @chain_only()
 def main(

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bench import chain_only, check_side, identity
+from bench import POSITIVE, chain_only, check_side, identity
 from bench.inputs import EXAMPLES, open_rgb
 from bench.overhead import measure
 from bench.report import markdown
@@ -97,8 +97,10 @@ def crop_options(command: Command) -> Command:
     """Options of what to code; see :func:`crops`."""
     path = click.Path(path_type=Path)
     command = click.option("--data", default=EXAMPLES, type=path, help="Photographs.")(command)
-    command = click.option("--count", default=2, help="Crops of each photograph.")(command)
-    return click.option("--size", default=128, help="Of the crops.")(command)
+    command = click.option("--count", default=2, type=POSITIVE, help="Crops of each photograph.")(
+        command
+    )
+    return click.option("--size", default=128, type=POSITIVE, help="Of the crops.")(command)
 
 
 @main.command()
@@ -165,9 +167,9 @@ def exact(model: str, effort: str, size: int, count: int, data: Path, ends: str)
 
 @main.command()
 @model_options
-@click.option("--size", nargs=2, type=int, default=(768, 512), help="Of the image.")
+@click.option("--size", nargs=2, type=POSITIVE, default=(768, 512), help="Of the image.")
 @click.option("--bpp", type=float, help="Bits per pixel to code to.")
-@click.option("--timestep", type=int, help="To code to instead.")
+@click.option("--timestep", type=POSITIVE, help="To code to instead.")
 def times(
     model: str, effort: str, size: tuple[int, int], bpp: float | None, timestep: int | None
 ) -> None:
@@ -195,7 +197,12 @@ def times(
 @main.command()
 @model_options
 @crop_options
-@click.option("--step", default=1.02, help="From one beginning to the next.")
+@click.option(
+    "--step",
+    default=1.02,
+    type=click.FloatRange(min=1, min_open=True),
+    help="From one beginning to the next.",
+)
 def cuts(model: str, effort: str, size: int, count: int, data: Path, step: float) -> None:
     """Beginnings of a lossy file of each crop: the timestep that all of it came to, PSNR."""
     used = load_model(model)

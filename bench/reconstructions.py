@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from bench import check_timesteps
+from bench import POSITIVE, check_timesteps
 from bench.inputs import dataset
 from bench.metrics import qualities
 from diffcodec import load_model
@@ -47,17 +47,15 @@ def steepness(pixels: Bytes) -> float:
 @click.option("--model", "model_name", default=DEFAULT_MODEL, show_default=True)
 @click.option("--effort", default="default", show_default=True)
 @click.option("--timesteps", type=parse_numbers, default="13,11,9", show_default=True)
-@click.option("--steps", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--steps", type=POSITIVE, default=3, show_default=True)
 @click.option(
     "--side",
-    type=click.IntRange(min=1),
+    type=POSITIVE,
     default=176,
     show_default=True,
     help="Of the middle of each.",
 )
-@click.option(
-    "--limit", type=click.IntRange(min=1), default=24, show_default=True, help="Images at most."
-)
+@click.option("--limit", type=POSITIVE, default=24, show_default=True, help="Images at most.")
 def main(
     folder: Path,
     model_name: str,

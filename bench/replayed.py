@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench import POSITIVE
 from bench.inputs import open_rgb
 from diffcodec import decode, encode, load_model
 from diffcodec.models.model import Model
@@ -86,7 +87,7 @@ def seconds(work: Callable[[], Any]) -> tuple[Any, float, float]:
 @click.argument("path", metavar="IMAGE", type=click.Path(exists=True, path_type=Path))
 @click.option("--model", default="photo", show_default=True)
 @click.option("--effort", default="fast", show_default=True)
-@click.option("--runs", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--runs", type=POSITIVE, default=3, show_default=True)
 def main(path: Path, model: str, effort: str, runs: int) -> None:
     """Print the medians of several runs."""
     image, used = open_rgb(path), load_model(model)

@@ -16,6 +16,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from bench import POSITIVE
 from bench.report import markdown
 from diffcodec.arrays import Array
 from diffcodec.models.model import load_model
@@ -82,8 +83,10 @@ def parse_way(text: str) -> tuple[str, int]:
 @click.command()
 @click.option("--data", required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--model", default="cifar10", show_default=True)
-@click.option("--size", default=32, show_default=True, help="Sides of the samples.")
-@click.option("-n", "count", default=64, show_default=True, help="Samples of each way.")
+@click.option("--size", default=32, type=POSITIVE, show_default=True, help="Sides of the samples.")
+@click.option(
+    "-n", "count", default=64, type=POSITIVE, show_default=True, help="Samples of each way."
+)
 @click.option("--way", "ways", multiple=True, type=parse_way, help="Sampler and steps.")
 @click.option("--out", type=click.Path(path_type=Path), help="A grid of the first way's, PNG.")
 def main(

@@ -13,7 +13,7 @@ import click
 import numpy as np
 from PIL import Image
 
-from bench import check_timesteps
+from bench import POSITIVE, check_timesteps
 from bench.inputs import dataset
 from diffcodec import load_model
 from diffcodec.arrays import Array
@@ -69,19 +69,15 @@ def step_ratio(image: Image.Image, side: int) -> float:
 @click.option("--effort", default="default", show_default=True)
 @click.option("--reconstruct", default="mean", show_default=True, help="As of decode.")
 @click.option("--timesteps", type=parse_numbers, default="13,11,9,7,5,3,1", show_default=True)
-@click.option(
-    "--side", type=click.IntRange(min=1), default=128, show_default=True, help="Of tiles."
-)
+@click.option("--side", type=POSITIVE, default=128, show_default=True, help="Of tiles.")
 @click.option(
     "--crop",
-    type=click.IntRange(min=1),
+    type=POSITIVE,
     default=256,
     show_default=True,
     help="Of the middle of each.",
 )
-@click.option(
-    "--limit", type=click.IntRange(min=1), default=3, show_default=True, help="Images at most."
-)
+@click.option("--limit", type=POSITIVE, default=3, show_default=True, help="Images at most.")
 def main(
     folder: Path,
     model_name: str,

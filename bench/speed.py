@@ -21,7 +21,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from bench import chain_only, evaluations, identity, middle
+from bench import POSITIVE, chain_only, evaluations, identity, middle
 from bench.codecs import lossless_codecs
 from bench.inputs import EXAMPLES, open_rgb
 from bench.report import OUT, Section, Table
@@ -368,7 +368,9 @@ def measure(photo: Image.Image, model_name: str, side: int, quick: bool, out: Pa
 @click.command()
 @click.option("--image", default=EXAMPLES / "kodim23.png", type=click.Path(path_type=Path))
 @click.option("--model", default=DEFAULT_MODEL, help="Name or path.")
-@click.option("--side", default=256, show_default=True, help="Of the square in its middle.")
+@click.option(
+    "--side", default=256, type=POSITIVE, show_default=True, help="Of the square in its middle."
+)
 @click.option("--quick", is_flag=True, help="Fewer sizes, one run of each.")
 @click.option("--out", default=OUT, type=click.Path(path_type=Path), help="Folder of results.")
 def main(image: Path, model: str, side: int, quick: bool, out: Path) -> None:

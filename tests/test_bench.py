@@ -12,6 +12,7 @@ import sys
 import tarfile
 import zipfile
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from unittest import mock
 
@@ -724,6 +725,19 @@ def test_the_list_of_commands_loads_none_of_them():
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_is_there(name):
     assert CliRunner().invoke(main, [name, "--help"]).exit_code == 0
+
+
+def options(command):
+    """All options of a command and of those below it."""
+    below = getattr(command, "commands", {}).values()
+    return command.params + [option for each in below for option in options(each)]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_counts_are_positive(name):
+    command = import_module(f"bench.{COMMANDS[name][0]}").main
+    free = {each.name for each in options(command) if each.type is click.INT}
+    assert free <= {"seed", "side"}  # 0 is a seed, and no side is no square
 
 
 def test_overhead_alone_is_of_gaussians_and_photographs(monkeypatch):
