@@ -96,7 +96,10 @@ def _parse_side(given: str | int) -> int:
     metavar="Q",
     help="A lossy file, from 0, the smallest, to 99; 75 is about 36 dB; 100 is without loss.",
 )
-@effort_option("How many evaluations of the network to spend, in encoding and decoding.")
+@effort_option(
+    "How many evaluations of the network to spend, in encoding and decoding; not of lossy files by "
+    "a model that has a plan for these."
+)
 @click.option(
     "--timestep",
     type=click.IntRange(min=1),
@@ -194,8 +197,8 @@ def encode(
     IN is a PNG, TIFF, WebP, BMP, GIF, JPEG, PPM or QOI file. OUT is IN with the suffix .dfc if it
     is not given.
 
-    Without loss, unless --quality, --bpp, --psnr or --timestep says otherwise, without
-    --progressive.
+    Without loss, unless --quality, --bpp, --psnr or --timestep is given. With --progressive these
+    say where the previews end, and the file is exact.
     """
     _check_goals(**options)
     if options["quality"] == LOSSLESS:

@@ -156,8 +156,8 @@ def _network_options() -> Iterable[Described]:
         ),
         (
             "--phases",
-            "Code in phases of the 2 x 2 grid, from a first level of M = 8; its own two experts "
-            "take the place of any given.",
+            "Code in phases of the 2 x 2 grid, from a first level of M = 8, by three "
+            "experts; of --expert the shape of the lowest counts.",
             {"is_flag": True},
         ),
     )
