@@ -30,6 +30,7 @@ from diffcodec.errors import (
     LimitError,
     TruncatedError,
     UnsupportedError,
+    UnsupportedFileError,
 )
 from diffcodec.images.modes import psnr
 from diffcodec.limits import Limits
@@ -215,6 +216,18 @@ def test_damage_elsewhere_does_not_matter(model: Model, kind: str) -> None:
     for source in (cut_short, io.BytesIO(cut_short)):
         with pytest.raises(TruncatedError, match=f"found {len(cut_short)} bytes"):
             decode(source, model=model, region=(740, 0, 20, 5))
+
+
+def test_a_region_of_a_file_that_needs_what_is_unknown_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Shown without it, the image would be another."""
+    made = parse(coded("1"))
+    monkeypatch.setattr("diffcodec.container.writer.check_container", lambda container: None)
+    data = pack(replace(made, metadata={**made.metadata, "Rotation": b"\1"}))
+    for region in (None, (8, 1, 200, 6), (0, 0, *original("1").size)):
+        with pytest.raises(UnsupportedFileError, match="the file needs 'Rotation'"):
+            decode(data, region=region)
 
 
 @pytest.mark.parametrize(
