@@ -87,6 +87,12 @@ def test_numbers_of_any_length_that_no_image_has(tmp_path: Path) -> None:
     assert result.exit_code == 1 and "see diffcodec ls" in result.stderr
 
 
+def test_no_model_goes_into_an_archive_that_is_read(tmp_path: Path) -> None:
+    archive = open_archive(packed(tmp_path / "x.dfca", pictures(2)))
+    with pytest.raises(UnsupportedError, match="the archive is open for reading; open it by"):
+        archive.embed_model()
+
+
 @pytest.mark.parametrize("mode", ["r", "a", "x"])
 @pytest.mark.parametrize("name", ["a\0b.dfca", "\ud800.dfca"])
 def test_names_that_no_file_can_have(tmp_path: Path, mode: str, name: str) -> None:

@@ -155,10 +155,12 @@ class Archive(ArchiveReader):
             The bytes that it takes now: none if it was there.
 
         Raises:
+            UnsupportedError: the archive is open for reading alone.
             ModelMismatchError: there is no such model, or it comes from no file.
         """
+        writer = self._writing()
         data = model_path(self._options["model"]).read_bytes()
-        return self._writing().add_model(file_id(data), data)
+        return writer.add_model(file_id(data), data)
 
     def flush(self) -> None:
         """Write what was appended, and an index of it."""
