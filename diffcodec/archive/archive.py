@@ -163,7 +163,12 @@ class Archive(ArchiveReader):
         return writer.add_model(file_id(data), data)
 
     def flush(self) -> None:
-        """Write what was appended, and an index of it."""
+        """Write what was appended, and an index of it.
+
+        Raises:
+            DiffcodecError, OSError: a group of images has failed, now or before: those behind its
+                first one are not written.
+        """
         if self._writer is not None and not self._writer.is_flushed:
             self._writer.flush()
             self._take_over(self._writer.root)
