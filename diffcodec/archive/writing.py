@@ -109,7 +109,7 @@ class ArchiveWriter:
         waiting.append(_Waiting(self.count, image, told))
         self._held += image.width * image.height
         self.count += 1
-        if len(waiting) >= self._room(image):
+        if len(waiting) >= group_room(image.size, self._group):
             self._code(key)
         elif self._held > WAITING_PIXELS:
             self._code(max(self._waiting, key=lambda each: _pixels(self._waiting[each])))
@@ -172,12 +172,6 @@ class ArchiveWriter:
         self._index_bytes, self._bytes = self._file.tell() - start, 0
         self._indexed = time.monotonic()
 
-    def _room(self, image: "Image") -> int:
-        pixels = image.width * image.height
-        if max(image.size) > TILE_SIDE:
-            return 1
-        return max(1, min(self._group, self._group * GROUP_PIXELS // pixels))
-
     def _code(self, key: _Key) -> None:
         """Code a group, or have it coded."""
         group = self._waiting.pop(key)
@@ -205,14 +199,14 @@ class ArchiveWriter:
                 self._write_group(group, content)
 
     @contextmanager
-            waiting = self._names.keys() - self._written.keys()
-            self._lost += [each.number for each in group if each.number in waiting]
     def _failing(self, group: Sequence[_Waiting] = ()) -> Iterator[None]:
         """Note a failure: it costs a group's images, whose places those behind must not take."""
         try:
             yield
         except BaseException:
             self._failed = True
+            waiting = self._names.keys() - self._written.keys()
+            self._lost += [each.number for each in group if each.number in waiting]
             raise
 
     def _write_group(self, group: list[_Waiting], content: bytes) -> None:
@@ -239,6 +233,13 @@ class ArchiveWriter:
 
     def _sync(self) -> None:
         os.fsync(self._file.fileno())
+
+
+def group_room(size: tuple[int, int], group: int) -> int:
+    """How many images of a size (width, height) a group has room for, of so many at most."""
+    if max(size) > TILE_SIDE:
+        return 1
+    return max(1, min(group, group * GROUP_PIXELS // (size[0] * size[1])))
 
 
 def _told(name: str | None, label: Any) -> tuple[str | None, Any]:

@@ -189,6 +189,9 @@ def _finetuned(
     model: str | None,
     effort: str,
     limits: Limits,
+    group: int,
+    adapt: bool,
+    device: str,
     quiet: bool,
     **_: Any,
 ) -> dict[str, Any]:
@@ -204,8 +207,8 @@ def _finetuned(
     side = sorted(min(image.size) for image in images)[len(images) // 2]
     folder = Path(target).with_suffix(".run")
     name = model or DEFAULT_MODEL
-    made = finetune(paths[0], name, minutes, folder, side, quiet)
-    compared = compare(images, len(pictures), name, made, effort)
+    made = finetune(paths[0], name, minutes, folder, side, quiet, device)
+    compared = compare(images, len(pictures), name, made, effort, group, adapt, device)
     if not quiet:
         say(f"{printable(target)}: {compared.describe()}")
     return {"model": str(made), "embed_model": True} if compared.pays else {}
