@@ -56,7 +56,7 @@ def by_threads(
     if count == 1:
         return [loop(*rows, *others)]
     parts = zip(*(np.array_split(each, count) for each in rows), strict=True)
-    calls = [_threads(os.getpid(), count).submit(loop, *part, *others) for part in parts]
+    calls = [_threads(os.getpid(), threads).submit(loop, *part, *others) for part in parts]
     return [call.result() for call in calls]
 
 

@@ -66,6 +66,7 @@ def number(name: str, value: Any) -> float | None:
 
     Raises:
         TypeError: it is another.
+        ValueError: it is an integer too large for a float.
     """
     if value is None:
         return None

@@ -17,7 +17,7 @@ def pictures(tmp_path):
     return folder
 
 
-def test_evaluate(tiny, pictures):
+def test_evaluate(tiny, tiny_float, pictures):
     found = diffcodec.evaluate(pictures, tiny, "fast", limit=2)
     assert found["bound_bpd"]["mean"] > 0
     assert found["file_bpd"]["mean"] > 0
@@ -25,6 +25,7 @@ def test_evaluate(tiny, pictures):
         "file_bpd",
         "file_bytes",
     }
+    assert diffcodec.evaluate(pictures, tiny_float, "fast", limit=1)["file_bpd"]["mean"] > 0
     with pytest.raises(DiffcodecError, match="no plan"):
         diffcodec.evaluate(pictures, tiny, "slow")
     with pytest.raises(DiffcodecError, match="no such folder"):

@@ -22,6 +22,7 @@ from tiny import tiny_model
 
 from diffcodec import open_archive
 from diffcodec.cli import finetuning
+from diffcodec.errors import DiffcodecError
 
 
 @pytest.fixture
@@ -170,7 +171,9 @@ def test_a_finetuned_model_goes_in_if_it_pays(
     monkeypatch.setattr(finetuning, "compare", lambda *a: replace(real(*a), saved_bytes=1e6))
     packed = folder / "x.dfca"
     with mock.patch("diffcodec.training.run.train", trained_in_no_time(tiny)):
-        result = done(f"pack {folder}/in {packed} --model {tiny} --effort fast --finetune 0.1")
+        result = done(
+            f"pack {folder}/in {packed} --model {tiny} --effort fast --finetune 0.1 --device auto"
+        )
     assert "pays from 1 images on" in result.stderr
     with open_archive(packed) as archive:
         assert len(list(archive)) == 6
@@ -179,11 +182,41 @@ def test_a_finetuned_model_goes_in_if_it_pays(
     assert result.exit_code == 2 and "one folder" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("size", "group", "groups"), [((8, 9), 64, [5]), ((8, 9), 2, [2, 2, 1]), ((64, 48), 4, [1] * 5)]
+)
+def test_models_are_compared_by_groups_as_of_the_archive(
+    tiny: Path, size: tuple[int, int], group: int, groups: list[int]
+) -> None:
+    images = [smooth(*size, seed=k) for k in range(5)]
+    with (
+        mock.patch("diffcodec.archive.coding.encode_images", return_value=b"") as encoded,
+        mock.patch("diffcodec.codec.encoding.load_planned") as loaded,
+    ):
+        finetuning.compare(images, 5, str(tiny), tiny, "fast", group, True, "auto")
+    assert [len(call.args[0]) for call in encoded.call_args_list] == 2 * groups
+    assert all(call.kwargs["adapt"] for call in encoded.call_args_list)
+    assert [call.args[1:] for call in loaded.call_args_list] == 2 * [("fast", "auto")]
+
+
+def test_crops_of_finetuning_are_those_that_the_network_takes(tmp_path: Path) -> None:
+    coarse = tiny_model(tmp_path, arithmetic="float", patch=16)
+    for side, crop in ((40, 32), (100, 64)):
+        with mock.patch("diffcodec.training.run.train") as train:
+            finetuning.finetune("in", str(coarse), 1, tmp_path / "run", side, True, "cpu")
+        assert train.call_args.kwargs["crop"] == crop
+    with pytest.raises(DiffcodecError, match=r"24 pixels are too small .* expected 32 or more"):
+        finetuning.finetune("in", str(coarse), 1, tmp_path / "run", 24, True, "cpu")
+
+
 def trained_in_no_time(model: Path) -> Callable[..., Path]:
     """A stand-in for training: another model of the same shape, if it is asked for rightly."""
 
-    def train(data: str, out: Path, *, init: str, minutes: float, crop: int, **_: Any) -> Path:
-        assert (Path(data).name, init, minutes, crop) == ("in", str(model), 0.1, 8)
+    def train(
+        data: str, out: Path, *, init: str, minutes: float, crop: int, device: str, **_: Any
+    ) -> Path:
+        found = (Path(data).name, init, minutes, crop, device)
+        assert found == ("in", str(model), 0.1, 8, "auto")
         out.mkdir()
         return tiny_model(out, seed=1, name="model")
 

@@ -6,6 +6,7 @@ import random
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -17,6 +18,7 @@ from samples import make_image
 from test_phased_files import same
 
 from diffcodec import Limits, encode, load_model, open_archive
+from diffcodec.archive import archive
 from diffcodec.archive.coding import decode_images, encode_images
 from diffcodec.archive.index import Root
 from diffcodec.archive.parts import pack_group
@@ -85,6 +87,73 @@ def test_numbers_of_any_length_that_no_image_has(tmp_path: Path) -> None:
     done(f"extract {tmp_path / 'x.dfca'} 01 --output-dir {out}")
     result = run(f"extract {tmp_path / 'x.dfca'} {'9' * 5000} --output-dir {out}")
     assert result.exit_code == 1 and "see diffcodec ls" in result.stderr
+
+
+def test_no_model_goes_into_an_archive_that_is_read(tmp_path: Path) -> None:
+    archive = open_archive(packed(tmp_path / "x.dfca", pictures(2)))
+    with pytest.raises(UnsupportedError, match="the archive is open for reading; open it by"):
+        archive.embed_model()
+
+
+def failing_group(place: int) -> Any:
+    """Within it the group that begins with so manieth image coded fails."""
+    real, coded = archive._Encoder.__call__, 0
+
+    def encode(self: Any, images: list[Image.Image], told: list[int | None]) -> bytes:
+        nonlocal coded
+        coded += 1
+        if coded == place:
+            raise CorruptError("no code")
+        return real(self, images, told)
+
+    return mock.patch.object(archive._Encoder, "__call__", encode)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_what_a_failed_group_costs_is_told(tmp_path: Path, jobs: int) -> None:
+    """Images that were taken behind it have no place: what is before is written."""
+    images = [make_image("LA", (side, 2), seed=side) for side in (7, 10, 8, 9, 10)]
+    with ThreadPoolExecutor(1) as pool, failing_group(1):
+        executor = pool if jobs > 1 else None
+        made = open_archive(
+            tmp_path / "x.dfca", "x", plan="fast", group=2, executor=executor, jobs=jobs
+        )
+        made.extend(images[:4])
+        with suppress(CorruptError):
+            made.append(images[4])
+        for _ in range(2):  # of jobs the first flush is told of the group itself
+            with pytest.raises(
+                DiffcodecError, match=r"the last 4 images, from 1 on|no code"
+            ) as told:
+                made.flush()
+        assert "the last 4 images, from 1 on, are not in the archive" in str(told.value)
+        with pytest.raises(DiffcodecError, match="the last 4 images"):
+            made.close()
+    with open_archive(tmp_path / "x.dfca") as archive:
+        assert len(archive) == 1 and same(archive[0], images[0])
+
+
+def test_a_group_that_fails_at_the_end_costs_none_before_it(tmp_path: Path) -> None:
+    images = [make_image("LA", (side, 2), seed=side) for side in (7, 10, 8)]
+    with failing_group(2), pytest.raises(CorruptError, match="no code"):
+        made = open_archive(tmp_path / "x.dfca", "x", plan="fast", group=2)
+        made.extend(images)
+        made.close()
+    with open_archive(tmp_path / "x.dfca") as archive:
+        assert len(archive) == 1 and same(archive[0], images[0])
+
+
+def test_pack_tells_what_a_failed_group_costs(tmp_path: Path) -> None:
+    (folder := tmp_path / "in").mkdir()
+    for k, side in enumerate((7, 10, 8, 9, 10)):
+        make_image("LA", (side, 2), seed=side).save(folder / f"{k}.png")
+    with failing_group(1):
+        result = run(f"pack --effort fast --group 2 {folder} {tmp_path}/x.dfca")
+    assert result.exit_code == 1
+    assert "the last 4 images, from 1.png on, are not in the archive" in result.stderr
+    assert "bits per" not in result.stderr  # of images that are not written
+    with open_archive(tmp_path / "x.dfca") as archive:
+        assert [entry.name for entry in archive.entries()] == ["0.png"]
 
 
 @pytest.mark.parametrize("mode", ["r", "a", "x"])

@@ -31,7 +31,7 @@ from diffcodec.diffusion.parametrisation import (
 from diffcodec.diffusion.plan import Plan, geometric_plan
 from diffcodec.errors import DiffcodecError, ModelMismatchError
 from diffcodec.evaluation.measure import evaluate, torch_posterior
-from diffcodec.models import from_epsilon
+from diffcodec.models import converted, from_epsilon
 from diffcodec.models.calibration import calibrate
 from diffcodec.models.file import model_info
 from diffcodec.models.model import Model
@@ -271,6 +271,22 @@ def folder(tmp_path: Path) -> Path:
     for i, image in enumerate(gaussian_images(3, 32)):
         Image.fromarray(image).save(tmp_path / "images" / f"{i}.png")
     return tmp_path
+
+
+def test_a_calibrated_file_leaves_its_network_to_others_where_it_was(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    tiny_model(folder, name="plain", arithmetic="float")
+    done("calibrate --model plain.safetensors --data images --crop 16 --crops 2 --out m.json")
+    plain, asked = load_model("plain.safetensors", "float"), []
+
+    def load(path, arithmetic, device="cpu"):
+        asked.append(device)
+        return plain
+
+    monkeypatch.setattr(converted, "load_model", load)
+    path = folder / "m.json"
+    converted.build_calibrated(model_info(path), path, torch.device("meta"))
+    assert next(plain.module.parameters()).device.type == "cpu" and asked == ["meta"]
 
 
 @pytest.mark.usefixtures("chain_only")

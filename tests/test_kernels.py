@@ -120,6 +120,18 @@ def test_a_network_answers_the_same(monkeypatch, phased):
     assert all(torch.equal(a, b) for a, b in zip(plain, compiled, strict=True))
 
 
+def test_threads_are_made_once(monkeypatch):
+    made = mock.Mock(wraps=compiled.ThreadPoolExecutor)
+    monkeypatch.setattr(compiled, "ThreadPoolExecutor", made)
+    compiled._threads.cache_clear()
+    for count in (2, 3, 4, 5, 3, 2):
+        rows = np.arange((count - 1) * compiled.EACH_THREADS_ELEMENTS)
+        found = compiled.by_threads(lambda part, by: by * int(part.sum()), [rows], [2], 8)
+        assert len(found) == count and sum(found) == 2 * rows.sum()
+    assert made.call_count == 1
+    compiled._threads.cache_clear()
+
+
 def test_a_fork_has_threads_of_its_own():
     ours = compiled._threads(os.getpid(), 2)
     assert compiled._threads(os.getpid(), 2) is ours

@@ -118,6 +118,15 @@ def test_what_fails_fails_at_its_place(model: Model) -> None:
             next(found)
 
 
+def test_damage_to_a_file_that_is_half_read_is_what_is_told(model: Model) -> None:
+    """What was read of it is not read again."""
+    damaged = bytearray(encode(picture(0), model, "fast", progressive=True))
+    damaged[-6] ^= 1
+    files = [bytes(damaged), encode(picture(2, "RGBA"), model, "fast")]
+    with pytest.raises(CorruptError, match="its checksum is"):
+        next(decode_many(files, model))
+
+
 def test_labels_are_as_many_as_images(model: Model) -> None:
     for labels in ([None], [None] * 3):
         with pytest.raises(UnsupportedError, match=rf"{len(labels)} labels for 2 images"):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from diffcodec.cli import running
 from diffcodec.cli.program import cli
 from diffcodec.codec import decoding, encoding
 from diffcodec.errors import FormatError, WorkerDiedError
+from diffcodec.system import workers
 from diffcodec.system.files import remove_temporaries
 from diffcodec.system.workers import run_in_workers
 
@@ -47,6 +49,26 @@ def test_a_worker_that_dies_costs_its_file_only(tmp_path: Path, together: int) -
     assert isinstance(left, WorkerDiedError) and "ended by exit status 3; run it" in str(left)
     assert not multiprocessing.active_children()
     assert {path.name for path in tmp_path.iterdir()} == set("abcd")
+
+
+def test_a_worker_that_dies_has_no_more_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that have nothing to do take what it leaves."""
+    made: list[Any] = []
+    alive = []
+
+    class Worker(workers._Worker):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            made.append(self.process)
+            alive.append(sum(process.is_alive() for process in made))
+
+    monkeypatch.setattr(workers, "_Worker", Worker)
+    groups = [["a"], ["last", "b", "c"]]
+    found = outcomes([[(name, str(tmp_path / name)) for name in group] for group in groups])
+    assert isinstance(found.pop("last"), WorkerDiedError)
+    assert found == {"a": "A", "b": "B", "c": "C"} and max(alive) == 2
 
 
 def test_what_a_killed_process_leaves_is_removed(tmp_path: Path) -> None:

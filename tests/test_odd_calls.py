@@ -9,6 +9,7 @@ from commands import done, run
 from test_habits import picture, shell, tree
 
 from diffcodec.cli.quality import quality_timestep
+from diffcodec.container.reader import parse
 
 assert tree  # a fixture
 
@@ -92,6 +93,15 @@ def test_qualities_between_integers() -> None:
     timesteps = [quality_timestep(quality / 10, levels) for quality in range(1000)]
     assert timesteps == sorted(timesteps, reverse=True)
     assert set(timesteps) == {1, 2, 3, 4, 5}
+
+
+@pytest.mark.usefixtures("files")
+def test_every_quality_is_one_of_progressive_files(phased: Path) -> None:
+    """The finest timestep is none of previews."""
+    for quality in (99, 90, 0):
+        done(f"encode a.png new.dfc --model {phased} --progressive -q {quality} -f")
+        layers = parse(Path("new.dfc").read_bytes()).layers
+        assert layers and layers.is_exact
 
 
 @pytest.mark.usefixtures("files")

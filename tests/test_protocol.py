@@ -1,5 +1,6 @@
 """Any network that says a posterior of x codes images, under an identity of its own."""
 
+import hashlib
 import json
 import shutil
 
@@ -95,6 +96,17 @@ def test_a_digest_is_of_every_part():
     }
     assert len(digests) == 5
     assert digest({}, dict(reversed(tensors.items()))) in digests
+
+
+def test_a_digest_is_of_the_bytes_of_tensors_of_any_type():
+    found = []
+    for kind in (torch.float32, torch.bfloat16, torch.int8, torch.bool, torch.complex64):
+        tensor = torch.ones(2, 3).to(kind).t()
+        found.append(digest({}, {"a": tensor, "b": tensor[:0], "c": tensor[0, 0]}))
+    assert len(set(found)) == 5
+    tensor, sha = torch.arange(6.0).view(2, 3).t(), hashlib.sha256(b"{}")
+    sha.update(b"a torch.float32 [3, 2] " + tensor.numpy().tobytes())
+    assert digest({}, {"a": tensor}) == sha.digest()  # the identity of models in files
 
 
 def test_networks_of_files_have_the_identity_of_their_numbers(tiny, tmp_path):

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from samples import make_image
 
-from diffcodec import decode, encode, encode_many, load_model, open_archive
+from diffcodec import decode, encode, encode_many, iter_decode, load_model, open_archive
 from diffcodec.codec import tiles
 from diffcodec.codec.windows import SCALES, scaled_timestep
 from diffcodec.container.parts import tile_grid
@@ -30,6 +30,7 @@ from diffcodec.errors import (
     LimitError,
     TruncatedError,
     UnsupportedError,
+    UnsupportedFileError,
 )
 from diffcodec.images.modes import psnr
 from diffcodec.limits import Limits
@@ -217,6 +218,18 @@ def test_damage_elsewhere_does_not_matter(model: Model, kind: str) -> None:
             decode(source, model=model, region=(740, 0, 20, 5))
 
 
+def test_a_region_of_a_file_that_needs_what_is_unknown_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Shown without it, the image would be another."""
+    made = parse(coded("1"))
+    monkeypatch.setattr("diffcodec.container.writer.check_container", lambda container: None)
+    data = pack(replace(made, metadata={**made.metadata, "Rotation": b"\1"}))
+    for region in (None, (8, 1, 200, 6), (0, 0, *original("1").size)):
+        with pytest.raises(UnsupportedFileError, match="the file needs 'Rotation'"):
+            decode(data, region=region)
+
+
 @pytest.mark.parametrize(
     ("region", "error"),
     [
@@ -351,6 +364,23 @@ def test_an_archive_far_away_is_read_by_ranges_that_there_are(address: str, tmp_
     (tmp_path / "a.dfca").write_bytes(whole[:-1])  # its root is whole without a tail
     with open_archive(f"{address}a") as archive:
         assert same(archive[2], images[2])
+
+
+@pytest.mark.usefixtures("chain_only")
+def test_previews_of_a_file_far_away_come_as_its_bytes_do(
+    address: str, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = picture()
+    data = encode(image, model, "fast", progressive=True)
+    (tmp_path / "a.dfc").write_bytes(data)
+    monkeypatch.setattr("diffcodec.system.addresses.AHEAD_BYTES", 256)
+    Ranges.sent = 0
+    found = iter_decode(address, model)
+    assert next(found)[0] > 0 and Ranges.sent < len(data) / 2
+    *_, (timestep, last) = found
+    assert timestep == 0 and same(last, image)
+    (*_, (timestep, last)) = iter_decode(tmp_path / "a.dfc", model)
+    assert timestep == 0 and same(last, image)
 
 
 def test_addresses_of_no_file_system() -> None:

@@ -208,6 +208,25 @@ def test_no_warming_up(data: Path, out: Path) -> None:
     assert diffcodec.train(data, out, steps=1, warmup=0, **SETTINGS) == out / MODEL
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (
+            {"crop": 17},
+            "crops of 17 pixels: expected a multiple of 2 for this network; give --crop 16",
+        ),
+        ({"batch": 7}, r"batch 7: expected 8 to"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(
+    data: Path, out: Path, setting: dict[str, Any], message: str
+) -> None:
+    settings = SETTINGS | {"steps": 1, "device": "cpu"} | setting
+    with pytest.raises(DiffcodecError, match=message):
+        diffcodec.train(data, out, **settings)
+    assert not out.exists()
+
+
 def test_settings_that_exclude_each_other(data: Path, out: Path) -> None:
     with pytest.raises(TypeError, match="both init and network, expected one; leave out network"):
         diffcodec.train(data, out, init="photo", **SETTINGS)

@@ -20,6 +20,11 @@ def _write(name: str, path: str) -> str:
         os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
     if name == "exit":
         os._exit(3)
+    if name == "last":  # of all: it is killed when the other is done
+        while not os.path.exists(path[: -len(name)] + "a"):  # noqa: PTH110
+            time.sleep(0.01)
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGKILL)
     if name == "slow":
         os.fsync = lambda _: time.sleep(3600)
     write_file(path, name.encode(), force=False)

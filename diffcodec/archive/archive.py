@@ -155,13 +155,20 @@ class Archive(ArchiveReader):
             The bytes that it takes now: none if it was there.
 
         Raises:
+            UnsupportedError: the archive is open for reading alone.
             ModelMismatchError: there is no such model, or it comes from no file.
         """
+        writer = self._writing()
         data = model_path(self._options["model"]).read_bytes()
-        return self._writing().add_model(file_id(data), data)
+        return writer.add_model(file_id(data), data)
 
     def flush(self) -> None:
-        """Write what was appended, and an index of it."""
+        """Write what was appended, and an index of it.
+
+        Raises:
+            DiffcodecError, OSError: a group of images has failed, now or before: those behind its
+                first one are not written.
+        """
         if self._writer is not None and not self._writer.is_flushed:
             self._writer.flush()
             self._take_over(self._writer.root)

@@ -1,7 +1,5 @@
 """The index of an archive whose last root or tail is damaged, from the records before it."""
 
-import hashlib
-
 from diffcodec.archive.index import PAGE_IMAGES, Root, page_images
 from diffcodec.archive.records import (
     HEADER,
@@ -17,8 +15,7 @@ from diffcodec.archive.records import (
     tail,
 )
 from diffcodec.errors import CorruptError, FormatError
-
-IDENTITY_BYTES = 4  # of a model: the first ones of its SHA-256
+from diffcodec.models.file import file_id
 
 
 def last_root(source: Source) -> Root:
@@ -73,6 +70,6 @@ def _next_root(source: Source, before: Root, start: int) -> tuple[Root, int] | N
             images += count
             pages.append(Place(*place))
         elif kind == MODEL and content is not None:
-            models[hashlib.sha256(content).digest()[:IDENTITY_BYTES]] = place
+            models[file_id(content)] = place
         start = end
     return None

@@ -4,7 +4,7 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future
 from contextlib import contextmanager
 from io import FileIO
@@ -79,6 +79,7 @@ class ArchiveWriter:
         self._next, self.count = root.images, root.images
         self._indexed, self._index_bytes, self._bytes = time.monotonic(), 0, 0
         self._failed = False
+        self._lost: list[int] = []  # numbers of images whose group could not be written
 
     def append(
         self,
@@ -108,7 +109,7 @@ class ArchiveWriter:
         waiting.append(_Waiting(self.count, image, told))
         self._held += image.width * image.height
         self.count += 1
-        if len(waiting) >= self._room(image):
+        if len(waiting) >= group_room(image.size, self._group):
             self._code(key)
         elif self._held > WAITING_PIXELS:
             self._code(max(self._waiting, key=lambda each: _pixels(self._waiting[each])))
@@ -126,11 +127,27 @@ class ArchiveWriter:
         return self.count == self.root.images and self._models == self.root.models
 
     def flush(self) -> None:
-        """Write all images that were taken, and an index of all."""
-        for key in list(self._waiting):
-            self._code(key)
-        self._collect(0)
-        self.write_index()
+        """Write all images that were taken, and an index of all.
+
+        Raises:
+            DiffcodecError: a group has failed now or before; the images before its first one are
+                in the index, those behind are not.
+        """
+        end = min(self._lost, default=self.count)
+        try:
+            for key, group in list(self._waiting.items()):
+                if group[0].number < end:
+                    self._code(key)
+            self._collect(0)
+        finally:
+            self.write_index()
+        if self._lost:
+            name, _ = self._names[self._next]
+            raise DiffcodecError(
+                f"the last {self.count - self._next} images, from "
+                f"{self._next if name is None else name} on, are not in the archive, since a group "
+                "failed; append them again"
+            )
 
     def write_index(self) -> None:
         """Make what is complete, in order, part of the archive."""
@@ -155,21 +172,14 @@ class ArchiveWriter:
         self._index_bytes, self._bytes = self._file.tell() - start, 0
         self._indexed = time.monotonic()
 
-    def _room(self, image: "Image") -> int:
-        pixels = image.width * image.height
-        if max(image.size) > TILE_SIDE:
-            return 1
-        return max(1, min(self._group, self._group * GROUP_PIXELS // pixels))
-
     def _code(self, key: _Key) -> None:
         """Code a group, or have it coded."""
         group = self._waiting.pop(key)
         self._held -= _pixels(group)
         images, told = [each.image for each in group], [each.told for each in group]
         if self._executor is None:
-            with self._failing():
-                content = self._encode(images, told)
-            self._write_group(group, content)
+            with self._failing(group):
+                self._write_group(group, self._encode(images, told))
         else:
             self._running.append((group, self._executor.submit(self._encode, images, told)))
             self._collect(2 * self._jobs)
@@ -178,7 +188,7 @@ class ArchiveWriter:
         """Write groups that are coded, in order, until no more than so many are under way."""
         while self._running and (len(self._running) > most or self._running[0][1].done()):
             group, future = self._running.popleft()
-            with self._failing():
+            with self._failing(group):
                 try:
                     content = future.result()
                 except BrokenExecutor as e:
@@ -186,15 +196,17 @@ class ArchiveWriter:
                         "a worker process ended before its group was coded; go on by append with "
                         "--skip-existing, and with fewer --jobs if memory ran out"
                     ) from e
-            self._write_group(group, content)
+                self._write_group(group, content)
 
     @contextmanager
-    def _failing(self) -> Iterator[None]:
+    def _failing(self, group: Sequence[_Waiting] = ()) -> Iterator[None]:
         """Note a failure: it costs a group's images, whose places those behind must not take."""
         try:
             yield
         except BaseException:
             self._failed = True
+            waiting = self._names.keys() - self._written.keys()
+            self._lost += [each.number for each in group if each.number in waiting]
             raise
 
     def _write_group(self, group: list[_Waiting], content: bytes) -> None:
@@ -221,6 +233,13 @@ class ArchiveWriter:
 
     def _sync(self) -> None:
         os.fsync(self._file.fileno())
+
+
+def group_room(size: tuple[int, int], group: int) -> int:
+    """How many images of a size (width, height) a group has room for, of so many at most."""
+    if max(size) > TILE_SIDE:
+        return 1
+    return max(1, min(group, group * GROUP_PIXELS // (size[0] * size[1])))
 
 
 def _told(name: str | None, label: Any) -> tuple[str | None, Any]:

@@ -35,7 +35,7 @@ from diffcodec.cli.running import (
     reading_file,
     write_together,
 )
-from diffcodec.coding.reconstructions import RECONSTRUCTIONS
+from diffcodec.coding.reconstructions import RECONSTRUCTIONS, SEEDS
 from diffcodec.container.parts import MAGIC
 from diffcodec.container.reader import FileReader
 from diffcodec.container.salvage import Damage
@@ -108,7 +108,7 @@ def parse_region(text: str) -> tuple[int, ...]:
 )
 @click.option(
     "--seed",
-    type=click.IntRange(0, 2**24 - 1),
+    type=click.IntRange(0, SEEDS - 1),
     metavar="N",
     default=0,
     show_default=True,

@@ -43,7 +43,14 @@ from diffcodec.cli.running import (
     write_together,
 )
 from diffcodec.container.info import dimensions, tiles_by_coder
-from diffcodec.container.parts import EDGE_MULTIPLE, LEAST_TILE_SIDE, MAGIC, MOST_DRAW, TILE_SIDE
+from diffcodec.container.parts import (
+    EDGE_MULTIPLE,
+    LEAST_PREVIEW,
+    LEAST_TILE_SIDE,
+    MAGIC,
+    MOST_DRAW,
+    TILE_SIDE,
+)
 from diffcodec.container.reader import parse
 from diffcodec.errors import FormatError
 from diffcodec.images.formats import SUFFIXES, lossy_format
@@ -272,7 +279,8 @@ def _find_timestep(model: str, options: dict[str, Any]) -> None:
         name = options["effort"] if options["progressive"] else info.lossy_plan(options["effort"])
         plan = info.plans.get(name)
     if plan is not None:  # without the plan encoding fails and says so
-        options["timestep"] = quality_timestep(quality, plan.levels)
+        least = LEAST_PREVIEW if options["progressive"] else 1
+        options["timestep"] = max(least, quality_timestep(quality, plan.levels))
 
 
 def _show_result(result: dict[str, Any], as_json: bool) -> None:

@@ -53,7 +53,9 @@ class Comparison:
         return f"{saving}; here are {self.images}, so they are coded by the model as it was"
 
 
-def finetune(data: str, init: str, minutes: float, folder: Path, side: int, quiet: bool) -> Path:
+def finetune(
+    data: str, init: str, minutes: float, folder: Path, side: int, quiet: bool, device: str
+) -> Path:
     """Train a model on a folder or an array of images.
 
     Args:
@@ -63,41 +65,57 @@ def finetune(data: str, init: str, minutes: float, folder: Path, side: int, quie
         folder: of the run; it stays.
         side: the shorter one of most images.
         quiet: whether to say nothing meanwhile.
+        device: where to train.
 
     Raises:
         DiffcodecError: there is a run in the folder, or training fails.
     """
+    from diffcodec.models.model import load_weights
     from diffcodec.training.run import train
 
-    crop = min(LARGEST_CROP, side) // CROP_MULTIPLE * CROP_MULTIPLE
+    multiple = math.lcm(CROP_MULTIPLE, load_weights(init)[0].multiple)
+    crop = min(max(LARGEST_CROP, multiple), side) // multiple * multiple
     if not crop:
         raise DiffcodecError(
-            f"images of {side} pixels are too small to train on, expected {CROP_MULTIPLE} or more; "
+            f"images of {side} pixels are too small to train on, expected {multiple} or more; "
             "leave out --finetune"
         )
     batch = SMALL_BATCH if crop <= SMALL_CROP else BATCH
     settings: dict[str, Any] = {"crop": crop, "batch": batch, "augment": "mirror"}
+    settings["device"] = device
     return train(data, folder, init=init, minutes=minutes, quiet=quiet, **settings)
 
 
 def compare(
-    images: "Sequence[Image]", count: int, model: str, finetuned: Path, effort: str
+    images: "Sequence[Image]",
+    count: int,
+    model: str,
+    finetuned: Path,
+    effort: str,
+    group: int,
+    adapt: bool,
+    device: str,
 ) -> Comparison:
-    """What a model saves on a sample of so many images.
+    """What a model saves on a sample of so many images, in groups as the archive's.
 
     Raises:
         DiffcodecError: the images cannot be coded.
     """
     from diffcodec.archive.coding import encode_images
+    from diffcodec.archive.writing import group_room
     from diffcodec.codec.encoding import load_planned
 
     kinds: dict[Any, list[Image]] = {}
     for image in images:
         kinds.setdefault((image.mode, image.size), []).append(image)
+    groups = []
+    for (_, size), kind in kinds.items():
+        room = group_room(size, group)
+        groups += [kind[i : i + room] for i in range(0, len(kind), room)]
 
-    def size(name: str | Path) -> int:
-        used = load_planned(name, effort, None)
-        return sum(len(encode_images(kind, used, effort)) for kind in kinds.values())
+    def coded_bytes(name: str | Path) -> int:
+        used = load_planned(name, effort, device)
+        return sum(len(encode_images(each, used, effort, adapt=adapt)) for each in groups)
 
-    saved = (size(model) - size(finetuned)) / len(images)
+    saved = (coded_bytes(model) - coded_bytes(finetuned)) / len(images)
     return Comparison(count, saved, finetuned.stat().st_size)

@@ -15,6 +15,7 @@ import click
 
 from diffcodec.archive.archive import Archive, open_archive
 from diffcodec.archive.index import Entry
+from diffcodec.archive.parts import MOST_IMAGES
 from diffcodec.archive.records import SUFFIX
 from diffcodec.archive.writing import GROUP_IMAGES
 from diffcodec.cli.encode import read_picture
@@ -81,7 +82,7 @@ writing_options = together(
     effort_option("How many evaluations of the network to spend, in encoding and decoding."),
     click.option(
         "--group",
-        type=click.IntRange(1, 1 << 16),
+        type=click.IntRange(1, MOST_IMAGES),
         default=GROUP_IMAGES,
         show_default=True,
         metavar="N",
@@ -188,6 +189,9 @@ def _finetuned(
     files_from: str | None,
     model: str | None,
     effort: str,
+    group: int,
+    adapt: bool,
+    device: str,
     limits: Limits,
     quiet: bool,
     **_: Any,
@@ -204,8 +208,8 @@ def _finetuned(
     side = sorted(min(image.size) for image in images)[len(images) // 2]
     folder = Path(target).with_suffix(".run")
     name = model or DEFAULT_MODEL
-    made = finetune(paths[0], name, minutes, folder, side, quiet)
-    compared = compare(images, len(pictures), name, made, effort)
+    made = finetune(paths[0], name, minutes, folder, side, quiet, device)
+    compared = compare(images, len(pictures), name, made, effort, group, adapt, device)
     if not quiet:
         say(f"{printable(target)}: {compared.describe()}")
     return {"model": str(made), "embed_model": True} if compared.pays else {}

@@ -21,7 +21,6 @@ from diffcodec.cli.options import (
 )
 from diffcodec.cli.program import Command, cli, examples
 from diffcodec.cli.running import CommandError, check_device, discarding_unwritten, failing_as
-from diffcodec.diffusion.variances import VARIANCES
 from diffcodec.errors import DiffcodecError
 
 if TYPE_CHECKING:
@@ -96,8 +95,7 @@ def _files_options() -> Iterable[Described]:
 
 
 def _recipe_options() -> Iterable[Described]:
-    from diffcodec.training.crops import AUGMENTATIONS
-    from diffcodec.training.steps import LOSSES
+    from diffcodec.training.run import CHOICES, RANGES
 
     return (
         ("--steps", "Updates of the weights.", {"type": POSITIVE}),
@@ -106,19 +104,19 @@ def _recipe_options() -> Iterable[Described]:
             "Instead: that the run takes, compiling, validations and the quantised model counted.",
             {"type": MINUTES},
         ),
-        ("--batch", "Crops in each update.", {"type": click.IntRange(min=8)}),
+        ("--batch", "Crops in each update.", {"type": click.IntRange(min=RANGES["batch"][0])}),
         ("--crop", "Sides of a crop in pixels.", {"type": POSITIVE}),
-        ("--augment", "What is exchanged at random.", {"type": click.Choice(AUGMENTATIONS)}),
+        ("--augment", "What is exchanged at random.", {"type": click.Choice(CHOICES["augment"])}),
         ("--learning-rate", "Peak of the learning rate.", {"type": POSITIVE_NUMBER}),
         (
             "--loss",
             "Code length, DDPM's L_simple, Improved DDPM's L_hybrid, v's or flow matching's.",
-            {"type": click.Choice(list(LOSSES))},
+            {"type": click.Choice(CHOICES["loss"])},
         ),
         (
             "--variance",
             "Of the steps: the network's, or DDPM's beta-tilde (small) or beta (large).",
-            {"type": click.Choice(VARIANCES)},
+            {"type": click.Choice(CHOICES["variance"])},
         ),
         ("--seed", "Of weights, crops and noise.", {"type": SEED}),
     )
@@ -164,13 +162,13 @@ def _network_options() -> Iterable[Described]:
 
 
 def _machine_options() -> Iterable[Described]:
-    from diffcodec.networks.config import DEVICES
+    from diffcodec.training.run import CHOICES
 
     return (
         ("--accumulate", "Passes in which a batch is worked on.", {"type": POSITIVE}),
-        ("--precision", "Of training.", {"type": click.Choice(["bfloat16", "float32"])}),
+        ("--precision", "Of training.", {"type": click.Choice(CHOICES["precision"])}),
         ("--compile/--no-compile", "Compile the network first.", {}),
-        ("--device", "auto is a GPU if there is one.", {"type": click.Choice(DEVICES)}),
+        ("--device", "auto is a GPU if there is one.", {"type": click.Choice(CHOICES["device"])}),
         ("--tensorboard", "Write the log for TensorBoard too.", {"is_flag": True}),
         ("--quiet", "Say nothing but errors.", {"is_flag": True}),
     )
@@ -381,9 +379,6 @@ def _read_config(path: Path) -> tuple[dict[str, Any], "NetworkConfig"]:
 
 
 def _check_fit(ctx: click.Context, config: "TrainConfig") -> None:
-    if config.crop % config.network.multiple:
-        multiple = config.network.multiple
-        raise click.UsageError(f"--crop must be a multiple of {multiple} for this network")
     given = _is_given(ctx, "self_ensemble_up_to") and ctx.params["self_ensemble_up_to"] > 0
     if given and config.network.self_ensemble == "none":
         raise click.UsageError(

@@ -8,7 +8,7 @@ from os import PathLike
 from PIL import Image
 
 from diffcodec.arrays import Array
-from diffcodec.codec.arguments import FileLike, file_source, opened
+from diffcodec.codec.arguments import FileLike, opened
 from diffcodec.codec.batches import count_evaluations, progress_bar, run
 from diffcodec.codec.descents import Descents
 from diffcodec.codec.jobs import EXACT, Job, Part, View, chain_parts
@@ -153,11 +153,12 @@ def iter_decode(
             :func:`decode` raises.
     """
     view = View(0, reconstruct, integer("seed", seed))
-    file = open_file(file_source(stream), model, False, limits, device)
-    if file.container.layers is None:
-        yield 0, decode_tiles(file, view)
-    else:
-        yield from iter_layers(file, view)
+    with opened(stream, in_parts=True) as source:
+        file = open_file(source, model, False, limits, device)
+        if file.container.layers is None:
+            yield 0, decode_tiles(file, view)
+        else:
+            yield from iter_layers(file, view)
 
 
 Watch = Callable[[Part, Job[Array | None]], Job[Array | None]]

@@ -25,7 +25,7 @@ from diffcodec.coding.bits_back import (
     words_of,
 )
 from diffcodec.coding.chain import Answer, Asked, TileChain
-from diffcodec.coding.reconstructions import RECONSTRUCTIONS
+from diffcodec.coding.reconstructions import RECONSTRUCTIONS, SEEDS
 from diffcodec.coding.steps import OutOfRangeError
 from diffcodec.coding.top_down import Descent, encode_below_preview
 from diffcodec.container.parts import TILE_SIDE, Box, Container, Tile
@@ -60,7 +60,6 @@ class Choices:
 
 
 DEFAULT_CHOICES = Choices()
-SEEDS = 1 << 24  # of samples
 
 
 @dataclass(frozen=True)

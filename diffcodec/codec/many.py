@@ -118,8 +118,9 @@ def decode_many(
 
     chunks = _chunks(
         map(open_one, each_of("files", files)),
-        lambda file: file.container.width * file.container.height,
-        lambda file: id(file.model if _is_shared(file) else file) if file.model else None,
+        # One that is read as it is decoded is alone: it could not be begun again after a failure.
+        lambda file: _pixels(file) if _is_shared(file) else HELD_PIXELS,
+        lambda file: id(file.model) if file.model else None,
     )
     results = _with_bar(_results(chunks, _decode), files, flag("progress", progress))
     return closed_at_exit(results)
@@ -130,6 +131,10 @@ def _decode(files: Sequence[OpenFile]) -> Iterator[Image.Image]:
         yield from decode_together(files)
     else:
         yield from (show(file, View(finest(file)))[1] for file in files)
+
+
+def _pixels(file: OpenFile) -> int:
+    return file.container.width * file.container.height
 
 
 def _is_shared(file: OpenFile) -> bool:

@@ -7,3 +7,4 @@
 
 RECONSTRUCTIONS = ("mean", "perceptual", "flow", "sample")
 PERCEPTUAL_STEPS = 2
+SEEDS = 1 << 24  # of samples

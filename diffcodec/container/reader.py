@@ -120,6 +120,7 @@ class FileReader:
             )
             self.container = replace(self.container, tiles=tiles)
         if self.wanted is not None:
+            check_header(self.container)
             for index in self.wanted if self.container.tiles else ():
                 check_tile(self.container.tiles[index], f"tile {index + 1}", self.container)
             return

@@ -128,9 +128,9 @@ class NoisePath:
 KINDS = ("variance-preserving", "variance-exploding", "straight")
 
 
-def discrete_path(levels: Array, kind: str = "variance-preserving") -> NoisePath:
+def discrete_path(levels: Array) -> NoisePath:
     """The path of DDPM's timesteps, from their noise levels in grey levels."""
-    return NoisePath(kind, tuple((levels / GREY_LEVELS_PER_UNIT).tolist()))
+    return NoisePath("variance-preserving", tuple((levels / GREY_LEVELS_PER_UNIT).tolist()))
 
 
 def path_of_alphas(alphas_cumprod: Array) -> NoisePath:

@@ -6,7 +6,7 @@ from typing import Any
 from diffcodec.errors import UnsupportedError
 from diffcodec.evaluation import measure
 from diffcodec.evaluation.summary import summarise
-from diffcodec.models.file import DEFAULT_MODEL
+from diffcodec.models.file import DEFAULT_MODEL, model_info, model_path
 from diffcodec.models.model import Model, loaded
 from diffcodec.training.data import find_images, list_images
 from diffcodec.values import flag, integer, path
@@ -26,7 +26,8 @@ def evaluate(
 
     Args:
         data: a folder of images, or a file of them.
-        model: a shipped model's name, a path or a loaded model.
+        model: a shipped model's name, a path or a loaded model; of a path by the arithmetic of its
+            file.
         plan: "fast", "default" or "best".
         progress: show a bar on a terminal.
         limit: only the first so many images.
@@ -43,7 +44,8 @@ def evaluate(
     """
     if limit is not None and integer("limit", limit) < 1:
         raise UnsupportedError(f"limit {limit}: expected 1 or more images")
-    used = loaded(model, device=device)
+    arithmetic = "integer" if isinstance(model, Model) else model_info(model_path(model)).arithmetic
+    used = loaded(model, arithmetic, device)
     chosen = measure.find_plan(used, plan)
     sources = list_images(find_images(path("data", data)))[:limit]
     files_plan = None if flag("bound_only", bound_only) else plan

@@ -119,11 +119,12 @@ def _nearest(level: float, noise: Sequence[float]) -> float:
 # --- files of calibrated networks -----------------------------------------------------------------
 
 
-def open_network(source: str | os.PathLike[str]) -> Model:
+def open_network(source: str | os.PathLike[str], device: torch.device = CPU) -> Model:
     """What can be calibrated: a folder of diffusers, or a model of ours, in float arithmetic.
 
     Args:
         source: the folder, or the model's file or name.
+        device: where its network is to compute.
 
     Raises:
         ModelMismatchError: if it is neither.
@@ -132,8 +133,12 @@ def open_network(source: str | os.PathLike[str]) -> Model:
     if path.is_dir():
         from diffcodec.models.pipelines import from_diffusers
 
-        return from_diffusers(path)
-    return load_model(path, "float")
+        model = from_diffusers(path)
+        network = getattr(model.network, "network", None)
+        if isinstance(network, torch.nn.Module):
+            network.to(device)
+        return model
+    return load_model(path, "float", str(device))
 
 
 def serialise_calibrated(
@@ -186,13 +191,10 @@ def build_calibrated(info: ModelInfo, path: Path, device: torch.device = CPU) ->
         ) from e
     if not is_there:
         raise ModelMismatchError(f"{path}: its network {source} is not there; put it back")
-    network = open_network(source).network
+    network = open_network(source, device).network
     if network.identity.hex() != described["identity"]:
         raise ModelMismatchError(
             f"{path}: the network {source} has changed since it was calibrated; calibrate it again"
         )
-    module = getattr(network, "module", getattr(network, "network", None))
-    if device.type != "cpu" and isinstance(module, torch.nn.Module):
-        module.to(device)
     table = VarianceTable.from_dict(described["variances"])
     return Model(CalibratedNetwork(network, table), info.plans, file=info)

@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
@@ -142,5 +143,6 @@ def digest(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> byt
     sha = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         sha.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
-        sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        sha.update(flat.view(torch.uint8).numpy().tobytes())  # NumPy knows no bfloat16
     return sha.digest()

@@ -16,6 +16,7 @@ GRID_RATIO = 1.1  # of neighbouring levels; its cube above FINE_UP_TO, where few
 FINE_UP_TO = 30.0
 SPACINGS = (2.3, 0.5, 16)  # of lattices: coarsest and finest as multiples of sigma_t, how many
 COARSEST_LATTICE = 4.0  # delta / tau'
+PHASES = 16  # of a mean between two points of a lattice
 
 
 def grid_levels(quantiser: int = 2) -> list[float]:
@@ -41,10 +42,10 @@ def draw_lattice(sigma_s: float, sigma_t: float, spacing: float) -> float:
     return spacing / math.sqrt(square) if square > 0 else math.inf
 
 
-def pop_bits(lattice: float, phases: int = 16) -> float:
+def pop_bits(lattice: float) -> float:
     """Entropy of a Gaussian rounded to a lattice of ``delta / tau'``, its mean anywhere."""
     edges = np.arange(-FORWARD_RADIUS, FORWARD_RADIUS + 2) - 0.5
-    phase = (np.arange(phases)[:, None] + 0.5) / phases - 0.5
+    phase = (np.arange(PHASES)[:, None] + 0.5) / PHASES - 0.5
     mass = np.diff(ndtr((edges - phase) * lattice), axis=1)
     mass = mass / mass.sum(1, keepdims=True)
     return float(entr(mass).sum(1).mean() / math.log(2))

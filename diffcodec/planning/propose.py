@@ -58,7 +58,6 @@ def search_plans(
     color: str,
     timesteps: Sequence[int],
     others_bpd: Array,
-    seed: int = 0,
     progress: bool = False,
     quantiser: int = 2,
     phased: PhasedModel | None = None,
@@ -70,19 +69,18 @@ def search_plans(
         x: calibration crops, integers of the colour domain as floats, [crops, 3, height, width].
         timesteps: budgets of the chains to find.
         others_bpd: see :func:`predict_files`.
-        seed: of the noise.
         progress: whether to show a bar.
         quantiser: M of luma at the first level.
         phased: codes in phases; by default the posterior does, all at once.
     """
     levels = grid_levels(quantiser)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     with torch.inference_mode():
         spacings, same = grid_spacings(levels), (quantiser, phased)
         costs = measure_costs(model, x, color, levels, spacings, generator, REACH, progress, *same)
 
     def files_bpd(plan: Plan) -> float:
-        return float(predict_files(model, x, color, plan, others_bpd, seed, phased).mean())
+        return float(predict_files(model, x, color, plan, others_bpd, phased=phased).mean())
 
     return find_plans(costs, timesteps, others_bpd, files_bpd=files_bpd)
 

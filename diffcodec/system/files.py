@@ -24,6 +24,7 @@ def read_file(path: str, limit: int | None = None) -> bytes:
 
     Raises:
         OSError: with the path in ``filename``.
+        DiffcodecError: of an address.
     """
     if path == STANDARD:
         try:

@@ -37,10 +37,14 @@ def run_in_workers(
     left = deque(list(group) for group in groups)
     workers: list[_Worker] = []
     busy: list[_Worker] = []
+    idle: list[_Worker] = []
     try:
         while left or busy:
             while left and len(busy) < processes:
-                workers.append(worker := _Worker(work, processes))
+                if not idle:
+                    idle.append(_Worker(work, processes))
+                    workers.append(idle[0])
+                worker = idle.pop()
                 worker.begin(left.popleft())
                 busy.append(worker)
             ready = wait([worker.connection for worker in busy])
@@ -52,10 +56,13 @@ def run_in_workers(
                     busy.remove(worker)
                     continue
                 job = worker.jobs.pop(0)
-                if died or not (worker.jobs or left):
+                if died:
                     busy.remove(worker)
-                elif not worker.jobs:
+                elif not worker.jobs and left:
                     worker.begin(left.popleft())
+                elif not worker.jobs:
+                    busy.remove(worker)
+                    idle.append(worker)
                 yield job, outcome
     finally:
         for worker in workers:

@@ -33,7 +33,8 @@ CHOICES = {
     "device": DEVICES,
 }
 RANGES = {  # of the others from 0 up
-    **dict.fromkeys(("steps", "batch", "accumulate", "crop"), (1, 1 << 32)),
+    **dict.fromkeys(("steps", "accumulate", "crop"), (1, 1 << 32)),
+    "batch": (8, 1 << 32),  # as the losses take
     "ema": (0, 1),
     "seed": (0, (1 << 63) - 1),
 }

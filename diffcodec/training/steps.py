@@ -55,7 +55,7 @@ class TrainingSteps:
 
     Raises:
         DiffcodecError: if there are no usable images, the labels do not fit them, the batch cannot
-            be divided, or the device is not there.
+            be divided, crops do not fit the network, or the device is not there.
     """
 
     def __init__(
@@ -73,6 +73,12 @@ class TrainingSteps:
             raise DiffcodecError(
                 f"a batch of {config.batch} cannot be divided into {config.accumulate} passes of "
                 f"{self.processes} processes; give --batch a multiple of {shares}"
+            )
+        multiple = config.network.multiple
+        if config.crop % multiple:
+            raise DiffcodecError(
+                f"crops of {config.crop} pixels: expected a multiple of {multiple} for this "
+                f"network; give --crop {max(1, config.crop // multiple) * multiple}"
             )
         if config.network.phases and self.processes > 1:  # which exchange one pass's gradients
             raise DiffcodecError("a network with phases in several processes: expected one")

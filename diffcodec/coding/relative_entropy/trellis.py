@@ -11,14 +11,13 @@ from torch import Tensor
 
 from diffcodec.arrays import Array, Bits, Float32s, Int8s, Integers
 from diffcodec.coding.relative_entropy.layout import Key, Layout
-from diffcodec.networks.exact import may_round_float32
+from diffcodec.networks.exact import EXACT_LIMIT, may_round_float32
 
 # Part of the file format.
 START = 3  # further stages, since a path begins at one known state
 SEQUENCES = 64  # independent sequences of noise; stages of more dimensions shift them
 NOISE_STEPS = 32  # shared noise is a multiple of 1/32
 # The encoder's alone.
-_EXACT_LIMIT = 2.0**24  # float32 holds every integer up to here
 _SQUARE_STEPS = 8  # of squared noise
 _BLOCK = 256  # stages scored at once
 _MOST_MEAN = 16.0  # a mean farther out than all noise needs no further resolution
@@ -145,10 +144,10 @@ def _whole_scores(
     square = (0.5 * (1 / rho - 1))[layout.order] / _SQUARE_STEPS
     # The largest power of two for which no sum leaves float32's integers.
     largest = np.bincount(layout.stage, np.abs(linear) + square).max()
-    scale = 2.0 ** int(np.frexp(_EXACT_LIMIT / 127 / max(largest, 2.0**-100))[1])
+    scale = 2.0 ** int(np.frexp(EXACT_LIMIT / 127 / max(largest, 2.0**-100))[1])
     while True:
         whole = np.rint(linear * scale), np.rint(square * scale)
-        if 127 * np.bincount(layout.stage, np.abs(whole[0]) + whole[1]).max() < _EXACT_LIMIT:
+        if 127 * np.bincount(layout.stage, np.abs(whole[0]) + whole[1]).max() < EXACT_LIMIT:
             return whole
         scale /= 2
 
