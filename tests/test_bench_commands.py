@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 from bench import arithmetic, speed
+from bench.__main__ import main
 from diffcodec import encode, load_model
 from diffcodec.container.parts import PLAN_NAMES
 
@@ -13,6 +15,23 @@ from diffcodec.container.parts import PLAN_NAMES
 def photo():
     rng = np.random.default_rng(0)
     return Image.fromarray(rng.integers(100, 130, (16, 16, 3), np.uint8))
+
+
+@pytest.fixture(scope="module")
+def folder(photo, tmp_path_factory):
+    path = tmp_path_factory.mktemp("data")
+    photo.save(path / "a.png")
+    photo.transpose(Image.Transpose.ROTATE_180).save(path / "b.png")
+    return path
+
+
+def refusal(*arguments):
+    """The one line in which a command refuses its arguments."""
+    result = CliRunner().invoke(main, [*map(str, arguments)])
+    assert result.exit_code == 1, result.output
+    line, *more = result.output.splitlines()
+    assert not more and line.startswith("Error: ")
+    return line.removeprefix("Error: ")
 
 
 # --- models in phases -----------------------------------------------------------------------------
@@ -44,3 +63,12 @@ def test_many_images_are_foreseen_by_the_whole_chains_multiplications(phased):
     found = {"fits": {"pixels": (0.0, 1.0)}, "multiplications_per_pixel": per_pixel}
     table = speed.outlook_table(found)
     assert float(table.rows[0][3]) == pytest.approx(1024 * per_pixel / 1e9, rel=0.01)
+
+
+def test_plans_are_searched_for_models_without_phases(folder, phased):
+    given = ("--calibration", folder, "--data", folder, "--model", phased)
+    said = refusal("plans", *given, "--calibration-crop", 16, "--timesteps", "", "--crop", 16)
+    assert said.startswith(
+        f"model {phased} codes in phases, and its plans begin at M = 8; expected"
+    )
+    assert CliRunner().invoke(main, ["plans", *map(str, given[:4])]).exit_code == 2
