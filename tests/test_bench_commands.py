@@ -5,7 +5,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from bench import arithmetic, speed
+from bench import arithmetic, seams, speed
 from bench.__main__ import main
 from diffcodec import encode, load_model
 from diffcodec.container.parts import PLAN_NAMES
@@ -72,3 +72,12 @@ def test_plans_are_searched_for_models_without_phases(folder, phased):
         f"model {phased} codes in phases, and its plans begin at M = 8; expected"
     )
     assert CliRunner().invoke(main, ["plans", *map(str, given[:4])]).exit_code == 2
+
+
+# --- what is measured -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("width", "side"), [(130, 128), (40, 8)])
+def test_steps_beside_a_border_end_at_the_edge(width, side):
+    ramp = np.tile(np.arange(width, dtype=np.uint8), (width, 1))
+    assert seams.step_ratio(Image.fromarray(ramp).convert("RGB"), side) == 1
