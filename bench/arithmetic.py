@@ -29,6 +29,7 @@ from bench.inputs import open_rgb
 from bench.report import markdown
 from diffcodec import decode, load_model
 from diffcodec.codec.many import encode_many
+from diffcodec.container.parts import PLAN_NAMES
 from diffcodec.models.model import Model
 from diffcodec.networks.config import NetworkConfig
 from diffcodec.networks.int8 import ByteConv, digits, kernels_work
@@ -74,7 +75,7 @@ def median_seconds(work: Callable[[], object]) -> float:
 def compare_sizes(models: dict[str, Model], crops: list[Image.Image]) -> None:
     """Print the mean sizes by each arithmetic and every effort."""
     lines = []
-    for effort in models["integer"].plans:
+    for effort in (plan for plan in PLAN_NAMES if plan in models["integer"].plans):
         sizes = {}
         for name, model in models.items():
             files = list(encode_many(crops, model, effort, progress=True))

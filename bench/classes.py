@@ -27,7 +27,7 @@ from bench import POSITIVE, chain_only
 from bench.inputs import open_rgb
 from bench.objectives import OBJECTIVES, recipe, trained
 from bench.report import markdown
-from bench.store import Store
+from bench.store import Store, source_digest
 from diffcodec import decode, encode_many
 from diffcodec.diffusion.bound import chain_bound_bits
 from diffcodec.evaluation.measure import torch_posterior
@@ -133,6 +133,7 @@ def main(
     """Train both, and print the table."""
     out.mkdir(parents=True, exist_ok=True)
     store, rows = Store(out / "rows.jsonl"), []
+    given = {"data": data, "labels": labels, "test": test, "test_labels": test_labels}
     images = [open_rgb(source) for source in list_images(find_images(test))[:limit]]
     told = read_labels(test_labels)[: len(images)].tolist()
     code_length = OBJECTIVES["code length"]
@@ -147,7 +148,8 @@ def main(
             precision="bfloat16",
         )
 
-        key = {"trained": name, "steps": steps, "data": str(data), "images": limit, "files": few}
+        key = {"trained": name, "steps": steps, "images": limit, "files": few}
+        key |= {each: str(path) for each, path in given.items()} | {"source": source_digest()}
         path = out / f"{name.replace(' ', '-')}.safetensors"
         compute = partial(train_and_measure, config, init, path, images, told, few, 1 + count)
         found = store.get(key, compute)

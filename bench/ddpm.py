@@ -40,6 +40,7 @@ from bench.report import OUT, Section, Table
 from bench.store import write_json
 from diffcodec import decode, encode
 from diffcodec.arrays import Array
+from diffcodec.container.parts import LOSSY_PLAN
 from diffcodec.container.reader import parse
 from diffcodec.diffusion.bound import PosteriorModel, gaussian_pixel_variance
 from diffcodec.diffusion.color import DOMAINS, channels, from_domain, to_domain
@@ -185,8 +186,7 @@ def measure(
     chosen = files_timesteps(levels, ratio)
     above = (float(levels[t - 1]) for t in chosen[1:])  # the first is the quantiser's own
     plan = Plan((first_sigma(2), *above), falling_lattices(len(chosen)))
-    plans = {"default": plan}
-    coder = Model(model.network, plans, model.name)
+    coder = Model(model.network, {"default": plan, LOSSY_PLAN: plan}, model.name)
     dimensions = x[0].numel()
     table = {}
     for t in tqdm(sorted(ROWS, reverse=True), "files", disable=None):

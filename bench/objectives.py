@@ -24,7 +24,7 @@ from torch import Tensor
 
 from bench import POSITIVE
 from bench.report import markdown
-from bench.store import Store
+from bench.store import Store, source_digest
 from diffcodec.diffusion.bound import chain_bound_bits
 from diffcodec.diffusion.losses import flow_matching_loss
 from diffcodec.diffusion.plan import plans_from
@@ -184,6 +184,7 @@ def main(data: Path, steps: int, only: tuple[str, ...], crops: int, pairs: int, 
     for name in only or OBJECTIVES:
         objective = OBJECTIVES[name]
         key = {"objective": name, "steps": steps, "data": str(data), "crops": crops, "pairs": pairs}
+        key["source"] = source_digest()
         compute = partial(measure, data, steps, objective, crops, pairs)
         found = store.get(key, compute)
         bounds = (found[kind] for kind in ("own", "calibrated"))

@@ -1,6 +1,6 @@
 """What a chain of T timesteps costs by a plan found for the model and by geometric levels.
 
-python -m bench.plans --calibration IMAGES --data IMAGES [--model photo]
+python -m bench plans --calibration IMAGES --data IMAGES --model FLOAT
 
 Plans are found on random crops of some images, and judged by whole files of the central crops of
 others: every byte counted, every tile coded by the chain (or raw, if smaller). The bound is the
@@ -108,7 +108,7 @@ def numbers(text: str) -> list[int]:
 @click.command()
 @click.option("--calibration", required=True, type=click.Path(path_type=Path), help="Images.")
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="Images to judge by.")
-@click.option("--model", default="photo", help="Name or path.")
+@click.option("--model", required=True, help="Name or path; no model in phases.")
 @click.option("--timesteps", default="8,10,12,16,20,24,32", help="Of plans to find.")
 @click.option("--geometric", default="12,24,48", help="Timesteps of geometric levels.")
 @click.option("--own", is_flag=True, help="Judge the plans of the model's file too.")
@@ -133,6 +133,11 @@ def main(
 ) -> None:
     """Find plans, and print the table."""
     config, weights = load_weights(model)
+    if config.phases:
+        raise click.ClickException(
+            f"model {model} codes in phases, and its plans begin at M = {config.quantiser}; "
+            "expected one without phases, whose plans begin at M = 2: give another by --model"
+        )
     network = ExpertDenoisers(config).eval()
     network.load_state_dict(weights)
     sampler = CropSampler(list_images(find_images(calibration)), calibration_crop, memory_bytes=0)

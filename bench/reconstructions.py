@@ -25,11 +25,11 @@ from diffcodec.models.model import Model
 
 
 def continued(model: Model, effort: str, x: Array, timestep: int, steps: int) -> Iterator[Array]:
-    """The posterior mean at a timestep, and after each of so many steps of the flow."""
+    """The posterior mean at a timestep, and after each of so many steps of the flow, if it has."""
     levels = model.plans[model.info.lossy_plan(effort)].levels
     noise = np.random.default_rng(timestep).normal(size=x.shape)
     z = x + levels[timestep - 1] * np.array(model.domain.noise_multipliers)[:, None, None] * noise
-    for s in range(timestep, timestep - steps - 1, -1):
+    for s in range(timestep, max(0, timestep - steps - 1), -1):
         mean = model.posterior_x(z[None], levels[s - 1])[0][0]
         yield mean
         if s > 1:

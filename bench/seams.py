@@ -59,7 +59,8 @@ def step_ratio(image: Image.Image, side: int) -> float:
         steps = np.abs(np.diff(pixels, axis=axis)).mean(axis=(1 - axis, 2))
         for border in range(side, pixels.shape[axis], side):
             across.append(steps[border - 1])
-            beside += [steps[border - 1 + sign * far] for far in NEAR for sign in (-1, 1)]
+            near = [border - 1 + sign * far for far in NEAR for sign in (-1, 1)]
+            beside += [steps[place] for place in near if 0 <= place < len(steps)]
     return float(np.mean(across) / np.mean(beside))
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from ddpm import linear_schedule
-from tiny import tiny_model
+from tiny import phased_model, tiny_model
 
 from bench import ddpm
 from diffcodec.diffusion.color import DOMAINS, channels
@@ -71,8 +71,9 @@ def test_the_network_is_asked_where_it_was_trained():
     assert v[0, :, 0, 0].sqrt() == pytest.approx(DOMAINS["ycocg"].data_std, rel=1e-3)
 
 
-def test_the_command_puts_files_beside_the_bound(tmp_path):
-    model = tiny_model(tmp_path, arithmetic="float")
+@pytest.mark.parametrize("model_of", [tiny_model, phased_model])
+def test_the_command_puts_files_beside_the_bound(tmp_path, model_of):
+    model = model_of(tmp_path, arithmetic="float")
     images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
     np.save(tmp_path / "test.npy", images)
     arguments = ["--data", str(tmp_path / "test.npy"), "--model", str(model), "--limit", "2"]

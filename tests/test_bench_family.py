@@ -56,6 +56,13 @@ def test_objectives_and_reflow(pictures, tmp_path, monkeypatch):
     assert [row[0] for row in rows[2:4]] == list(chosen) == [row[0] for row in rows[6:]]
     assert all(0 < float(row[3].split()[0]) < 20 for row in rows[2:4])
     assert all(float(cell) > 0 for row in rows[6:] for cell in row[1:])
+    monkeypatch.setattr(objectives, "source_digest", lambda: "of other sources")
+    monkeypatch.setattr(objectives, "measure", lambda *_: pytest.fail("measured anew"))
+    with pytest.raises(pytest.fail.Exception, match="measured anew"):
+        objectives.main(
+            [*map(str, ("--data", pictures, "--out", tmp_path / "out", *few, *only))],
+            standalone_mode=False,
+        )
 
 
 def test_straight_levels_go_evenly_in_time():
@@ -92,7 +99,10 @@ def test_the_chain_of_a_latent(pictures, tmp_path, tiny, monkeypatch):
 
 
 def test_classes_beside_none(pictures, tmp_path, monkeypatch):
+    runs = []
+
     def trained(run):
+        runs.append(run)
         kinds = run.config.network.classes
         return diffcodec.load_model(tiny_model(tmp_path, name=f"of{kinds}", classes=kinds), "float")
 
@@ -107,7 +117,11 @@ def test_classes_beside_none(pictures, tmp_path, monkeypatch):
     none, its, best = ([float(row[2]), float(row[4])] for row in rows[2:])
     assert none[0] != its[0] and best[0] <= min(none[0], its[0]) and best[1] <= min(none[1], its[1])
     again = table(classes.main, *images, *labels, "--limit", 3, "--files", 2)[2:]
-    assert again == rows  # from what was written
+    assert again == rows and len(runs) == 2  # from what was written
+    (tmp_path / "other.txt").write_text("1\n0\n" * 20)
+    options = (*images, *labels[:3], tmp_path / "other.txt", "--limit", 3, "--files", 2)
+    *same, its_other, _ = table(classes.main, *options)[2:]
+    assert same == rows[:3] and its_other != rows[3] and len(runs) == 4
 
 
 def test_a_network_of_fixed_variance_made_a_codec(pictures, tmp_path):

@@ -1,0 +1,83 @@
+"""Commands of the benchmarks on small models and images: what they refuse, and what comes out."""
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from bench import arithmetic, seams, speed
+from bench.__main__ import main
+from diffcodec import encode, load_model
+from diffcodec.container.parts import PLAN_NAMES
+
+
+@pytest.fixture(scope="module")
+def photo():
+    rng = np.random.default_rng(0)
+    return Image.fromarray(rng.integers(100, 130, (16, 16, 3), np.uint8))
+
+
+@pytest.fixture(scope="module")
+def folder(photo, tmp_path_factory):
+    path = tmp_path_factory.mktemp("data")
+    photo.save(path / "a.png")
+    photo.transpose(Image.Transpose.ROTATE_180).save(path / "b.png")
+    return path
+
+
+def refusal(*arguments):
+    """The one line in which a command refuses its arguments."""
+    result = CliRunner().invoke(main, [*map(str, arguments)])
+    assert result.exit_code == 1, result.output
+    line, *more = result.output.splitlines()
+    assert not more and line.startswith("Error: ")
+    return line.removeprefix("Error: ")
+
+
+# --- models in phases -----------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("chain_only")
+def test_the_networks_share_of_a_model_in_phases(photo, phased):
+    assert 0 < speed.network_share(photo, load_model(phased), "fast", 1) < 1
+
+
+def test_codecs_are_compared_with_a_model_in_phases(photo, phased, monkeypatch):
+    monkeypatch.setattr(speed, "lossless_codecs", list)
+    model = load_model(phased)
+    rows = speed.compare_codecs(photo, model, load_model(phased, "float"), 1)
+    ours = [f"diffcodec, {plan}" for plan in PLAN_NAMES if plan in model.plans]
+    assert [row["name"] for row in rows] == [*ours, *(f"{name}, float" for name in ours)]
+    assert rows[0]["bytes"] == len(encode(photo, model, "fast"))
+
+
+def test_arithmetics_are_compared_with_a_model_in_phases(photo, phased, capsys):
+    models = {name: load_model(phased, name) for name in ("integer", "float")}
+    arithmetic.compare_sizes(models, [photo])
+    rows = [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines()[3:]]
+    assert rows == ["| fast", "| default"]
+
+
+def test_many_images_are_foreseen_by_the_whole_chains_multiplications(phased):
+    per_pixel = load_model(phased).info.multiplications()["default"]
+    found = {"fits": {"pixels": (0.0, 1.0)}, "multiplications_per_pixel": per_pixel}
+    table = speed.outlook_table(found)
+    assert float(table.rows[0][3]) == pytest.approx(1024 * per_pixel / 1e9, rel=0.01)
+
+
+def test_plans_are_searched_for_models_without_phases(folder, phased):
+    given = ("--calibration", folder, "--data", folder, "--model", phased)
+    said = refusal("plans", *given, "--calibration-crop", 16, "--timesteps", "", "--crop", 16)
+    assert said.startswith(
+        f"model {phased} codes in phases, and its plans begin at M = 8; expected"
+    )
+    assert CliRunner().invoke(main, ["plans", *map(str, given[:4])]).exit_code == 2
+
+
+# --- what is measured -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("width", "side"), [(130, 128), (40, 8)])
+def test_steps_beside_a_border_end_at_the_edge(width, side):
+    ramp = np.tile(np.arange(width, dtype=np.uint8), (width, 1))
+    assert seams.step_ratio(Image.fromarray(ramp).convert("RGB"), side) == 1
