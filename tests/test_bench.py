@@ -615,13 +615,15 @@ def test_reconstructions_are_compared(folder, tiny, capsys):
     options = [str(folder), "--model", str(tiny), "--effort", "fast", "--timesteps", "3,2"]
     reconstructions.main([*options, "--steps", "2", "--side", "16"], standalone_mode=False)
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
-    assert [row[:2] for row in rows] == [[*each] for each in ("30", "31", "32", "20", "21")]
+    shown = ["ensemble", "mean", "1", "2"]
+    expected = [["3", how] for how in shown] + [["2", how] for how in shown[:3]]
+    assert [row[:2] for row in rows] == expected
     with pytest.raises(click.ClickException, match=r"timestep 9: tiny has 4 in its plan fast"):
         reconstructions.main([*options[:-1], "3,9"], standalone_mode=False)
     x = np.full((3, 1, 1), 100.0)
     shown = list(reconstructions.continued(load_model(tiny), "fast", x, 3, 2))
-    assert len(shown) == 3 and all(each.shape == x.shape for each in shown)
-    assert len(list(reconstructions.continued(load_model(tiny), "fast", x, 2, 3))) == 2
+    assert len(shown) == 4 and all(each.shape == x.shape for _, each in shown)
+    assert len(list(reconstructions.continued(load_model(tiny), "fast", x, 2, 3))) == 3
 
 
 SMOOTH = "kodim15.png 120,40 32"

@@ -19,9 +19,9 @@ from test_chain import (
 )
 
 from diffcodec.coding.bits_back import SeedSpentError, decode_tile, encode_tile
-from diffcodec.coding.chain import TileChain
+from diffcodec.coding.chain import Posterior, Request, TileChain
 from diffcodec.coding.steps import OutOfRangeError, Reverse
-from diffcodec.coding.top_down import Descent, encode_below_preview
+from diffcodec.coding.top_down import Descent, encode_below_preview, ensemble_mean
 from diffcodec.diffusion.color import DOMAINS
 from diffcodec.diffusion.plan import PLANS, Plan, geometric_plan
 
@@ -159,6 +159,31 @@ def test_reconstructions():
     assert not np.array_equal(shown["sample", 0], shown["sample", 1])
     again = continued(toy, descent, "sample", 1)
     assert np.array_equal(again, shown["sample", 1])
+
+
+@pytest.mark.parametrize("timestep", [8, 7, 6, 2, 1])  # noise from 28 to 0.5
+@pytest.mark.parametrize("reflection", [(), (-1,), (-2, -1)])
+def test_an_ensemble_is_the_mean_of_two_answers(timestep, reflection):
+    rng = np.random.default_rng(2)
+    z, first, ramp = rng.normal(size=(3, 3, 4, 6))
+    asked = []
+
+    def model(request):
+        asked.append(request)
+        return Posterior(request.z * ramp, request.z)
+
+    steps = ensemble_mean(first, Request(z, timestep, 3), PLAN, reflection)
+    shown = drive(steps, model)
+    levels = PLAN.levels
+    farther = levels[timestep - 1] > 15
+    if not (farther or reflection):
+        assert shown is first and not asked
+        return
+    if farther:
+        z = first + levels[timestep - 2] / levels[timestep - 1] * (z - first)
+    assert [(each.timestep, each.label) for each in asked] == [(timestep - farther, 3)]
+    second = np.flip(np.flip(z, reflection) * ramp, reflection)
+    assert np.allclose(shown, (first + second) / 2)
 
 
 # --- the exact chain below a preview --------------------------------------------------------------

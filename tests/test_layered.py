@@ -225,6 +225,17 @@ def test_reconstructions_of_every_file(
         assert len(different) == (1 if timestep == 1 else 4)
 
 
+@pytest.mark.parametrize("options", [{"timestep": 2}, {"progressive": True, "timestep": 2}])
+def test_an_ensemble_is_shown_if_nothing_else_is_asked_for(
+    model: Model, options: dict[str, Any]
+) -> None:
+    data = encode(smooth((16, 12)), model, "fast", previews=[LAST, 2], **options)
+    shown = decode(data, LAST, model)
+    assert same(shown, decode(data, LAST, model, reconstruct="ensemble"))
+    assert not same(shown, decode(data, LAST, model, reconstruct="mean"))
+    assert same(shown, dict(iter_decode(io.BytesIO(data), model))[LAST])
+
+
 # --- progressive ----------------------------------------------------------------------------------
 
 

@@ -748,7 +748,7 @@ def test_tampered_tensors_are_refused(rewritten, change) -> None:
         ({"experts": ((3.0, replace(TINY, patch=4)), (math.inf, TINY))}, r"patches \[4, 2\]"),
         ({"experts": ((2.0, TINY), (math.inf, TINY))}, "first level is not the first expert's"),
         *(
-            ({"self_ensemble": kind}, "or with a self-ensemble")
+            ({"self_ensemble": kind}, "self-ensemble that codes: expected one up to 0")
             for kind in ENSEMBLES
             if kind != "none"
         ),

@@ -785,7 +785,7 @@ def test_crops_follow_from_seed_and_step_alone(data):
     [
         ({"data": "missing"}, "missing: no such folder; --data takes a folder"),
         ({"data": "."}, r"holds no images \(\.bmp, "),
-        ({"crop": 26}, r"no image is at least 26 pixels.*smaller --crop"),
+        ({"crop": 28}, r"no image is at least 28 pixels.*smaller --crop"),
     ],
 )
 def test_data_that_cannot_be_trained_on(config, tmp_path, monkeypatch, change, message):

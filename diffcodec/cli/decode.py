@@ -100,11 +100,11 @@ def parse_region(text: str) -> tuple[int, ...]:
 @click.option(
     "--reconstruct",
     type=click.Choice(RECONSTRUCTIONS),
-    default="mean",
+    default=RECONSTRUCTIONS[0],
     show_default=True,
-    help="At a timestep above 0: the posterior mean; a sharper one by two more evaluations; its "
-    "whole continuation by the probability-flow ODE or by ancestral sampling, sharper still and "
-    "farther from the image.",
+    help="At a timestep above 0: the mean of two posterior means; the first of them alone; a "
+    "sharper one by two more evaluations; its whole continuation by the probability-flow ODE or by "
+    "ancestral sampling, sharper still and farther from the image.",
 )
 @click.option(
     "--seed",
@@ -152,7 +152,7 @@ def decode(
     OUT is IN with the suffix .png if it is not given. The suffix of OUT chooses the format among
     those that keep pixels exactly, and JPEG for what is lossy; to standard output it is PNG.
     """
-    if recover and (allow_partial or timestep is not None or reconstruct != "mean"):
+    if recover and (allow_partial or timestep is not None or reconstruct != RECONSTRUCTIONS[0]):
         raise click.UsageError(
             "--recover takes whatever is whole; leave out --allow-partial, --timestep and "
             "--reconstruct"

@@ -327,11 +327,9 @@ def _initial_network(
                 f"--init has channels {_text(begin.channels)}, blocks {_text(begin.blocks)} and "
                 f"patch {begin.patch}; {option} may only add blocks to each"
             )
-    ensemble = "none" if network.phases else wanted.self_ensemble
-    return (
-        replace(wanted, experts=network.experts, phases=network.phases, self_ensemble=ensemble),
-        weights,
-    )
+    up_to = 0.0 if network.phases else wanted.self_ensemble_up_to
+    kind = wanted.self_ensemble
+    return replace(network, self_ensemble=kind, self_ensemble_up_to=up_to), weights
 
 
 def _text(numbers: Iterable[int]) -> str:
@@ -345,7 +343,7 @@ def _is_given(ctx: click.Context, name: str) -> bool:
 def _train_config(ctx: click.Context, saved: Path | None) -> "TrainConfig":
     """The configuration from the options, and from a saved one where an option is not given."""
     from diffcodec.networks.config import NetworkConfig
-    from diffcodec.training.config import ENSEMBLE_OF_AUGMENTATION, INIT_WARMUP, TrainConfig
+    from diffcodec.training.config import INIT_WARMUP, TrainConfig, with_ensemble
 
     run, network = ({}, NetworkConfig()) if saved is None else _read_config(saved)
     if saved is None and ctx.params["init"] is not None:
@@ -356,9 +354,9 @@ def _train_config(ctx: click.Context, saved: Path | None) -> "TrainConfig":
             run[name] = value
     if ctx.params["init"] is None:
         network = _shaped(ctx, network)
-    if saved is None and not network.phases:
-        network = replace(network, self_ensemble=ENSEMBLE_OF_AUGMENTATION[run["augment"]])
-    if _is_given(ctx, "self_ensemble_up_to"):
+    if saved is None:
+        network = with_ensemble(network, run["augment"])
+    if _is_given(ctx, "self_ensemble_up_to") and not network.phases:
         network = replace(network, self_ensemble_up_to=ctx.params["self_ensemble_up_to"])
     return TrainConfig(**run, network=network)
 
@@ -380,7 +378,7 @@ def _read_config(path: Path) -> tuple[dict[str, Any], "NetworkConfig"]:
 
 def _check_fit(ctx: click.Context, config: "TrainConfig") -> None:
     given = _is_given(ctx, "self_ensemble_up_to") and ctx.params["self_ensemble_up_to"] > 0
-    if given and config.network.self_ensemble == "none":
+    if given and (config.network.phases or config.network.self_ensemble == "none"):
         raise click.UsageError(
             "--self-ensemble-up-to is for a network with self-ensemble, which it has neither with "
             "--augment none nor in phases; leave it out"

@@ -31,7 +31,7 @@ def decode(
     progress: bool = False,
     *,
     allow_partial: bool = False,
-    reconstruct: str = "mean",
+    reconstruct: str = "ensemble",
     seed: int = 0,
     region: Sequence[int] | None = None,
     scale: int = 1,
@@ -43,17 +43,18 @@ def decode(
     Args:
         data: a file: its path, its bytes (also as bytearray, memoryview or mmap), a binary stream
             of them, or an address that fsspec opens (https://...).
-        timestep: 0 for the exact image; t for the posterior mean of x given z_t, coarser the
-            larger t. Tiles that took a fallback coder are exact at every timestep. By default the
-            finest that the file has. Of a file with previews only what it takes is read.
+        timestep: 0 for the exact image; t for what z_t shows, coarser the larger t. Tiles that
+            took a fallback coder are exact at every timestep. By default the finest that the file
+            has. Of a file with previews only what it takes is read.
         model: the model it was encoded with, if it is not a shipped one.
         progress: show a bar on a terminal when it takes over two seconds.
         allow_partial: of a file with previews that is cut show all that has come, even of the part
             in which it ends, which no checksum guards then; of one that is damaged the last preview
             that is whole.
-        reconstruct: what to show at a timestep above 0: "mean", the posterior mean; "perceptual",
-            sharper, by two further evaluations; "flow", its continuation by the
-            probability-flow ODE (DDIM); "sample", by ancestral sampling.
+        reconstruct: what to show at a timestep above 0: "ensemble", the mean of two posterior
+            means; "mean", the first of them alone; "perceptual", sharper, by two further
+            evaluations; "flow", its continuation by the probability-flow ODE (DDIM); "sample", by
+            ancestral sampling.
         seed: of the sample, 0 to 2^24 - 1.
         region: left, top, width, height of a part: of a path, an address or a stream that can seek
             only the tiles that it touches are read, and only these are evaluated.
@@ -92,7 +93,7 @@ def decode_finest(
     progress: bool = False,
     *,
     allow_partial: bool = False,
-    reconstruct: str = "mean",
+    reconstruct: str = "ensemble",
     seed: int = 0,
     region: Sequence[int] | None = None,
     scale: int = 1,
@@ -134,7 +135,7 @@ def iter_decode(
     stream: FileLike,
     model: str | PathLike[str] | Model | None = None,
     *,
-    reconstruct: str = "mean",
+    reconstruct: str = "ensemble",
     seed: int = 0,
     limits: Limits = DEFAULT_LIMITS,
     device: str | None = None,

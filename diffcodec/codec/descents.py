@@ -28,6 +28,7 @@ from diffcodec.container.parts import Box, Tile
 from diffcodec.images.color_sets import ColorSet
 from diffcodec.models.model import Model
 
+AT_ONCE = ("ensemble", "mean")  # reconstructions of z_t where it is
 KEPT_BYTES = 200 << 20  # of the model's answers
 ANSWER_BYTES, SHARED_BYTES = 48, 256  # of one, for each pixel, and of what phases share
 _Pieces = defaultdict[int, list[Piece]]  # by the numbers of tiles
@@ -111,15 +112,15 @@ class Descents:
         if not isinstance(found, Descent):
             self._descents.pop(part.index, None)
             return found
-        x = (yield from found.mean()) if view.reconstruct == "mean" else None
+        x = (yield from self._shown(found, view)) if view.reconstruct in AT_ONCE else None
         self.put(part, found)
         return x
 
     def show_landed(self, image: Image.Image, view: View) -> None:
         """Put into an image with what :meth:`land` returned the rest of what there is to show."""
         self.parts = [part for part in self.parts if part.index in self._descents]
-        if view.reconstruct == "mean":
-            self._show_seams(image)
+        if view.reconstruct in AT_ONCE:
+            self._show_seams(image, view)
         else:
             self.show(image, view)
 
@@ -131,21 +132,27 @@ class Descents:
             view: of it.
             seams: whether the borders of tiles are evaluated with both sides in sight.
         """
-        shown = self if view.reconstruct == "mean" else self._gone_on(view)
+        shown = self if view.reconstruct in AT_ONCE else self._gone_on(view)
 
         def job(part: Part, descent: Descent) -> Job[Array]:
             with self._blame(part):
-                return (yield from descent.mean())
+                return (yield from self._shown(descent, view))
 
         paste_chains(image, self.parts, shown.run(job), self.model.color)
         if seams:
-            shown._show_seams(image)
+            shown._show_seams(image, view)
 
-    def _show_seams(self, image: Image.Image) -> None:
-        for seam, mean, _ in self._seen():
+    def _shown(self, descent: Descent, view: View) -> Job[Array]:
+        """What a tile shows where it is, [3, height, width]."""
+        if view.reconstruct == "ensemble":
+            return (yield from descent.ensemble(self.model.reflection))
+        return (yield from descent.mean())
+
+    def _show_seams(self, image: Image.Image, view: View) -> None:
+        for seam, mean, _ in self._seen(view.reconstruct == "ensemble"):
             paste_seam(image, seam, mean, self.model.color)
 
-    def _seen(self) -> Iterator[tuple[Seam, Array, Array]]:
+    def _seen(self, ensemble: bool = False) -> Iterator[tuple[Seam, Array, Array]]:
         if len(self.boxes) < 2 or not self.parts:
             return
         strips = Strips(self.boxes)
@@ -153,7 +160,7 @@ class Descents:
             descent = self.descent(part)
             strips.add(part, descent.timestep, descent.z)
         with self._blame(self.parts[0]):
-            for _, seam, p in strips.seen(self.model, self.bar):
+            for _, seam, p in strips.seen(self.model, self.bar, ensemble=ensemble):
                 yield seam, p.mean, p.variance
 
     def _blame(self, part: Part) -> AbstractContextManager[None]:

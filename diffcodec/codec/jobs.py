@@ -92,7 +92,7 @@ class View:
     """
 
     timestep: int = 0
-    reconstruct: str = "mean"
+    reconstruct: str = "ensemble"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -105,6 +105,7 @@ class View:
 
 
 EXACT = View()
+MEAN = View(reconstruct="mean")  # what checksums of lossy files are of
 
 
 def make_chain(

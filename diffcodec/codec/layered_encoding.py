@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from diffcodec.arrays import Bits
 from diffcodec.codec.batches import progress_bar
+from diffcodec.codec.jobs import View
 from diffcodec.codec.planes import coded_channels, colors_entry, tiles_entry
 from diffcodec.codec.previews import Previews
 from diffcodec.codec.tiles import fallback_tiles, smaller_tile
@@ -35,6 +36,7 @@ LAYER_BYTES = 100  # of a layer at least, for each tile: a length and a CRC cost
 WHOLE = 1 << 16  # of a step
 TRIALS = 12  # of parts of a step
 MOST_OVER = 0.03  # dB over a quality: good enough
+AS_SHOWN = View()  # by decoders, if they are not told otherwise
 PREVIEW_SIGMA = 9.0  # grey levels: where previews end and bits-back coding is cheaper
 _Steps = list[list[Bits]]  # by timestep from T down, then by tile
 
@@ -192,7 +194,7 @@ class _File:
 
 
 class _Coded(NamedTuple):
-    """Steps, what the last of them shows, and how much of that one there is.
+    """Steps, what the last of them shows by the mean, and how much of that one there is.
 
     What is shown is the source where nobody asks for it.
     """
@@ -235,7 +237,7 @@ def _encode_steps(file: _File, previews: Previews, end: int) -> _Coded:
         ):
             coded = coded._replace(shown=previews.picture())
         if target.psnr is not None:
-            quality = psnr(coded.shown, source)
+            quality = psnr(previews.picture(AS_SHOWN), source)
             if quality >= target.psnr:
                 part = None if target.exact else _part_of_step(file, before, steps)
                 return part or coded
@@ -263,11 +265,11 @@ def _part_of_step(file: _File, before: Previews, steps: _Steps) -> _Coded | None
         low, high = 0, WHOLE
         for _ in range(TRIALS):
             share = (low + high) // 2
-            shown = _shown_by_part(file, before, steps, share)
-            over = psnr(shown, file.source) - target.psnr
+            previews = _after_part(file, before, steps, share)
+            over = psnr(previews.picture(AS_SHOWN), file.source) - target.psnr
             low, high = (low, share) if over >= 0 else (share, high)
             if over >= 0:
-                found = _Coded(steps, shown, share)
+                found = _Coded(steps, previews.picture(), share)
                 if over < MOST_OVER:
                     break
         return found
@@ -275,19 +277,19 @@ def _part_of_step(file: _File, before: Previews, steps: _Steps) -> _Coded | None
     share = bisect.bisect_right(range(WHOLE), room, key=partial(file.size, steps)) - 1
     if share < 0:
         return None
-    found = _Coded(steps, _shown_by_part(file, before, steps, share), share)
+    previews = _after_part(file, before, steps, share)
     if len(steps) > 1:
-        shown = before.picture()
-        if psnr(found.shown, file.source) <= psnr(shown, file.source):
+        shown, shown_before = previews.picture(AS_SHOWN), before.picture(AS_SHOWN)
+        if psnr(shown, file.source) <= psnr(shown_before, file.source):
             return None
-    return found
+    return _Coded(steps, previews.picture(), share)
 
 
-def _shown_by_part(file: _File, before: Previews, steps: _Steps, share: int) -> Image.Image:
-    """What a share of the last step shows."""
+def _after_part(file: _File, before: Previews, steps: _Steps, share: int) -> Previews:
+    """The tiles where a share of the last step leads."""
     previews = before.fork()
     previews.take_part(file.sent(steps, share))
-    return previews.picture()
+    return previews
 
 
 def _check_target(target: Target, plan: Plan) -> int:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from diffcodec.arrays import Array, Bits
 from diffcodec.codec.batches import run
 from diffcodec.codec.descents import Descents
-from diffcodec.codec.jobs import EXACT, Job, Part, View, decoding, encode_job, encoding
+from diffcodec.codec.jobs import MEAN, Job, Part, View, decoding, encode_job, encoding
 from diffcodec.codec.planes import crop, integers
 from diffcodec.codec.tiles import add_to_chains, paste_chains, paste_fallbacks
 from diffcodec.coding.bits_back import EncodedTile
@@ -104,7 +104,7 @@ class Previews(Descents):
         list(self.run(job))
         self.timestep = max(self.descent(part).timestep for part in self.parts)
 
-    def picture(self, view: View = EXACT, seams: bool = True) -> Image.Image:
+    def picture(self, view: View = MEAN, seams: bool = True) -> Image.Image:
         """The image at the present timestep; see :meth:`show`."""
         image = Image.new(self.mode, self.size)
         self.show(image, view, seams)

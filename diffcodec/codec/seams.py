@@ -25,6 +25,7 @@ from diffcodec.codec.batches import run
 from diffcodec.codec.jobs import Job, Part
 from diffcodec.codec.planes import coded_channels, paste
 from diffcodec.coding.chain import Posterior, Request
+from diffcodec.coding.top_down import ensemble_mean
 from diffcodec.container.parts import Box
 from diffcodec.models.model import Model
 
@@ -119,6 +120,7 @@ class Strips:
         model: Model,
         bar: "tqdm[Any]",
         wanted: Callable[[int, Seam], bool] = lambda timestep, seam: True,
+        ensemble: bool = False,
     ) -> Iterator[tuple[int, Seam, Posterior]]:
         """The posterior of x in the core of each seam at each timestep, [3, height, width].
 
@@ -129,13 +131,18 @@ class Strips:
             model: to be asked.
             bar: of progress.
             wanted: whether to tell of a seam at a timestep.
+            ensemble: whether the mean is that of two answers.
         """
 
         def job(key: _Key) -> Job[Posterior]:
-            timestep, _, label, seam = key
-            answer: Posterior = yield Request(self._z[key], timestep, label)
-            core = within(seam.core, seam.window)
-            return Posterior(answer.mean[:, *core].copy(), answer.variance[:, *core].copy())
+            timestep, plan, label, seam = key
+            asked = Request(self._z[key], timestep, label)
+            answer: Posterior = yield asked
+            mean, core = answer.mean, within(seam.core, seam.window)
+            if ensemble:
+                both = ensemble_mean(mean, asked, model.plans[plan], model.reflection)
+                mean = yield from both
+            return Posterior(mean[:, *core].copy(), answer.variance[:, *core].copy())
 
         keys = [
             key for key, tiles in self._missing.items() if not tiles and wanted(key[0], key[-1])

@@ -31,7 +31,7 @@ def decode_timesteps(
 ) -> list[tuple[int, Image.Image]]:
     """What a file without layers shows at all its timesteps, the coarsest first, 0 at last.
 
-    Guarantee: the same as :func:`decode` of each, but decoded only once.
+    Guarantee: the same as :func:`decode` of each by its mean, but decoded only once.
 
     Args:
         data: a file's bytes.

@@ -18,7 +18,7 @@ from jaxtyping import Float64
 from diffcodec.arrays import Array, Bits, Flags
 from diffcodec.coding import randomness
 from diffcodec.coding.bits_back import EncodedTile, encode_tile, most_seed_words
-from diffcodec.coding.chain import Answer, Asked, Posterior, TileChain
+from diffcodec.coding.chain import Answer, Asked, Posterior, Request, TileChain
 from diffcodec.coding.levels import make_levels
 from diffcodec.coding.reconstructions import PERCEPTUAL_STEPS
 from diffcodec.coding.relative_entropy.bits import BitReader, BitWriter
@@ -34,10 +34,12 @@ from diffcodec.coding.steps import (
 )
 from diffcodec.container.parts import LEAST_PREVIEW
 from diffcodec.diffusion.color import channels
+from diffcodec.diffusion.plan import Plan
 from diffcodec.diffusion.process import LOG2_E, p_excess, q_posterior
 
 PART_BITS = 16  # from where on the number of a part stands in the key of its randomness
 FLOW_SIGMA = 5.0  # grey levels: what is missing of z_s above it is the flow's, below the mean
+ENSEMBLE_SIGMA = 15.0  # grey levels: above it the second answer of an ensemble is a step farther
 
 
 class MayEnd(Enum):
@@ -66,6 +68,33 @@ def by_flow(xhat: Array, z_t: Array, sigma_s: Array, sigma_t: Array) -> Array:
     """
     z_s: Array = xhat + np.sqrt((sigma_s * sigma_s) / (sigma_t * sigma_t)) * (z_t - xhat)
     return z_s
+
+
+def ensemble_mean(
+    first: Array, asked: Request, plan: Plan, reflection: tuple[int, ...]
+) -> Generator[Asked, Answer, Array]:
+    """The mean of two posterior means of x, [3, height, width], whose errors differ.
+
+    The second is of the reflected z_t, turned back (geometric self-ensemble, Lim et al. 2017,
+    section 3.5); where there is much noise a timestep farther down the flow, which is sharper.
+
+    Args:
+        first: the posterior mean given z_t.
+        asked: for it.
+        plan: of the timestep.
+        reflection: the axes whose reversal the network knows; none, and it is asked again where
+            that is farther down alone.
+    """
+    t, levels = asked.timestep, plan.levels
+    goes_on = levels[t - 1] > ENSEMBLE_SIGMA and t > 2  # z_1 may be a lattice's
+    if not (goes_on or reflection):
+        return first
+    z, s = asked.z, t - goes_on
+    if goes_on:
+        z = first + levels[s - 1] / levels[t - 1] * (z - first)
+    answer = yield Request(np.flip(z, reflection), s, asked.label)
+    mean: Array = (first + np.flip(answer.mean, reflection)) / 2
+    return mean
 
 
 class Piece(NamedTuple):
@@ -122,6 +151,13 @@ class Descent:
         """The posterior mean of x given z_t, [3, height, width]."""
         posterior = yield from self.posterior()
         return self._with_known(posterior.mean[: self.chain.coded], 0)
+
+    def ensemble(self, reflection: tuple[int, ...]) -> Generator[Asked, Answer, Array]:
+        """The mean of two posterior means; see :func:`ensemble_mean`."""
+        mean = yield from self.mean()
+        asked = Request(self.z, self.timestep, self.chain.label)
+        both = yield from ensemble_mean(mean, asked, self.chain.plan, reflection)
+        return self._with_known(both[: self.chain.coded], 0)
 
     def amend(self, pieces: Sequence[Piece]) -> Generator[Asked, Answer, None]:
         """Go on from a posterior of which parts are known better; not what either side codes by."""
@@ -263,13 +299,13 @@ class Descent:
         """The timestep down to which :meth:`go_on` leads without further bits.
 
         Args:
-            how: "mean", nowhere; "perceptual", the first steps of the flow, sharper for little
-                error; "flow", the probability-flow ODE, or "sample", ancestral sampling, down to
-                z_1.
+            how: "mean" and "ensemble", nowhere; "perceptual", the first steps of the flow, sharper
+                for little error; "flow", the probability-flow ODE, or "sample", ancestral sampling,
+                down to z_1.
         """
         # z_1 of an exact file in phases is no noise around x, but a lattice's
         end = 2 if self.chain.phased and self.chain.around_first else 1
-        steps = {"mean": 0, "perceptual": PERCEPTUAL_STEPS}.get(how, self.timestep)
+        steps = {"mean": 0, "ensemble": 0, "perceptual": PERCEPTUAL_STEPS}.get(how, self.timestep)
         return max(min(end, self.timestep), self.timestep - steps)
 
     def go_on(self, how: str, seed: int = 0) -> Generator[Asked, Answer, None]:

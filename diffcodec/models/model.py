@@ -162,6 +162,12 @@ class Model:
         return device
 
     @property
+    def reflection(self) -> tuple[int, ...]:
+        """The axes whose reversal its network knows images by; none of networks of others."""
+        axes: tuple[int, ...] = getattr(self.network, "reflection", ())
+        return axes
+
+    @property
     def phased(self) -> bool:
         """Whether it codes in phases."""
         return bool(getattr(self.network, "phases", ()))

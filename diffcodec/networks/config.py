@@ -163,8 +163,9 @@ class NetworkConfig:
         experts: (up to which noise level it answers, shape), the levels in grey levels, increasing;
             the last one's is infinity. Each may have its own channels, blocks and patch.
         self_ensemble: one of ``ENSEMBLES``: the reflection whose answer, turned back, the posterior
-            of x is averaged with (geometric self-ensemble, Lim et al. 2017, section 3.5).
-        self_ensemble_up_to: the noise level up to which it is.
+            of x is averaged with (geometric self-ensemble, Lim et al. 2017, section 3.5) where it
+            is shown, and up to a noise level where it codes.
+        self_ensemble_up_to: that level; in phases 0.
         phases: of small networks behind the first expert for x given z_1, behind the second for
             z_1 given z_2, and behind each of the others, or the second where it is the last, for z
             above; or None, where all are coded by the posterior alone. The first expert is then
@@ -215,10 +216,10 @@ class NetworkConfig:
             )
         if self.classes:
             raise ValueError("phases of a network with classes: expected one or the other")
-        if first_sigma(self.quantiser) > self.experts[0][0] or self.ensemble_axes(0):
-            raise ValueError(
-                "phases whose first level is not the first expert's, or with a self-ensemble"
-            )
+        if first_sigma(self.quantiser) > self.experts[0][0]:
+            raise ValueError("phases whose first level is not the first expert's")
+        if self.self_ensemble != "none" and self.self_ensemble_up_to > 0:
+            raise ValueError("phases with a self-ensemble that codes: expected one up to 0")
 
     @property
     def main(self) -> UNetConfig:
@@ -311,9 +312,14 @@ class NetworkConfig:
             total += shape.multiplications + self.phases.multiplications(which, shape)
         return total
 
+    @property
+    def reflection(self) -> tuple[int, ...]:
+        """The axes whose reversal the self-ensemble asks for, or none."""
+        return ENSEMBLES[self.self_ensemble]
+
     def ensemble_axes(self, sigma: float) -> tuple[int, ...]:
-        """The axes whose reversal the self-ensemble asks for at a noise level, or none."""
-        return ENSEMBLES[self.self_ensemble] if sigma <= self.self_ensemble_up_to else ()
+        """The same where the chain codes: at a noise level."""
+        return self.reflection if sigma <= self.self_ensemble_up_to else ()
 
     def to_dict(self) -> dict[str, Any]:
         """The arguments, of JSON's types but for tuples."""

@@ -21,7 +21,7 @@ from diffcodec.diffusion.phases import (
     told_in_units,
 )
 from diffcodec.diffusion.quantiser import first_sigma
-from diffcodec.networks.config import ENSEMBLES, PHASES_PREFIX, PREFIX, NetworkConfig
+from diffcodec.networks.config import PHASES_PREFIX, PREFIX, NetworkConfig
 from diffcodec.networks.dit import make_backbone, outline
 from diffcodec.networks.phases import outline_phases, phase_networks
 from diffcodec.networks.protocol import Field, Planes, digest
@@ -135,7 +135,7 @@ class ExpertDenoisers(nn.Module):
         (geometric self-ensemble, Lim et al. 2017, section 3.5).
         """
         mean, v = self.posterior_alone(z, sigma, labels)
-        axes = ENSEMBLES[self.config.self_ensemble]
+        axes = self.config.reflection
         twice = sigma <= self.config.self_ensemble_up_to
         if axes and twice.any():
             some = None if labels is None else labels[twice]
@@ -228,6 +228,7 @@ class FloatNetwork:
         self.module, self.config = module, module.config
         self.color, self.multiple = module.config.color, module.config.multiple
         self.classes, self.phases = module.config.classes, module.phases
+        self.reflection = module.config.reflection
 
     @property
     def device(self) -> torch.device:

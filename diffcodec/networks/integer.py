@@ -73,6 +73,7 @@ class IntegerNetwork:
         check_has_integers(config)
         self.config, self._tensors, self.device = config, tensors, device
         self.color, self.multiple, self.classes = config.color, config.multiple, config.classes
+        self.reflection = config.reflection
         parts = split_experts(tensors, len(config.experts))
         self.experts = [
             IntegerUNet(shape, part, device)

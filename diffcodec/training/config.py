@@ -60,6 +60,13 @@ def with_classes(network: NetworkConfig, labels: Path) -> NetworkConfig:
     return replace(network, experts=tuple(shapes))
 
 
+def with_ensemble(network: NetworkConfig, augment: str) -> NetworkConfig:
+    """The network with the self-ensemble of what it is shown; in phases it is not coded by."""
+    up_to = 0.0 if network.phases else network.self_ensemble_up_to
+    kind = ENSEMBLE_OF_AUGMENTATION[augment]
+    return replace(network, self_ensemble=kind, self_ensemble_up_to=up_to)
+
+
 def start_of(expert: int, wanted: int, given: int) -> int:
     """Which of a model's experts one of so many wanted ones starts from.
 

@@ -11,12 +11,7 @@ from diffcodec.errors import DiffcodecError, UnsupportedError
 from diffcodec.models.model import load_weights
 from diffcodec.networks.config import DEVICES, NetworkConfig
 from diffcodec.training.budget import MOST_MINUTES
-from diffcodec.training.config import (
-    ENSEMBLE_OF_AUGMENTATION,
-    INIT_WARMUP,
-    TrainConfig,
-    with_classes,
-)
+from diffcodec.training.config import INIT_WARMUP, TrainConfig, with_classes, with_ensemble
 from diffcodec.training.crops import AUGMENTATIONS
 from diffcodec.training.folder import MODEL, found_run
 from diffcodec.training.steps import LOSSES
@@ -127,6 +122,6 @@ def train(
 def _as_asked(config: TrainConfig, settings: Mapping[str, Any]) -> NetworkConfig:
     """The network with self-ensemble and classes, as the command has it."""
     network = config.network
-    if "network" not in settings and not network.phases:
-        network = replace(network, self_ensemble=ENSEMBLE_OF_AUGMENTATION[config.augment])
+    if "network" not in settings:
+        network = with_ensemble(network, config.augment)
     return network if config.labels is None else with_classes(network, Path(config.labels))
