@@ -192,16 +192,15 @@ def main(
     chosen = found[:: max(1, len(found) // count)][:count]
     compare_times(models)
     compare_sizes(models, [middle(open_rgb(path), crop) for path in chosen])
-    if failures:
-        images = [open_rgb(path) for path in chosen]
-        per_image = -(-failures // len(images))
-        rng = np.random.default_rng(0)
-        crops = []
-        for image in images:
-            for _ in range(per_image):
-                x, y = (int(rng.integers(n - side + 1)) for n in image.size)
-                crops.append(image.crop((x, y, x + side, y + side)))
-        count_failures(paths, models, crops[:failures])
+    images = [open_rgb(path) for path in chosen]
+    per_image = -(-failures // len(images))
+    rng = np.random.default_rng(0)
+    crops = []
+    for image in images:
+        for _ in range(per_image):
+            x, y = (int(rng.integers(n - side + 1)) for n in image.size)
+            crops.append(image.crop((x, y, x + side, y + side)))
+    count_failures(paths, models, crops[:failures])
 
 
 if __name__ == "__main__":

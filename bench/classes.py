@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bench import POSITIVE, chain_only
+from bench import POSITIVE, SEVERAL, chain_only
 from bench.inputs import open_rgb
 from bench.objectives import OBJECTIVES, recipe, trained
 from bench.report import markdown
@@ -39,7 +39,7 @@ from diffcodec.training.crops import domain_batch
 from diffcodec.training.data import find_images, list_images, read_labels
 from diffcodec.training.steps import TrainingSteps
 
-BATCH, SEVERAL = 32, click.IntRange(min=2)
+BATCH = 32
 Bits = list[float]  # per dimension, of each image
 WITHOUT, CLASS, AUTO = "nothing", "its class", "the best of all and none"
 

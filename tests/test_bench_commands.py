@@ -81,3 +81,16 @@ def test_plans_are_searched_for_models_without_phases(folder, phased):
 def test_steps_beside_a_border_end_at_the_edge(width, side):
     ramp = np.tile(np.arange(width, dtype=np.uint8), (width, 1))
     assert seams.step_ratio(Image.fromarray(ramp).convert("RGB"), side) == 1
+
+
+def test_samples_need_other_images_beside(folder, tiny):
+    given = ("samples", "--data", folder, "--model", tiny, "--size", 16)
+    expected = "found 2 images of at least 16 x 16 pixels, expected 4: two more than samples"
+    assert expected in refusal(*given, "-n", 2)
+    assert "found 0 images of at least 17 x 17" in refusal(*given[:-1], 17, "-n", 2)
+
+
+@pytest.mark.parametrize(("command", "option"), [("objectives", "--crops"), ("samples", "-n")])
+def test_intervals_are_of_two_at_least(folder, command, option):
+    result = CliRunner().invoke(main, [command, "--data", str(folder), option, "1"])
+    assert result.exit_code == 2 and option in result.output
