@@ -14,13 +14,12 @@ import click
 import numpy as np
 from PIL import Image
 
-from bench import POSITIVE, middle, no_color_sets
-from bench.inputs import open_rgb
+from bench import POSITIVE, no_color_sets
+from bench.inputs import dataset
 from diffcodec import decode, encode, load_model
 from diffcodec.container.parts import ADAPTATION
 from diffcodec.container.reader import parse
 from diffcodec.models.model import Model
-from diffcodec.training.data import find_images
 
 
 def measure(image: Image.Image, model: Model, effort: str) -> list[str]:
@@ -56,11 +55,10 @@ def main(
     used = load_model(model)
     click.echo("| bits per dimension | as it is | fitted | | bytes of tables | times as long |")
     click.echo("|---|---|---|---|---|---|")
-    for path in (path for given in images for path in find_images(given)):
-        image = open_rgb(path)
+    for name, image in (each for given in images for each in dataset(given, crop=crop).images()):
         with nullcontext() if color_sets else no_color_sets():
-            row = measure(middle(image, crop, path.name) if crop else image, used, effort)
-        click.echo(" | ".join([f"| {path.name}", *row]) + " |")
+            row = measure(image, used, effort)
+        click.echo(" | ".join([f"| {name}", *row]) + " |")
 
 
 if __name__ == "__main__":

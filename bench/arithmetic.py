@@ -33,7 +33,7 @@ from diffcodec.container.parts import PLAN_NAMES
 from diffcodec.models.model import Model
 from diffcodec.networks.config import NetworkConfig
 from diffcodec.networks.int8 import ByteConv, digits, kernels_work
-from diffcodec.training.data import find_images
+from diffcodec.training.data import find_images, list_images
 
 TILE, REPEATS, TURNS = 256, 5, 21
 DECODE = """
@@ -160,7 +160,7 @@ def count_failures(
 
 
 @click.command()
-@click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder of images.")
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder or .npy.")
 @click.option("--float", "float_model", required=True, type=click.Path(path_type=Path))
 @click.option("--model", required=True, type=click.Path(path_type=Path), help="The integer one.")
 @click.option(
@@ -188,11 +188,10 @@ def main(
     models = {name: load_model(path, name) for name, path in paths.items()}
     shape = (models["integer"].info.network or NetworkConfig()).main
     compare_kernels(shape.channels, shape.patch)
-    found = find_images(data)
-    chosen = found[:: max(1, len(found) // count)][:count]
+    found = list_images(find_images(data))
+    images = [open_rgb(source) for source in found[:: max(1, len(found) // count)][:count]]
     compare_times(models)
-    compare_sizes(models, [middle(open_rgb(path), crop) for path in chosen])
-    images = [open_rgb(path) for path in chosen]
+    compare_sizes(models, [middle(image, crop) for image in images])
     per_image = -(-failures // len(images))
     rng = np.random.default_rng(0)
     crops = []

@@ -15,15 +15,14 @@ from pathlib import Path
 import click
 from PIL import Image
 
+from bench.inputs import Dataset, dataset
 from bench.store import child_peak_mb
-from diffcodec.images.reading import read_image
-from diffcodec.training.data import find_images
 
 
-def mosaic(paths: list[Path], width: int, height: int) -> Image.Image:
+def mosaic(data: Dataset, width: int, height: int) -> Image.Image:
     """The images beside and below each other, again and again, cut at the edges."""
     canvas = Image.new("RGB", (width, height))
-    images = itertools.cycle(read_image(path).convert("RGB") for path in paths)
+    images = itertools.cycle(image for _, image in data.images())
     top = 0
     while top < height:
         left, row = 0, 0
@@ -44,7 +43,7 @@ def run(*arguments: str) -> str:
 
 
 @click.command()
-@click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder of images.")
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder or .npy.")
 @click.option(
     "--megapixels", default=24.0, type=click.FloatRange(min=0, min_open=True), show_default=True
 )
@@ -52,7 +51,7 @@ def run(*arguments: str) -> str:
 def main(data: Path, megapixels: float, effort: str) -> None:
     """Encode and decode the mosaic, and check that it comes back."""
     height = round(math.sqrt(megapixels * 1e6 / 1.5))
-    image = mosaic(find_images(data), round(1.5 * height), height)
+    image = mosaic(dataset(data), round(1.5 * height), height)
     expected = hashlib.sha256(image.tobytes()).hexdigest()
     with tempfile.TemporaryDirectory() as name:
         source, coded, copy = (str(Path(name) / f) for f in ("in.png", "in.dfc", "out.png"))

@@ -5,8 +5,19 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from bench import arithmetic, seams, speed
+from bench import (
+    adaptation,
+    arithmetic,
+    color_sets,
+    jpegs,
+    large,
+    planes,
+    progressive,
+    seams,
+    speed,
+)
 from bench.__main__ import main
+from bench.inputs import dataset
 from diffcodec import encode, load_model
 from diffcodec.container.parts import PLAN_NAMES
 
@@ -22,6 +33,14 @@ def folder(photo, tmp_path_factory):
     path = tmp_path_factory.mktemp("data")
     photo.save(path / "a.png")
     photo.transpose(Image.Transpose.ROTATE_180).save(path / "b.png")
+    return path
+
+
+@pytest.fixture(scope="module")
+def array(folder):
+    path = folder.parent / f"{folder.name}-array" / "images.npy"
+    path.parent.mkdir()
+    np.save(path, np.stack([np.asarray(Image.open(each)) for each in sorted(folder.iterdir())]))
     return path
 
 
@@ -94,3 +113,33 @@ def test_samples_need_other_images_beside(folder, tiny):
 def test_intervals_are_of_two_at_least(folder, command, option):
     result = CliRunner().invoke(main, [command, "--data", str(folder), option, "1"])
     assert result.exit_code == 2 and option in result.output
+
+
+@pytest.mark.parametrize("command", [adaptation, color_sets, planes])
+def test_arrays_are_taken_as_folders(array, folder, phased, command):
+    more = ["--model", str(phased), "--effort", "fast"] if command is adaptation else []
+    printed = []
+    for given in (folder, array):
+        result = CliRunner().invoke(command.main, [str(given), *more])
+        assert result.exit_code == 0, result.output
+        printed.append([line.split(" | ")[1:4] for line in result.output.splitlines()])
+    assert printed[0] == printed[1] and len(printed[0]) >= 4
+
+
+def test_crops_mosaics_and_jpegs_of_arrays(array, folder, tmp_path):
+    cut = [[each.tobytes() for each in progressive.crops(data, 8, 1)] for data in (array, folder)]
+    assert cut[0] == cut[1] and len(cut[0]) == 2
+    one, other = (large.mosaic(dataset(data), 40, 20).tobytes() for data in (array, folder))
+    assert one == other
+    arguments = ["--data", str(array), "--out", str(tmp_path)]
+    assert CliRunner().invoke(jpegs.main, arguments).exit_code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000.png", "00001.png"]
+
+
+def test_arithmetics_are_compared_on_arrays(array, tiny, tiny_float, monkeypatch):
+    for name in ("compare_kernels", "compare_times", "count_failures"):
+        monkeypatch.setattr(arithmetic, name, lambda *_: None)
+    given = ["--data", array, "--float", tiny_float, "--model", tiny, "--crop", 16, "--side", 8]
+    result = CliRunner().invoke(arithmetic.main, [*map(str, given)])
+    assert result.exit_code == 0, result.output
+    assert "| best | " in result.output
