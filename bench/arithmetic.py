@@ -2,7 +2,7 @@
 
 And how much faster convolutions of 8-bit integers are than those of float32 here.
 
-python -m bench.arithmetic --data DIR --float RUN/float.safetensors --model RUN/model.safetensors
+python -m bench arithmetic --data DIR --float RUN/float.safetensors --model RUN/model.safetensors
 
 Sizes are whole files of crops from the middle of the images, every tile by the chain. Then, crops
 encoded by float arithmetic here are decoded in fresh processes with other settings.

@@ -1,9 +1,9 @@
 """What previews cost and show: real bytes of files, on crops of photographs.
 
-python -m bench.progressive previews     bits per pixel and PSNR at each timestep
-python -m bench.progressive exact        the cost of previews in an exact file, by where they end
-python -m bench.progressive times        seconds and memory of coding to a rate, at any size
-python -m bench.progressive cuts         PSNR of every beginning of a file
+python -m bench progressive previews     bits per pixel and PSNR at each timestep
+python -m bench progressive exact        the cost of previews in an exact file, by where they end
+python -m bench progressive times        seconds and memory of coding to a rate, at any size
+python -m bench progressive cuts         PSNR of every beginning of a file
 """
 
 import time

@@ -1,9 +1,9 @@
 """How bits per dimension fall with training time, model size and steps: three pictures.
 
-python -m bench.scaling --run cifar10=RUN --run photo=RUN --ablation DIR --plans plans.json
+python -m bench scaling --run cifar10=RUN --run photo=RUN --ablation DIR --plans plans.json
 
-From the logs of ``diffcodec train``, the results of ``bench.ablation`` (whose networks all trained
-for the same time) and those of ``bench.plans``.
+From the logs of ``diffcodec train``, the results of ``bench ablation`` (whose networks all trained
+for the same time) and those of ``bench plans``.
 """
 
 import json
