@@ -13,6 +13,7 @@ from bench import (
     large,
     planes,
     progressive,
+    scaling,
     seams,
     speed,
 )
@@ -100,6 +101,13 @@ def test_plans_are_searched_for_models_without_phases(folder, phased):
 def test_steps_beside_a_border_end_at_the_edge(width, side):
     ramp = np.tile(np.arange(width, dtype=np.uint8), (width, 1))
     assert seams.step_ratio(Image.fromarray(ramp).convert("RGB"), side) == 1
+
+
+def test_the_curve_of_a_run_passes_over_a_torn_line(tmp_path):
+    validated = '{"step": 5, "seconds": 3600, "held_out_bpd": 4.0}'
+    (tmp_path / "log.jsonl").write_text(f'{{"step": 3, "bp\n{validated}\n{{"step": 7, "se')
+    assert scaling.held_out_curve(tmp_path) == ([1.0], [4.0])
+    assert "no log.jsonl to read (No such file" in refusal("scaling", "--run", "a=nowhere")
 
 
 def test_samples_need_other_images_beside(folder, tiny):
