@@ -6,8 +6,8 @@ Every image as it is and by ``encode --adapt``, decoded and compared; docs/bench
 figures.
 """
 
-import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import click
@@ -16,6 +16,7 @@ from PIL import Image
 
 from bench import POSITIVE, no_color_sets
 from bench.inputs import dataset
+from bench.measuring import check_equal, timed
 from diffcodec import decode, encode, load_model
 from diffcodec.container.parts import ADAPTATION
 from diffcodec.container.reader import parse
@@ -30,11 +31,9 @@ def measure(image: Image.Image, model: Model, effort: str) -> list[str]:
     """
     rates, seconds, tables = [], [], b""
     for adapt in (False, True):
-        start = time.process_time()
-        data = encode(image, model, effort, adapt=adapt)
-        seconds.append(time.process_time() - start)
-        if not np.array_equal(np.asarray(decode(data, model=model)), np.asarray(image)):
-            raise click.ClickException("an image did not come back as it was")
+        data, _, spent = timed(partial(encode, image, model, effort, adapt=adapt))
+        seconds.append(spent)
+        check_equal(image, decode(data, model=model))
         rates.append(8 * len(data) / np.asarray(image).size)
         tables = parse(data).metadata.get(ADAPTATION, b"")
     change = f"{100 * (rates[1] / rates[0] - 1):+.1f} %"

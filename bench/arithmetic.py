@@ -13,8 +13,8 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -26,6 +26,7 @@ from PIL import Image
 
 from bench import POSITIVE, chain_only, middle
 from bench.inputs import open_rgb
+from bench.measuring import check_equal, timed
 from bench.report import markdown
 from diffcodec import decode, load_model
 from diffcodec.codec.many import encode_many
@@ -64,12 +65,7 @@ SETTINGS = {
 def median_seconds(work: Callable[[], object]) -> float:
     """The median of a few runs, after one to warm up."""
     work()
-    times = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return median(times)
+    return median(timed(work)[1] for _ in range(REPEATS))
 
 
 def compare_sizes(models: dict[str, Model], crops: list[Image.Image]) -> None:
@@ -80,7 +76,7 @@ def compare_sizes(models: dict[str, Model], crops: list[Image.Image]) -> None:
         for name, model in models.items():
             files = list(encode_many(crops, model, effort, progress=True))
             for crop, data in zip(crops[:2], files[:2], strict=True):
-                assert decode(data, model=model).tobytes() == crop.tobytes()
+                check_equal(crop, decode(data, model=model), name)
             samples = np.array([3 * crop.width * crop.height for crop in crops])
             sizes[name] = float(np.mean(8 * np.array([len(data) for data in files]) / samples))
         difference = sizes["integer"] - sizes["float"]
@@ -95,9 +91,7 @@ def compare_times(models: dict[str, Model]) -> None:
     times: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(1 + TURNS):
         for name, model in models.items():
-            start = time.perf_counter()
-            model.posterior_x(z, sigma)
-            times[name].append(time.perf_counter() - start)
+            times[name].append(timed(partial(model.posterior_x, z, sigma))[1])
     seconds = {name: median(found[1:]) for name, found in times.items()}  # the first warms up
     ratio = seconds["float"] / seconds["integer"]
     click.echo(

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
-import numpy as np
 from PIL import Image
 
 from bench.codecs import lossless_codecs
+from bench.measuring import check_equal
 from diffcodec import encode, load_model
 from diffcodec.container.parts import MODES
 from diffcodec.errors import UnsupportedError
@@ -84,9 +84,7 @@ def main(photo: Path, effort: str, model_name: str, out: Path, whole: bool) -> N
     start = time.perf_counter()
     *shown, last = previews(data, model)
     print(f"decoded in {time.perf_counter() - start:.1f} s")
-    exact = last.timestep == 0 and last.image.mode == image.mode
-    if not exact or not np.array_equal(np.asarray(last.image), np.asarray(image)):
-        raise SystemExit("the decoded image differs from the original")
+    check_equal(image, last.image)
     print("decoded: mode and every sample equal the original")
     sizes = other_codecs(image) | {"diffcodec, with previews": len(data)}
     print_sizes(sizes, image.width * image.height * MODES[image.mode].channels)

@@ -9,13 +9,13 @@ import hashlib
 import itertools
 import math
 import tempfile
-import time
 from pathlib import Path
 
 import click
 from PIL import Image
 
 from bench.inputs import Dataset, dataset
+from bench.measuring import timed
 from bench.store import child_peak_mb
 
 
@@ -36,9 +36,7 @@ def mosaic(data: Dataset, width: int, height: int) -> Image.Image:
 
 def run(*arguments: str) -> str:
     """Time and largest memory of a command."""
-    begin = time.perf_counter()
-    peak = child_peak_mb("-m", "diffcodec", *arguments)
-    seconds = time.perf_counter() - begin
+    peak, seconds, _ = timed(lambda: child_peak_mb("-m", "diffcodec", *arguments))
     return f"{arguments[0]}: {seconds:.0f} s, peak memory {peak} MB"
 
 
@@ -63,7 +61,7 @@ def main(data: Path, megapixels: float, effort: str) -> None:
         click.echo(run("decode", coded, copy))
         with Image.open(copy) as decoded:
             if hashlib.sha256(decoded.tobytes()).hexdigest() != expected:
-                raise SystemExit("the decoded image differs from the original")
+                raise click.ClickException("the decoded image differs from the original")
 
 
 if __name__ == "__main__":

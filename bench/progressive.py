@@ -17,6 +17,7 @@ from PIL import Image
 
 from bench import POSITIVE, chain_only, check_side, identity
 from bench.inputs import EXAMPLES, dataset
+from bench.measuring import check_equal
 from bench.overhead import measure
 from bench.report import markdown
 from bench.store import peak_memory_mb
@@ -146,7 +147,7 @@ def exact(model: str, effort: str, size: int, count: int, data: Path, ends: str)
             seconds.append(time.perf_counter() - start)
             layers = parse(file).layers
             assert layers is not None
-            assert decode(file, model=used).tobytes() == image.tobytes()
+            check_equal(image, decode(file, model=used))
             row += [
                 8 * (len(file) - plain) / dimensions,
                 8 * sum(len(part) for payload in layers.payloads for part in payload) / dimensions,

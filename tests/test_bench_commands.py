@@ -1,5 +1,6 @@
 """Commands of the benchmarks on small models and images: what they refuse, and what comes out."""
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -11,6 +12,7 @@ from bench import (
     color_sets,
     jpegs,
     large,
+    measuring,
     planes,
     progressive,
     scaling,
@@ -108,6 +110,16 @@ def test_the_curve_of_a_run_passes_over_a_torn_line(tmp_path):
     (tmp_path / "log.jsonl").write_text(f'{{"step": 3, "bp\n{validated}\n{{"step": 7, "se')
     assert scaling.held_out_curve(tmp_path) == ([1.0], [4.0])
     assert "no log.jsonl to read (No such file" in refusal("scaling", "--run", "a=nowhere")
+
+
+def test_what_comes_back_is_held_against_the_image(photo):
+    samples = np.asarray(photo)
+    for back in (photo.copy(), samples):
+        measuring.check_equal(photo, back)
+    others = (photo.rotate(90), photo.crop((0, 0, 8, 16)), photo.convert("L"), samples + 1)
+    for other in (*others, Image.frombytes("YCbCr", photo.size, photo.tobytes())):
+        with pytest.raises(click.ClickException, match=r"a\.png: the decoded image differs"):
+            measuring.check_equal(photo, other, "a.png")
 
 
 def test_samples_need_other_images_beside(folder, tiny):
