@@ -687,6 +687,9 @@ def test_anatomy_of_golden_files_adds_up(name, network):
     data = (golden / f"{name}.dfc").read_bytes()
     found = anatomy.dissect(data, load_model(golden / f"{network}.safetensors"))
     assert total_bits(found) == pytest.approx(8 * len(data))
+    outliers = sum(len(tile.outliers) for tile in parse(data).tiles)
+    assert found["blocks"].get("outliers", 0) == 8 * outliers
+    assert bool(outliers) == ("outliers" in name)
     lengths = [bits for step in found["steps"] for bits in step["by_channel"].values()]
     assert np.isfinite(lengths).all()
 
