@@ -40,7 +40,7 @@ def upsampled(half: Bytes, size: tuple[int, int]) -> Bytes:
     return pairs.reshape(len(sums), -1)[: size[0], : size[1]].astype(np.uint8)
 
 
-def as_jpeg(image: Image.Image, quality: int) -> tuple[bytes, Image.Image, Bytes]:
+def made_jpeg(image: Image.Image, quality: int) -> tuple[bytes, Image.Image, Bytes]:
     """A JPEG, what it decodes to, and its own chroma, [2, height / 2, width / 2]."""
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=quality, subsampling="4:2:0")
@@ -78,7 +78,7 @@ def main(
         image, jpeg, chroma = original, b"", np.zeros((2, 0, 0), np.uint8)
         if quality:
             check_side(image, 2, name)
-            jpeg, image, chroma = as_jpeg(image, quality)
+            jpeg, image, chroma = made_jpeg(image, quality)
         colors = find_color_set(image)
         if colors is None or colors.conversion in (None, "grey"):
             click.echo(f"| {name} has no conversion |")
