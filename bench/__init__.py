@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from diffcodec.models.model import Model
 
 POSITIVE = click.IntRange(min=1)  # of options that count something
+SEVERAL = click.IntRange(min=2)  # of options that count what a spread is taken of
 
 keep_freed_memory()  # as the commands do
 

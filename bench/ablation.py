@@ -1,13 +1,13 @@
 """What each choice in the network and the recipe is worth at equal time on this machine.
 
-python -m bench.ablation --data DIR --minutes 10 [--only NAME] [--crop 64] [--batch 16]
+python -m bench ablation --data DIR --minutes 10 [--only NAME] [--crop 64] [--batch 16]
 
 Every variant trains for the same time (compiling not counted), its learning rate decaying to the
 end; what counts is the bound on held-out crops, of the default plan. The bound of a chain of many
 steps stands beside it: with a fixed variance it takes them. Runs that are there already are not
 repeated. Two variants at once, each kept to its own core, do not disturb each other:
 
-taskset -c 0 python -m bench.ablation --data DIR --only baseline --only "patch 4" & ...
+taskset -c 0 python -m bench ablation --data DIR --only baseline --only "patch 4" & ...
 """
 
 import json

@@ -6,21 +6,21 @@ Every image as it is and by ``encode --adapt``, decoded and compared; docs/bench
 figures.
 """
 
-import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import click
 import numpy as np
 from PIL import Image
 
-from bench import POSITIVE, middle, no_color_sets
-from bench.inputs import open_rgb
+from bench import POSITIVE, no_color_sets
+from bench.inputs import dataset
+from bench.measuring import check_equal, timed
 from diffcodec import decode, encode, load_model
 from diffcodec.container.parts import ADAPTATION
 from diffcodec.container.reader import parse
 from diffcodec.models.model import Model
-from diffcodec.training.data import find_images
 
 
 def measure(image: Image.Image, model: Model, effort: str) -> list[str]:
@@ -31,11 +31,9 @@ def measure(image: Image.Image, model: Model, effort: str) -> list[str]:
     """
     rates, seconds, tables = [], [], b""
     for adapt in (False, True):
-        start = time.process_time()
-        data = encode(image, model, effort, adapt=adapt)
-        seconds.append(time.process_time() - start)
-        if not np.array_equal(np.asarray(decode(data, model=model)), np.asarray(image)):
-            raise click.ClickException("an image did not come back as it was")
+        data, _, spent = timed(partial(encode, image, model, effort, adapt=adapt))
+        seconds.append(spent)
+        check_equal(image, decode(data, model=model))
         rates.append(8 * len(data) / np.asarray(image).size)
         tables = parse(data).metadata.get(ADAPTATION, b"")
     change = f"{100 * (rates[1] / rates[0] - 1):+.1f} %"
@@ -56,11 +54,10 @@ def main(
     used = load_model(model)
     click.echo("| bits per dimension | as it is | fitted | | bytes of tables | times as long |")
     click.echo("|---|---|---|---|---|---|")
-    for path in (path for given in images for path in find_images(given)):
-        image = open_rgb(path)
+    for name, image in (each for given in images for each in dataset(given, crop=crop).images()):
         with nullcontext() if color_sets else no_color_sets():
-            row = measure(middle(image, crop, path.name) if crop else image, used, effort)
-        click.echo(" | ".join([f"| {path.name}", *row]) + " |")
+            row = measure(image, used, effort)
+        click.echo(" | ".join([f"| {name}", *row]) + " |")
 
 
 if __name__ == "__main__":

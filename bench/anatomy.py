@@ -281,16 +281,19 @@ def dissect(data: bytes, given: str | Model | None = None) -> Row:
     """Where the bits of a file go; ``given`` is its model, if it is not a shipped one.
 
     Returns:
-        ``bytes``, ``dimensions``; ``blocks``, bits of what is no step: container, fallback tiles,
-        seed dip, last words; ``steps``, by timestep from 0 up, with ``bits``, their share by
-        channel, and ``bound_bits`` or, of layers, ``expected_bits``. Blocks and steps add up to the
-        file.
+        ``bytes``, ``dimensions``; ``blocks``, bits of what is no step: container, outliers,
+        fallback tiles, seed dip, last words; ``steps``, by timestep from 0 up, with ``bits``, their
+        share by channel, and ``bound_bits`` or, of layers, ``expected_bits``. Blocks and steps add
+        up to the file.
     """
     container = parse(data)
     payloads = [part for tile in container.tiles for part in (tile.payload, tile.preview_payload)]
     if container.layers:
         payloads += [part for layer in container.layers.payloads for part in layer]
-    blocks: Row = {"container": 8.0 * (len(data) - sum(map(len, payloads)))}
+    outliers = sum(len(tile.outliers) for tile in container.tiles)
+    blocks: Row = {"container": 8.0 * (len(data) - sum(map(len, payloads)) - outliers)}
+    if outliers:
+        blocks["outliers"] = 8.0 * outliers
     for tile in container.tiles:
         if not tile.plan or container.layers:
             label = "exact rest, by the chain" if tile.plan else tile.coder

@@ -7,10 +7,7 @@ the images of a group side by side. With --finetuned MODEL also an archive by th
 lies in it.
 """
 
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 import imagecodecs
@@ -21,6 +18,7 @@ import bench
 from bench import POSITIVE
 from bench.codecs import lossless_codecs
 from bench.inputs import Dataset, dataset
+from bench.measuring import check_equal, timed
 from bench.report import OUT, Section, Table
 from bench.store import Row, write_json
 from diffcodec import decode, encode, open_archive
@@ -33,29 +31,13 @@ OTHERS = ("webp", "jpegxl9")
 ZSTD_LEVEL = 19
 
 
-def timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    """What work comes to, and the seconds of the processor that it takes."""
-    start = time.process_time()
-    return work(), time.process_time() - start
-
-
-def check_equal(images: list[Image.Image], decoded: list[Image.Image]) -> None:
-    """Hold what was decoded against the images.
-
-    Raises:
-        click.ClickException: it is other.
-    """
-    for image, back in zip(images, decoded, strict=True):
-        if (image.mode, image.tobytes()) != (back.mode, back.tobytes()):
-            raise click.ClickException("a decoded image differs from the original")
-
-
 def single_files(images: list[Image.Image], model: str, effort: str) -> Row:
     """One file for each image, coded one after another as the command does of a single one."""
     used = load_model(model)
-    files, encoding = timed(lambda: [encode(image, used, effort) for image in images])
-    decoded, decoding = timed(lambda: [decode(data, model=used) for data in files])
-    check_equal(images, decoded)
+    files, _, encoding = timed(lambda: [encode(image, used, effort) for image in images])
+    decoded, _, decoding = timed(lambda: [decode(data, model=used) for data in files])
+    for image, back in zip(images, decoded, strict=True):
+        check_equal(image, back)
     return {
         "bytes": sum(map(len, files)),
         "encode_seconds": encoding,
@@ -80,11 +62,12 @@ def archive_file(
             return list(archive)
 
     load_model(model)
-    model_bytes, encoding = timed(write)
-    decoded, decoding = timed(read)
-    check_equal(images, decoded)
-    one, seconds = timed(lambda: open_archive(path, model=model)[len(images) // 2])
-    check_equal([images[len(images) // 2]], [one])
+    model_bytes, _, encoding = timed(write)
+    decoded, _, decoding = timed(read)
+    for image, back in zip(images, decoded, strict=True):
+        check_equal(image, back)
+    one, _, seconds = timed(lambda: open_archive(path, model=model)[len(images) // 2])
+    check_equal(images[len(images) // 2], one)
     sizes = {"bytes": path.stat().st_size, "model_bytes": model_bytes}
     times = {"encode_seconds": encoding, "decode_seconds": decoding, "access_seconds": seconds}
     return sizes | times

@@ -2,7 +2,7 @@
 
 And how much faster convolutions of 8-bit integers are than those of float32 here.
 
-python -m bench.arithmetic --data DIR --float RUN/float.safetensors --model RUN/model.safetensors
+python -m bench arithmetic --data DIR --float RUN/float.safetensors --model RUN/model.safetensors
 
 Sizes are whole files of crops from the middle of the images, every tile by the chain. Then, crops
 encoded by float arithmetic here are decoded in fresh processes with other settings.
@@ -13,8 +13,8 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -26,6 +26,7 @@ from PIL import Image
 
 from bench import POSITIVE, chain_only, middle
 from bench.inputs import open_rgb
+from bench.measuring import check_equal, timed
 from bench.report import markdown
 from diffcodec import decode, load_model
 from diffcodec.codec.many import encode_many
@@ -33,7 +34,7 @@ from diffcodec.container.parts import PLAN_NAMES
 from diffcodec.models.model import Model
 from diffcodec.networks.config import NetworkConfig
 from diffcodec.networks.int8 import ByteConv, digits, kernels_work
-from diffcodec.training.data import find_images
+from diffcodec.training.data import find_images, list_images
 
 TILE, REPEATS, TURNS = 256, 5, 21
 DECODE = """
@@ -64,12 +65,7 @@ SETTINGS = {
 def median_seconds(work: Callable[[], object]) -> float:
     """The median of a few runs, after one to warm up."""
     work()
-    times = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return median(times)
+    return median(timed(work)[1] for _ in range(REPEATS))
 
 
 def compare_sizes(models: dict[str, Model], crops: list[Image.Image]) -> None:
@@ -80,7 +76,7 @@ def compare_sizes(models: dict[str, Model], crops: list[Image.Image]) -> None:
         for name, model in models.items():
             files = list(encode_many(crops, model, effort, progress=True))
             for crop, data in zip(crops[:2], files[:2], strict=True):
-                assert decode(data, model=model).tobytes() == crop.tobytes()
+                check_equal(crop, decode(data, model=model), name)
             samples = np.array([3 * crop.width * crop.height for crop in crops])
             sizes[name] = float(np.mean(8 * np.array([len(data) for data in files]) / samples))
         difference = sizes["integer"] - sizes["float"]
@@ -95,9 +91,7 @@ def compare_times(models: dict[str, Model]) -> None:
     times: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(1 + TURNS):
         for name, model in models.items():
-            start = time.perf_counter()
-            model.posterior_x(z, sigma)
-            times[name].append(time.perf_counter() - start)
+            times[name].append(timed(partial(model.posterior_x, z, sigma))[1])
     seconds = {name: median(found[1:]) for name, found in times.items()}  # the first warms up
     ratio = seconds["float"] / seconds["integer"]
     click.echo(
@@ -160,7 +154,7 @@ def count_failures(
 
 
 @click.command()
-@click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder of images.")
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder or .npy.")
 @click.option("--float", "float_model", required=True, type=click.Path(path_type=Path))
 @click.option("--model", required=True, type=click.Path(path_type=Path), help="The integer one.")
 @click.option(
@@ -188,20 +182,18 @@ def main(
     models = {name: load_model(path, name) for name, path in paths.items()}
     shape = (models["integer"].info.network or NetworkConfig()).main
     compare_kernels(shape.channels, shape.patch)
-    found = find_images(data)
-    chosen = found[:: max(1, len(found) // count)][:count]
+    found = list_images(find_images(data))
+    images = [open_rgb(source) for source in found[:: max(1, len(found) // count)][:count]]
     compare_times(models)
-    compare_sizes(models, [middle(open_rgb(path), crop) for path in chosen])
-    if failures:
-        images = [open_rgb(path) for path in chosen]
-        per_image = -(-failures // len(images))
-        rng = np.random.default_rng(0)
-        crops = []
-        for image in images:
-            for _ in range(per_image):
-                x, y = (int(rng.integers(n - side + 1)) for n in image.size)
-                crops.append(image.crop((x, y, x + side, y + side)))
-        count_failures(paths, models, crops[:failures])
+    compare_sizes(models, [middle(image, crop) for image in images])
+    per_image = -(-failures // len(images))
+    rng = np.random.default_rng(0)
+    crops = []
+    for image in images:
+        for _ in range(per_image):
+            x, y = (int(rng.integers(n - side + 1)) for n in image.size)
+            crops.append(image.crop((x, y, x + side, y + side)))
+    count_failures(paths, models, crops[:failures])
 
 
 if __name__ == "__main__":

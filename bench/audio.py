@@ -24,6 +24,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from bench import POSITIVE
+from bench.measuring import check_equal
 from bench.report import markdown
 from diffcodec import decode, encode
 from diffcodec.container.info import tiles_by_coder
@@ -174,8 +175,7 @@ def main(recording: Path, steps: int) -> None:
     seconds = time.process_time() - begun
     model = Model(network, plans_from(2), "sound")
     data = encode(rest, model)
-    if not np.array_equal(np.asarray(decode(data, model=model)), rest):
-        raise click.ClickException("the decoded sound is another")
+    check_equal(rest, decode(data, model=model), recording.name)
     sizes = others(rest.reshape(-1)) | {"the chain, whole file": len(data)}
     rows = [(name, str(size), f"{8 * size / rest.size:.3f}") for name, size in sizes.items()]
     change = np.diff(rest.reshape(-1).astype(np.int64))

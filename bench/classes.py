@@ -10,7 +10,6 @@ hold the class in a byte, and are all decoded and compared; that of --class auto
 one for each class and one for none. As many draws without a class take as long, and stand beside.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -23,8 +22,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bench import POSITIVE, chain_only
+from bench import POSITIVE, SEVERAL, chain_only
 from bench.inputs import open_rgb
+from bench.measuring import check_equal, timed
 from bench.objectives import OBJECTIVES, recipe, trained
 from bench.report import markdown
 from bench.store import Store, source_digest
@@ -39,7 +39,7 @@ from diffcodec.training.crops import domain_batch
 from diffcodec.training.data import find_images, list_images, read_labels
 from diffcodec.training.steps import TrainingSteps
 
-BATCH, SEVERAL = 32, click.IntRange(min=2)
+BATCH = 32
 Bits = list[float]  # per dimension, of each image
 WITHOUT, CLASS, AUTO = "nothing", "its class", "the best of all and none"
 
@@ -62,8 +62,7 @@ def files(model: Model, images: Sequence[Image.Image], **how: Any) -> Bits:
     """
     found = list(encode_many(images, model, **how))
     for image, data in zip(images, found, strict=True):
-        if decode(data, model=model).tobytes() != image.tobytes():
-            raise click.ClickException("a file does not decode to its image")
+        check_equal(image, decode(data, model=model), model.name)
     return [
         8 * len(data) / np.asarray(image).size for image, data in zip(images, found, strict=True)
     ]
@@ -92,9 +91,7 @@ def train_and_measure(
     config: TrainConfig, init: dict[str, Tensor], out: Path, *measured: Any
 ) -> dict[str, Any]:
     """See :func:`measure`; the model stays in a file, to sample from."""
-    begun = time.process_time()
-    model = trained(TrainingSteps(config, init, quiet=True))
-    seconds = time.process_time() - begun
+    model, _, seconds = timed(lambda: trained(TrainingSteps(config, init, quiet=True)))
     out.write_bytes(serialise_float_model(model.module, model.plans, {"classes": model.classes}))
     with chain_only():
         return {"seconds": seconds, "bits": measure(model, *measured)}

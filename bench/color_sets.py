@@ -10,11 +10,11 @@ from pathlib import Path
 import click
 import numpy as np
 
-from bench.inputs import open_rgb
+from bench.inputs import dataset, open_rgb
 from diffcodec.arrays import Flags
 from diffcodec.images.color_sets import CONVERSIONS, ColorSet, find_color_set, triples
 from diffcodec.images.reading import read_image
-from diffcodec.training.data import find_images
+from diffcodec.training.data import Source
 
 
 def described(colors: ColorSet | None) -> str:
@@ -27,9 +27,9 @@ def described(colors: ColorSet | None) -> str:
     return "; ".join([*filter(None, [colors.conversion]), *values])
 
 
-def shares(path: Path, reached: list[Flags]) -> list[float]:
+def shares(source: Source, reached: list[Flags]) -> list[float]:
     """The share of an image's pixels that is in each of some tables of triples."""
-    r, g, b = np.moveaxis(np.asarray(open_rgb(path)).astype(np.int64), -1, 0)
+    r, g, b = np.moveaxis(np.asarray(open_rgb(source)).astype(np.int64), -1, 0)
     colors, counts = np.unique(r << 16 | g << 8 | b, return_counts=True)
     return [float(counts[table[colors]].sum() / r.size) for table in reached]
 
@@ -50,8 +50,9 @@ def main(images: tuple[Path, ...]) -> None:
     click.echo("|---" * (len(CONVERSIONS) + 2) + "|")
     reached = [triples(name) for name in CONVERSIONS]
     row("all triples", "", [float(table.mean()) for table in reached])
-    for path in (path for given in images for path in find_images(given)):
-        row(path.name, described(find_color_set(read_image(path))), shares(path, reached))
+    for name, source in (each for given in images for each in dataset(given).sources.items()):
+        image = read_image(source) if isinstance(source, Path) else open_rgb(source)
+        row(name, described(find_color_set(image)), shares(source, reached))
 
 
 if __name__ == "__main__":

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
-import numpy as np
 from PIL import Image
 
 from bench.codecs import lossless_codecs
+from bench.measuring import check_equal
 from diffcodec import encode, load_model
 from diffcodec.container.parts import MODES
 from diffcodec.errors import UnsupportedError
@@ -47,7 +47,7 @@ def print_previews(shown: Sequence[Preview], levels: Sequence[float]) -> None:
         print(f"{p.timestep:8}  {levels[p.timestep - 1]:19.1f}  {p.psnr:9.1f}  {p.size:10}")
 
 
-def middle(image: Image.Image, pixels: int) -> Image.Image:
+def middle_of(image: Image.Image, pixels: int) -> Image.Image:
     """The middle of an image in its proportions, of so many pixels at most."""
     share = min(1.0, math.sqrt(pixels / (image.width * image.height)))
     width, height = (max(1, int(share * side)) for side in image.size)
@@ -67,7 +67,7 @@ def main(photo: Path, effort: str, model_name: str, out: Path, whole: bool) -> N
     model = load_model(model_name)
     with Image.open(photo) as opened:
         full = opened.copy()
-    image = full if whole else middle(full, PIXELS)
+    image = full if whole else middle_of(full, PIXELS)
     part = "" if image.size == full.size else f", the middle of {full.width} x {full.height}"
     print(f"{photo}: {image.width} x {image.height} {image.mode}{part}")
 
@@ -84,9 +84,7 @@ def main(photo: Path, effort: str, model_name: str, out: Path, whole: bool) -> N
     start = time.perf_counter()
     *shown, last = previews(data, model)
     print(f"decoded in {time.perf_counter() - start:.1f} s")
-    exact = last.timestep == 0 and last.image.mode == image.mode
-    if not exact or not np.array_equal(np.asarray(last.image), np.asarray(image)):
-        raise SystemExit("the decoded image differs from the original")
+    check_equal(image, last.image)
     print("decoded: mode and every sample equal the original")
     sizes = other_codecs(image) | {"diffcodec, with previews": len(data)}
     print_sizes(sizes, image.width * image.height * MODES[image.mode].channels)

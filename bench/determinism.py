@@ -1,6 +1,6 @@
 """Whether the same image gives the same bytes however and wherever it is computed.
 
-python -m bench.determinism IMAGE [--model photo] [--crop 64] [--python COMMAND]...
+python -m bench determinism IMAGE [--model photo] [--crop 64] [--python COMMAND]...
 
 Each row is a fresh process with other settings: threads, the instruction sets that torch, oneDNN,
 MKL, NumPy and the C library may use, memory layouts, what a caller may have set in torch, the

@@ -1,6 +1,6 @@
 """What self-ensemble gains, by noise level.
 
-python -m bench.ensembles --data IMAGES --model FLOAT [--crop 64] [--crops 48]
+python -m bench ensembles --data IMAGES --model FLOAT [--crop 64] [--crops 48]
 
 The bound of the plan "default" by the float network, on crops of every twentieth image (those that
 training holds out): with the network asked once, and with each self-ensemble at all levels. The

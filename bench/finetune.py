@@ -21,6 +21,7 @@ from PIL import Image
 
 from bench import POSITIVE
 from bench.codecs import lossless_codecs
+from bench.measuring import check_equal
 from bench.report import markdown
 from diffcodec import decode, encode_many
 from diffcodec.evaluation.measure import open_image
@@ -58,9 +59,7 @@ def model_sizes(
     used = load_model(model)
     files = list(encode_many(images, used, effort, progress=True, draws=draws))
     for image, data in zip(images, files, strict=True):
-        back = decode(data, model=used)
-        if image.mode != back.mode or image.tobytes() != back.tobytes():
-            raise click.ClickException(f"{model}: a decoded image differs from the original")
+        check_equal(image, decode(data, model=used), str(model))
     return [len(data) for data in files]
 
 

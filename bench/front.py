@@ -7,7 +7,6 @@ are counted: other work on the machine disturbs them less than those of the cloc
 front is what no other beats in both bits and time.
 """
 
-import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
@@ -23,12 +22,14 @@ from bench.codecs import Codec, jpeg_xl, lossless_codecs, one_pixel
 from bench.inputs import Dataset
 from bench.measuring import (
     bits_per_dimension,
+    check_equal,
     described_images,
     measuring_options,
     our_key,
     our_label,
     our_name,
     run_options,
+    timed,
 )
 from bench.report import Section, Table
 from bench.store import Row, Store, cpu
@@ -67,14 +68,10 @@ def measure(codec: Codec, image: Image.Image) -> Row:
         click.ClickException: if another image comes back.
     """
     codec.decode(codec.encode(one_pixel(), codec.settings[0]))  # what is loaded at first
-    start = time.process_time()
-    data = codec.encode(image, codec.settings[0])
-    coded = time.process_time()
-    shown = codec.decode(data)
-    end = time.process_time()
-    if not np.array_equal(shown, np.asarray(image)):
-        raise click.ClickException(f"{codec.label}: the decoded image differs from the original")
-    return {"bytes": len(data), "encoding": coded - start, "decoding": end - coded}
+    data, _, encoding = timed(lambda: codec.encode(image, codec.settings[0]))
+    shown, _, decoding = timed(lambda: codec.decode(data))
+    check_equal(image, shown, codec.label)
+    return {"bytes": len(data), "encoding": encoding, "decoding": decoding}
 
 
 def on_front(points: Mapping[str, tuple[float, float]]) -> list[str]:

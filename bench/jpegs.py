@@ -18,9 +18,8 @@ from PIL import Image
 from scipy.ndimage import convolve
 
 from bench import POSITIVE, check_side
-from bench.inputs import open_rgb
+from bench.inputs import dataset
 from diffcodec.images.source_planes import from_planes
-from diffcodec.training.data import find_images
 
 VIDEO_FRAMES = 8
 VIDEO_SIDE = 16 + VIDEO_FRAMES  # x264 takes one macroblock at least
@@ -96,23 +95,23 @@ def main(
     limit: int | None,
 ) -> None:
     """Write each image of a folder as PNG, after it has been JPEG, video or on a Photo CD."""
-    paths = find_images(data)[:limit]
-    first = {path.stem: path for path in reversed(paths)}
-    for path in paths:
-        if path != first[path.stem]:
+    used = dataset(data, limit)
+    stems = {name: Path(name).stem for name in used.sources}
+    first = {stems[name]: name for name in reversed(used.sources)}
+    for name, stem in stems.items():
+        if name != first[stem]:
             raise click.ClickException(
-                f"{first[path.stem]} and {path} would both become {path.stem}.png: rename one"
+                f"{first[stem]} and {name} would both become {stem}.png: rename one"
             )
     out.mkdir(parents=True, exist_ok=True)
-    for path in paths:
-        image = open_rgb(path)
+    for name, image in used.images():
         if photo_cd:
             decoded = as_photo_cd(image)
         else:
             if video:
-                check_side(image, VIDEO_SIDE, path.name)
+                check_side(image, VIDEO_SIDE, name)
             decoded = as_frame(image) if video else as_jpeg(image, quality, subsampling)
-        decoded.save(out / f"{path.stem}.png")
+        decoded.save(out / f"{stems[name]}.png")
     click.echo(f"{out}: {len(list(out.glob('*.png')))} images")
 
 

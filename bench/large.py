@@ -9,21 +9,20 @@ import hashlib
 import itertools
 import math
 import tempfile
-import time
 from pathlib import Path
 
 import click
 from PIL import Image
 
+from bench.inputs import Dataset, dataset
+from bench.measuring import timed
 from bench.store import child_peak_mb
-from diffcodec.images.reading import read_image
-from diffcodec.training.data import find_images
 
 
-def mosaic(paths: list[Path], width: int, height: int) -> Image.Image:
+def mosaic(data: Dataset, width: int, height: int) -> Image.Image:
     """The images beside and below each other, again and again, cut at the edges."""
     canvas = Image.new("RGB", (width, height))
-    images = itertools.cycle(read_image(path).convert("RGB") for path in paths)
+    images = itertools.cycle(image for _, image in data.images())
     top = 0
     while top < height:
         left, row = 0, 0
@@ -37,14 +36,12 @@ def mosaic(paths: list[Path], width: int, height: int) -> Image.Image:
 
 def run(*arguments: str) -> str:
     """Time and largest memory of a command."""
-    begin = time.perf_counter()
-    peak = child_peak_mb("-m", "diffcodec", *arguments)
-    seconds = time.perf_counter() - begin
+    peak, seconds, _ = timed(lambda: child_peak_mb("-m", "diffcodec", *arguments))
     return f"{arguments[0]}: {seconds:.0f} s, peak memory {peak} MB"
 
 
 @click.command()
-@click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder of images.")
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder or .npy.")
 @click.option(
     "--megapixels", default=24.0, type=click.FloatRange(min=0, min_open=True), show_default=True
 )
@@ -52,7 +49,7 @@ def run(*arguments: str) -> str:
 def main(data: Path, megapixels: float, effort: str) -> None:
     """Encode and decode the mosaic, and check that it comes back."""
     height = round(math.sqrt(megapixels * 1e6 / 1.5))
-    image = mosaic(find_images(data), round(1.5 * height), height)
+    image = mosaic(dataset(data), round(1.5 * height), height)
     expected = hashlib.sha256(image.tobytes()).hexdigest()
     with tempfile.TemporaryDirectory() as name:
         source, coded, copy = (str(Path(name) / f) for f in ("in.png", "in.dfc", "out.png"))
@@ -64,7 +61,7 @@ def main(data: Path, megapixels: float, effort: str) -> None:
         click.echo(run("decode", coded, copy))
         with Image.open(copy) as decoded:
             if hashlib.sha256(decoded.tobytes()).hexdigest() != expected:
-                raise SystemExit("the decoded image differs from the original")
+                raise click.ClickException("the decoded image differs from the original")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from unittest import mock
 
 import click
@@ -24,6 +24,8 @@ from diffcodec.coding.bits_back import check_seed
 from diffcodec.models.file import DEFAULT_MODEL
 from diffcodec.models.model import Model
 
+Result = TypeVar("Result")
+
 SMALL_SIDE = 64  # images below it are also compared by payload
 
 
@@ -40,16 +42,34 @@ class Coded(NamedTuple):
         return {"encode_seconds": self.encode_seconds, "decode_seconds": self.decode_seconds}
 
 
+def check_equal(
+    image: Image.Image | NDArray[np.uint8], back: Image.Image | NDArray[np.uint8], label: str = ""
+) -> None:
+    """Hold what was decoded against what was coded, modes too where both have one.
+
+    Raises:
+        click.ClickException: if it is other; a label stands before what it says.
+    """
+    modes = {each.mode for each in (image, back) if isinstance(each, Image.Image)}
+    if len(modes) > 1 or not np.array_equal(np.asarray(image), np.asarray(back)):
+        said = "the decoded image differs from the original"
+        raise click.ClickException(f"{label}: {said}" if label else said)
+
+
+def timed(work: Callable[[], Result]) -> tuple[Result, float, float]:
+    """What work comes to, and the seconds that it takes by the clock and of the processor."""
+    start, start_of_processor = time.perf_counter(), time.process_time()
+    result = work()
+    return result, time.perf_counter() - start, time.process_time() - start_of_processor
+
+
 def code(
     encode: Callable[[], bytes], decode: Callable[[bytes], NDArray[np.uint8] | Image.Image]
 ) -> Coded:
     """Encode and decode once, by the clock."""
-    begin = time.perf_counter()
-    data = encode()
-    encoded = time.perf_counter()
-    decoded = decode(data)
-    end = time.perf_counter()
-    return Coded(data, np.asarray(decoded), encoded - begin, end - encoded)
+    data, encode_seconds, _ = timed(encode)
+    decoded, decode_seconds, _ = timed(lambda: decode(data))
+    return Coded(data, np.asarray(decoded), encode_seconds, decode_seconds)
 
 
 def code_exactly(
@@ -64,8 +84,7 @@ def code_exactly(
         click.ClickException: if another image comes back.
     """
     coded = code(encode, decode)
-    if not np.array_equal(coded.shown, np.asarray(image)):
-        raise click.ClickException(f"{label}: the decoded image differs from the original")
+    check_equal(image, coded.shown, label)
     return coded
 
 

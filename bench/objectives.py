@@ -22,7 +22,7 @@ import click
 import torch
 from torch import Tensor
 
-from bench import POSITIVE
+from bench import POSITIVE, SEVERAL
 from bench.report import markdown
 from bench.store import Store, source_digest
 from diffcodec.diffusion.bound import chain_bound_bits
@@ -173,7 +173,7 @@ def measure(data: Path, steps: int, objective: Objective, crops: int, pairs: int
     "--steps", default=300, type=POSITIVE, show_default=True, help="Of training, by each objective."
 )
 @click.option("--only", multiple=True, type=click.Choice(list(OBJECTIVES)), help="Which of them.")
-@click.option("--crops", default=48, type=POSITIVE, show_default=True, help="That are measured.")
+@click.option("--crops", default=48, type=SEVERAL, show_default=True, help="That are measured.")
 @click.option(
     "--pairs", default=256, type=POSITIVE, show_default=True, help="Of noise and image, for reflow."
 )

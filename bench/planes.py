@@ -8,6 +8,7 @@ coder that undid the decoder's interpolation would have no more to tell.
 """
 
 import io
+from itertools import islice
 from pathlib import Path
 
 import click
@@ -15,13 +16,12 @@ import imagecodecs
 import numpy as np
 from PIL import Image
 
-from bench import POSITIVE, check_side, middle
-from bench.inputs import open_rgb
+from bench import POSITIVE, check_side
+from bench.inputs import dataset
 from diffcodec.arrays import Bytes
 from diffcodec.images.color_sets import find_color_set
 from diffcodec.images.fallback import encode_fallback
 from diffcodec.images.source_planes import to_planes
-from diffcodec.training.data import find_images
 
 
 def jpegxl(samples: Bytes) -> int:
@@ -40,7 +40,7 @@ def upsampled(half: Bytes, size: tuple[int, int]) -> Bytes:
     return pairs.reshape(len(sums), -1)[: size[0], : size[1]].astype(np.uint8)
 
 
-def as_jpeg(image: Image.Image, quality: int) -> tuple[bytes, Image.Image, Bytes]:
+def made_jpeg(image: Image.Image, quality: int) -> tuple[bytes, Image.Image, Bytes]:
     """A JPEG, what it decodes to, and its own chroma, [2, height / 2, width / 2]."""
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=quality, subsampling="4:2:0")
@@ -73,21 +73,19 @@ def main(
         names += ["JPEG XL 9, half chroma", "the JPEG", "chroma recovered, %"]
     click.echo("| image | " + " | ".join(names) + " |\n" + "|---" * (len(names) + 1) + "|")
     rows = []
-    for path in [path for given in images for path in find_images(given)][:limit]:
-        image = open_rgb(path)
-        if crop is not None:
-            image = middle(image, crop, path.name)
-        jpeg, chroma = b"", np.zeros((2, 0, 0), np.uint8)
+    given = (each for path in images for each in dataset(path, crop=crop).images())
+    for name, original in islice(given, limit):
+        image, jpeg, chroma = original, b"", np.zeros((2, 0, 0), np.uint8)
         if quality:
-            check_side(image, 2, path.name)
-            jpeg, image, chroma = as_jpeg(image, quality)
+            check_side(image, 2, name)
+            jpeg, image, chroma = made_jpeg(image, quality)
         colors = find_color_set(image)
         if colors is None or colors.conversion in (None, "grey"):
-            click.echo(f"| {path.name} has no conversion |")
+            click.echo(f"| {name} has no conversion |")
             continue
         planes = np.asarray(to_planes(image, colors.conversion))
         luma = planes[..., 1]
-        sizes = [len(encode_fallback(image, name)[1]) for name in (None, colors.conversion)]
+        sizes = [len(encode_fallback(image, by)[1]) for by in (None, colors.conversion)]
         sizes += [jpegxl(np.asarray(image)), jpegxl(planes[..., [1, 0, 2]])]
         figures = [8 * size / planes.size for size in sizes]
         if quality:
@@ -95,7 +93,7 @@ def main(
             figures += [8 * size / planes.size for size in (halved, len(jpeg))]
             figures.append(100 * share_recovered(planes, chroma))
         rows.append(figures)
-        click.echo(f"| {path.name} | " + " | ".join(f"{value:.3f}" for value in figures) + " |")
+        click.echo(f"| {name} | " + " | ".join(f"{value:.3f}" for value in figures) + " |")
     if rows:
         mean = np.mean(rows, axis=0)
         click.echo("| mean | " + " | ".join(f"{value:.3f}" for value in mean) + " |")

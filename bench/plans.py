@@ -25,7 +25,7 @@ from tqdm import tqdm
 from bench import POSITIVE, chain_only
 from bench.inputs import dataset
 from bench.lossless import bound_bits
-from bench.measuring import dips
+from bench.measuring import check_equal, dips
 from bench.report import markdown
 from diffcodec import decode, load_model
 from diffcodec.codec.many import encode_many
@@ -60,8 +60,7 @@ def judge(
     for image, data in zip(images, files, strict=True):
         with dips() as seed_words:
             decoded = decode(data, model=model)
-        if decoded.tobytes() != image.tobytes():
-            raise SystemExit("a decoded image differs from the original")
+        check_equal(image, decoded)
         (tile,) = parse(data).tiles
         headers.append(8 * (len(data) - len(tile.payload) - len(tile.preview_payload)))
         seeds.append(32 * sum(seed_words))

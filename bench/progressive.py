@@ -1,9 +1,9 @@
 """What previews cost and show: real bytes of files, on crops of photographs.
 
-python -m bench.progressive previews     bits per pixel and PSNR at each timestep
-python -m bench.progressive exact        the cost of previews in an exact file, by where they end
-python -m bench.progressive times        seconds and memory of coding to a rate, at any size
-python -m bench.progressive cuts         PSNR of every beginning of a file
+python -m bench progressive previews     bits per pixel and PSNR at each timestep
+python -m bench progressive exact        the cost of previews in an exact file, by where they end
+python -m bench progressive times        seconds and memory of coding to a rate, at any size
+python -m bench progressive cuts         PSNR of every beginning of a file
 """
 
 import time
@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 
 from bench import POSITIVE, chain_only, check_side, identity
-from bench.inputs import EXAMPLES, open_rgb
+from bench.inputs import EXAMPLES, dataset
+from bench.measuring import check_equal
 from bench.overhead import measure
 from bench.report import markdown
 from bench.store import peak_memory_mb
@@ -29,7 +30,6 @@ from diffcodec.container.reader import parse
 from diffcodec.diffusion.color import from_domain, to_domain
 from diffcodec.images.modes import psnr
 from diffcodec.models.model import Model
-from diffcodec.training.data import find_images
 
 Command = Callable[..., None]
 LEAST_BEGINNING = 40  # bytes: the header and some of the first layer
@@ -37,9 +37,9 @@ LEAST_BEGINNING = 40  # bytes: the header and some of the first layer
 
 def crops(data: Path, size: int, count: int) -> Iterator[Image.Image]:
     """Squares from random places of each photograph."""
-    for path in find_images(data):
-        rng, image = np.random.default_rng(1), open_rgb(path)
-        check_side(image, size, path.name)
+    for name, image in dataset(data).images():
+        rng = np.random.default_rng(1)
+        check_side(image, size, name)
         for _ in range(count):
             y, x = (int(rng.integers(0, side - size + 1)) for side in (image.height, image.width))
             yield image.crop((x, y, x + size, y + size))
@@ -147,7 +147,7 @@ def exact(model: str, effort: str, size: int, count: int, data: Path, ends: str)
             seconds.append(time.perf_counter() - start)
             layers = parse(file).layers
             assert layers is not None
-            assert decode(file, model=used).tobytes() == image.tobytes()
+            check_equal(image, decode(file, model=used))
             row += [
                 8 * (len(file) - plain) / dimensions,
                 8 * sum(len(part) for payload in layers.payloads for part in payload) / dimensions,

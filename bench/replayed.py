@@ -7,7 +7,6 @@ no time, as on a fast GPU. Each run is checked: the same file, the same image.
 """
 
 import statistics
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -15,12 +14,12 @@ from typing import Any
 from unittest import mock
 
 import click
-import numpy as np
 import torch
 from torch import Tensor
 
 from bench import POSITIVE
 from bench.inputs import open_rgb
+from bench.measuring import check_equal, timed
 from diffcodec import decode, encode, load_model
 from diffcodec.models.model import Model
 
@@ -76,13 +75,6 @@ class Replay:
         return context
 
 
-def seconds(work: Callable[[], Any]) -> tuple[Any, float, float]:
-    """What it gives, the seconds that it takes, and those of the processor."""
-    start, start_of_processor = time.perf_counter(), time.process_time()
-    given = work()
-    return given, time.perf_counter() - start, time.process_time() - start_of_processor
-
-
 @click.command()
 @click.argument("path", metavar="IMAGE", type=click.Path(exists=True, path_type=Path))
 @click.option("--model", default="photo", show_default=True)
@@ -96,10 +88,11 @@ def main(path: Path, model: str, effort: str, runs: int) -> None:
         decode(expected, model=used)
         measured = []
         for _ in range(runs):
-            data, *encoding = seconds(lambda: encode(image, used, effort))
-            shown, *decoding = seconds(lambda: decode(expected, model=used))
-            if data != expected or not np.array_equal(np.asarray(shown), np.asarray(image)):
-                raise click.ClickException("a run gave another file or another image")
+            data, *encoding = timed(lambda: encode(image, used, effort))
+            shown, *decoding = timed(lambda: decode(expected, model=used))
+            if data != expected:
+                raise click.ClickException("a run gave another file than the first")
+            check_equal(image, shown)
             measured.append([*encoding, *decoding])
     click.echo(f"{path.name}, {effort}, {torch.get_num_threads()} threads, medians of {runs} runs")
     medians = map(statistics.median, zip(*measured, strict=True))

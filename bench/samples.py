@@ -16,7 +16,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from bench import POSITIVE
+from bench import POSITIVE, SEVERAL
 from bench.report import markdown
 from diffcodec.arrays import Array
 from diffcodec.models.model import load_model
@@ -63,14 +63,23 @@ def distance(a: Array, b: Array) -> float:
     return within(a) + within(b) - 2 * float(kernel(a, b).mean())
 
 
-def read(data: Path, size: int) -> Pictures:
-    """The middle of the first images that are large enough."""
+def read(data: Path, size: int, least: int) -> Pictures:
+    """The middle of the first images that are large enough.
+
+    Raises:
+        click.ClickException: if they are too few.
+    """
     found = []
     for source in list_images(find_images(data))[:MOST_IMAGES]:
         rgb = read_rgb(source) if isinstance(source, Path) else np.asarray(source)
         top, left = ((side - size) // 2 for side in rgb.shape[1:])
         if min(top, left) >= 0:
             found.append(rgb[:, top : top + size, left : left + size].transpose(1, 2, 0))
+    if len(found) < least:
+        raise click.ClickException(
+            f"{data}: found {len(found)} images of at least {size} x {size} pixels, expected "
+            f"{least}: two more than samples of each way; give more, or fewer of these by -n"
+        )
     return np.stack(found)
 
 
@@ -85,7 +94,7 @@ def parse_way(text: str) -> tuple[str, int]:
 @click.option("--model", default="cifar10", show_default=True)
 @click.option("--size", default=32, type=POSITIVE, show_default=True, help="Sides of the samples.")
 @click.option(
-    "-n", "count", default=64, type=POSITIVE, show_default=True, help="Samples of each way."
+    "-n", "count", default=64, type=SEVERAL, show_default=True, help="Samples of each way."
 )
 @click.option("--way", "ways", multiple=True, type=parse_way, help="Sampler and steps.")
 @click.option("--out", type=click.Path(path_type=Path), help="A grid of the first way's, PNG.")
@@ -98,7 +107,7 @@ def main(
     out: Path | None,
 ) -> None:
     """Draw samples, and print the table of distances."""
-    images, loaded = read(data, size), load_model(model, "float")
+    images, loaded = read(data, size, count + 2), load_model(model, "float")
     others, images = images[:count], images[count:]
     shuffled = np.random.default_rng(0).permuted(others, axis=2)
     plain = features(images)

@@ -1,9 +1,9 @@
 """How bits per dimension fall with training time, model size and steps: three pictures.
 
-python -m bench.scaling --run cifar10=RUN --run photo=RUN --ablation DIR --plans plans.json
+python -m bench scaling --run cifar10=RUN --run photo=RUN --ablation DIR --plans plans.json
 
-From the logs of ``diffcodec train``, the results of ``bench.ablation`` (whose networks all trained
-for the same time) and those of ``bench.plans``.
+From the logs of ``diffcodec train``, the results of ``bench ablation`` (whose networks all trained
+for the same time) and those of ``bench plans``.
 """
 
 import json
@@ -16,6 +16,7 @@ import click
 from bench.ablation import RESULT, VARIANTS, Variant, folder_name
 from bench.pictures import figure, label_curves, plain_ticks, save
 from diffcodec.training.folder import LOG
+from diffcodec.training.log import read_log
 
 SHAPE = {"channels", "blocks", "patch"}
 SHADES = ("C0", "C1", "C2", "C3")
@@ -23,10 +24,17 @@ BPD = "bits per dimension"
 
 
 def held_out_curve(run: Path) -> tuple[list[float], list[float]]:
-    """Hours of training and the held-out bound at each validation of a run."""
-    lines = map(json.loads, (run / LOG).read_text().splitlines())
-    records = {r["step"]: r for r in lines if "held_out_bpd" in r}  # a resumed run repeats steps
-    points = [records[step] for step in sorted(records)]
+    """Hours of training and the held-out bound at each validation of a run.
+
+    Raises:
+        click.ClickException: if it has no log, or no validation in it.
+    """
+    try:
+        points = [record for record in read_log(run) if "held_out_bpd" in record]
+    except OSError as e:
+        raise click.ClickException(
+            f"{run}: no {LOG} to read ({e.strerror}); give the folder of a run of diffcodec train"
+        ) from e
     if not points:
         raise click.ClickException(f"{run}: no validation in its log yet")
     return [p["seconds"] / 3600 for p in points], [p["held_out_bpd"] for p in points]

@@ -9,7 +9,6 @@ figures. Every tile is coded by the chain alone.
 """
 
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -26,6 +25,7 @@ from tqdm import tqdm
 from bench import POSITIVE, chain_only, identity, middle
 from bench.codecs import lossless_codecs
 from bench.inputs import EXAMPLES, open_rgb
+from bench.measuring import timed
 from bench.report import OUT, Section, Table
 from bench.store import Row, child_peak_mb, cpu, write_json
 from diffcodec import decode, encode, load_model
@@ -52,12 +52,7 @@ GPU_TFLOPS, GPU_SHARE = 50.0, 0.3  # a data-centre GPU's float32 on paper, and w
 def seconds(work: Callable[[], object], repeats: int) -> float:
     """Processor time, the least of some runs after one to warm up."""
     work()
-    best = float("inf")
-    for _ in range(repeats):
-        begin = time.process_time()
-        work()
-        best = min(best, time.process_time() - begin)
-    return best
+    return min(timed(work)[2] for _ in range(repeats))
 
 
 def compare_codecs(image: Image.Image, model: Model, floating: Model, repeats: int) -> list[Row]:
@@ -87,20 +82,16 @@ def compare_codecs(image: Image.Image, model: Model, floating: Model, repeats: i
 
 def network_share(image: Image.Image, model: Model, effort: str, repeats: int) -> float:
     """The network's part in the time of encoding."""
-    spent = 0.0
+    spent = []
 
-    def timed(*asked: Any) -> list[Answer]:
-        nonlocal spent
-        begin = time.process_time()
-        answers = answer(*asked)
-        spent += time.process_time() - begin
+    def answered(*asked: Any) -> list[Answer]:
+        answers, _, of_processor = timed(partial(answer, *asked))
+        spent.append(of_processor)
         return answers
 
-    with mock.patch("diffcodec.models.answering.answer", timed):
-        begin = time.process_time()
-        for _ in range(repeats):
-            encode(image, model, effort)
-        return spent / (time.process_time() - begin)
+    with mock.patch("diffcodec.models.answering.answer", answered):
+        whole = sum(timed(partial(encode, image, model, effort))[2] for _ in range(repeats))
+    return sum(spent) / whole
 
 
 def by_pixels(photo: Image.Image, model: Model, sides: tuple[int, ...], repeats: int) -> list[Row]:

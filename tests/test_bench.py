@@ -328,7 +328,7 @@ def test_files_without_color_sets(tiny):
 
 def test_interpolated_chroma_is_what_the_decoder_makes_of_its_own():
     image = bench.middle(Image.open(FOLDER / "examples" / "kodim23.png"), 96)
-    jpeg, decoded, chroma = planes.as_jpeg(image, 90)
+    jpeg, decoded, chroma = planes.made_jpeg(image, 90)
     with Image.open(io.BytesIO(jpeg)) as opened:
         opened.draft("YCbCr", None)
         expected = np.asarray(opened).transpose(2, 0, 1)[1:]
@@ -584,10 +584,10 @@ def test_the_demonstration(folder, photo, tiny, tmp_path, no_webp, capsys):
 
 def test_the_demonstration_is_of_so_many_pixels_at_most():
     """Of any photograph: what it evaluates is what it takes to code and decode these once."""
-    found = demo.middle(Image.new("RGB", (768, 512)), demo.PIXELS)
+    found = demo.middle_of(Image.new("RGB", (768, 512)), demo.PIXELS)
     assert found.size == (443, 295)
-    assert demo.middle(Image.new("L", (9000, 1)), 100).size == (948, 1)
-    assert demo.middle(Image.new("L", (30, 20)), 600).size == (30, 20)
+    assert demo.middle_of(Image.new("L", (9000, 1)), 100).size == (948, 1)
+    assert demo.middle_of(Image.new("L", (30, 20)), 600).size == (30, 20)
 
 
 def test_the_demonstration_needs_an_image_that_has_previews(photo, tiny, tmp_path):
@@ -689,6 +689,9 @@ def test_anatomy_of_golden_files_adds_up(name, network):
     data = (golden / f"{name}.dfc").read_bytes()
     found = anatomy.dissect(data, load_model(golden / f"{network}.safetensors"))
     assert total_bits(found) == pytest.approx(8 * len(data))
+    outliers = sum(len(tile.outliers) for tile in parse(data).tiles)
+    assert found["blocks"].get("outliers", 0) == 8 * outliers
+    assert bool(outliers) == ("outliers" in name)
     lengths = [bits for step in found["steps"] for bits in step["by_channel"].values()]
     assert np.isfinite(lengths).all()
 

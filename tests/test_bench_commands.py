@@ -1,12 +1,26 @@
 """Commands of the benchmarks on small models and images: what they refuse, and what comes out."""
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from bench import arithmetic, seams, speed
+from bench import (
+    adaptation,
+    arithmetic,
+    color_sets,
+    jpegs,
+    large,
+    measuring,
+    planes,
+    progressive,
+    scaling,
+    seams,
+    speed,
+)
 from bench.__main__ import main
+from bench.inputs import dataset
 from diffcodec import encode, load_model
 from diffcodec.container.parts import PLAN_NAMES
 
@@ -22,6 +36,14 @@ def folder(photo, tmp_path_factory):
     path = tmp_path_factory.mktemp("data")
     photo.save(path / "a.png")
     photo.transpose(Image.Transpose.ROTATE_180).save(path / "b.png")
+    return path
+
+
+@pytest.fixture(scope="module")
+def array(folder):
+    path = folder.parent / f"{folder.name}-array" / "images.npy"
+    path.parent.mkdir()
+    np.save(path, np.stack([np.asarray(Image.open(each)) for each in sorted(folder.iterdir())]))
     return path
 
 
@@ -81,3 +103,63 @@ def test_plans_are_searched_for_models_without_phases(folder, phased):
 def test_steps_beside_a_border_end_at_the_edge(width, side):
     ramp = np.tile(np.arange(width, dtype=np.uint8), (width, 1))
     assert seams.step_ratio(Image.fromarray(ramp).convert("RGB"), side) == 1
+
+
+def test_the_curve_of_a_run_passes_over_a_torn_line(tmp_path):
+    validated = '{"step": 5, "seconds": 3600, "held_out_bpd": 4.0}'
+    (tmp_path / "log.jsonl").write_text(f'{{"step": 3, "bp\n{validated}\n{{"step": 7, "se')
+    assert scaling.held_out_curve(tmp_path) == ([1.0], [4.0])
+    assert "no log.jsonl to read (No such file" in refusal("scaling", "--run", "a=nowhere")
+
+
+def test_what_comes_back_is_held_against_the_image(photo):
+    samples = np.asarray(photo)
+    for back in (photo.copy(), samples):
+        measuring.check_equal(photo, back)
+    others = (photo.rotate(90), photo.crop((0, 0, 8, 16)), photo.convert("L"), samples + 1)
+    for other in (*others, Image.frombytes("YCbCr", photo.size, photo.tobytes())):
+        with pytest.raises(click.ClickException, match=r"a\.png: the decoded image differs"):
+            measuring.check_equal(photo, other, "a.png")
+
+
+def test_samples_need_other_images_beside(folder, tiny):
+    given = ("samples", "--data", folder, "--model", tiny, "--size", 16)
+    expected = "found 2 images of at least 16 x 16 pixels, expected 4: two more than samples"
+    assert expected in refusal(*given, "-n", 2)
+    assert "found 0 images of at least 17 x 17" in refusal(*given[:-1], 17, "-n", 2)
+
+
+@pytest.mark.parametrize(("command", "option"), [("objectives", "--crops"), ("samples", "-n")])
+def test_intervals_are_of_two_at_least(folder, command, option):
+    result = CliRunner().invoke(main, [command, "--data", str(folder), option, "1"])
+    assert result.exit_code == 2 and option in result.output
+
+
+@pytest.mark.parametrize("command", [adaptation, color_sets, planes])
+def test_arrays_are_taken_as_folders(array, folder, phased, command):
+    more = ["--model", str(phased), "--effort", "fast"] if command is adaptation else []
+    printed = []
+    for given in (folder, array):
+        result = CliRunner().invoke(command.main, [str(given), *more])
+        assert result.exit_code == 0, result.output
+        printed.append([line.split(" | ")[1:4] for line in result.output.splitlines()])
+    assert printed[0] == printed[1] and len(printed[0]) >= 4
+
+
+def test_crops_mosaics_and_jpegs_of_arrays(array, folder, tmp_path):
+    cut = [[each.tobytes() for each in progressive.crops(data, 8, 1)] for data in (array, folder)]
+    assert cut[0] == cut[1] and len(cut[0]) == 2
+    one, other = (large.mosaic(dataset(data), 40, 20).tobytes() for data in (array, folder))
+    assert one == other
+    arguments = ["--data", str(array), "--out", str(tmp_path)]
+    assert CliRunner().invoke(jpegs.main, arguments).exit_code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000.png", "00001.png"]
+
+
+def test_arithmetics_are_compared_on_arrays(array, tiny, tiny_float, monkeypatch):
+    for name in ("compare_kernels", "compare_times", "count_failures"):
+        monkeypatch.setattr(arithmetic, name, lambda *_: None)
+    given = ["--data", array, "--float", tiny_float, "--model", tiny, "--crop", 16, "--side", 8]
+    result = CliRunner().invoke(arithmetic.main, [*map(str, given)])
+    assert result.exit_code == 0, result.output
+    assert "| best | " in result.output
