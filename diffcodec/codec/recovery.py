@@ -11,6 +11,7 @@ from PIL import Image
 from diffcodec.arrays import Array
 from diffcodec.codec.arguments import FileLike, file_source
 from diffcodec.codec.batches import count_evaluations, progress_bar, run
+from diffcodec.codec.decoding import decode
 from diffcodec.codec.estimates import check_memory
 from diffcodec.codec.jobs import Job, Part, decode_job, decoding, make_chain
 from diffcodec.codec.opening import find_model
@@ -75,7 +76,10 @@ def recover(
     """
     check_limits(limits)
     source = file_source(data)
-    found = salvage(source if isinstance(source, bytes) else read_stream(source), limits)
+    source = source if isinstance(source, bytes) else read_stream(source)
+    found = salvage(source, limits)
+    if not found.damage:
+        return Recovered(decode(source, None, model, progress, limits=limits, device=device), ())
     container = replace(found.container, tiles=tuple(filter(None, found.tiles)))
     check_memory(container, limits)
     image = _checkerboard(container.mode, (container.width, container.height))

@@ -15,6 +15,7 @@ from diffcodec.codec.planes import coded_channels, color_set, image_of
 from diffcodec.codec.seams import Strips, paste_seam
 from diffcodec.codec.tiles import add_to_chains
 from diffcodec.coding.chain import Request
+from diffcodec.coding.top_down import ensemble_mean
 from diffcodec.container.parts import Container
 from diffcodec.container.reader import parse
 from diffcodec.images.outliers import Found
@@ -31,7 +32,7 @@ def decode_timesteps(
 ) -> list[tuple[int, Image.Image]]:
     """What a file without layers shows at all its timesteps, the coarsest first, 0 at last.
 
-    Guarantee: the same as :func:`decode` of each by its mean, but decoded only once.
+    Guarantee: the same as :func:`decode` of each, but decoded only once.
 
     Args:
         data: a file's bytes.
@@ -61,6 +62,9 @@ def decode_timesteps(
                     strips.add(part, request.timestep, request.z)
                     x = answer.mean.copy()
                     x[coded:] = 0  # channels that are known are zero
+                    plan = used.plans[part.plan]
+                    x = yield from ensemble_mean(x, request, plan, used.reflection)
+                    x[coded:] = 0
                     shown = image_of(x, container.mode, used.color)
                     seen.setdefault(request.timestep, []).append((part, shown))
                 try:
@@ -78,7 +82,7 @@ def decode_timesteps(
         images.insert(0, (timestep, image))
     if used is not None:
         of_timestep = dict(images)
-        for timestep, seam, p in strips.seen(used, progress_bar(0, False)):
+        for timestep, seam, p in strips.seen(used, progress_bar(0, False), ensemble=True):
             paste_seam(of_timestep[timestep], seam, p.mean, used.color)
     return images
 
