@@ -52,9 +52,8 @@ def decode(
             in which it ends, which no checksum guards then; of one that is damaged the last preview
             that is whole.
         reconstruct: what to show at a timestep above 0: "ensemble", the mean of two posterior
-            means; "mean", the first of them alone; "perceptual", sharper, by two further
-            evaluations; "flow", its continuation by the probability-flow ODE (DDIM); "sample", by
-            ancestral sampling.
+            means; "mean", the first alone; "perceptual", sharper, by two further evaluations;
+            "flow", by the probability-flow ODE (DDIM); "sample", by ancestral sampling.
         seed: of the sample, 0 to 2^24 - 1.
         region: left, top, width, height of a part: of a path, an address or a stream that can seek
             only the tiles that it touches are read, and only these are evaluated.

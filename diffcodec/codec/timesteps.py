@@ -14,7 +14,7 @@ from diffcodec.codec.opening import open_file
 from diffcodec.codec.planes import coded_channels, color_set, image_of
 from diffcodec.codec.seams import Strips, paste_seam
 from diffcodec.codec.tiles import add_to_chains
-from diffcodec.coding.chain import Request
+from diffcodec.coding.chain import Posterior, Request
 from diffcodec.coding.top_down import ensemble_mean
 from diffcodec.container.parts import Container
 from diffcodec.container.reader import parse
@@ -60,11 +60,7 @@ def decode_timesteps(
                 answer = yield request
                 if isinstance(request, Request):  # of a whole z_t
                     strips.add(part, request.timestep, request.z)
-                    x = answer.mean.copy()
-                    x[coded:] = 0  # channels that are known are zero
-                    plan = used.plans[part.plan]
-                    x = yield from ensemble_mean(x, request, plan, used.reflection)
-                    x[coded:] = 0
+                    x = yield from _seen(answer, request, used, part, coded)
                     shown = image_of(x, container.mode, used.color)
                     seen.setdefault(request.timestep, []).append((part, shown))
                 try:
@@ -85,6 +81,15 @@ def decode_timesteps(
         for timestep, seam, p in strips.seen(used, progress_bar(0, False), ensemble=True):
             paste_seam(of_timestep[timestep], seam, p.mean, used.color)
     return images
+
+
+def _seen(answer: Posterior, asked: Request, model: Model, part: Part, coded: int) -> Job[Array]:
+    """What a tile shows where it was asked for: channels that are known are zero."""
+    mean = answer.mean.copy()
+    mean[coded:] = 0
+    x: Array = yield from ensemble_mean(mean, asked, model.plans[part.plan], model.reflection)
+    x[coded:] = 0
+    return x
 
 
 def measure_marks(

@@ -44,6 +44,32 @@ LOSSES = {
 UNLABELLED = 0.1  # of the images: so that the network can do without labels
 
 
+def _check_fit(config: TrainConfig, processes: int) -> None:
+    """Refuse settings that do not go together.
+
+    Raises:
+        DiffcodecError: so.
+    """
+    shares = processes * config.accumulate
+    if config.batch % shares:
+        raise DiffcodecError(
+            f"a batch of {config.batch} cannot be divided into {config.accumulate} passes of "
+            f"{processes} processes; give --batch a multiple of {shares}"
+        )
+    multiple = config.network.multiple
+    if config.crop % multiple:
+        raise DiffcodecError(
+            f"crops of {config.crop} pixels: expected a multiple of {multiple} for this "
+            f"network; give --crop {max(1, config.crop // multiple) * multiple}"
+        )
+    if config.network.phases and processes > 1:  # which exchange one pass's gradients
+        raise DiffcodecError("a network with phases in several processes: expected one")
+    if config.network.phases and config.loss != "vlb":
+        raise DiffcodecError(
+            f"the loss {config.loss!r} of a network with phases: expected 'vlb'; leave out one"
+        )
+
+
 class TrainingSteps:
     """A network in training: its steps, which need no folder.
 
@@ -68,30 +94,13 @@ class TrainingSteps:
         self.rank, self.processes = (
             (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         )
-        shares = self.processes * config.accumulate
-        if config.batch % shares:
-            raise DiffcodecError(
-                f"a batch of {config.batch} cannot be divided into {config.accumulate} passes of "
-                f"{self.processes} processes; give --batch a multiple of {shares}"
-            )
-        multiple = config.network.multiple
-        if config.crop % multiple:
-            raise DiffcodecError(
-                f"crops of {config.crop} pixels: expected a multiple of {multiple} for this "
-                f"network; give --crop {max(1, config.crop // multiple) * multiple}"
-            )
-        if config.network.phases and self.processes > 1:  # which exchange one pass's gradients
-            raise DiffcodecError("a network with phases in several processes: expected one")
+        _check_fit(config, self.processes)
         self.device = find_device(config.device)
         torch.manual_seed(config.seed)
         self.model = ExpertDenoisers(config.network)
         if init is not None:  # of a model that may have no classes and other experts
             begin = with_experts(init, len(config.network.experts))
             self.model.load_state_dict(self.model.state_dict() | begin)
-        if config.network.phases and config.loss != "vlb":
-            raise DiffcodecError(
-                f"the loss {config.loss!r} of a network with phases: expected 'vlb'; leave out one"
-            )
         if config.variance != "learned":
             for expert in self.model.experts:
                 expert.reset_variance()
