@@ -391,7 +391,6 @@ def test_verify_several(paths: str, code: int) -> None:
         ("train --data folder --out run --channels 8,,8", "--channels"),
         ("train --data folder --out run --channels 8,0", "--channels"),
         ("train --data folder --out run --channels 8,8 --blocks 1", "one is shorter than"),
-        ("train --data folder --out run --channels 8,8 --blocks 1,1 --crop 17", "--crop must be"),
         ("train --data folder --out run --loss l3", "--loss"),
         ("train --data folder --out run --batch 7", "--batch"),
         ("train --data folder --out run --resume --init tiny.safetensors", "leave out --init"),

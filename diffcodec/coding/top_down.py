@@ -92,7 +92,7 @@ def ensemble_mean(
     z, s = asked.z, t - goes_on
     if goes_on:
         z = first + levels[s - 1] / levels[t - 1] * (z - first)
-    answer = yield Request(np.flip(z, reflection), s, asked.label)
+    answer = yield Request(np.flip(z, reflection).copy(), s, asked.label)
     mean: Array = (first + np.flip(answer.mean, reflection)) / 2
     return mean
 
