@@ -8,6 +8,8 @@ from unittest import mock
 import click
 from PIL import Image
 
+from diffcodec.cli.options import POSITIVE as POSITIVE
+from diffcodec.cli.options import POSITIVE_NUMBER as POSITIVE_NUMBER
 from diffcodec.images.outliers import Found
 from diffcodec.networks.config import NetworkConfig
 from diffcodec.system.memory import keep_freed_memory
@@ -15,7 +17,6 @@ from diffcodec.system.memory import keep_freed_memory
 if TYPE_CHECKING:
     from diffcodec.models.model import Model
 
-POSITIVE = click.IntRange(min=1)  # of options that count something
 SEVERAL = click.IntRange(min=2)  # of options that count what a spread is taken of
 
 keep_freed_memory()  # as the commands do

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench import POSITIVE
+from bench import POSITIVE, POSITIVE_NUMBER
 from bench.report import markdown
 from diffcodec.diffusion import bound, losses
 from diffcodec.diffusion.plan import geometric_plan
@@ -201,7 +201,7 @@ def run_variant(
 @click.option(
     "--minutes",
     default=10.0,
-    type=click.FloatRange(min=0, min_open=True),
+    type=POSITIVE_NUMBER,
     show_default=True,
     help="Of training, for each variant.",
 )

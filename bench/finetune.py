@@ -19,7 +19,7 @@ import click
 import numpy as np
 from PIL import Image
 
-from bench import POSITIVE
+from bench import POSITIVE, POSITIVE_NUMBER
 from bench.codecs import lossless_codecs
 from bench.measuring import check_equal
 from bench.report import markdown
@@ -69,7 +69,7 @@ def model_sizes(
 @click.option(
     "--minutes",
     default=30.0,
-    type=click.FloatRange(min=0, min_open=True),
+    type=POSITIVE_NUMBER,
     show_default=True,
     help="Of fine-tuning.",
 )

@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 from PIL import Image
 
+from bench import POSITIVE_NUMBER
 from bench.inputs import Dataset, dataset
 from bench.measuring import timed
 from bench.store import child_peak_mb
@@ -42,9 +43,7 @@ def run(*arguments: str) -> str:
 
 @click.command()
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder or .npy.")
-@click.option(
-    "--megapixels", default=24.0, type=click.FloatRange(min=0, min_open=True), show_default=True
-)
+@click.option("--megapixels", default=24.0, type=POSITIVE_NUMBER, show_default=True)
 @click.option("--effort", default="fast", show_default=True)
 def main(data: Path, megapixels: float, effort: str) -> None:
     """Encode and decode the mosaic, and check that it comes back."""

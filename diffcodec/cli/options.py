@@ -277,6 +277,7 @@ class Finite(click.FloatRange):
         return number
 
 
+POSITIVE = click.IntRange(min=1)
 POSITIVE_NUMBER = Finite(min=0, min_open=True)
 MINUTES = Finite(min=0, max=MOST_MINUTES, min_open=True)  # of training
 SEED = click.IntRange(0, (1 << 63) - 1)  # as torch takes them

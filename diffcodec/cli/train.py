@@ -13,6 +13,7 @@ import click
 from diffcodec.cli.options import (
     MINUTES,
     PATH,
+    POSITIVE,
     POSITIVE_NUMBER,
     SEED,
     Finite,
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from diffcodec.training.config import TrainConfig
 
 EXPERT = "UP_TO[:BLOCKS[:CHANNELS[:PATCH]]]"
-POSITIVE = click.IntRange(min=1)
 
 
 class _TrainCommand(Command):
