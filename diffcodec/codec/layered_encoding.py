@@ -232,15 +232,13 @@ def _encode_steps(file: _File, previews: Previews, end: int) -> _Coded:
                 )
             return part or coded
         coded = _Coded(steps, source)
-        if target.psnr is not None or not (
-            target.exact or (target.timestep is not None and previews.timestep > end)
-        ):
-            coded = coded._replace(shown=previews.picture())
         if target.psnr is not None:
             quality = psnr(previews.picture(AS_SHOWN), source)
             if quality >= target.psnr:
                 part = None if target.exact else _part_of_step(file, before, steps)
-                return part or coded
+                return part or coded._replace(shown=previews.picture())
+        elif not (target.exact or (target.timestep is not None and previews.timestep > end)):
+            coded = coded._replace(shown=previews.picture())
     if target.psnr is not None:
         raise UnsupportedError(
             f"{target.psnr} dB: timestep {end}, the last, has {quality:.2f}; give less, or code "
@@ -260,8 +258,9 @@ def _part_of_step(file: _File, before: Previews, steps: _Steps) -> _Coded | None
     Returns:
         None if no part of it does, or what there is room for shows no more than nothing of it.
     """
-    target, found = file.target, None
+    target = file.target
     if target.psnr is not None:
+        found: tuple[Previews, int] | None = None
         low, high = 0, WHOLE
         for _ in range(TRIALS):
             share = (low + high) // 2
@@ -269,10 +268,10 @@ def _part_of_step(file: _File, before: Previews, steps: _Steps) -> _Coded | None
             over = psnr(previews.picture(AS_SHOWN), file.source) - target.psnr
             low, high = (low, share) if over >= 0 else (share, high)
             if over >= 0:
-                found = _Coded(steps, previews.picture(), share)
+                found = previews, share
                 if over < MOST_OVER:
                     break
-        return found
+        return _Coded(steps, found[0].picture(), found[1]) if found else None
     room = target.bpp * file.source.width * file.source.height / 8 if target.bpp else 0
     share = bisect.bisect_right(range(WHOLE), room, key=partial(file.size, steps)) - 1
     if share < 0:

@@ -91,7 +91,7 @@ def ensemble_mean(
         return first
     z, s = asked.z, t - goes_on
     if goes_on:
-        z = first + levels[s - 1] / levels[t - 1] * (z - first)
+        z = by_flow(first, z, *np.array([levels[s - 1], levels[t - 1]]))
     answer = yield Request(np.flip(z, reflection).copy(), s, asked.label)
     mean: Array = (first + np.flip(answer.mean, reflection)) / 2
     return mean
