@@ -1,6 +1,7 @@
 """Images of random samples in every mode, and their files."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -24,6 +25,13 @@ def make_image(mode: str, size: tuple[int, int], levels: int = 256, seed: int = 
     if mode == "P":
         image.putpalette(draw.integers(0, 256, 768, np.uint8).tobytes())
     return image
+
+
+def folder_of_two(image: Image.Image, path: Path) -> Path:
+    """A folder with an image and the same turned upside down."""
+    image.save(path / "a.png")
+    image.transpose(Image.Transpose.ROTATE_180).save(path / "b.png")
+    return path
 
 
 def raw_tile(image: Image.Image) -> Tile:

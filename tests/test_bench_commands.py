@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from samples import folder_of_two
 
 from bench import (
     adaptation,
@@ -33,10 +34,7 @@ def photo():
 
 @pytest.fixture(scope="module")
 def folder(photo, tmp_path_factory):
-    path = tmp_path_factory.mktemp("data")
-    photo.save(path / "a.png")
-    photo.transpose(Image.Transpose.ROTATE_180).save(path / "b.png")
-    return path
+    return folder_of_two(photo, tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
