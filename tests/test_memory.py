@@ -86,8 +86,10 @@ def test_a_setting_from_outside_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("diffcodec.system.memory.HEAP", Heap())
     monkeypatch.setattr("ctypes.CDLL", lambda _: None)  # a C library without mallopt
     monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     keep_freed_memory()
     assert os.environ["THP_MEM_ALLOC_ENABLE"] == "0"
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "64"
 
 
 LIBRARY_CALLS = """

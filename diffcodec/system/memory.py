@@ -19,17 +19,21 @@ SLACK_BYTES = 1 << 27
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 LARGE_BYTES = 1 << 23  # of blocks that go back to the system at once, as before: few are so large
 NEVER = (1 << 31) - 1  # bytes
+KEPT_KERNELS = "512"  # an image needs up to some 350: of four sizes of tiles
 
 
 def keep_freed_memory() -> None:
     """Have this process use freed memory again, in huge pages, and give back what it cannot use.
 
     Numbers stay the same; nothing happens where glibc is not used. It is for programs, since it
-    changes the whole process: call it before torch takes memory. MALLOC_MMAP_THRESHOLD_ and
-    MALLOC_TRIM_THRESHOLD_ of glibc and THP_MEM_ALLOC_ENABLE of torch do the same from outside,
-    except for giving back; the last, where set, is left alone.
+    changes the whole process: call it before torch takes memory. It halves the number of kernels
+    that oneDNN keeps, too, one for each layer and size of a tile, which grow to gigabytes where
+    images are of very many sizes. MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ of glibc,
+    THP_MEM_ALLOC_ENABLE of torch and ONEDNN_PRIMITIVE_CACHE_CAPACITY do the same from outside,
+    except for giving back; the last two, where set, are left alone.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KEPT_KERNELS)
     HEAP.is_ours = True
     with suppress(AttributeError, OSError, TypeError):
         library = ctypes.CDLL(None)
