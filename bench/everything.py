@@ -33,7 +33,7 @@ def run_examples(model: Model, quick: bool, out: Path) -> None:
     lossless.run(dataset(EXAMPLES), model, ("default",), False, False, out)
     lossless.run(dataset(EXAMPLES, crop=32), model, EFFORTS, False, True, out)
     rd.run(dataset(EXAMPLES, crop=32), model, ("default",), out)
-    rd.run(dataset(EXAMPLES, crop=256 if quick else None), model, ("default",), out)
+    rd.run(dataset(EXAMPLES, crop=256 if quick else None), model, ("default",), out, 2)
 
 
 def run_anatomy(model: Model, out: Path) -> None:
@@ -53,7 +53,7 @@ def run_kodak(kodak: Path, model: Model, quick: bool, out: Path) -> None:
     lossless.run(dataset(kodak, limit), model, ("default",), False, False, out)
     for crop in (128, 32):
         lossless.run(dataset(kodak, limit, crop), model, ("default",), True, True, out)
-    rd.run(dataset(kodak, limit, 128 if quick else None), model, ("default",), out)
+    rd.run(dataset(kodak, limit, 128 if quick else None), model, ("default",), out, 2)
     front.run(dataset(kodak, 1 if quick else FRONT_IMAGES), model, FRONT_EFFORTS, False, out)
 
 

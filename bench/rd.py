@@ -1,15 +1,12 @@
 """Rate against distortion of lossy files: real bytes beside JPEG, WebP, AVIF, JPEG XL, JPEG 2000.
 
-python -m bench rd --data DIR [--crop 128] [--limit 200] [--effort default]
+python -m bench rd --data DIR [--crop 128] [--limit 200] [--every 2]
 
-diffcodec has a point at each timestep. Of an image of 16384 pixels or more one file gives them all:
-its beginning up to each layer's end. Smaller images get a file for each timestep, since the ends of
-layers would weigh there. Curves are means over images at each setting, as in the literature.
+diffcodec has a file for each timestep, or every Nth. Curves are means over images at each setting,
+as in the literature.
 """
 
-import io
 import math
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,7 +16,7 @@ import click
 import numpy as np
 from PIL import Image
 
-from bench import identity
+from bench import POSITIVE, identity
 from bench.codecs import Codec, lossy_codecs, missing_programs, one_pixel
 from bench.inputs import Dataset
 from bench.measuring import (
@@ -47,11 +44,10 @@ from bench.metrics import (
 from bench.published import PUBLISHED, published
 from bench.report import Section, Table
 from bench.store import Row, Store, cpu, write_json
-from diffcodec import decode, encode, iter_decode
+from diffcodec import decode, encode
 from diffcodec.arrays import Array
 from diffcodec.models.model import Model
 
-OWN_FILES_BELOW = 128 * 128  # pixels
 LOWEST_RATE = 0.02  # bits per pixel, of pictures
 RATIOS_SHOWN = (0.4, 6.0)  # the lower end goes as far down as any codec does
 RATES = (0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)  # bits per pixel, of the table
@@ -78,58 +74,14 @@ def point(setting: float, coded: Coded, container_bytes: int, image: Image.Image
     }
 
 
-def measure(model: Model, effort: str, image: Image.Image) -> Row:
-    """The same of diffcodec, from the coarsest timestep on."""
-    levels = len(model.plans[model.info.lossy_plan(effort)].levels)
-    if image.width * image.height < OWN_FILES_BELOW:
-        points = [own_file(model, effort, image, t) for t in range(levels, 0, -1)]
-    else:
-        points = prefixes(model, effort, image, levels)
-    return {"points": points}
-
-
-def own_file(model: Model, effort: str, image: Image.Image, timestep: int) -> Row:
-    """The point of a file that ends at a timestep."""
+def measure(model: Model, effort: str, image: Image.Image, timestep: int) -> Row:
+    """The same of diffcodec's file that ends at a timestep."""
 
     def file(of: Image.Image) -> bytes:
         return encode(of, model, effort, timestep=timestep, previews=[timestep])
 
     coded = code(partial(file, image), partial(decode, model=model))
     return point(timestep, coded, len(file(one_pixel())), image)
-
-
-def prefixes(model: Model, effort: str, image: Image.Image, levels: int) -> list[Row]:
-    """The points of all timesteps from one file.
-
-    Encoding time is that of the whole file, decoding time that of everything up to the point.
-    """
-
-    def file(of: Image.Image) -> bytes:
-        return encode(of, model, effort, timestep=1, previews=range(1, levels + 1))
-
-    begin = time.perf_counter()
-    data = file(image)
-    encoding = time.perf_counter() - begin
-    empty = io.BytesIO(file(one_pixel()))
-    containers = [empty.tell() for _ in iter_decode(empty, model)]
-    points: list[Row] = []
-    stream, decoding = io.BytesIO(data), 0.0
-    previews = iter_decode(stream, model)
-    for container_bytes in containers:
-        begin = time.perf_counter()
-        timestep, shown = next(previews)
-        decoding += time.perf_counter() - begin
-        points.append(
-            {
-                "setting": timestep,
-                "bytes": stream.tell(),
-                "container_bytes": container_bytes,
-                **qualities(np.asarray(shown), np.asarray(image)),
-                "encoding_time": encoding,
-                "decoding_time": decoding,
-            }
-        )
-    return points
 
 
 def check_size(image: Row, first: Row) -> None:
@@ -153,7 +105,7 @@ def check_size(image: Row, first: Row) -> None:
 
 
 def measure_all(
-    data: Dataset, model: Model, efforts: Sequence[str], out: Path
+    data: Dataset, model: Model, efforts: Sequence[str], out: Path, every: int
 ) -> tuple[list[Row], dict[str, list[list[Row]]]]:
     """Images, and by codec's name and image the points."""
     store = Store(out / "rows.jsonl")
@@ -169,9 +121,15 @@ def measure_all(
             row = store.get(key, partial(measure_codec, codec, image))
             points.setdefault(codec.name, []).append(row["points"])
         for effort in efforts:
-            key = common | our_key(model, effort)
-            row = store.get(key, partial(measure, model, effort, image))
-            points.setdefault(our_name(effort), []).append(row["points"])
+            levels = len(model.plans[model.info.lossy_plan(effort)].levels)
+            ours = [
+                store.get(
+                    common | our_key(model, effort) | {"timestep": t},
+                    partial(measure, model, effort, image, t),
+                )
+                for t in reversed(range(1, levels + 1, every))
+            ]
+            points.setdefault(our_name(effort), []).append(ours)
     return images, points
 
 
@@ -447,9 +405,17 @@ def draw_ratios(
     return pictures.save(drawn, folder, "ratio")
 
 
-def run(data: Dataset, model: Model, efforts: Sequence[str], out: Path) -> None:
-    """Measure, and write all results of a data set."""
-    images, points = measure_all(data, model, efforts, out)
+def run(data: Dataset, model: Model, efforts: Sequence[str], out: Path, every: int = 1) -> None:
+    """Measure, and write all results of a data set.
+
+    Args:
+        data: the images.
+        model: that codes them.
+        efforts: at which it does.
+        out: folder of the results.
+        every: of so many timesteps diffcodec has one file, the last from 1 on.
+    """
+    images, points = measure_all(data, model, efforts, out, every)
     folder = out / "rd" / data.name
     codecs = lossy_codecs()
     labels = {codec.name: codec.label for codec in codecs}
@@ -480,15 +446,19 @@ def run(data: Dataset, model: Model, efforts: Sequence[str], out: Path) -> None:
         *missing_programs(),
     ]
     command = f"python -m bench rd {data.options}{run_options(model, efforts)}"
+    command += f" --every {every}" if every > 1 else ""
     section = Section(f"Rate and distortion: {data.name}", command, paragraphs, tables, pictures)
     section.publish(folder)
 
 
 @click.command()
 @measuring_options
-def main(data: Dataset, model: Model, efforts: tuple[str, ...], out: Path) -> None:
+@click.option(
+    "--every", default=1, type=POSITIVE, show_default=True, help="Timesteps from point to point."
+)
+def main(data: Dataset, model: Model, efforts: tuple[str, ...], out: Path, every: int) -> None:
     """Rate against PSNR and MS-SSIM of lossy files, beside other codecs."""
-    run(data, model, efforts, out)
+    run(data, model, efforts, out, every)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ check_calls()  # against the shapes in signatures, from before the package is im
 from tiny import phased_model, tiny_model  # noqa: E402
 
 from diffcodec.codec import tiles  # noqa: E402
+from diffcodec.codec.previews import Previews  # noqa: E402
 from diffcodec.diffusion.plan import geometric_plan  # noqa: E402
 from diffcodec.networks.gemm import products_work  # noqa: E402
 from diffcodec.planning import grid  # noqa: E402
@@ -51,6 +52,12 @@ def small_validation(monkeypatch: pytest.MonkeyPatch) -> None:
 def chain_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """The chain of a random network never wins: let the other coders fail to compress."""
     monkeypatch.setattr(tiles, "encode_fallback", lambda image, *_: ("raw", bytes(1 << 22)))
+
+
+@pytest.fixture
+def nothing_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lossy files of one image, wherever they end, begin alike."""
+    monkeypatch.setattr(Previews, "leave_out", lambda *_: None)
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from tiny import phased_model, tiny_model
 from diffcodec import decode, encode, encode_many, load_model
 from diffcodec.codec.jobs import Choices
 from diffcodec.codec.planes import crop
+from diffcodec.codec.previews import Previews
 from diffcodec.codec.tiles import fallback_tile
 from diffcodec.coding.adaptation import Adaptation
 from diffcodec.coding.bits_back import EncodedTile
@@ -151,6 +152,7 @@ def with_outliers(image):
 two_tiles, grey_tiles = sized(520, 5), sized(5, 520, "L")
 # options of this file alone
 MARKS, PREVIEW, COLORS, TABLES = "marks", "tile_preview", "colors", "tables"
+LEFT_OUT = "left_out"  # of a lossy file what is not worth its bits; all is sent of others
 
 # name: image, plan, options; coded by the chain
 CHAIN = {
@@ -226,6 +228,8 @@ CHAIN |= {
         *("default", {"progressive": True, "timestep": 2, COLORS: ColorSet("jfif")}),
     ),
     "phased-lossy-part": (sized(13, 9), "default", {"bpp": 8.0}),
+    "phased-lossy-left-out": (sized(21, 13), "default", {"timestep": 2, LEFT_OUT: True}),
+    "phased-lossy-left-out-grey": (sized(14, 11, "L"), "default", {"timestep": 3, LEFT_OUT: True}),
     "phased-progressive-deep": (sized(13, 9), "default", {"progressive": True, "timestep": 3}),
     "phased-preview": (sized(9, 10), "default", {PREVIEW: 3, "draws": 2}),
     "phased-colors": (
@@ -334,6 +338,7 @@ def coded(image, plan, path=MODEL, **options):
 
     marks, preview = options.pop(MARKS, False), options.pop(PREVIEW, 0)
     colors, counts = options.pop(COLORS, None), options.pop(TABLES, ())
+    left_out = options.pop(LEFT_OUT, False)
     choices = Choices(
         marks_from_pixels=1 if marks else Choices.marks_from_pixels,
         seed_share=-1 if preview else Choices.seed_share,
@@ -343,6 +348,8 @@ def coded(image, plan, path=MODEL, **options):
             found = mock.patch(f"diffcodec.codec.{module}.find_colors", within(colors))
             patches.enter_context(found)
         patches.enter_context(mock.patch("diffcodec.codec.tiles.encode_fallback", large))
+        if not left_out:
+            patches.enter_context(mock.patch.object(Previews, "leave_out"))
         if counts:
             fit = mock.patch("diffcodec.codec.encoding.fit", lambda *_: adaptation(counts))
             patches.enter_context(fit)

@@ -455,6 +455,9 @@ def test_rd_run(folder, tiny, tmp_path, monkeypatch):
     assert point["psnr-rgb"] == metrics.qualities(shown, np.asarray(photo))["psnr-rgb"]
     assert (out / "rd.svg").exists()
     assert (out / "ratio.svg").exists()
+    monkeypatch.setattr(rd, "encode", None)  # all points are stored
+    rd.run(dataset(folder), model, ["fast"], tmp_path, every=2)
+    assert json.loads((out / "diffcodec-fast.json").read_text())["results"]["settings"] == [3, 1]
 
 
 def test_similarities_of_two_kinds_have_no_mean(tmp_path):
@@ -492,16 +495,6 @@ def test_the_picture_of_ratios_goes_down_to_the_worst():
     ratios = [np.array([np.nan, 2.0]), np.array([0.1, np.nan])]
     assert rd.lowest_ratio(ratios) == pytest.approx(0.09)
     assert rd.lowest_ratio(ratios[:1]) == rd.RATIOS_SHOWN[0]
-
-
-def test_prefixes_are_what_files_of_their_own_would_show(photo, tiny):
-    model = load_model(tiny)
-    points = rd.prefixes(model, "fast", photo, 4)
-    assert [p["setting"] for p in points] == [4, 3, 2, 1]
-    for point in points:
-        own = rd.own_file(model, "fast", photo, point["setting"])
-        assert own["psnr-rgb"] == point["psnr-rgb"]
-        assert own["bytes"] <= point["bytes"] <= own["bytes"] + 8 * 4
 
 
 def test_the_page_and_the_tables_of_documents(tmp_path):

@@ -97,6 +97,35 @@ def test_every_level_has_its_noise_at_its_price(color):
     assert 0.95 * expected < bits < 1.15 * expected
 
 
+@every_domain
+def test_what_is_left_out_saves_more_than_it_would_show(color):
+    toy, end = Toy(color, PLAN, LARGE), 7
+    sigma = PLAN.levels[end - 1]  # 19, about the spread of the source
+    x = gaussian_image(color, toy.shape)
+    worth = drive(Descent(toy.chain()).worth_sending(x, end), toy.model)
+    center, multipliers = (
+        column(getattr(DOMAINS[color], f)) for f in ("center", "noise_multipliers")
+    )
+    variance, below = SPREAD**2, (PLAN.levels[end - 2] * multipliers) ** 2  # next to 0.4 sigma
+    left = center + variance / (variance + below) * (x - center)
+    assert np.allclose(worth, left, atol=0.02)
+    costs = []
+    for sent in (x, worth):
+        descent, steps = go_down(toy, sent, end)
+        error = (drive(descent.mean(), toy.model) - x) / multipliers
+        nats = sum(map(len, steps)) * math.log(2)
+        costs.append(np.sum(error**2) + 2 * sigma**2 * nats)  # as much as noise would win by them
+    assert costs[1] < 0.97 * costs[0]
+
+
+def test_down_to_the_last_timestep_all_is_worth_sending():
+    toy = Toy("rgb", PLAN, (4, 4))
+    x = gaussian_image("rgb", (4, 4))
+    assert drive(Descent(toy.chain()).worth_sending(x, 1), toy.model) is x
+    asked = next(Descent(toy.chain()).worth_sending(x, 2))
+    assert asked.timestep == 1 and asked.z is x
+
+
 def test_a_grey_image_costs_luma_alone():
     toy = Toy("ycocg", PLAN, LARGE, coded=1)
     x = gaussian_image("ycocg", toy.shape)

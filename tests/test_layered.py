@@ -21,6 +21,8 @@ from tiny import TIMESTEPS
 
 from diffcodec import decode, encode, iter_decode, load_model
 from diffcodec.codec import decoding, descents, layered_encoding, tiles
+from diffcodec.codec.planes import integers
+from diffcodec.codec.previews import Previews
 from diffcodec.container.reader import FileReader, parse
 from diffcodec.container.writer import pack
 from diffcodec.errors import (
@@ -106,6 +108,7 @@ def test_lossy_files_of_any_size(model: Model, size: tuple[int, int], mode: str)
     assert sizes == sorted(sizes, reverse=True)
 
 
+@pytest.mark.usefixtures("nothing_left_out")
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_any_timestep_above_the_last_one(model: Model, mode: str) -> None:
     image = smooth((24, 16), mode)
@@ -131,6 +134,7 @@ def whole_timesteps(image: Image.Image, model: Model) -> list[tuple[int, float, 
     return [(len(data), psnr(decode(data, model=model), image), data) for data in files]
 
 
+@pytest.mark.usefixtures("nothing_left_out")
 def test_a_rate(model: Model) -> None:
     """Within a timestep, where more of it shows: to the byte, and below the first timestep too."""
     image = smooth((40, 32))
@@ -153,6 +157,7 @@ def test_a_rate(model: Model) -> None:
         encode(image, model, "fast", bpp=8 * 30 / (40 * 32))
 
 
+@pytest.mark.usefixtures("nothing_left_out")
 def test_a_quality(model: Model) -> None:
     image = smooth((40, 32))
     files = whole_timesteps(image, model)
@@ -165,6 +170,32 @@ def test_a_quality(model: Model) -> None:
     assert 0 <= psnr(decode(found, model=model), image) - (low + high) / 2 <= 0.1
     with pytest.raises(UnsupportedError, match="without loss"):
         encode(image, model, "fast", psnr=max(quality for _, quality, _ in files) + 1e-6)
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.95])
+def test_what_is_left_out_does_not_miss_a_rate_or_a_quality(
+    model: Model, monkeypatch: pytest.MonkeyPatch, kept: float
+) -> None:
+    """Too much of it, and little: where a file would end is known once all has been sent."""
+    ends: list[int] = []
+
+    def leave_out(previews: Previews, source: Image.Image, end: int) -> None:
+        ends.append(end)
+        if end > 1:
+            x = integers(source, previews.parts[0].box, model.color)
+            previews._worth_sending[0] = (kept * x).astype(np.float32)
+
+    image = smooth((40, 32))
+    goals = {"bpp": 3.0}, {"psnr": 30.0}
+    with monkeypatch.context() as patch:
+        patch.setattr(Previews, "leave_out", lambda *_: None)
+        whole = [encode(image, model, "fast", **goal) for goal in goals]
+    monkeypatch.setattr(Previews, "leave_out", leave_out)
+    found = [encode(image, model, "fast", **goal) for goal in goals]
+    assert 8 * len(found[0]) <= 3.0 * 40 * 32
+    assert psnr(decode(found[1], model=model), image) >= 30
+    assert ends == ([2, 2] if kept else [2, 2, 1])
+    assert (found[1] == whole[1]) is (kept == 0)  # by what is left out it is out of reach
 
 
 @pytest.mark.parametrize(
@@ -239,7 +270,7 @@ def test_an_ensemble_is_shown_if_nothing_else_is_asked_for(
 # --- progressive ----------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("chain_only")
+@pytest.mark.usefixtures("chain_only", "nothing_left_out")
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (33, 31)])
 def test_previews_and_then_the_exact_image(model: Model, size: tuple[int, int], mode: str) -> None:

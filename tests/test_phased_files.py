@@ -156,6 +156,7 @@ def test_every_reconstruction_of_every_timestep(model: Model, how: str) -> None:
             assert same(shown, decode(data, timestep, model, reconstruct=how))
 
 
+@pytest.mark.usefixtures("nothing_left_out")
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_lossy_files(model: Model, mode: str) -> None:
     """By a plan of their own, whatever plan is named, in which all variables are of one kind."""

@@ -7,6 +7,7 @@ tiles as in any other, by the chain below the last preview or by a fallback code
 import bisect
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -79,14 +80,15 @@ def encode_layers(
         )
     end = _check_target(target, model.plans[plan])
     levels, pixels = len(model.plans[plan].levels), source.width * source.height
-    with progress_bar((levels + target.exact) * pixels, progress) as bar:
+    with progress_bar((levels + 1) * pixels, progress) as bar:
         # beside previews they pay in phases alone: else the stack runs empty
         found = find_colors(source) if target.exact and model.phased else Found(source)
         file = _File(source, model, plan, target, bar, found)
-        previews = file.begin()
-        steps, shown, share = _encode_steps(file, previews, end)
         if target.exact:
+            previews = file.begin()
+            steps = _encode_steps(file, previews, end, levels).steps
             return file.pack(steps, source, file.rest(steps, previews))
+        steps, shown, share = _encode_lossy(file, end)
         return file.pack(steps, shown, share=share)
 
 
@@ -176,6 +178,10 @@ class _File:
         follows = (1 - CRC_BYTES) * self.target.exact
         return len(self.pack(steps, self.source, share=share)) + follows
 
+    def bpp(self, steps: _Steps, share: int = WHOLE) -> float:
+        """The same in bits per pixel."""
+        return 8 * self.size(steps, share) / (self.source.width * self.source.height)
+
     def rest(self, steps: _Steps, previews: Previews) -> list[Tile]:
         """The exact tiles below the steps; the previews may have come a step farther."""
         layers = self.layers(steps)
@@ -204,27 +210,66 @@ class _Coded(NamedTuple):
     share: int = WHOLE
 
 
-def _encode_steps(file: _File, previews: Previews, end: int) -> _Coded:
+def _encode_lossy(file: _File, end: int) -> _Coded:
+    """The steps of a lossy file, without what of the image is not worth its bits there.
+
+    Args:
+        file: that is to be.
+        end: the last timestep to try.
+
+    Raises:
+        UnsupportedError: if the target is out of reach.
+    """
+    found = _ends_at(file, end) if file.target.timestep is None else end
+
+    def send_worth(ends_at: int) -> _Coded:
+        previews = file.begin()
+        previews.leave_out(file.source, ends_at)
+        return _encode_steps(file, previews, end, found)
+
+    levels = len(file.model.plans[file.plan].levels)
+    if found > end:
+        with suppress(UnsupportedError):  # a quality that is out of reach without the rest
+            coded = send_worth(found)
+            if coded.share < WHOLE or len(coded.steps) < levels + 1 - end:
+                return coded  # else there is room for the rest
+    return send_worth(end)
+
+
+def _ends_at(file: _File, end: int) -> int:
+    """The timestep in which a lossy file that sends all of the image comes to its target."""
+    source, target = file.source, file.target
+    previews, steps = file.begin(), list[list[Bits]]()
+    while previews.timestep > end:
+        steps.append(previews.encode_step(source))
+        if target.bpp is not None and file.bpp(steps) > target.bpp:
+            break
+        if target.psnr is not None and psnr(previews.picture(AS_SHOWN), source) >= target.psnr:
+            break
+    return previews.timestep
+
+
+def _encode_steps(file: _File, previews: Previews, end: int, first: int) -> _Coded:
     """The steps down to the target, the last of a lossy file as much as it takes.
 
     Args:
         file: that is to be.
         previews: at their start.
         end: the last timestep to try.
+        first: the first that may have the quality.
 
     Raises:
         UnsupportedError: if the target is out of reach.
     """
     source, target = file.found.image, file.target
-    pixels = source.width * source.height
     coded, quality = _Coded([], source), 0.0
     while previews.timestep > end:
         before = previews if target.exact or target.timestep is not None else previews.fork()
         steps = [*coded.steps, previews.encode_step(source)]
-        if target.bpp is not None and 8 * file.size(steps) / pixels > target.bpp:
+        if target.bpp is not None and file.bpp(steps) > target.bpp:
             part = None if target.exact else _part_of_step(file, before, steps)
             if not (part or coded.steps):
-                least = 8 * file.size(steps, WHOLE if target.exact else 0) / pixels
+                least = file.bpp(steps, WHOLE if target.exact else 0)
                 raise UnsupportedError(
                     f"{target.bpp} bits per pixel: "
                     + ("the first timestep alone takes" if target.exact else "a file takes")
@@ -233,6 +278,8 @@ def _encode_steps(file: _File, previews: Previews, end: int) -> _Coded:
             return part or coded
         coded = _Coded(steps, source)
         if target.psnr is not None:
+            if previews.timestep > first:
+                continue
             quality = psnr(previews.picture(AS_SHOWN), source)
             if quality >= target.psnr:
                 part = None if target.exact else _part_of_step(file, before, steps)

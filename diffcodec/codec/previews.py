@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from diffcodec.arrays import Array, Bits
+from diffcodec.arrays import Array, Bits, Float32s
 from diffcodec.codec.batches import run
 from diffcodec.codec.descents import Descents
 from diffcodec.codec.jobs import MEAN, Job, Part, View, decoding, encode_job, encoding
@@ -58,6 +58,7 @@ class Previews(Descents):
         super().__init__(model, mode, parts, bar, colors, exact, encodes)
         self.size = size
         self.timestep = len(model.plans[plan].levels) + 1  # that all tiles have come to
+        self._worth_sending: dict[int, Float32s] = {}  # of each tile, [3, height, width]
 
     def fork(self) -> "Previews":
         """Others that go on from here by themselves."""
@@ -65,11 +66,25 @@ class Previews(Descents):
         other._descents = {index: each.fork() for index, each in self._descents.items()}
         return other
 
+    def leave_out(self, source: Image.Image, end: int) -> None:
+        """Send of the image what is worth its bits in a lossy file that ends at a timestep."""
+
+        def job(part: Part, descent: Descent) -> Job[None]:
+            x = integers(source, part.box, self.model.color).astype(np.float64)
+            with encoding(self.model):
+                worth = yield from descent.worth_sending(x, end)
+            self._worth_sending[part.index] = worth.astype(np.float32)
+
+        list(self.run(job))
+
     def encode_step(self, source: Image.Image) -> list[Bits]:
         """Go one timestep down: its bits by tile."""
 
         def job(part: Part, descent: Descent) -> Job[Bits]:
-            x = integers(source, part.box, self.model.color).astype(np.float64)
+            if part.index in self._worth_sending:
+                x = self._worth_sending[part.index].astype(np.float64)
+            else:
+                x = integers(source, part.box, self.model.color).astype(np.float64)
             with encoding(self.model):
                 return (yield from descent.encode_step(x))
 

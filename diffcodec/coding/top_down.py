@@ -40,6 +40,7 @@ from diffcodec.diffusion.process import LOG2_E, p_excess, q_posterior
 PART_BITS = 16  # from where on the number of a part stands in the key of its randomness
 FLOW_SIGMA = 5.0  # grey levels: what is missing of z_s above it is the flow's, below the mean
 ENSEMBLE_SIGMA = 15.0  # grey levels: above it the second answer of an ensemble is a step farther
+WORTH_SENDING = 0.4  # of the noise at a lossy file's end: detail that this would hide is left out
 
 
 class MayEnd(Enum):
@@ -178,7 +179,7 @@ class Descent:
         """Go one timestep down, and give the bits that tell it.
 
         Args:
-            x: integers of the colour domain.
+            x: of the colour domain; integers, but where :meth:`worth_sending` made it.
 
         Raises:
             ValueError: if the model's numbers are out of range.
@@ -193,6 +194,31 @@ class Descent:
 
         yield from self._descend(send)
         return self._encoder.writer.bits()
+
+    def worth_sending(
+        self, x: Float64[Array, "3 height width"], end: int
+    ) -> Generator[Asked, Answer, Array]:
+        """What of an image is worth its bits in a lossy file, whose decoder need not know of it.
+
+        Noise of one variance spends bits also on what varies by less than it does, and shows next
+        to nothing of that; reverse water-filling (Cover and Thomas 2006, section 10.3.3) would not
+        send it. The network, told the image in the place of z_t, takes such detail for noise: of
+        a Gaussian of variance v it leaves v / (v + sigma_t^2).
+
+        Args:
+            x: of the colour domain.
+            end: the timestep at which the file ends.
+
+        Returns:
+            The like of x, to be sent in its place.
+        """
+        levels = self.chain.plan.levels[: end - 1]
+        if not levels:
+            return x
+        wanted = WORTH_SENDING * self.chain.plan.levels[end - 1]
+        t = 1 + min(range(end - 1), key=lambda i: abs(math.log(levels[i] / wanted)))
+        answer = yield Request(x, t, self.chain.label)
+        return self._with_known(answer.mean[: self.chain.coded], 0)
 
     def take_part(self, bits: Bits) -> Generator[Asked, Answer, None]:
         """Go one timestep down by the beginning of what :meth:`encode_step` gives, as decoders do.
