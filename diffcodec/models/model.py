@@ -48,6 +48,7 @@ from diffcodec.networks.protocol import (
 from diffcodec.networks.quantize import float_weights
 from diffcodec.system.memory import HEAP
 
+LARGEST = torch.finfo(torch.float32).max  # of weights: their products fit into float64
 INVALID = (SafetensorError, *MALFORMED)  # what tensors that are none of a model raise, too
 
 
@@ -368,8 +369,8 @@ def build_model(
         raise ValueError("no shape of a network")
     if config.phases:
         _check_plans(config, info.plans)
-    if not all(torch.isfinite(t).all() for t in tensors.values()):
-        raise ValueError("a weight is not finite")
+    if any(t.is_complex() or not (t.double().abs() <= LARGEST).all() for t in tensors.values()):
+        raise ValueError("a weight is not finite, or none of float32")
     tensors = read_tensors(tensors, config)
     network: PosteriorNetwork
     if arithmetic == "integer":
