@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 
+from diffcodec.diffusion.plan import nearest
+
 LOSSLESS = 100
 _SIGMAS = {  # grey levels; the PSNR that files which stop there have on Kodak is in docs/cli.md
     0: 190.0,
@@ -27,5 +29,4 @@ def quality_sigma(quality: float) -> float:
 
 def quality_timestep(quality: float, levels: Sequence[float]) -> int:
     """The timestep of a plan whose noise is nearest to that of a quality below 100."""
-    wanted = quality_sigma(quality)
-    return 1 + min(range(len(levels)), key=lambda i: abs(math.log(levels[i] / wanted)))
+    return 1 + nearest(levels, quality_sigma(quality))

@@ -5,7 +5,6 @@ tiles as in any other, by the chain below the last preview or by a fallback code
 """
 
 import bisect
-import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -26,7 +25,7 @@ from diffcodec.codec.tiles import fallback_tiles, smaller_tile
 from diffcodec.container.parts import LEAST_PREVIEW, TILE_SIDE, Container, Layers, Tile, tile_grid
 from diffcodec.container.primitives import CRC_BYTES
 from diffcodec.container.writer import pack
-from diffcodec.diffusion.plan import Plan
+from diffcodec.diffusion.plan import Plan, nearest
 from diffcodec.errors import UnsupportedError
 from diffcodec.images.metadata import get_metadata, kept_fields
 from diffcodec.images.modes import pixel_crc, psnr
@@ -59,8 +58,7 @@ class Target(NamedTuple):
 
 def last_preview(plan: Plan) -> int:
     """The timestep at which the previews of an exact file end by default."""
-    distance = [abs(math.log(sigma / PREVIEW_SIGMA)) for sigma in plan.levels]
-    return max(LEAST_PREVIEW, 1 + distance.index(min(distance)))
+    return max(LEAST_PREVIEW, 1 + nearest(plan.levels, PREVIEW_SIGMA))
 
 
 def encode_layers(

@@ -58,7 +58,7 @@ class Previews(Descents):
         super().__init__(model, mode, parts, bar, colors, exact, encodes)
         self.size = size
         self.timestep = len(model.plans[plan].levels) + 1  # that all tiles have come to
-        self._worth_sending: dict[int, Float32s] = {}  # of each tile, [3, height, width]
+        self._worth_sending: dict[int, Float32s] = {}  # of a tile, [3, height, width], if not all
 
     def fork(self) -> "Previews":
         """Others that go on from here by themselves."""
@@ -73,7 +73,8 @@ class Previews(Descents):
             x = integers(source, part.box, self.model.color).astype(np.float64)
             with encoding(self.model):
                 worth = yield from descent.worth_sending(x, end)
-            self._worth_sending[part.index] = worth.astype(np.float32)
+            if worth is not x:
+                self._worth_sending[part.index] = worth.astype(np.float32)
 
         list(self.run(job))
 
@@ -81,12 +82,10 @@ class Previews(Descents):
         """Go one timestep down: its bits by tile."""
 
         def job(part: Part, descent: Descent) -> Job[Bits]:
-            if part.index in self._worth_sending:
-                x = self._worth_sending[part.index].astype(np.float64)
-            else:
-                x = integers(source, part.box, self.model.color).astype(np.float64)
+            worth = self._worth_sending.get(part.index)
+            x = integers(source, part.box, self.model.color) if worth is None else worth
             with encoding(self.model):
-                return (yield from descent.encode_step(x))
+                return (yield from descent.encode_step(x.astype(np.float64)))
 
         bits = list(self.run(job))
         self.timestep -= 1

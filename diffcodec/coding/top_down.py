@@ -34,7 +34,7 @@ from diffcodec.coding.steps import (
 )
 from diffcodec.container.parts import LEAST_PREVIEW
 from diffcodec.diffusion.color import channels
-from diffcodec.diffusion.plan import Plan
+from diffcodec.diffusion.plan import Plan, nearest
 from diffcodec.diffusion.process import LOG2_E, p_excess, q_posterior
 
 PART_BITS = 16  # from where on the number of a part stands in the key of its randomness
@@ -215,8 +215,7 @@ class Descent:
         levels = self.chain.plan.levels[: end - 1]
         if not levels:
             return x
-        wanted = WORTH_SENDING * self.chain.plan.levels[end - 1]
-        t = 1 + min(range(end - 1), key=lambda i: abs(math.log(levels[i] / wanted)))
+        t = 1 + nearest(levels, WORTH_SENDING * self.chain.plan.levels[end - 1])
         answer = yield Request(x, t, self.chain.label)
         return self._with_known(answer.mean[: self.chain.coded], 0)
 

@@ -1,6 +1,7 @@
 """A plan: the noise levels of a chain and, for each, the lattice that its samples live on."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -36,9 +37,8 @@ class Plan:
         timesteps = [last]
         while timesteps[-1] < len(self.levels):
             wanted = PREVIEW_RATIO * self.levels[timesteps[-1] - 1]
-            above = range(timesteps[-1] + 1, len(self.levels) + 1)
-            distance = [abs(math.log(self.levels[t - 1] / wanted)) for t in above]
-            timesteps.append(above[distance.index(min(distance))])
+            above = self.levels[timesteps[-1] :]
+            timesteps.append(timesteps[-1] + 1 + nearest(above, wanted))
         return tuple(reversed(timesteps))
 
     @property
@@ -64,6 +64,12 @@ class Plan:
             )
         if not _are_positive(self.lattice_ratios):
             raise ValueError(f"lattices must be positive and finite, found {self.lattice_ratios}")
+
+
+def nearest(levels: Sequence[float], sigma: float) -> int:
+    """The place of the noise level that is nearest to another, geometrically."""
+    distance = [abs(math.log(level / sigma)) for level in levels]
+    return distance.index(min(distance))
 
 
 def phased_variable(plan: Plan, quantiser: int, timestep: int) -> int:

@@ -1,9 +1,8 @@
 """Models of networks of others: any epsilon-model as a codec, and the files of calibrated ones."""
 
 import json
-import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 
 from diffcodec.container.parts import LAYER_PLANS
 from diffcodec.diffusion.parametrisation import SCHEDULES, NoisePath
-from diffcodec.diffusion.plan import Plan, falling_lattices, geometric_plan
+from diffcodec.diffusion.plan import Plan, falling_lattices, geometric_plan, nearest
 from diffcodec.diffusion.schedule import GREY_LEVELS_PER_UNIT
 from diffcodec.errors import ModelMismatchError
 from diffcodec.models.file import CALIBRATED, ModelInfo, network_path, plans_to_dict
@@ -106,14 +105,12 @@ def plans_of(path: NoisePath, scale: float = GREY_LEVELS_PER_UNIT) -> dict[str, 
     for name, count in TIMESTEPS.items():
         first, *levels = geometric_plan(count, min([SIGMA_MAX, *noise[-1:]])).levels
         if noise:
-            levels = [level if level < noise[0] else _nearest(level, noise) for level in levels]
+            levels = [
+                level if level < noise[0] else noise[nearest(noise, level)] for level in levels
+            ]
         kept = (first, *sorted({level for level in levels if level > first}))
         plans[name] = Plan(kept, falling_lattices(len(kept)))
     return plans
-
-
-def _nearest(level: float, noise: Sequence[float]) -> float:
-    return min(noise, key=lambda each: abs(math.log(each / level)))
 
 
 # --- files of calibrated networks -----------------------------------------------------------------

@@ -369,7 +369,7 @@ def build_model(
         raise ValueError("no shape of a network")
     if config.phases:
         _check_plans(config, info.plans)
-    if any(t.is_complex() or not (t.double().abs() <= LARGEST).all() for t in tensors.values()):
+    if not all(map(_is_number, tensors.values())):
         raise ValueError("a weight is not finite, or none of float32")
     tensors = read_tensors(tensors, config)
     network: PosteriorNetwork
@@ -383,6 +383,13 @@ def build_model(
     model = Model(network, info.plans, file=info)
     check_answers(model, (levels[0], levels[-1]))
     return model
+
+
+def _is_number(tensor: Tensor) -> bool:
+    """Whether all of a tensor are integers or in float32's range."""
+    if tensor.is_floating_point():
+        return bool((tensor.double().abs() <= LARGEST).all())
+    return not tensor.is_complex()
 
 
 def check_answers(model: Model, levels: Iterable[float]) -> None:
