@@ -18,7 +18,7 @@ from test_chain import (
     keeping,
 )
 
-from diffcodec.coding.bits_back import SeedSpentError, decode_tile, encode_tile
+from diffcodec.coding.bits_back import SeedSpentError, decode_tile, encode_tile, push_image
 from diffcodec.coding.chain import Posterior, Request, TileChain
 from diffcodec.coding.steps import OutOfRangeError, Reverse
 from diffcodec.coding.top_down import Descent, encode_below_preview, ensemble_mean
@@ -333,8 +333,33 @@ def test_a_smooth_tile_needs_no_seed_below_a_preview(color, spread, monkeypatch)
     assert heights == alone.heights[: len(heights)] and len(heights) < len(alone.heights) / 2
     early = drive(encode_below_preview(toy.chain(), x, heights), toy.model)
     assert (early.preview, early.size) == (coded.preview, coded.size)
+    begun, asked = drive(push_image(toy.chain(), x), toy.model), []
+
+    def model(request: Request) -> Posterior:
+        asked.append(request.timestep)
+        return toy.model(request)
+
+    again = drive(encode_below_preview(toy.chain(), x, heights, begun=begun), model)
+    assert np.array_equal(again.words, early.words) and 1 not in asked
 
     descent = Descent(toy.chain())
     drive(descent.decode_layer(coded.preview_payload, coded.preview), toy.model)
     decoding = decode_tile(descent.below(), coded.words)
     assert np.array_equal(drive(decoding, toy.model), x)
+
+
+@every_domain
+def test_a_tile_whose_stack_runs_empty_at_once_is_given_up_at_once(color, monkeypatch):
+    monkeypatch.setattr(test_chain, "SPREAD", 0.4)
+    toy = Toy(color, PLANS["default"], (64, 64))
+    x, asked = gaussian_image(color, toy.shape, 0.4), []
+
+    def model(request: Request) -> Posterior:
+        asked.append(request.timestep)
+        return toy.model(request)
+
+    with pytest.raises(SeedSpentError) as spent:
+        drive(encode_tile(toy.chain(), x, 1), model)
+    assert asked == [1] and len(spent.value.heights) == 2  # of x, and after the pop of z_2
+    coded = drive(encode_below_preview(toy.chain(), x, spent.value.heights), toy.model)
+    assert coded.preview == 2

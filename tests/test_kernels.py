@@ -11,7 +11,8 @@ from tiny import PHASED_PLANS
 from torch import Tensor
 
 from diffcodec import compiled
-from diffcodec.coding import mixtures
+from diffcodec.coding import color_volume, mixtures
+from diffcodec.coding.color_volume import ColorVolume
 from diffcodec.diffusion.phases import PLANES
 from diffcodec.models.model import load_model
 from diffcodec.networks import integer_layers, kernels
@@ -151,3 +152,30 @@ def test_tables_of_mixtures_are_those_of_arrays(components):
     means[0, 5] = np.inf  # of a broken model: as ever
     with mock.patch.object(mixtures, "_by_loop", side_effect=AssertionError):
         mixtures.mixture_table(*given, 9)
+
+
+@pytest.mark.parametrize("channel", [0, 1, 2])
+def test_tables_of_colors_are_those_of_arrays(channel):
+    rng = np.random.default_rng(channel)
+    n, shape = color_volume.LEAST_COMPILED, (90, 100, 110)
+    flags = rng.random(shape) < 0.05
+    flags[:, :, :60] = False  # so that of some samples nothing can occur
+    volume = ColorVolume(np.packbits(flags, bitorder="little"), shape, (-32, -9, -9))
+    lowest = [rng.integers(-40, 90, n) for _ in range(3)]
+    counts = (8, 16, 12)[channel:]
+    tables = [rng.random((count, n)) for count in counts]
+    assert color_volume._loop_works()
+    with mock.patch.object(color_volume, "_by_arrays", side_effect=AssertionError):
+        found = volume.restricted(channel, tables, lowest)
+    with mock.patch.object(color_volume, "LEAST_COMPILED", n + 1):
+        assert np.array_equal(volume.restricted(channel, tables, lowest), found)
+    changed = (found != tables[0]).any(axis=0)
+    assert 0.1 < changed.mean() < 0.9
+    for i in range(50):
+        corner = np.unravel_index(volume.places([x[i : i + 1] for x in lowest])[0], shape)
+        box = [slice(k, k + ([1] * channel + list(counts))[c]) for c, k in enumerate(corner)]
+        joint = flags[*box].reshape(counts) * 1.0
+        for axis, table in enumerate(tables):
+            joint *= table[:, i].reshape([-1 if a == axis else 1 for a in range(len(counts))])
+        weights = joint.reshape(counts[0], -1).sum(1)
+        assert np.allclose(found[:, i], weights if weights.any() else tables[0][:, i])

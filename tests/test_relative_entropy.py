@@ -1,6 +1,8 @@
 """Relative entropy coding: what is decoded is what was coded, costs its KL, and looks like q."""
 
+import math
 import tracemalloc
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -220,11 +222,27 @@ def test_the_path_is_the_same_where_float32_may_have_fewer_bits(monkeypatch, wit
         rounded = (x.bfloat16().to(x.dtype) if x.dtype == torch.float32 else x for x in (a, b))
         return addmm(total, *rounded)
 
+    monkeypatch.setattr(trellis, "LEAST_COMPILED", math.inf)
     monkeypatch.setattr(torch.Tensor, "addmm_", in_8_bits)
     assert not np.array_equal(best_path(m, rho, layout, codebook), expected)
     with within():
         found = best_path(m, rho, layout, codebook)
     assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize(("dimensions", "stages", "state_bits"), [(600, 2500, 3), (60000, 400, 6)])
+def test_compiled_loops_find_the_same_path(monkeypatch, dimensions, stages, state_bits):
+    pytest.importorskip("numba", reason="compiles the loops")
+    rng, key = np.random.default_rng(0), Key(0, 0)
+    layout = make_layout(rng.integers(1 << 20, 1 << 23, dimensions), key, stages)
+    codebook = Codebook(key, Trellis(state_bits, segment=300), int(layout.row.max()) + 1)
+    m, rho = rng.normal(size=dimensions), rng.uniform(0.3, 0.9, dimensions)
+    monkeypatch.setattr(trellis, "LEAST_COMPILED", math.inf)
+    expected = best_path(m, rho, layout, codebook)
+    monkeypatch.setattr(trellis, "LEAST_COMPILED", 1)
+    assert trellis._loops_work() and 0.2 < expected.mean() < 0.8
+    with mock.patch.object(trellis, "_scores", side_effect=AssertionError):
+        assert np.array_equal(best_path(m, rho, layout, codebook), expected)
 
 
 def test_path_branches():

@@ -22,6 +22,7 @@ from diffcodec.coding.bits_back import (
     SeedSpentError,
     decode_tile,
     encode_tile,
+    push_image,
     words_of,
 )
 from diffcodec.coding.chain import Answer, Asked, TileChain
@@ -198,7 +199,8 @@ def encode_job(
     try:
         with encoding(model):
             allowed = math.inf if chain.preview else most_seed
-            coded = yield from encode_tile(chain, x, allowed, checksum)
+            begun = yield from push_image(chain, x, checksum)
+            coded = yield from encode_tile(chain, x, allowed, checksum, begun)
         heights = coded.heights
     except OutOfRangeError:
         return None
@@ -208,7 +210,7 @@ def encode_job(
         return coded
     try:
         with encoding(model):
-            other = yield from encode_below_preview(chain, x, heights, checksum)
+            other = yield from encode_below_preview(chain, x, heights, checksum, begun)
     except OutOfRangeError:
         return coded
     return min(coded, other, key=lambda tile: tile.size) if coded else other
@@ -224,6 +226,7 @@ def decode_job(
             yield from descent.decode_layer(tile.preview_payload, tile.preview, timestep)
             if timestep >= tile.preview:
                 return descent
+            chain.forget_answers()
             chain = descent.below()
 
         def checksum(x: Array) -> int:

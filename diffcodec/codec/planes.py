@@ -1,5 +1,6 @@
 """Pixels of an image and tiles of a colour domain."""
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -25,10 +26,12 @@ from diffcodec.container.parts import (
 )
 from diffcodec.diffusion.color import from_domain, to_domain
 from diffcodec.errors import CorruptError
+from diffcodec.forks import held_in_forks
 from diffcodec.images.color_sets import ColorSet
 from diffcodec.images.modes import pixel_crc
 
 MOST_INTEGER = 1023  # farther from 0 than any integer of a colour domain
+_LOCK = held_in_forks()  # taken before that of color_sets
 
 
 def coded_channels(mode: str, color: str) -> int:
@@ -102,7 +105,8 @@ class AllowedColors:
     @property
     def volume(self) -> ColorVolume:
         """See ``Allowed``."""
-        return _volume(self.colors, self.color)
+        with _LOCK:  # so that threads don't build the same
+            return _volume(self.colors, self.color)
 
 
 @lru_cache(maxsize=1)
@@ -110,11 +114,16 @@ def _volume(colors: ColorSet, color: str) -> ColorVolume:
     """The volume of a set; of few colours it takes a tenth of a second."""
     low, high = ((-255, 255), (0, 255))[color == "rgb"]
     lowest = (-MARGIN, low - MARGIN, low - MARGIN)
-    shape = (256 + 2 * MARGIN, *[high - low + 1 + 2 * MARGIN] * 2)
-    flags = np.zeros(shape, dtype=np.bool_)
-    x = to_domain(colors.members().astype(np.int32), color)
-    flags[tuple(channel - first for channel, first in zip(x, lowest, strict=True))] = True
-    return ColorVolume(flags, lowest)
+    side = high - low + 1 + 2 * MARGIN
+    shape = (256 + 2 * MARGIN, side, side)
+    bits = np.zeros(-(-math.prod(shape) // 8), dtype=np.uint8)
+    for rgb in np.array_split(colors.members(), 16, axis=-1):  # for the sake of memory
+        x = to_domain(rgb.astype(np.int32), color)
+        index = np.ravel_multi_index(
+            [channel - first for channel, first in zip(x, lowest, strict=True)], shape
+        )
+        np.bitwise_or.at(bits, index >> 3, (1 << (index & 7)).astype(np.uint8))
+    return ColorVolume(bits, shape, lowest)
 
 
 def crop(source: Image.Image, box: Box) -> Image.Image:

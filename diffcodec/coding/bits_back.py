@@ -17,6 +17,7 @@ from diffcodec.coding import randomness
 from diffcodec.coding.ans import Stack
 from diffcodec.coding.chain import Answer, Asked, TileChain
 from diffcodec.coding.steps import OutOfRangeError, coding_steps
+from diffcodec.container.parts import LEAST_PREVIEW
 
 WORD_BYTES = 4
 STATE_WORDS = 2  # on top of a stack, which every symbol changes
@@ -27,7 +28,7 @@ class SeedSpentError(Exception):
     """More of the seed is used up than the caller allows.
 
     Attributes:
-        heights: of the stack in words after each step so far, the last a push.
+        heights: of the stack in words after each step so far.
     """
 
     def __init__(self, heights: tuple[int, ...]):
@@ -149,11 +150,26 @@ def most_seed_words(chain: TileChain) -> int:
     return math.prod(chain.shape) // 4 + 64
 
 
+def push_image(
+    chain: TileChain, x: Float64[Array, "3 height width"], checksum: int = 0
+) -> Generator[Asked, Answer, UInt32[Words, " words"]]:
+    """Begin to code a tile: the stack with the image on it, which is the same below a preview.
+
+    A coroutine that yields what it asks of the model; arguments and errors as of
+    :func:`encode_tile`.
+    """
+    chain.set_image(x)
+    stack = Stack(seed(chain.tile, most_seed_words(chain), chain.draw, checksum))
+    yield from coding_steps(len(chain.levels), chain.preview, chain.phased)[0].push(chain, stack)
+    return stack.words()
+
+
 def encode_tile(
     chain: TileChain,
     x: Float64[Array, "3 height width"],
     allowed: float = math.inf,
     checksum: int = 0,
+    begun: UInt32[Words, " words"] | None = None,
 ) -> Generator[Asked, Answer, EncodedTile]:
     """Code one tile; a coroutine that yields what it asks of the model.
 
@@ -162,20 +178,26 @@ def encode_tile(
         x: integers of the colour domain.
         allowed: words of the seed that may be used up.
         checksum: 32 bits, for the decoder to check.
+        begun: what :func:`push_image` gave of the same, if it was asked before.
 
     Raises:
         OutOfRangeError: if the chain has no code for the tile.
         SeedSpentError: as soon as more words of the seed are used up.
     """
-    chain.set_image(x)
     seeds = seed(chain.tile, most_seed_words(chain), chain.draw, checksum)
-    stack = Stack(seeds)
     steps = coding_steps(len(chain.levels), chain.preview, chain.phased)
-    heights = [stack.height]
-    for step in steps:
+    if begun is None:
+        begun = yield from push_image(chain, x, checksum)
+    chain.set_image(x)
+    del chain.z[0]
+    stack = Stack(begun)
+    heights = [Stack(seeds).height, stack.height]
+    for step in steps[1:]:
         yield from (step.push if step.pushes else step.pop)(chain, stack)
         heights.append(stack.height)
-        if step.pushes and heights[0] - min(heights) > allowed:
+        # Only the lowest preview is below the pop of its variable.
+        is_decided = step.pushes or step.timestep == LEAST_PREVIEW
+        if is_decided and heights[0] - min(heights) > allowed:
             raise SeedSpentError(tuple(heights[1:]))
     untouched = untouched_words(stack, seeds, min(heights))
     words = stack.words()

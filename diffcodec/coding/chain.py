@@ -150,9 +150,13 @@ class TileChain:
     def posterior(self, t: int) -> Generator[Asked, Answer, Posterior]:
         """The posterior of x given z_t, by the model; asked once, however many codecs need it."""
         if self._answered is None or self._answered[0] is not self.z[t]:
-            self._answered = self._phase = self.expected = None  # room for the next
+            self.forget_answers()  # room for the next
             self._answered = self.z[t], (yield Request(self.z[t], t, self.label))
         return self._answered[1]
+
+    def forget_answers(self) -> None:
+        """Drop what the model has answered, which takes more memory than the variables."""
+        self._answered = self._phase = self.expected = None
 
     def amend(self, posterior: Posterior) -> None:
         """Take another for the answer to what was asked last."""

@@ -13,9 +13,9 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, UInt32
 
-from diffcodec.arrays import Array, Bits, Flags
+from diffcodec.arrays import Array, Bits, Flags, Words
 from diffcodec.coding import randomness
 from diffcodec.coding.bits_back import EncodedTile, encode_tile, most_seed_words
 from diffcodec.coding.chain import Answer, Asked, Posterior, Request, TileChain
@@ -363,6 +363,7 @@ def encode_below_preview(
     x: Float64[Array, "3 height width"],
     alone: Sequence[int],
     checksum: int = 0,
+    begun: UInt32[Words, " words"] | None = None,
 ) -> Generator[Asked, Answer, EncodedTile]:
     """Code a tile whose stack runs empty by a preview of its own and the chain below that.
 
@@ -374,7 +375,7 @@ def encode_below_preview(
         x: integers of the colour domain.
         alone: heights of the stack after the steps of the chain alone, as far as that came, which
             tell where it runs empty.
-        checksum: 32 bits, for the decoder to check.
+        checksum, begun: see :func:`encode_tile`.
 
     Raises:
         OutOfRangeError: if the chain has no code for the tile.
@@ -393,7 +394,8 @@ def encode_below_preview(
             best, smallest = copy.copy(descent), expected
         if dip == 0:
             break
-    rest = yield from encode_tile(best.below(), x, checksum=checksum)
+    chain.forget_answers()
+    rest = yield from encode_tile(best.below(), x, checksum=checksum, begun=begun)
     sent = steps[: len(chain.levels) + 1 - best.timestep]
     payload = np.packbits(np.concatenate(sent)).tobytes()
     return rest._replace(preview=best.timestep, preview_payload=payload)

@@ -195,17 +195,15 @@ class ColorSet:
 
     def members(self) -> UInt8[Bytes, "3 1 colors"]:
         """All triples of the set, or all grey values, three times each."""
-        values = [np.flatnonzero(_unpack_bits(bits)) for bits in self.values] or [
-            np.arange(256)
-        ] * 3
+        every = np.arange(256, dtype=np.uint8)
+        values = [every[_unpack_bits(bits)] for bits in self.values] or [every] * 3
         if len(values) == 1:
-            return np.stack([values[0].astype(np.uint8)[None]] * 3)
+            return np.stack([values[0][None]] * 3)
         if not self.conversion:
-            rgb = np.stack(np.meshgrid(*values, indexing="ij")).reshape(3, 1, -1)
-            return rgb.astype(np.uint8)
+            return np.stack(np.meshgrid(*values, indexing="ij")).reshape(3, 1, -1)
         packed = np.flatnonzero(triples(self.conversion))
-        rgb = np.stack([packed >> 16, packed >> 8 & 255, packed & 255])
-        return rgb[:, None, self.allowed(rgb[:, None])[0]].astype(np.uint8)
+        rgb = np.stack([(packed >> shift).astype(np.uint8) for shift in (16, 8, 0)])[:, None]
+        return rgb[..., self.allowed(rgb)[0]] if self.values else rgb
 
     def allowed(
         self, rgb: Integer[AnyArray, "*batch 3 height width"]

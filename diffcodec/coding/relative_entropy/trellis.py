@@ -6,11 +6,11 @@ from statistics import NormalDist
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Float64, Int8, Int64, UInt8
-from torch import Tensor
+from jaxtyping import Bool, Float32, Float64, Int8, Int64, UInt8
 
-from diffcodec.arrays import Array, Bits, Float32s, Int8s, Integers
+from diffcodec.arrays import Array, Bits, Bytes, Flags, Float32s, Int8s, Integers
 from diffcodec.coding.relative_entropy.layout import Key, Layout
+from diffcodec.compiled import Loop, compiled, works
 from diffcodec.networks.exact import EXACT_LIMIT, may_round_float32
 
 # Part of the file format.
@@ -21,6 +21,7 @@ NOISE_STEPS = 32  # shared noise is a multiple of 1/32
 _SQUARE_STEPS = 8  # of squared noise
 _BLOCK = 256  # stages scored at once
 _MOST_MEAN = 16.0  # a mean farther out than all noise needs no further resolution
+LEAST_COMPILED = 1 << 10  # stages that the compiled loops are for
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,14 @@ class Codebook:
         noise: Int8s = self.sequences[row % SEQUENCES, place]
         return noise
 
-    def letters(self) -> Float32[Tensor, "2 sequences columns"]:
+    def letters(self) -> Int8[Int8s, "2 sequences columns"]:
         """Noise and its square for scoring: columns h to h + branches are rows from 64 h on."""
         branches, shifts = self.trellis.branches, (self.rows - 1) // SEQUENCES
         repeats = 2 + shifts // branches
-        noise = np.tile(self.sequences, repeats)[:, : branches + shifts].astype(np.float32)
-        squares = np.rint(noise * noise * np.float32(_SQUARE_STEPS / NOISE_STEPS**2))
-        return torch.from_numpy(np.stack([noise, squares]))
+        noise = np.tile(self.sequences, repeats)[:, : branches + shifts]
+        square = noise.astype(np.float32) ** 2
+        squares = np.rint(square * np.float32(_SQUARE_STEPS / NOISE_STEPS**2))
+        return np.stack([noise, squares.astype(np.int8)])
 
 
 def path_branches(path: UInt8[Bits, " stages"], trellis: Trellis) -> Int64[Integers, " stages"]:
@@ -112,30 +114,6 @@ def path_noise(
     return u / NOISE_STEPS
 
 
-def _scores(
-    linear: Float64[Array, " n"],
-    square: Float64[Array, " n"],
-    layout: Layout,
-    letters: Float32[Tensor, "2 sequences columns"],
-    stages: range,
-    branches: int,
-) -> Float32[Float32s, "stages branches"]:
-    """``sum linear u - square u^2`` of all branches of a block of stages."""
-    begin, end = np.searchsorted(layout.stage, [stages.start, stages.stop])
-    stage, row = layout.stage[begin:end] - stages.start, layout.row[begin:end]
-    shifts = int(row.max(initial=0)) // SEQUENCES + 1
-    weights = np.zeros((shifts, 2, len(stages), letters.shape[1]), dtype=np.float32)
-    weights[row // SEQUENCES, 0, stage, row % SEQUENCES] = linear[begin:end]
-    weights[row // SEQUENCES, 1, stage, row % SEQUENCES] = -square[begin:end]
-    exact = torch.float64 if may_round_float32() else torch.float32
-    pairs, letters = torch.from_numpy(weights).to(exact), letters.to(exact)
-    total = torch.zeros(len(stages), branches, dtype=exact)
-    for shift, pair in enumerate(pairs):  # [u or u^2, stages, sequences]
-        for weight, letter in zip(pair, letters, strict=True):
-            total.addmm_(weight, letter[:, shift : shift + branches])  # [stages, branches]
-    return total.float().numpy()
-
-
 def _whole_scores(
     m: Float64[Array, " n"], rho: Float64[Array, " n"], layout: Layout
 ) -> tuple[Float64[Array, " n"], Float64[Array, " n"]]:
@@ -161,27 +139,147 @@ def best_path(
     """
     linear, square = _whole_scores(m, rho, layout)
     letters, trellis = codebook.letters(), codebook.trellis
+    by_loops = layout.stages >= LEAST_COMPILED and _loops_work()
+    extend, trace_back = _by_loops() if by_loops else _BY_ARRAYS
+    begins = np.searchsorted(layout.stage, np.arange(layout.stages + 1))
     states = 1 << trellis.state_bits
+    odd = np.empty((_BLOCK, states), dtype=np.bool_)
     kept = np.empty((trellis.segment, states // 8), dtype=np.uint8)  # [stage, next state], packed
-    candidates = np.empty((2, 2, states // 2), dtype=np.float32)  # [lost bit, new bit, the others]
     path = np.empty(layout.stages, dtype=np.uint8)
     for start in range(0, layout.stages, trellis.segment):
         stop = min(start + trellis.segment, layout.stages)
         value = np.full(states, -1e30, dtype=np.float32)
         value[0] = 0
         for first in range(start, stop, _BLOCK):
-            block = range(first, min(first + _BLOCK, stop))
-            scores = _scores(linear, square, layout, letters, block, trellis.branches)
-            # The new bit is the next state's top.
-            for j, branch in enumerate(scores.reshape(-1, 2, 2, states // 2), first - start):
-                np.add(branch[0], value[0::2], out=candidates[0])
-                np.add(branch[1], value[1::2], out=candidates[1])
-                kept[j] = np.packbits(candidates[1] > candidates[0])
-                value = np.maximum(candidates[0], candidates[1]).reshape(-1)
+            count = min(_BLOCK, stop - first)
+            ends = begins[first : first + count + 1]
+            extend(ends, layout.row, linear, square, letters, value, odd)
+            kept[first - start :][:count] = np.packbits(odd[:count], axis=1)
             value -= value.max()
-        state = int(value.argmax())
-        for j in range(stop - start - 1, -1, -1):
-            path[start + j] = state >> (trellis.state_bits - 1)
-            lost = int(kept[j, state >> 3]) >> (7 - (state & 7)) & 1
-            state = (state << 1 & (states - 1)) | lost
+        trace_back(kept, int(value.argmax()), path[start:stop])
     return path
+
+
+def _extend(
+    ends: Integers,
+    row: Integers,
+    linear: Array,
+    square: Array,
+    letters: Int8s,
+    value: Float32s,
+    odd: Flags,
+) -> None:
+    """Extend the best path of each state by stages, as :func:`_extend_by_arrays` does."""
+    half = len(value) // 2
+    evens, odds = np.empty(half, np.float32), np.empty(half, np.float32)
+    score = np.empty(4 * half, np.float32)
+    for j in range(len(ends) - 1):
+        score[:] = 0
+        for i in range(ends[j], ends[j + 1]):
+            shift, sequence = row[i] // SEQUENCES, row[i] % SEQUENCES
+            noise, squares = letters[0, sequence, shift:], letters[1, sequence, shift:]
+            of_noise, of_square = np.float32(linear[i]), np.float32(square[i])
+            for k in range(4 * half):
+                score[k] += of_noise * np.float32(noise[k]) - of_square * np.float32(squares[k])
+        for i in range(half):
+            evens[i] = value[2 * i]
+            odds[i] = value[2 * i + 1]
+        for new in range(2):  # the next state's top bit
+            begin, end = new * half, (new + 1) * half
+            of_even, of_odd = score[begin:end], score[2 * half + begin : 2 * half + end]
+            best, is_odd = value[begin:end], odd[j, begin:end]
+            for i in range(half):
+                by_even, by_odd = of_even[i] + evens[i], of_odd[i] + odds[i]
+                is_odd[i] = by_odd > by_even
+                best[i] = max(by_even, by_odd)
+
+
+def _extend_by_arrays(
+    ends: Int64[Integers, " stages+1"],
+    row: Int64[Integers, " n"],
+    linear: Float64[Array, " n"],
+    square: Float64[Array, " n"],
+    letters: Int8[Int8s, "2 sequences columns"],
+    value: Float32[Float32s, " states"],
+    odd: Bool[Flags, "most_stages states"],
+) -> None:
+    """Extend the best path of each state by stages.
+
+    Args:
+        ends: where the dimensions of each stage end, and before that where the first one's begin.
+        row: of each dimension, in the codebook.
+        linear, square: weights of its noise u and of -u^2.
+        letters: of the codebook.
+        value: of the best path to each state, which is changed.
+        odd: is filled with whether the best path to each next state is from an odd one.
+    """
+    half = len(value) // 2
+    candidates = np.empty((2, 2, half), dtype=np.float32)  # [lost bit, new bit, the others]
+    scores = _scores(ends, row, linear, square, letters, 4 * half)
+    # The new bit is the next state's top.
+    for j, branch in enumerate(scores.reshape(-1, 2, 2, half)):
+        np.add(branch[0], value[0::2], out=candidates[0])
+        np.add(branch[1], value[1::2], out=candidates[1])
+        odd[j] = (candidates[1] > candidates[0]).ravel()
+        np.maximum(candidates[0], candidates[1], out=value.reshape(2, half))
+
+
+def _scores(
+    ends: Integers,
+    row: Integers,
+    linear: Array,
+    square: Array,
+    letters: Int8s,
+    branches: int,
+) -> Float32[Float32s, "stages branches"]:
+    """``sum linear u - square u^2`` of all branches of a block of stages."""
+    stages, here = len(ends) - 1, slice(ends[0], ends[-1])
+    stage = np.repeat(np.arange(stages), np.diff(ends))
+    shift, sequence = np.divmod(row[here], SEQUENCES)
+    weights = np.zeros((int(shift.max(initial=0)) + 1, 2, stages, letters.shape[1]), np.float32)
+    weights[shift, 0, stage, sequence] = linear[here]
+    weights[shift, 1, stage, sequence] = -square[here]
+    exact = torch.float64 if may_round_float32() else torch.float32
+    total = torch.zeros(stages, branches, dtype=exact)
+    noise_and_squares = torch.from_numpy(letters).to(exact)
+    for first, pair in enumerate(torch.from_numpy(weights).to(exact)):
+        for weight, letter in zip(pair, noise_and_squares, strict=True):
+            total.addmm_(weight, letter[:, first : first + branches])  # [stages, branches]
+    return total.float().numpy()
+
+
+def _trace_back(kept: Bytes, state: int, path: Bits) -> None:
+    """Fill the path that ends in a state; kept says which states had come from odd ones."""
+    states = 8 * kept.shape[1]
+    for j in range(len(path) - 1, -1, -1):
+        path[j] = state >= states // 2
+        lost = int(kept[j, state >> 3]) >> (7 - (state & 7)) & 1
+        state = (state << 1 & (states - 1)) | lost
+
+
+_BY_ARRAYS: tuple[Loop, Loop] = _extend_by_arrays, _trace_back
+
+
+def _by_loops() -> tuple[Loop, Loop]:
+    return compiled(_extend), compiled(_trace_back)
+
+
+@cache
+def _loops_work() -> bool:
+    """Whether there is a compiler and the compiled loops give what NumPy gives, bit for bit."""
+
+    def is_exact() -> bool:
+        rng = np.random.default_rng(0)
+        letters = rng.integers(-127, 128, (2, SEQUENCES, 70)).astype(np.int8)
+        ends = np.sort(rng.integers(200, size=41))
+        row, weights = rng.permutation(5 * SEQUENCES)[:200], rng.integers(-99, 99, (2, 200))
+        found = []
+        for extend, trace_back in (_by_loops(), _BY_ARRAYS):
+            value, odd = np.zeros(32, dtype=np.float32), np.empty((40, 32), dtype=np.bool_)
+            path = np.empty(40, dtype=np.uint8)
+            extend(ends, row, *weights.astype(np.float64), letters, value, odd)
+            trace_back(np.packbits(odd, axis=1), 5, path)
+            found.append((value, odd, path))
+        return all(map(np.array_equal, *found))
+
+    return works(is_exact)
