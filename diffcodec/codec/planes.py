@@ -26,12 +26,10 @@ from diffcodec.container.parts import (
 )
 from diffcodec.diffusion.color import from_domain, to_domain
 from diffcodec.errors import CorruptError
-from diffcodec.forks import held_in_forks
-from diffcodec.images.color_sets import ColorSet
+from diffcodec.images.color_sets import TABLES_LOCK, ColorSet
 from diffcodec.images.modes import pixel_crc
 
 MOST_INTEGER = 1023  # farther from 0 than any integer of a colour domain
-_LOCK = held_in_forks()  # taken before that of color_sets
 
 
 def coded_channels(mode: str, color: str) -> int:
@@ -105,13 +103,13 @@ class AllowedColors:
     @property
     def volume(self) -> ColorVolume:
         """See ``Allowed``."""
-        with _LOCK:  # so that threads don't build the same
+        with TABLES_LOCK:
             return _volume(self.colors, self.color)
 
 
 @lru_cache(maxsize=1)
 def _volume(colors: ColorSet, color: str) -> ColorVolume:
-    """The volume of a set; of few colours it takes a tenth of a second."""
+    """The volume of a set; of few colours it takes a quarter of a second."""
     low, high = ((-255, 255), (0, 255))[color == "rgb"]
     lowest = (-MARGIN, low - MARGIN, low - MARGIN)
     side = high - low + 1 + 2 * MARGIN

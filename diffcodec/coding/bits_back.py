@@ -188,14 +188,14 @@ def encode_tile(
     steps = coding_steps(len(chain.levels), chain.preview, chain.phased)
     if begun is None:
         begun = yield from push_image(chain, x, checksum)
-    chain.set_image(x)
-    del chain.z[0]
+    else:
+        chain.z[1] = chain.quantised(x)
     stack = Stack(begun)
     heights = [Stack(seeds).height, stack.height]
     for step in steps[1:]:
         yield from (step.push if step.pushes else step.pop)(chain, stack)
         heights.append(stack.height)
-        # Only the lowest preview is below the pop of its variable.
+        # If that pop spends it already, a preview can only be the lowest.
         is_decided = step.pushes or step.timestep == LEAST_PREVIEW
         if is_decided and heights[0] - min(heights) > allowed:
             raise SeedSpentError(tuple(heights[1:]))

@@ -40,7 +40,7 @@ NEIGHBOURS = 4  # values on each side, among which a channel's gain is estimated
 LEAST_GAIN = 0.15  # bits per sample: one in ten of the neighbouring values doesn't occur
 COST_FACTOR = 4  # by how much the gain must exceed what the values take in the file
 ALL_VALUES = bytes([0xFF]) * VALUES_BYTES
-_LOCK = held_in_forks()
+TABLES_LOCK = held_in_forks()  # so that threads don't build the same table
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def conversion(name: str) -> Conversion:
 
 def triples(name: str) -> Bool[Flags, "16777216"]:
     """Which RGB triples a conversion reaches, by 2^16 R + 2^8 G + B."""
-    with _LOCK:  # so that threads don't build the same table
+    with TABLES_LOCK:
         return _triples(name)
 
 
