@@ -24,7 +24,7 @@ EFFORTS = ("fast", "best", "default")  # the last is the one that others are com
 FRONT_EFFORTS, FRONT_IMAGES = ("fast", "default", "best"), 6
 CIFAR_MODEL = "cifar10"
 CIFAR_IMAGES = 1000
-CIFAR_LOSSY_IMAGES = 200
+CIFAR_LOSSY_IMAGES = 100
 
 
 def run_examples(model: Model, quick: bool, out: Path) -> None:
