@@ -38,6 +38,11 @@ def go_down(toy, x, end):
     return descent, steps
 
 
+def noting(model, asked):
+    """A model that notes the timesteps it is asked for."""
+    return lambda request: asked.append(request.timestep) or model(request)
+
+
 def packed(steps):
     return np.packbits(np.concatenate(steps)).tobytes()
 
@@ -334,12 +339,8 @@ def test_a_smooth_tile_needs_no_seed_below_a_preview(color, spread, monkeypatch)
     early = drive(encode_below_preview(toy.chain(), x, heights), toy.model)
     assert (early.preview, early.size) == (coded.preview, coded.size)
     begun, asked = drive(push_image(toy.chain(), x), toy.model), []
-
-    def model(request: Request) -> Posterior:
-        asked.append(request.timestep)
-        return toy.model(request)
-
-    again = drive(encode_below_preview(toy.chain(), x, heights, begun=begun), model)
+    below = encode_below_preview(toy.chain(), x, heights, begun=begun)
+    again = drive(below, noting(toy.model, asked))
     assert np.array_equal(again.words, early.words) and 1 not in asked
 
     descent = Descent(toy.chain())
@@ -353,13 +354,8 @@ def test_a_tile_whose_stack_runs_empty_at_once_is_given_up_at_once(color, monkey
     monkeypatch.setattr(test_chain, "SPREAD", 0.4)
     toy = Toy(color, PLANS["default"], (64, 64))
     x, asked = gaussian_image(color, toy.shape, 0.4), []
-
-    def model(request: Request) -> Posterior:
-        asked.append(request.timestep)
-        return toy.model(request)
-
     with pytest.raises(SeedSpentError) as spent:
-        drive(encode_tile(toy.chain(), x, 1), model)
+        drive(encode_tile(toy.chain(), x, 1), noting(toy.model, asked))
     assert asked == [1] and len(spent.value.heights) == 2  # of x, and after the pop of z_2
     coded = drive(encode_below_preview(toy.chain(), x, spent.value.heights), toy.model)
     assert coded.preview == 2

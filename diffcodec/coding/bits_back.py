@@ -191,7 +191,7 @@ def encode_tile(
     else:
         chain.z[1] = chain.quantised(x)
     stack = Stack(begun)
-    heights = [Stack(seeds).height, stack.height]
+    heights = [len(seeds), stack.height]
     for step in steps[1:]:
         yield from (step.push if step.pushes else step.pop)(chain, stack)
         heights.append(stack.height)

@@ -139,9 +139,9 @@ def best_path(
     """
     linear, square = _whole_scores(m, rho, layout)
     letters, trellis = codebook.letters(), codebook.trellis
-    by_loops = layout.stages >= LEAST_COMPILED and _loops_work()
-    extend, trace_back = _by_loops() if by_loops else _BY_ARRAYS
-    begins = np.searchsorted(layout.stage, np.arange(layout.stages + 1))
+    is_worth_loops = layout.stages >= LEAST_COMPILED and _loops_work()
+    extend, trace_back = _by_loops() if is_worth_loops else _BY_ARRAYS
+    bounds = np.searchsorted(layout.stage, np.arange(layout.stages + 1))
     states = 1 << trellis.state_bits
     odd = np.empty((_BLOCK, states), dtype=np.bool_)
     kept = np.empty((trellis.segment, states // 8), dtype=np.uint8)  # [stage, next state], packed
@@ -152,8 +152,8 @@ def best_path(
         value[0] = 0
         for first in range(start, stop, _BLOCK):
             count = min(_BLOCK, stop - first)
-            ends = begins[first : first + count + 1]
-            extend(ends, layout.row, linear, square, letters, value, odd)
+            here = bounds[first : first + count + 1]
+            extend(here, layout.row, linear, square, letters, value, odd)
             kept[first - start :][:count] = np.packbits(odd[:count], axis=1)
             value -= value.max()
         trace_back(kept, int(value.argmax()), path[start:stop])
@@ -161,7 +161,7 @@ def best_path(
 
 
 def _extend(
-    ends: Integers,
+    bounds: Integers,
     row: Integers,
     linear: Array,
     square: Array,
@@ -173,9 +173,9 @@ def _extend(
     half = len(value) // 2
     evens, odds = np.empty(half, np.float32), np.empty(half, np.float32)
     score = np.empty(4 * half, np.float32)
-    for j in range(len(ends) - 1):
+    for j in range(len(bounds) - 1):
         score[:] = 0
-        for i in range(ends[j], ends[j + 1]):
+        for i in range(bounds[j], bounds[j + 1]):
             shift, sequence = row[i] // SEQUENCES, row[i] % SEQUENCES
             noise, squares = letters[0, sequence, shift:], letters[1, sequence, shift:]
             of_noise, of_square = np.float32(linear[i]), np.float32(square[i])
@@ -195,7 +195,7 @@ def _extend(
 
 
 def _extend_by_arrays(
-    ends: Int64[Integers, " stages+1"],
+    bounds: Int64[Integers, " stages+1"],
     row: Int64[Integers, " n"],
     linear: Float64[Array, " n"],
     square: Float64[Array, " n"],
@@ -206,7 +206,7 @@ def _extend_by_arrays(
     """Extend the best path of each state by stages.
 
     Args:
-        ends: where the dimensions of each stage end, and before that where the first one's begin.
+        bounds: between the dimensions of one stage and the next.
         row: of each dimension, in the codebook.
         linear, square: weights of its noise u and of -u^2.
         letters: of the codebook.
@@ -215,7 +215,7 @@ def _extend_by_arrays(
     """
     half = len(value) // 2
     candidates = np.empty((2, 2, half), dtype=np.float32)  # [lost bit, new bit, the others]
-    scores = _scores(ends, row, linear, square, letters, 4 * half)
+    scores = _scores(bounds, row, linear, square, letters, 4 * half)
     # The new bit is the next state's top.
     for j, branch in enumerate(scores.reshape(-1, 2, 2, half)):
         np.add(branch[0], value[0::2], out=candidates[0])
@@ -225,7 +225,7 @@ def _extend_by_arrays(
 
 
 def _scores(
-    ends: Integers,
+    bounds: Integers,
     row: Integers,
     linear: Array,
     square: Array,
@@ -233,8 +233,8 @@ def _scores(
     branches: int,
 ) -> Float32[Float32s, "stages branches"]:
     """``sum linear u - square u^2`` of all branches of a block of stages."""
-    stages, here = len(ends) - 1, slice(ends[0], ends[-1])
-    stage = np.repeat(np.arange(stages), np.diff(ends))
+    stages, here = len(bounds) - 1, slice(bounds[0], bounds[-1])
+    stage = np.repeat(np.arange(stages), np.diff(bounds))
     shift, sequence = np.divmod(row[here], SEQUENCES)
     weights = np.zeros((int(shift.max(initial=0)) + 1, 2, stages, letters.shape[1]), np.float32)
     weights[shift, 0, stage, sequence] = linear[here]
@@ -271,13 +271,13 @@ def _loops_work() -> bool:
     def is_exact() -> bool:
         rng = np.random.default_rng(0)
         letters = rng.integers(-127, 128, (2, SEQUENCES, 70)).astype(np.int8)
-        ends = np.sort(rng.integers(200, size=41))
+        bounds = np.sort(rng.integers(200, size=41))
         row, weights = rng.permutation(5 * SEQUENCES)[:200], rng.integers(-99, 99, (2, 200))
         found = []
         for extend, trace_back in (_by_loops(), _BY_ARRAYS):
             value, odd = np.zeros(32, dtype=np.float32), np.empty((40, 32), dtype=np.bool_)
             path = np.empty(40, dtype=np.uint8)
-            extend(ends, row, *weights.astype(np.float64), letters, value, odd)
+            extend(bounds, row, *weights.astype(np.float64), letters, value, odd)
             trace_back(np.packbits(odd, axis=1), 5, path)
             found.append((value, odd, path))
         return all(map(np.array_equal, *found))
