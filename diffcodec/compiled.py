@@ -1,7 +1,7 @@
 """Loops over arrays, compiled by Numba where it is installed: one pass over the memory.
 
 The same IEEE operations in the same order as NumPy or torch take one by one, each of which reads
-and writes whole arrays: nothing is fused, for Numba lets LLVM contract no operations.
+and writes whole arrays: nothing is fused, for Numba lets LLVM contract no operations unless told.
 """
 
 import os
@@ -23,12 +23,19 @@ Loop = Callable[..., Any]
 
 
 @cache
-def compiled(loop: Loop) -> Loop:
-    """The loop, compiled when it is first called and kept on disk for other processes."""
+def compiled(loop: Loop, fuses: bool = False) -> Loop:
+    """The loop, compiled when it is first called and kept on disk for other processes.
+
+    Args:
+        loop: as written.
+        fuses: whether products are added without being rounded, which changes nothing in integers
+            that floats hold exactly.
+    """
     from numba import njit
 
-    # As written, without what a checker of signatures may have put around it.
-    made: Loop = njit(nogil=True, cache=True, error_model="numpy")(unwrap(loop))
+    may_fuse: bool | set[str] = {"contract"} if fuses else False
+    make = njit(nogil=True, cache=True, error_model="numpy", fastmath=may_fuse)
+    made: Loop = make(unwrap(loop))  # without what a checker of signatures may have put around it
     return made
 
 

@@ -18,7 +18,13 @@ from test_chain import (
     keeping,
 )
 
-from diffcodec.coding.bits_back import SeedSpentError, decode_tile, encode_tile, push_image
+from diffcodec.coding.bits_back import (
+    SeedAllowance,
+    SeedSpentError,
+    decode_tile,
+    encode_tile,
+    push_image,
+)
 from diffcodec.coding.chain import Posterior, Request, TileChain
 from diffcodec.coding.steps import OutOfRangeError, Reverse
 from diffcodec.coding.top_down import Descent, encode_below_preview, ensemble_mean
@@ -333,7 +339,7 @@ def test_a_smooth_tile_needs_no_seed_below_a_preview(color, spread, monkeypatch)
     assert coded.size < 0.85 * alone.size
 
     with pytest.raises(SeedSpentError) as spent:
-        drive(encode_tile(toy.chain(), x, 0.1 * x.size / 32), toy.model)
+        drive(encode_tile(toy.chain(), x, SeedAllowance(0.1 * x.size / 32, math.inf)), toy.model)
     heights = spent.value.heights
     assert heights == alone.heights[: len(heights)] and len(heights) < len(alone.heights) / 2
     early = drive(encode_below_preview(toy.chain(), x, heights), toy.model)
@@ -355,7 +361,7 @@ def test_a_tile_whose_stack_runs_empty_at_once_is_given_up_at_once(color, monkey
     toy = Toy(color, PLANS["default"], (64, 64))
     x, asked = gaussian_image(color, toy.shape, 0.4), []
     with pytest.raises(SeedSpentError) as spent:
-        drive(encode_tile(toy.chain(), x, 1), noting(toy.model, asked))
+        drive(encode_tile(toy.chain(), x, SeedAllowance(math.inf, 1)), noting(toy.model, asked))
     assert asked == [1] and len(spent.value.heights) == 2  # of x, and after the pop of z_2
     coded = drive(encode_below_preview(toy.chain(), x, spent.value.heights), toy.model)
     assert coded.preview == 2

@@ -1,6 +1,7 @@
 """The plain coders give every image back exactly, and never take more than WebP or the samples."""
 
 import struct
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,13 +12,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from samples import SIZES, make_image, saved
 
-from diffcodec.codec.tiles import Fallback, smaller_tile
+from diffcodec.codec import tiles
+from diffcodec.codec.tiles import Fallback, fallback_tiles, smaller_tile
 from diffcodec.coding.bits_back import EncodedTile
-from diffcodec.container.parts import MODES, Tile
+from diffcodec.container.parts import MODES, Box, Tile
 from diffcodec.errors import CorruptError, UnsupportedError
-from diffcodec.images import fallback
-from diffcodec.images.color_sets import CONVERSIONS, conversion
+from diffcodec.images import fallback, source_planes
+from diffcodec.images.color_sets import CONVERSIONS, ColorSet, conversion
 from diffcodec.images.fallback import decode_fallback, encode_fallback, least_left
+from diffcodec.images.outliers import Found
 from diffcodec.images.source_planes import from_planes, to_halved, to_planes
 
 PHOTO = Path(__file__).parent.parent / "examples" / "kodim23.png"
@@ -126,6 +129,22 @@ def test_each_webp_setting_wins_somewhere(monkeypatch):
     for mode, other in (("RGB", (6, 90)), ("L", (4, 80))):
         monkeypatch.setattr(fallback, "WEBP_SETTINGS", (other,))
         assert len(encode_fallback(kinds[mode])[1]) > best[mode]
+
+
+def test_no_table_stays_beside_the_chains_of_a_large_image(monkeypatch):
+    image = from_planes(make_image("RGB", (64, 48), 256, seed=0), "jfif")
+    found, everything = Found(image, ColorSet("jfif")), [Box(0, 0, *image.size)]
+    tables = source_planes._sources.cache_info
+    with fallback_tiles(image, found, everything) as [coded]:
+        coded.result()
+    assert tables().currsize == 1
+    monkeypatch.setattr(tiles, "FORGETFUL_PIXELS", 64 * 48)
+    with fallback_tiles(image, found, everything) as [coded]:
+        coded.result()
+        end = time.monotonic() + 60
+        while tables().currsize and time.monotonic() < end:
+            time.sleep(0.01)
+        assert not tables().currsize
 
 
 @pytest.mark.parametrize("name", CONVERSIONS)

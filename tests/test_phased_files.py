@@ -1,5 +1,6 @@
 """Files of a model that codes x given z_1, and z_1 given z_2, in phases."""
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -23,6 +24,7 @@ from diffcodec.codec.timesteps import decode_timesteps
 from diffcodec.coding.bits_back import decode_tile, encode_tile
 from diffcodec.coding.chain import Asked, TileChain, drive
 from diffcodec.coding.reconstructions import RECONSTRUCTIONS
+from diffcodec.container.parts import LEAST_PREVIEW
 from diffcodec.container.reader import parse
 from diffcodec.container.writer import pack
 from diffcodec.diffusion.bound import chain_bound_bits
@@ -118,6 +120,17 @@ def test_draws_and_a_preview_of_a_tile(model: Model) -> None:
     [data] = encode_many([image], model, choices=Choices(seed_bits=-1, seed_words=-1))
     assert parse(data).tiles[0].preview
     assert same(decode(data, model=model), image)
+
+
+@pytest.mark.usefixtures("chain_only")
+def test_what_the_first_pop_spends_is_decided_there(model: Model) -> None:
+    image, found = smooth(24, 20), []
+    for words in (-1, 1 << 20):  # that it may spend; all steps may spend any number
+        choices = Choices(seed_share=math.inf, seed_bits=1e9, seed_words=words)
+        [data] = encode_many([image], model, choices=choices)
+        assert same(decode(data, model=model), image)
+        found.append(parse(data).tiles[0].preview)
+    assert found == [LEAST_PREVIEW, 0]
 
 
 # --- with previews --------------------------------------------------------------------------------

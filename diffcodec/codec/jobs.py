@@ -18,7 +18,9 @@ from diffcodec.codec.planes import (
 )
 from diffcodec.coding.adaptation import Adaptation
 from diffcodec.coding.bits_back import (
+    UNLIMITED,
     EncodedTile,
+    SeedAllowance,
     SeedSpentError,
     decode_tile,
     encode_tile,
@@ -194,13 +196,12 @@ def encode_job(
         checksum: the CRC of the tile's samples.
         choices: when a preview of its own is tried.
     """
-    most_seed = max(choices.seed_bits * x.size / 32, choices.seed_words)
     coded = None
     try:
         with encoding(model):
-            allowed = math.inf if chain.preview else most_seed
             begun = yield from push_image(chain, x, checksum)
-            coded = yield from encode_tile(chain, x, allowed, checksum, begun)
+            allowance = UNLIMITED if chain.preview else _allowance(chain, choices)
+            coded = yield from encode_tile(chain, x, allowance, checksum, begun)
         heights = coded.heights
     except OutOfRangeError:
         return None
@@ -214,6 +215,17 @@ def encode_job(
     except OutOfRangeError:
         return coded
     return min(coded, other, key=lambda tile: tile.size) if coded else other
+
+
+def _allowance(chain: TileChain, choices: Choices) -> SeedAllowance:
+    """Words of the seed from which on a tile is at once coded below a preview.
+
+    In phases the pop of z_2 has fewer: what spends some there spends many at z_3, whose pop
+    takes as much, while p(z_1 | z_2) gives back less.
+    """
+    samples = 3 * math.prod(chain.shape[1:])
+    in_all = max(choices.seed_bits * samples / 32, choices.seed_words)
+    return SeedAllowance(in_all, choices.seed_words if chain.phased else in_all)
 
 
 def decode_job(

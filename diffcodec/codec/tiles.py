@@ -20,6 +20,9 @@ from diffcodec.images.color_sets import ColorSet
 from diffcodec.images.fallback import decode_fallback, encode_fallback, least_left
 from diffcodec.images.modes import pixel_crc
 from diffcodec.images.outliers import Found, add_outliers, pack_outliers
+from diffcodec.images.source_planes import forget_sources
+
+FORGETFUL_PIXELS = 1 << 18  # of an image that takes far longer than a table of its colours
 
 
 def fallback_tile(
@@ -76,11 +79,15 @@ def fallback_tiles(
 ) -> Iterator[list[Future[Fallback]]]:
     """The :class:`Fallback` of each box, by a thread beside the chains.
 
-    The plain coders leave Python to others, and while a chain codes, one processor is idle.
+    The plain coders leave Python to others, and while a chain codes, one processor is idle. Their
+    table of colours does not stay beside the chains of a large image, which take memory.
     """
     pool = ThreadPoolExecutor(1, "diffcodec-fallback")
     try:
-        yield [pool.submit(_fallback, source, found, box) for box in boxes]
+        coded = [pool.submit(_fallback, source, found, box) for box in boxes]
+        if source.width * source.height >= FORGETFUL_PIXELS:
+            pool.submit(forget_sources)
+        yield coded
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -36,6 +36,21 @@ class SeedSpentError(Exception):
         self.heights = heights
 
 
+class SeedAllowance(NamedTuple):
+    """Words of the seed that a tile may use up before it is given up.
+
+    Attributes:
+        in_all: by all steps.
+        by_lowest: by the pop of z_2, of which only the lowest preview relieves.
+    """
+
+    in_all: float
+    by_lowest: float
+
+
+UNLIMITED = SeedAllowance(math.inf, math.inf)
+
+
 class EncodedTile(NamedTuple):
     """Words of a tile in the decoder's order (top of the stack first), and what lies around."""
 
@@ -167,7 +182,7 @@ def push_image(
 def encode_tile(
     chain: TileChain,
     x: Float64[Array, "3 height width"],
-    allowed: float = math.inf,
+    allowance: SeedAllowance = UNLIMITED,
     checksum: int = 0,
     begun: UInt32[Words, " words"] | None = None,
 ) -> Generator[Asked, Answer, EncodedTile]:
@@ -176,7 +191,7 @@ def encode_tile(
     Args:
         chain: of the tile's plan and shape.
         x: integers of the colour domain.
-        allowed: words of the seed that may be used up.
+        allowance: words of the seed that may be used up.
         checksum: 32 bits, for the decoder to check.
         begun: what :func:`push_image` gave of the same, if it was asked before.
 
@@ -195,9 +210,9 @@ def encode_tile(
     for step in steps[1:]:
         yield from (step.push if step.pushes else step.pop)(chain, stack)
         heights.append(stack.height)
-        # If that pop spends it already, a preview can only be the lowest.
-        is_decided = step.pushes or step.timestep == LEAST_PREVIEW
-        if is_decided and heights[0] - min(heights) > allowed:
+        is_lowest = step.timestep == LEAST_PREVIEW and not step.pushes
+        most = allowance.by_lowest if is_lowest else allowance.in_all
+        if (is_lowest or step.pushes) and heights[0] - min(heights) > most:
             raise SeedSpentError(tuple(heights[1:]))
     untouched = untouched_words(stack, seeds, min(heights))
     words = stack.words()

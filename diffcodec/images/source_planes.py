@@ -42,6 +42,12 @@ def to_planes(image: Image.Image, name: str) -> Image.Image:
     return _mapped(image, planes)
 
 
+def forget_sources() -> None:
+    """Free the 64 MiB of the table that :func:`to_planes` looked into, which makes it anew."""
+    with _LOCK:
+        _sources.cache_clear()
+
+
 def from_planes(planes: Image.Image, name: str) -> Image.Image:
     """Inverse of :func:`to_planes`, by the conversion's own formulas."""
     rule = conversion(name)

@@ -261,7 +261,7 @@ _BY_ARRAYS: tuple[Loop, Loop] = _extend_by_arrays, _trace_back
 
 
 def _by_loops() -> tuple[Loop, Loop]:
-    return compiled(_extend), compiled(_trace_back)
+    return compiled(_extend, fuses=True), compiled(_trace_back)
 
 
 @cache
