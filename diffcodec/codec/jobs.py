@@ -220,11 +220,10 @@ def encode_job(
 def _allowance(chain: TileChain, choices: Choices) -> SeedAllowance:
     """Words of the seed from which on a tile is at once coded below a preview.
 
-    In phases the pop of z_2 has fewer: what spends some there spends many at z_3, whose pop
-    takes as much, while p(z_1 | z_2) gives back less.
+    In phases the pop of z_2 has fewer: what spends some there spends many at z_3, whose pop takes
+    as much, while p(z_1 | z_2) gives back less.
     """
-    samples = 3 * math.prod(chain.shape[1:])
-    in_all = max(choices.seed_bits * samples / 32, choices.seed_words)
+    in_all = max(choices.seed_bits * math.prod(chain.shape) / 32, choices.seed_words)
     return SeedAllowance(in_all, choices.seed_words if chain.phased else in_all)
 
 
