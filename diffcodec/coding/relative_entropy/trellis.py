@@ -21,7 +21,7 @@ NOISE_STEPS = 32  # shared noise is a multiple of 1/32
 _SQUARE_STEPS = 8  # of squared noise
 _BLOCK = 256  # stages scored at once
 _MOST_MEAN = 16.0  # a mean farther out than all noise needs no further resolution
-LEAST_COMPILED = 1 << 12  # stages that the compiled loops are for
+LEAST_COMPILED = 1 << 10  # stages that the compiled loops are for: they take a while to load
 
 
 @dataclass(frozen=True)
