@@ -51,7 +51,7 @@ class Choices:
         seed_share: words of the shared seed, of all words of a tile, from which on a preview of the
             tile's own is tried.
         seed_bits: words of the seed at which a tile is at once coded so, in bits per sample.
-        seed_words: the same in words, where that is more.
+        seed_words: the same in words, where that is more, and of the pop of z_2 in phases.
         tile_side: the longest of a tile.
     """
 
