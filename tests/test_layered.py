@@ -33,6 +33,7 @@ from diffcodec.errors import (
     TruncatedError,
     UnsupportedError,
 )
+from diffcodec.images.metadata import get_metadata
 from diffcodec.models.model import Model
 
 LAST = TIMESTEPS["fast"]  # 4: few and quick
@@ -196,6 +197,65 @@ def test_what_is_left_out_does_not_miss_a_rate_or_a_quality(
     assert psnr(decode(found[1], model=model), image) >= 30
     assert ends == ([2, 2] if kept else [2, 2, 1])
     assert (found[1] == whole[1]) is (kept == 0)  # by what is left out it is out of reach
+
+
+SIX = [(0, 0), (32, 0), (24, 8), (16, 16), (8, 24), (40, 24)]  # squares, 8 x 8, of 51 x 39 pixels
+
+
+def change_squares(image: Image.Image, change: Callable[[Image.Image], Image.Image]) -> None:
+    for left, top in SIX:
+        image.paste(change(image.crop((left, top, left + 8, top + 8))), (left, top))
+
+
+@pytest.mark.usefixtures("nothing_left_out")
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("told", ["what the image takes", "less", "more"])
+def test_squares_of_a_large_image_tell_where_its_rate_ends(
+    model: Model, monkeypatch: pytest.MonkeyPatch, mode: str, told: str
+) -> None:
+    looked_at: list[tuple[Image.Image, float]] = []
+    steps = layered_encoding._File.bpp
+
+    def seen(file: layered_encoding._File, *args: Any) -> float:
+        looked_at.append((file.source, steps(file, *args)))
+        return looked_at[-1][1]
+
+    image = smooth((51, 39), mode)
+    if told == "less":
+        change_squares(image, lambda square: square.resize((1, 1)).resize((8, 8)))
+    elif told == "more":
+        image, waves = image.resize((1, 1)).resize(image.size), image
+        change_squares(image, lambda _: waves.crop((3, 3, 11, 11)))
+    by_all = encode(image, model, "fast", bpp=1.5)
+    monkeypatch.setattr(layered_encoding._File, "bpp", seen)
+    monkeypatch.setattr(layered_encoding, "SQUARE", 8)
+    assert encode(image, model, "fast", bpp=1.5) == by_all  # nothing is left out
+    assert 1.45 < 8 * len(by_all) / (51 * 39) <= 1.5
+    expected = Image.new(mode, (16, 24))
+    for number, (left, top) in enumerate(SIX):
+        square = image.crop((left, top, left + 8, top + 8))
+        expected.paste(square, (8 * (number % 2), 8 * (number // 2)))
+    parts = [bpp for part, bpp in looked_at if part.size != image.size]
+    assert looked_at[0][0].tobytes() == expected.tobytes()
+    assert all(bpp <= 1.5 for bpp in parts[:-1])
+
+
+def test_what_describes_a_large_image_is_no_part_of_its_squares_rate(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends: list[int] = []
+    monkeypatch.setattr(Previews, "leave_out", lambda *args: ends.append(args[-1]))
+    monkeypatch.setattr(layered_encoding, "SQUARE", 8)
+    image = smooth((51, 39))
+    del image.info["dpi"]
+    described = image.copy()
+    described.info["icc_profile"] = np.random.default_rng(0).bytes(400)
+    more = 8 * sum(map(len, get_metadata(described).values())) / (51 * 39)
+    for rate in (0.4, 0.8, 1.2, 1.6):
+        encode(image, model, "fast", bpp=rate)
+        encode(described, model, "fast", bpp=rate + more)
+        encode(image, model, "fast", bpp=rate + more)
+    assert ends[::3] == ends[1::3] != ends[2::3] and len(set(ends[::3])) > 1
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ tiles as in any other, by the chain below the last preview or by a fallback code
 """
 
 import bisect
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -19,10 +20,18 @@ from tqdm import tqdm
 from diffcodec.arrays import Bits
 from diffcodec.codec.batches import progress_bar
 from diffcodec.codec.jobs import View
-from diffcodec.codec.planes import coded_channels, colors_entry, tiles_entry
+from diffcodec.codec.planes import coded_channels, colors_entry, crop, tiles_entry
 from diffcodec.codec.previews import Previews
 from diffcodec.codec.tiles import fallback_tiles, smaller_tile
-from diffcodec.container.parts import LEAST_PREVIEW, TILE_SIDE, Container, Layers, Tile, tile_grid
+from diffcodec.container.parts import (
+    LEAST_PREVIEW,
+    TILE_SIDE,
+    Box,
+    Container,
+    Layers,
+    Tile,
+    tile_grid,
+)
 from diffcodec.container.primitives import CRC_BYTES
 from diffcodec.container.writer import pack
 from diffcodec.diffusion.plan import Plan, nearest
@@ -36,6 +45,8 @@ LAYER_BYTES = 100  # of a layer at least, for each tile: a length and a CRC cost
 WHOLE = 1 << 16  # of a step
 TRIALS = 12  # of parts of a step
 MOST_OVER = 0.03  # dB over a quality: good enough
+SQUARE, SQUARES = 128, 6  # of an image, that tell what a timestep takes: sides, about how many
+SPARSEST = 16  # of a large image one in so many
 AS_SHOWN = View()  # by decoders, if they are not told otherwise
 PREVIEW_SIGMA = 9.0  # grey levels: where previews end and bits-back coding is cheaper
 _Steps = list[list[Bits]]  # by timestep from T down, then by tile
@@ -218,12 +229,17 @@ def _encode_lossy(file: _File, end: int) -> _Coded:
     Raises:
         UnsupportedError: if the target is out of reach.
     """
-    found = _ends_at(file, end) if file.target.timestep is None else end
+    target, found = file.target, end
+    if target.psnr is not None:
+        found = _ends_at_quality(file, target.psnr, end)
+    elif target.bpp is not None:
+        found = _ends_at_rate(file, target.bpp, end)
+    first = found + 1  # by other noise it may have the quality already
 
     def send_worth(ends_at: int) -> _Coded:
         previews = file.begin()
         previews.leave_out(file.source, ends_at)
-        return _encode_steps(file, previews, end, found)
+        return _encode_steps(file, previews, end, first)
 
     levels = len(file.model.plans[file.plan].levels)
     if found > end:
@@ -234,17 +250,48 @@ def _encode_lossy(file: _File, end: int) -> _Coded:
     return send_worth(end)
 
 
-def _ends_at(file: _File, end: int) -> int:
-    """The timestep in which a lossy file that sends all of the image comes to its target."""
-    source, target = file.source, file.target
+def _ends_at_quality(file: _File, quality: float, end: int) -> int:
+    """The timestep at which a lossy file that sends all of the image has a quality."""
+
+    def is_good(timestep: int) -> bool:
+        previews = file.begin()
+        previews.arrive_by_noise(file.source, timestep)
+        return psnr(previews.picture(AS_SHOWN), file.source) >= quality
+
+    timesteps = range(len(file.model.plans[file.plan].levels), end - 1, -1)
+    return timesteps[bisect.bisect_left(timesteps[:-1], True, key=is_good)]
+
+
+def _ends_at_rate(file: _File, bpp: float, end: int) -> int:
+    """The timestep in which a lossy file that sends all of the image comes to a rate, about."""
+    image, part = file.source, _squares(file.source)
+    if part is not None:
+        described = sum(map(len, get_metadata(image).values()))
+        bpp -= 8 * described / (image.width * image.height)
+        file = replace(file, source=part, found=Found(part))
     previews, steps = file.begin(), list[list[Bits]]()
     while previews.timestep > end:
-        steps.append(previews.encode_step(source))
-        if target.bpp is not None and file.bpp(steps) > target.bpp:
-            break
-        if target.psnr is not None and psnr(previews.picture(AS_SHOWN), source) >= target.psnr:
+        steps.append(previews.encode_step(file.source))
+        if file.bpp(steps) > bpp:
             break
     return previews.timestep
+
+
+def _squares(image: Image.Image) -> Image.Image | None:
+    """Squares from all rows and columns of an image, beside each other; None if it has too few."""
+    columns, rows = (side // SQUARE for side in image.size)
+    apart = min(columns * rows // SQUARES, SPARSEST)
+    if apart < 2:
+        return None
+    places = [(row, column) for row in range(rows) for column in range(columns)]
+    places = [place for place in places if sum(place) % apart == 0]
+    across = math.isqrt(len(places))
+    down = len(places) // across
+    part = Image.new(image.mode, (SQUARE * across, SQUARE * down))
+    for number, (row, column) in enumerate(places[: across * down]):
+        square = crop(image, Box(SQUARE * column, SQUARE * row, SQUARE, SQUARE))
+        part.paste(square, (SQUARE * (number % across), SQUARE * (number // across)))
+    return part
 
 
 def _encode_steps(file: _File, previews: Previews, end: int, first: int) -> _Coded:

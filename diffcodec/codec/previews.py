@@ -91,6 +91,15 @@ class Previews(Descents):
         self.timestep -= 1
         return bits
 
+    def arrive_by_noise(self, source: Image.Image, timestep: int) -> None:
+        """Come to a timestep by noise instead of bits: what it shows is as good, of its kind."""
+        for part in self.parts:
+            x = integers(source, part.box, self.model.color).astype(np.float64)
+            descent = Descent(self.chain(part))
+            descent.arrive_by_noise(x, timestep)
+            self.put(part, descent)
+        self.timestep = timestep
+
     def take_part(self, bits: Sequence[Bits]) -> None:
         """Go one timestep down by the beginnings of what :meth:`encode_step` gave by tile."""
 

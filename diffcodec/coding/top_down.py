@@ -219,6 +219,19 @@ class Descent:
         answer = yield Request(x, t, self.chain.label)
         return self._with_known(answer.mean[: self.chain.coded], 0)
 
+    def arrive_by_noise(self, x: Float64[Array, "3 height width"], timestep: int) -> None:
+        """Come to a timestep by a sample of ``q(z_t | x)`` (DDPM eq. 4) that no bits tell.
+
+        Args:
+            x: of the colour domain.
+            timestep: t, of a file whose noise is around x.
+        """
+        coded, chain = x[: self.chain.coded], self.chain
+        noise = randomness.reconstruction_normals(0, chain.tile, timestep, coded.shape)
+        z = coded + chain.levels[timestep - 1].sigma[: chain.coded] * noise
+        self.timestep = timestep + 1
+        self._arrive(self._with_known(z, timestep))
+
     def take_part(self, bits: Bits) -> Generator[Asked, Answer, None]:
         """Go one timestep down by the beginning of what :meth:`encode_step` gives, as decoders do.
 
