@@ -44,7 +44,8 @@ from diffcodec.models.model import Model
 LAYER_BYTES = 100  # of a layer at least, for each tile: a length and a CRC cost 6
 WHOLE = 1 << 16  # of a step
 TRIALS = 12  # of parts of a step
-MOST_OVER = 0.03  # dB over a quality: good enough
+MOST_OVER, MOST_DB = 0.03, 100.0  # over a quality: good enough, and what is taken for infinite
+LOST = 0.2  # dB, by bits in the place of noise and what is left out; or less than is lost
 SQUARE, SQUARES = 128, 6  # of an image, that tell what a timestep takes: sides, about how many
 SPARSEST = 16  # of a large image one in so many
 AS_SHOWN = View()  # by decoders, if they are not told otherwise
@@ -256,7 +257,7 @@ def _ends_at_quality(file: _File, quality: float, end: int) -> int:
     def is_good(timestep: int) -> bool:
         previews = file.begin()
         previews.arrive_by_noise(file.source, timestep)
-        return psnr(previews.picture(AS_SHOWN), file.source) >= quality
+        return psnr(previews.picture(seams=False), file.source) >= quality + LOST
 
     timesteps = range(len(file.model.plans[file.plan].levels), end - 1, -1)
     return timesteps[bisect.bisect_left(timesteps[:-1], True, key=is_good)]
@@ -312,7 +313,7 @@ def _encode_steps(file: _File, previews: Previews, end: int, first: int) -> _Cod
         before = previews if target.exact or target.timestep is not None else previews.fork()
         steps = [*coded.steps, previews.encode_step(source)]
         if target.bpp is not None and file.bpp(steps) > target.bpp:
-            part = None if target.exact else _part_of_step(file, before, steps)
+            part = None if target.exact else _part_with_rate(file, before, steps, target.bpp)
             if not (part or coded.steps):
                 least = file.bpp(steps, WHOLE if target.exact else 0)
                 raise UnsupportedError(
@@ -327,7 +328,9 @@ def _encode_steps(file: _File, previews: Previews, end: int, first: int) -> _Cod
                 continue
             quality = psnr(previews.picture(AS_SHOWN), source)
             if quality >= target.psnr:
-                part = None if target.exact else _part_of_step(file, before, steps)
+                part = None
+                if not target.exact:
+                    part = _part_with_quality(file, before, steps, target.psnr, quality)
                 return part or coded._replace(shown=previews.picture())
         elif not (target.exact or (target.timestep is not None and previews.timestep > end)):
             coded = coded._replace(shown=previews.picture())
@@ -339,32 +342,19 @@ def _encode_steps(file: _File, previews: Previews, end: int, first: int) -> _Cod
     return coded
 
 
-def _part_of_step(file: _File, before: Previews, steps: _Steps) -> _Coded | None:
-    """What a rate has room for of the last step, or the least of it that has a quality.
+def _part_with_rate(file: _File, before: Previews, steps: _Steps, bpp: float) -> _Coded | None:
+    """What a rate has room for of the last step.
 
     Args:
         file: that is to be, lossy.
         before: the tiles before the step.
         steps: all of them.
+        bpp: the rate.
 
     Returns:
-        None if no part of it does, or what there is room for shows no more than nothing of it.
+        None if there is no room, or what there is room for shows no more than nothing of the step.
     """
-    target = file.target
-    if target.psnr is not None:
-        found: tuple[Previews, int] | None = None
-        low, high = 0, WHOLE
-        for _ in range(TRIALS):
-            share = (low + high) // 2
-            previews = _after_part(file, before, steps, share)
-            over = psnr(previews.picture(AS_SHOWN), file.source) - target.psnr
-            low, high = (low, share) if over >= 0 else (share, high)
-            if over >= 0:
-                found = previews, share
-                if over < MOST_OVER:
-                    break
-        return _Coded(steps, found[0].picture(), found[1]) if found else None
-    room = target.bpp * file.source.width * file.source.height / 8 if target.bpp else 0
+    room = bpp * file.source.width * file.source.height / 8
     share = bisect.bisect_right(range(WHOLE), room, key=partial(file.size, steps)) - 1
     if share < 0:
         return None
@@ -374,6 +364,42 @@ def _part_of_step(file: _File, before: Previews, steps: _Steps) -> _Coded | None
         if psnr(shown, file.source) <= psnr(shown_before, file.source):
             return None
     return _Coded(steps, previews.picture(), share)
+
+
+def _part_with_quality(
+    file: _File, before: Previews, steps: _Steps, goal: float, quality: float
+) -> _Coded | None:
+    """About the least of the last step that has a quality.
+
+    Between two timesteps decibels grow about as the bits do, so what is tried next is where a
+    straight line crosses the goal, and at times the middle, as the line may lead there slowly.
+
+    Args:
+        file: that is to be, lossy.
+        before: the tiles before the step.
+        steps: all of them.
+        goal: the quality, in dB.
+        quality: what all of the step has, no less.
+
+    Returns:
+        None if that is good enough, or no part that was tried is.
+    """
+    found: tuple[Previews, int] | None = None
+    low, high = 0, WHOLE
+    over = min(quality - goal, MOST_DB)
+    under = -over
+    for trial in range(TRIALS):
+        if over < MOST_OVER:
+            break
+        part = 0.5 if trial % 3 == 2 else (MOST_OVER / 2 - under) / (over - under)
+        share = low + round(min(max(part, 0.02), 0.98) * (high - low))
+        previews = _after_part(file, before, steps, share)
+        reached = min(psnr(previews.picture(AS_SHOWN), file.source) - goal, MOST_DB)
+        if reached < 0:
+            low, under = share, reached
+        else:
+            high, over, found = share, reached, (previews, share)
+    return _Coded(steps, found[0].picture(), found[1]) if found else None
 
 
 def _after_part(file: _File, before: Previews, steps: _Steps, share: int) -> Previews:
