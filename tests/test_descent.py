@@ -88,6 +88,22 @@ def test_the_decoder_comes_to_the_same_bits_by_any_layers(toy_and_image, data):
     assert (means[0][toy.coded :] == 0).all()
 
 
+@pytest.mark.parametrize("coded", [1, 3])
+def test_noise_in_the_place_of_bits_is_that_of_the_level(coded):
+    toy = Toy("ycocg", PLAN, LARGE, coded=coded)
+    x = gaussian_image("ycocg", toy.shape)
+    x[coded:] = 0
+    descent = Descent(toy.chain())
+    for timestep, sigma in ((7, PLAN.levels[6]), (3, PLAN.levels[2])):
+        descent.arrive_by_noise(x, timestep)
+        assert descent.timestep == timestep
+        noise = (descent.z - x) / (sigma * column(DOMAINS["ycocg"].noise_multipliers))
+        assert noise.mean() == pytest.approx(0, abs=0.04)
+        assert noise[:coded].var() == pytest.approx(1, abs=0.05)
+        assert np.array_equal(descent.z[coded:], toy.chain().known_channels(timestep))
+    assert drive(descent.mean(), toy.model).shape == x.shape
+
+
 @every_domain
 def test_every_level_has_its_noise_at_its_price(color):
     toy = Toy(color, PLAN, LARGE)

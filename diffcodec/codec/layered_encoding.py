@@ -235,12 +235,11 @@ def _encode_lossy(file: _File, end: int) -> _Coded:
         found = _ends_at_quality(file, target.psnr, end)
     elif target.bpp is not None:
         found = _ends_at_rate(file, target.bpp, end)
-    first = found + 1  # by other noise it may have the quality already
 
     def send_worth(ends_at: int) -> _Coded:
         previews = file.begin()
         previews.leave_out(file.source, ends_at)
-        return _encode_steps(file, previews, end, first)
+        return _encode_steps(file, previews, end, found + 1)  # by other noise a step earlier
 
     levels = len(file.model.plans[file.plan].levels)
     if found > end:
