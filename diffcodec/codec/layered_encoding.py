@@ -353,8 +353,7 @@ def _part_with_rate(file: _File, before: Previews, steps: _Steps, bpp: float) ->
     Returns:
         None if there is no room, or what there is room for shows no more than nothing of the step.
     """
-    room = bpp * file.source.width * file.source.height / 8
-    share = bisect.bisect_right(range(WHOLE), room, key=partial(file.size, steps)) - 1
+    share = bisect.bisect_right(range(WHOLE), bpp, key=partial(file.bpp, steps)) - 1
     if share < 0:
         return None
     previews = _after_part(file, before, steps, share)
