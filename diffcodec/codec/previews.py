@@ -92,7 +92,7 @@ class Previews(Descents):
         return bits
 
     def arrive_by_noise(self, source: Image.Image, timestep: int) -> None:
-        """Come to a timestep by noise instead of bits: what it shows is as good, of its kind."""
+        """Come to a timestep by noise in the place of bits, which shows about as much."""
         for part in self.parts:
             x = integers(source, part.box, self.model.color).astype(np.float64)
             descent = Descent(self.chain(part))
