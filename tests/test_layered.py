@@ -214,10 +214,10 @@ def test_squares_of_a_large_image_tell_where_its_rate_ends(
     model: Model, monkeypatch: pytest.MonkeyPatch, mode: str, told: str
 ) -> None:
     looked_at: list[tuple[Image.Image, float]] = []
-    steps = layered_encoding._File.bpp
+    bpp = layered_encoding._File.bpp
 
     def seen(file: layered_encoding._File, *args: Any) -> float:
-        looked_at.append((file.source, steps(file, *args)))
+        looked_at.append((file.source, bpp(file, *args)))
         return looked_at[-1][1]
 
     image = smooth((51, 39), mode)
@@ -235,9 +235,9 @@ def test_squares_of_a_large_image_tell_where_its_rate_ends(
     for number, (left, top) in enumerate(SIX):
         square = image.crop((left, top, left + 8, top + 8))
         expected.paste(square, (8 * (number % 2), 8 * (number // 2)))
-    parts = [bpp for part, bpp in looked_at if part.size != image.size]
+    rates = [rate for part, rate in looked_at if part.size != image.size]
     assert looked_at[0][0].tobytes() == expected.tobytes()
-    assert all(bpp <= 1.5 for bpp in parts[:-1])
+    assert all(rate <= 1.5 for rate in rates[:-1])
 
 
 def test_what_describes_a_large_image_is_no_part_of_its_squares_rate(

@@ -35,7 +35,7 @@ from diffcodec.coding.steps import (
 from diffcodec.container.parts import LEAST_PREVIEW
 from diffcodec.diffusion.color import channels
 from diffcodec.diffusion.plan import Plan, nearest
-from diffcodec.diffusion.process import LOG2_E, p_excess, q_posterior
+from diffcodec.diffusion.process import LOG2_E, p_excess, q_posterior, q_sample
 
 PART_BITS = 16  # from where on the number of a part stands in the key of its randomness
 FLOW_SIGMA = 5.0  # grey levels: what is missing of z_s above it is the flow's, below the mean
@@ -228,7 +228,7 @@ class Descent:
         """
         coded, chain = x[: self.chain.coded], self.chain
         noise = randomness.reconstruction_normals(0, chain.tile, timestep, coded.shape)
-        z = coded + chain.levels[timestep - 1].sigma[: chain.coded] * noise
+        z = q_sample(coded, chain.levels[timestep - 1].sigma[: chain.coded], noise)
         self.timestep = timestep + 1
         self._arrive(self._with_known(z, timestep))
 

@@ -44,7 +44,7 @@ def dithered_quantise(x: Numbers, dither: Numbers, steps: Numbers) -> tuple[Numb
     return steps * k + (steps - 1) / 2 - dither, x + dither - steps * k
 
 
-def q_sample(x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+def q_sample(x: Numbers, sigma: Numbers, noise: Numbers) -> Numbers:
     """Forward process: a sample of ``q(z_t | x) = N(x, sigma_t^2)`` (DDPM eq. 4)."""
     return x + sigma * noise
 
